@@ -1,0 +1,122 @@
+"""One image set's index: which files it has, their digests, labels and splits, and the order of its classes."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from cache import layout
+from cache.errors import CacheError, DamagedCache
+from cache.files import write_atomically
+from cache.manifest import json_digest
+from cache.shard import RowKey
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One file of a set: `path` relative to the set's root, SHA-256 as 64 hex digits, size in bytes.
+
+    `mtime_ns` only says which files to hash again when the folder is compared with the index.
+    """
+
+    path: str
+    digest: str
+    label: str
+    split: str
+    bytes: int
+    mtime_ns: int
+
+    @property
+    def key(self) -> bytes:
+        """The digest as the 32 bytes of a row key."""
+        return bytes.fromhex(self.digest)
+
+    def keys(self, passes: int) -> list[RowKey]:
+        """The rows this file needs: its clean view and, in train, passes 1..`passes`."""
+        augmented = range(1, passes + 1) if self.split == "train" else ()
+        return [(self.key, layout.pass_view(number)) for number in (0, *augmented)]
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """A file that could not be decoded, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SetIndex:
+    """The index of one image set; `classes` are the names in the order of the head's outputs."""
+
+    name: str
+    data: str
+    split_seed: int
+    classes: tuple[str, ...]
+    images: tuple[ImageRecord, ...]
+    skipped: tuple[SkippedImage, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what training depends on: paths, contents, labels, splits, class order; not place or time."""
+        rows = sorted((i.path, i.digest, i.label, i.split) for i in self.images)
+        return json_digest([list(self.classes), rows])
+
+    @property
+    def root(self) -> Path:
+        """The folder that the records' paths start from."""
+        data = Path(self.data)
+        return data.parent if data.suffix.lower() == ".csv" else data
+
+    def split(self, name: str) -> tuple[ImageRecord, ...]:
+        """The records of one split, in index order."""
+        return tuple(image for image in self.images if image.split == name)
+
+    def row_keys(self, passes: int) -> list[RowKey]:
+        """Distinct keys this set needs: the clean view of all, passes 1..`passes` of what is in train."""
+        return list(dict.fromkeys(key for image in self.images for key in image.keys(passes)))
+
+    def counts(self) -> dict[str, int]:
+        """Files by split."""
+        return {split: len(self.split(split)) for split in SPLITS}
+
+    def save(self, folder: Path) -> None:
+        """Write the index whole or not at all."""
+        body = asdict(self)
+        data = json.dumps({"format": layout.FORMAT_VERSION, **body, "sha256": json_digest(body)})
+        write_atomically(index_path(folder, self.name), data.encode("ascii"))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read an index and check it against its digest."""
+        try:
+            stored: dict[str, Any] = json.loads(path.read_bytes())
+            version, digest = stored.pop("format"), stored.pop("sha256")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedCache(f"{path} is not an index ({error!r}); run extract again to write it") from error
+        if version != layout.FORMAT_VERSION:
+            raise CacheError(f"{path} is of format {version!r}, expected {layout.FORMAT_VERSION}; run extract again")
+        if digest != json_digest(stored):
+            raise DamagedCache(f"{path} was changed after it was written; run extract again to write it")
+        return cls(
+            name=stored["name"],
+            data=stored["data"],
+            split_seed=stored["split_seed"],
+            classes=tuple(stored["classes"]),
+            images=tuple(ImageRecord(**image) for image in stored["images"]),
+            skipped=tuple(SkippedImage(**image) for image in stored["skipped"]),
+        )
+
+
+def index_path(folder: Path, name: str) -> Path:
+    """Where the index of set `name` lies."""
+    return folder / f"{layout.check_set_name(name)}.json"
+
+
+def list_sets(folder: Path) -> list[str]:
+    """Names of the sets indexed in `folder`."""
+    files: Iterable[Path] = folder.glob("*.json") if folder.is_dir() else ()
+    return sorted(path.name.removesuffix(".json") for path in files if not path.name.startswith("."))

@@ -1,0 +1,71 @@
+"""Names, attributes and the version of the format: the one file that knows them (see FORMAT.md)."""
+
+import re
+
+from cache.errors import CacheError
+
+FORMAT_VERSION = 1
+
+MANIFEST_FILE = "manifest.json"
+LOCK_FILE = "writer.lock"
+SHARD_FOLDER = "shards"
+SET_FOLDER = "sets"
+PROJECTION_FOLDER = "projections"
+TEMPORARY_SUFFIX = ".tmp"
+
+FEATURES = "features"  # (N, D) <f2, contiguous
+DIGESTS = "digests"  # (N, 32) uint8: SHA-256 of each image file
+VIEWS = "views"  # (N,) S16: "pass:0", "pass:1", ..., "dense:288"
+
+ATTR_FORMAT = "format"
+ATTR_BASE = "base_digest"
+ATTR_AUGMENTATION = "augmentation_digest"  # "" where every row is a clean view
+ATTR_ROW_SHAPE = "row_shape"  # D is its product: (512, 7, 7)
+ATTR_BASIS = "basis"  # "" for whole rows, else the digest of the basis that reduced them
+ATTR_PROVENANCE = "provenance"  # JSON; not part of any identity
+
+FEATURE_DTYPE = "<f2"
+VIEW_DTYPE = "S16"
+ALIGNMENT = 4096
+
+CLEAN_VIEW = "pass:0"
+
+_VIEW = re.compile(r"(pass|dense):(0|[1-9][0-9]{0,8})")
+_SHARD = re.compile(r"([0-9a-f]{32})-([1-9][0-9]{0,15})\.h5")
+_SET = re.compile(r"[^\x00-\x1f/\\.][^\x00-\x1f/\\]{0,99}")
+
+
+def pass_view(number: int) -> str:
+    """The name of augmented pass `number`; 0 is the clean view."""
+    return f"pass:{number}"
+
+
+def is_view(name: str) -> bool:
+    """Whether `name` is a view of this format."""
+    return _VIEW.fullmatch(name) is not None
+
+
+def is_augmented(view: str) -> bool:
+    """Whether the augmentation recipe decided the pixels of `view`."""
+    return view.startswith("pass:") and view != CLEAN_VIEW
+
+
+def shard_name(digest: str, size: int) -> str:
+    """File name of a shard of `size` bytes whose xxh3-128 is `digest` (32 hex digits)."""
+    return f"{digest}-{size}.h5"
+
+
+def parse_shard_name(name: str) -> tuple[str, int] | None:
+    """Digest and size in bytes that a shard's name promises; None for any other name."""
+    match = _SHARD.fullmatch(name)
+    return (match[1], int(match[2])) if match else None
+
+
+def check_set_name(name: str) -> str:
+    """Return `name` if it can name an image set, which is also a file name."""
+    if not _SET.fullmatch(name) or len(name.encode("utf-8", "surrogateescape")) > 200:
+        raise CacheError(
+            f"{name!r} cannot name an image set: expected 1 to 100 characters without slashes, "
+            "not starting with a dot; choose one with --set NAME"
+        )
+    return name

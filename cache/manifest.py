@@ -1,0 +1,124 @@
+"""Everything that decides the stored numbers, as canonical JSON with a digest."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from cache.errors import CacheError, DamagedCache, ManifestMismatch
+from cache.files import write_atomically
+from cache.layout import FEATURE_DTYPE, FORMAT_VERSION
+
+
+T = TypeVar("T")
+
+
+def canonical_json(value: object) -> bytes:
+    """The one spelling of `value` that digests are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def json_digest(value: object) -> str:
+    """SHA-256 (64 hex digits) of `value` in canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Base:
+    """What decides the numbers of every row.
+
+    `row_shape` is the shape of one row of the layer, (512, 7, 7) for VGG16; `input_size` and `resize`
+    are pixels; `mean` and `std` are per RGB channel of pixels scaled to 0..1.
+    """
+
+    backbone: str
+    layer: str
+    weights_digest: str
+    row_shape: tuple[int, ...]
+    input_size: int
+    resize: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    decoding: str
+    precision: str
+    dtype: str = FEATURE_DTYPE
+    format: int = FORMAT_VERSION
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of these fields in canonical JSON."""
+        return json_digest(asdict(self))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What else decides the numbers of passes above 0; the recipe's parameters belong to its version."""
+
+    recipe: str
+    version: int
+    seed: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of these fields in canonical JSON."""
+        return json_digest(asdict(self))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A cache's identity; `augmentation` is None until the first augmented pass."""
+
+    base: Base
+    augmentation: Augmentation | None = None
+
+    def merged_with(self, asked: "Manifest", where: Path) -> "Manifest":
+        """This manifest, able to hold rows of `asked` too; a difference is refused field by field."""
+        lines = _differences(self.base, asked.base)
+        if self.augmentation and asked.augmentation:
+            lines += _differences(self.augmentation, asked.augmentation)
+        if lines:
+            raise ManifestMismatch(
+                f"the cache {where} was made with other settings:\n"
+                + "\n".join(f"  {line}" for line in lines)
+                + "\nAsk for what the cache has, or extract into another folder (--cache DIR)."
+            )
+        return Manifest(self.base, self.augmentation or asked.augmentation)
+
+    def save(self, path: Path) -> None:
+        """Write manifest.json whole or not at all."""
+        body = asdict(self)
+        write_atomically(path, json.dumps({**body, "digest": json_digest(body)}, indent=1).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read manifest.json; a damaged one, or one of another format version, is an error that says so."""
+        try:
+            stored = json.loads(path.read_bytes())
+            digest, base = stored.pop("digest"), stored["base"]
+            version = base["format"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedCache(f"{path} is not a manifest ({error!r}); restore it, or extract anew") from error
+        if version != FORMAT_VERSION:
+            raise CacheError(
+                f"{path} is of format {version!r}, this program reads format {FORMAT_VERSION}: "
+                "use the version of headgraft that wrote it, or extract into another folder"
+            )
+        if digest != json_digest(stored):
+            raise DamagedCache(f"{path} was changed after it was written; restore it, or extract anew")
+        augmentation = stored["augmentation"]
+        try:
+            return cls(_read(Base, base), augmentation and _read(Augmentation, augmentation))
+        except TypeError as error:
+            raise DamagedCache(f"{path} lacks or adds a field ({error})") from error
+
+
+def _read(kind: type[T], stored: Mapping[str, Any]) -> T:
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+
+
+def _differences(found: Base | Augmentation, asked: Base | Augmentation) -> list[str]:
+    pairs = ((f.name, getattr(found, f.name), getattr(asked, f.name)) for f in fields(found))
+    return [f"{name}: the cache has {have!r}, asked for {want!r}" for name, have, want in pairs if have != want]

@@ -1,0 +1,141 @@
+"""One immutable shard: an HDF5 file named by the digest of its bytes, written once, read through a memory map."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from cache import layout
+from cache.errors import DamagedCache
+from cache.files import write_atomically
+
+Float16Array = npt.NDArray[np.float16]
+RowKey = tuple[bytes, str]  # (SHA-256 of the image file, view)
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """What a shard says of all its rows; `provenance` (device, versions, code path) is outside the identity."""
+
+    base_digest: str
+    row_shape: tuple[int, ...]
+    augmentation_digest: str = ""
+    basis: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_shard(folder: Path, header: ShardHeader, keys: Sequence[RowKey], rows: Float16Array) -> Path:
+    """Write `rows` (N, D) under `keys` as one new shard in `folder` and return its path.
+
+    The HDF5 image is built in memory: a full disk under HDF5's own writes ends the interpreter.
+    """
+    image = _hdf5_image(header, keys, rows)
+    path = folder / layout.shard_name(xxhash.xxh3_128_hexdigest(image), len(image))
+    if not path.exists():
+        write_atomically(path, image)
+    return path
+
+
+def _hdf5_image(header: ShardHeader, keys: Sequence[RowKey], rows: Float16Array) -> bytes:
+    options = {"driver": "core", "backing_store": False, "libver": ("v110", "v110")}
+    aligned = {"alignment_threshold": layout.ALIGNMENT, "alignment_interval": layout.ALIGNMENT}
+    with h5py.File("shard", "w", **options, **aligned) as file:
+        file.attrs[layout.ATTR_FORMAT] = layout.FORMAT_VERSION
+        file.attrs[layout.ATTR_BASE] = header.base_digest
+        file.attrs[layout.ATTR_AUGMENTATION] = header.augmentation_digest
+        file.attrs[layout.ATTR_ROW_SHAPE] = np.array(header.row_shape, dtype="<i8")
+        file.attrs[layout.ATTR_BASIS] = header.basis
+        file.attrs[layout.ATTR_PROVENANCE] = json.dumps(dict(header.provenance), sort_keys=True)
+        digests = np.frombuffer(b"".join(digest for digest, _ in keys), dtype=np.uint8)
+        file.create_dataset(layout.DIGESTS, data=digests.reshape(len(keys), 32))
+        views = np.array([view.encode("ascii") for _, view in keys], dtype=layout.VIEW_DTYPE)
+        file.create_dataset(layout.VIEWS, data=views)
+        file.create_dataset(layout.FEATURES, data=np.ascontiguousarray(rows, dtype=layout.FEATURE_DTYPE))
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard whose bytes were checked against its name when it was opened."""
+
+    path: Path
+    header: ShardHeader
+    keys: tuple[RowKey, ...]
+    rows: Float16Array  # (N, D), a read-only memory map
+
+    @classmethod
+    def open(cls, path: Path) -> "Shard":
+        """Check length, then digest, then structure, and map the rows; a difference raises DamagedCache."""
+        _check_bytes(path)
+        try:
+            with h5py.File(path, "r") as file:
+                header, keys = _read_header(file), _read_keys(file)
+                offset, shape = _mappable(file, path.stat().st_size)
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise DamagedCache(f"{path} is not a shard of this format: {error}") from error
+        if shape != (len(keys), int(np.prod(header.row_shape))):
+            raise DamagedCache(f"{path} holds {shape} features for {len(keys)} keys of {header.row_shape}")
+        rows: Float16Array = np.memmap(path, dtype=layout.FEATURE_DTYPE, mode="r", offset=offset, shape=shape)
+        return cls(path, header, keys, rows)
+
+
+def _check_bytes(path: Path) -> None:
+    promised = layout.parse_shard_name(path.name)
+    if promised is None:
+        raise DamagedCache(f"{path} is not named as a shard is")
+    digest, size = promised
+    found = path.stat().st_size
+    if found != size:
+        raise DamagedCache(f"{path} has {found} bytes, its name says {size}")
+    if _file_digest(path) != digest:
+        raise DamagedCache(f"{path} is damaged: its bytes do not have the digest in its name")
+
+
+def _file_digest(path: Path) -> str:
+    state = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(1 << 22):
+            state.update(block)
+    return state.hexdigest()
+
+
+def _read_header(file: h5py.File) -> ShardHeader:
+    version = int(file.attrs[layout.ATTR_FORMAT])
+    if version != layout.FORMAT_VERSION:
+        raise ValueError(f"format {version}, expected {layout.FORMAT_VERSION}")
+    return ShardHeader(
+        base_digest=str(file.attrs[layout.ATTR_BASE]),
+        row_shape=tuple(int(n) for n in file.attrs[layout.ATTR_ROW_SHAPE]),
+        augmentation_digest=str(file.attrs[layout.ATTR_AUGMENTATION]),
+        basis=str(file.attrs[layout.ATTR_BASIS]),
+        provenance=json.loads(file.attrs[layout.ATTR_PROVENANCE]),
+    )
+
+
+def _read_keys(file: h5py.File) -> tuple[RowKey, ...]:
+    digests, views = file[layout.DIGESTS][()], file[layout.VIEWS][()]
+    if digests.dtype != np.uint8 or digests.shape != (len(views), 32):
+        raise ValueError(f"digests of shape {digests.shape} for {len(views)} views")
+    names = [bytes(view).decode("ascii") for view in views]
+    if not all(map(layout.is_view, names)):
+        raise ValueError("a view that this format does not know")
+    return tuple(zip([bytes(digest) for digest in digests], names, strict=True))
+
+
+def _mappable(file: h5py.File, size: int) -> tuple[int, tuple[int, ...]]:
+    """Offset and shape of the features, if they may be mapped without HDF5."""
+    features = file[layout.FEATURES]
+    offset = features.id.get_offset()
+    plain = features.chunks is None and not features.external and not features.is_virtual
+    if not plain or features.dtype.str != layout.FEATURE_DTYPE or features.ndim != 2 or offset is None:
+        raise ValueError("features must be one contiguous two-dimensional <f2 dataset, allocated in the file")
+    if offset % 2 or offset + features.nbytes > size or features.id.get_storage_size() != features.nbytes:
+        raise ValueError("features reach outside the file")
+    return offset, features.shape

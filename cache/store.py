@@ -1,0 +1,175 @@
+"""FeatureCache: which rows exist, which are missing, and reading them; every shard is checked before it is read."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cache import layout
+from cache.errors import CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
+from cache.index import SetIndex, index_path, list_sets
+from cache.manifest import Manifest
+from cache.shard import Float16Array, RowKey, Shard
+
+Positions = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """A cache folder opened for reading: `manifest` says what its numbers are made from."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> "FeatureCache":
+        """Open an existing cache; CacheError if there is none at `path`."""
+        path = Path(path)
+        file = path / layout.MANIFEST_FILE
+        if not file.is_file():
+            found = "an empty place" if not path.exists() else "a folder without a manifest"
+            raise CacheError(f"{path} is {found}, expected a feature cache: run extract first, or name it with --cache")
+        return cls(path, Manifest.load(file))
+
+    @classmethod
+    def create(cls, path: Path, manifest: Manifest) -> "FeatureCache":
+        """Open the cache at `path` for rows of `manifest`, made if it is not there; other settings are refused."""
+        file = path / layout.MANIFEST_FILE
+        if file.is_file():
+            stored = Manifest.load(file)
+            manifest = stored.merged_with(manifest, path)
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise CacheError(f"{path} is not a feature cache and not empty: name another folder with --cache")
+        for folder in (layout.SHARD_FOLDER, layout.SET_FOLDER, layout.PROJECTION_FOLDER):
+            (path / folder).mkdir(parents=True, exist_ok=True)
+        if not file.is_file() or stored != manifest:
+            manifest.save(file)
+        return cls(path, manifest)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row of the layer, such as (512, 7, 7)."""
+        return self.manifest.base.row_shape
+
+    @property
+    def in_features(self) -> int:
+        """D, the length of one row."""
+        return int(np.prod(self.row_shape))
+
+    @property
+    def projections(self) -> Path:
+        """The folder of rows already reduced by a basis."""
+        return self.path / layout.PROJECTION_FOLDER
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(path.stat().st_size for path in self._shard_paths())
+
+    def _shard_paths(self) -> list[Path]:
+        folder = self.path / layout.SHARD_FOLDER
+        return sorted(path for path in folder.glob("*.h5") if not path.name.startswith("."))
+
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """Every shard, checked; DamagedCache names the ones that are not what was written."""
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(_open_or_error, self._shard_paths()))
+        bad = [str(result) for result in results if isinstance(result, DamagedCache)]
+        if bad:
+            raise DamagedCache(
+                "\n".join(bad) + "\nNothing was read from it. Move it out of the cache and run extract again: "
+                "only its rows are computed anew."
+            )
+        shards = tuple(result for result in results if isinstance(result, Shard))
+        for shard in shards:
+            self._check_identity(shard)
+        return shards
+
+    def _check_identity(self, shard: Shard) -> None:
+        augmentation = self.manifest.augmentation
+        allowed = ("", augmentation.digest) if augmentation else ("",)
+        header = shard.header
+        if header.base_digest != self.manifest.base.digest or header.augmentation_digest not in allowed:
+            raise ManifestMismatch(f"{shard.path} was made with other settings than {self.path}: move it out of the cache")
+
+    @cached_property
+    def _places(self) -> dict[RowKey, tuple[int, int]]:
+        """Where each key is served from; a spare copy of a row is never looked at."""
+        places: dict[RowKey, tuple[int, int]] = {}
+        for number, shard in enumerate(self.shards):
+            if shard.header.basis == "" and shard.header.row_shape == self.row_shape:
+                for row, key in enumerate(shard.keys):
+                    places.setdefault(key, (number, row))
+        return places
+
+    def __len__(self) -> int:
+        """Rows that can be served."""
+        return len(self._places)
+
+    def missing(self, keys: Iterable[RowKey]) -> list[RowKey]:
+        """Those of `keys` that have no row, in their order."""
+        return [key for key in keys if key not in self._places]
+
+    def blocks(self, keys: Sequence[RowKey], size: int = 1024) -> Iterator[tuple[Positions, Float16Array]]:
+        """Rows of `keys` shard by shard: (positions in `keys`, rows (n, D) float16), n at most `size`.
+
+        Order within the file, so that a cold disk is read forwards. MissingRows if a key has no row.
+        """
+        absent = self.missing(keys)
+        if absent:
+            raise MissingRows(
+                f"{len(absent)} of {len(keys)} rows are not in {self.path}: run extract again on the same data"
+            )
+        places = np.array([self._places[key] for key in keys], dtype=np.intp).reshape(-1, 2)
+        order = np.lexsort((places[:, 1], places[:, 0]))
+        cuts = np.flatnonzero(np.diff(places[order, 0])) + 1
+        for group in np.split(order, cuts):
+            for start in range(0, len(group), size):
+                positions = group[start : start + size]
+                yield positions, self.shards[places[positions[0], 0]].rows[places[positions, 1]]
+
+    def read(self, keys: Sequence[RowKey]) -> Float16Array:
+        """Rows of `keys` in their order, (N, D) float16."""
+        rows = np.empty((len(keys), self.in_features), dtype=np.float16)
+        for positions, block in self.blocks(keys):
+            rows[positions] = block
+        return rows
+
+    def sets(self) -> list[str]:
+        """Names of the image sets."""
+        return list_sets(self.path / layout.SET_FOLDER)
+
+    def index(self, name: str | None = None) -> SetIndex:
+        """The index of set `name`, or of the only set; UnknownSet lists the choice."""
+        names = self.sets()
+        if name is None and len(names) == 1:
+            name = names[0]
+        if name is None or name not in names:
+            found = ", ".join(names) or "none yet: run extract"
+            asked = "more than one set" if name is None else f"no set {name!r}"
+            raise UnknownSet(f"{self.path} has {asked if names else 'no set'}; name one with --set (sets: {found})")
+        return SetIndex.load(index_path(self.path / layout.SET_FOLDER, name))
+
+    def save_index(self, index: SetIndex) -> None:
+        """Write or replace the index of one set."""
+        index.save(self.path / layout.SET_FOLDER)
+
+    def complete_passes(self, index: SetIndex) -> int:
+        """The largest K for which all passes 1..K of the set's training images have rows."""
+        train = {image.key for image in index.split("train")}
+        passes = 0
+        while train and all((key, layout.pass_view(passes + 1)) in self._places for key in train):
+            passes += 1
+        return passes
+
+
+def _open_or_error(path: Path) -> Shard | DamagedCache:
+    try:
+        return Shard.open(path)
+    except DamagedCache as error:
+        return error

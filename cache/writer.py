@@ -1,0 +1,159 @@
+"""Writing a cache: rows collect into shards that land whole, one writer at a time, small shards merged at the end."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from cache import layout
+from cache.errors import CacheBusy, CacheError
+from cache.files import sync_folder
+from cache.shard import Float16Array, RowKey, Shard, ShardHeader, write_shard
+
+ROWS_PER_SHARD = 1000
+SECONDS_PER_SHARD = 20.0  # what a kill can cost
+MERGE_BELOW = ROWS_PER_SHARD // 2
+
+
+@contextmanager
+def writing(cache: Path) -> Iterator[None]:
+    """Hold the cache for writing and clear what a killed writer left; CacheBusy if another process holds it."""
+    lock = FileLock(cache / layout.LOCK_FILE)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise CacheBusy(f"another process is writing {cache}: wait until it ends, then run this again") from error
+    try:
+        for folder in (cache, *(path for path in cache.iterdir() if path.is_dir())):
+            for left in folder.glob(f".*{layout.TEMPORARY_SUFFIX}"):
+                left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+class ShardWriter:
+    """Collects rows and writes a shard at `rows_per_shard` rows or `seconds_per_shard`, in a thread of its own.
+
+    A context manager: leaving it, also through an exception, writes what was collected.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        header: ShardHeader,
+        augmentation_digest: str = "",
+        rows_per_shard: int = ROWS_PER_SHARD,
+        seconds_per_shard: float = SECONDS_PER_SHARD,
+    ) -> None:
+        self.folder = cache / layout.SHARD_FOLDER
+        self.header = header
+        self.augmentation_digest = augmentation_digest
+        self.rows_per_shard = rows_per_shard
+        self.seconds_per_shard = seconds_per_shard
+        self.seconds = 0.0  # spent writing
+        self._keys: list[RowKey] = []
+        self._rows: list[Float16Array] = []
+        self._since = time.monotonic()
+        self._pool = ThreadPoolExecutor(1, "shard-writer")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.flush()
+            self._wait()
+        finally:
+            self._pool.shutdown()
+
+    def add(self, keys: Sequence[RowKey], rows: Float16Array) -> None:
+        """Take `rows` (n, D) float16 under `keys`; they are durable when the shard they go into is written."""
+        if not self._keys:
+            self._since = time.monotonic()
+        self._keys += keys
+        self._rows.append(rows)
+        overdue = time.monotonic() - self._since >= self.seconds_per_shard
+        if overdue or len(self._keys) >= self.rows_per_shard:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand what was collected to the writing thread; an earlier write's error is raised here."""
+        self._wait()
+        if self._keys:
+            self._pending = self._pool.submit(self._write, self._keys, self._rows)
+            self._keys, self._rows = [], []
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, keys: list[RowKey], rows: list[Float16Array]) -> None:
+        start = time.perf_counter()
+        augmented = any(layout.is_augmented(view) for _, view in keys)
+        header = replace(self.header, augmentation_digest=self.augmentation_digest if augmented else "")
+        try:
+            write_shard(self.folder, header, keys, np.concatenate(rows))
+        except OSError as error:
+            raise CacheError(
+                f"could not write to {self.folder}: {error.strerror or error}; "
+                "what was written before is kept: make room or mend the disk, then run the same command again"
+            ) from error
+        self.seconds += time.perf_counter() - start
+
+
+def merge_small_shards(shards: Sequence[Shard]) -> int:
+    """Write small shards of one header together, then remove them and spare copies; return how many went.
+
+    The new shard is durable before an old one goes, so a kill leaves at most spare copies.
+    """
+    spare = _spare_copies(shards)
+    groups: dict[str, list[Shard]] = {}
+    for shard in shards:
+        if shard not in spare and len(shard.keys) < MERGE_BELOW:
+            groups.setdefault(repr(shard.header), []).append(shard)
+    merged = [shard for group in groups.values() for batch in _batches(group) for shard in _merge(batch)]
+    for shard in (*spare, *merged):
+        shard.path.unlink(missing_ok=True)
+    if shards:
+        sync_folder(shards[0].path.parent)
+    return len(spare) + len(merged)
+
+
+def _spare_copies(shards: Sequence[Shard]) -> list[Shard]:
+    """Shards whose every row also stands in a larger one, as a kill during a merge leaves them."""
+    seen: set[tuple[object, ...]] = set()
+    spare = []
+    for shard in sorted(shards, key=lambda s: (-len(s.keys), s.path.name)):
+        keys = {(shard.header.basis, shard.header.row_shape, *key) for key in shard.keys}
+        if keys <= seen:
+            spare.append(shard)
+        seen |= keys
+    return spare
+
+
+def _batches(group: Sequence[Shard]) -> Iterator[list[Shard]]:
+    batch: list[Shard] = []
+    for shard in group:
+        batch.append(shard)
+        if sum(len(s.keys) for s in batch) >= ROWS_PER_SHARD:
+            yield batch
+            batch = []
+    yield batch
+
+
+def _merge(batch: Sequence[Shard]) -> Sequence[Shard]:
+    """Write one shard with the rows of `batch` and return the shards it replaces."""
+    if len(batch) < 2:
+        return ()
+    keys = [key for shard in batch for key in shard.keys]
+    write_shard(batch[0].path.parent, batch[0].header, keys, np.concatenate([shard.rows for shard in batch]))
+    return batch
