@@ -119,7 +119,7 @@ def merge_small_shards(shards: Sequence[Shard]) -> int:
     groups: dict[str, list[Shard]] = {}
     for shard in shards:
         if shard not in spare and len(shard.keys) < MERGE_BELOW:
-            groups.setdefault(repr(shard.header), []).append(shard)
+            groups.setdefault(repr(replace(shard.header, augmentation_digest="")), []).append(shard)
     merged = [shard for group in groups.values() for batch in _batches(group) for shard in _merge(batch)]
     for shard in (*spare, *merged):
         shard.path.unlink(missing_ok=True)
@@ -155,5 +155,7 @@ def _merge(batch: Sequence[Shard]) -> Sequence[Shard]:
     if len(batch) < 2:
         return ()
     keys = [key for shard in batch for key in shard.keys]
-    write_shard(batch[0].path.parent, batch[0].header, keys, np.concatenate([shard.rows for shard in batch]))
+    augmentation = max(shard.header.augmentation_digest for shard in batch)  # one manifest: "" or that one digest
+    header = replace(batch[0].header, augmentation_digest=augmentation)
+    write_shard(batch[0].path.parent, header, keys, np.concatenate([shard.rows for shard in batch]))
     return batch

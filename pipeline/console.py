@@ -1,0 +1,78 @@
+"""What a person sees while work goes on: lines, and a progress bar on a terminal; all of it on standard error."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SECONDS_BETWEEN_LINES = 10.0
+
+Say = Callable[[str], None]
+
+
+def say(line: str) -> None:
+    """Print one line for the person watching."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def silent(_: str) -> None:
+    """Print nothing: the library's default."""
+
+
+@contextmanager
+def progress(total: int, what: str, say: Say = silent) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(n)`; a bar with rate and time left on a terminal, elsewhere a line every ten seconds."""
+    if say is silent:
+        yield lambda n: None
+    elif sys.stderr.isatty():
+        with _bar(total, what) as advance:
+            yield advance
+    else:
+        yield _lines(total, what, say)
+
+
+@contextmanager
+def _bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, rate="")
+        start, done = time.monotonic(), 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            bar.update(task, advance=n, rate=f"{done / max(time.monotonic() - start, 1e-9):.1f}/s")
+
+        yield advance
+
+
+def _lines(total: int, what: str, say: Say) -> Callable[[int], None]:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES or done == total:
+            last = now
+            rate = done / max(now - start, 1e-9)
+            say(f"{what}: {done} of {total}, {rate:.1f}/s, {duration((total - done) / rate)} left")
+
+    return advance
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 45 s, 12 min, 1 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Bytes in words: 312 MB, 1.4 GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

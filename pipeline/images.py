@@ -1,0 +1,217 @@
+"""ImageSet: the files of a data set with their digests, labels and splits."""
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.index import SPLITS, ImageRecord, SetIndex, SkippedImage
+from pipeline.decode import EXTENSIONS
+from pipeline.errors import ImageSetError
+
+_SPLIT_OF = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
+
+
+@dataclass(frozen=True)
+class _Listed:
+    path: Path
+    label: str
+    split: str
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A scanned data set; `classes` are the names found in train, sorted, whatever the other splits hold."""
+
+    data: Path
+    split_seed: int
+    classes: tuple[str, ...]
+    images: tuple[ImageRecord, ...]
+
+    @classmethod
+    def scan(cls, data: str | Path, split_seed: int = 0) -> "ImageSet":
+        """List and hash the images of `data`.
+
+        `data` is a folder with train/, valid/ (or val/) and test/, each of class folders; or one folder of class
+        folders, which gets a stratified 80/10/10 split by `split_seed`; or a CSV with path,label,split.
+        Hidden files and folders are ignored. Raises ImageSetError where the data cannot be used.
+        """
+        data = Path(data)
+        root, listed = _list(data)
+        if not listed:
+            raise ImageSetError(f"{data} holds no images, expected a folder per class with {_extensions()} files")
+        images = _hash_all(root, listed)
+        if all(not image.split for image in images):
+            images = _split_by_class(images, split_seed)
+        classes = tuple(sorted({image.label for image in images if image.split == "train"}))
+        _check_classes(data, classes, images)
+        return cls(data.absolute(), split_seed, classes, tuple(images))
+
+    def index(self, name: str, skipped: Iterable[SkippedImage] = ()) -> SetIndex:
+        """The index of this set under `name`, without the files in `skipped`."""
+        skipped = tuple(skipped)
+        bad = {image.path for image in skipped}
+        kept = tuple(image for image in self.images if image.path not in bad)
+        return SetIndex(name, str(self.data), self.split_seed, self.classes, kept, skipped)
+
+
+def stale_files(index: SetIndex) -> list[str]:
+    """How the set's folder differs from `index`, in words; empty where it agrees or is out of reach.
+
+    Only files whose size or time changed are hashed again.
+    """
+    data = Path(index.data)
+    if not data.exists():
+        return []
+    root, listed = _list(data)
+    known = {image.path: image for image in index.images}
+    ignored = {image.path for image in index.skipped}
+    changes, seen = [], set()
+    for item in listed:
+        path = os.path.relpath(item.path, root)
+        seen.add(path)
+        image = known.get(path)
+        if image is None:
+            changes += [] if path in ignored else [f"{path} is new"]
+        elif image.label != item.label or (item.split and image.split != item.split):
+            changes.append(f"{path} is now {item.split} {item.label!r}, was {image.split} {image.label!r}".replace("  ", " "))
+        elif _touched(item.path, image) and _digest(item.path) != image.digest:
+            changes.append(f"{path} has other contents")
+    return changes + [f"{path} is gone" for path in known if path not in seen]
+
+
+def _touched(path: Path, image: ImageRecord) -> bool:
+    found = path.stat()
+    return (found.st_size, found.st_mtime_ns) != (image.bytes, image.mtime_ns)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _list(data: Path) -> tuple[Path, list[_Listed]]:
+    """Root of the records' paths, and every image file with label and split ("" where it is still to be chosen)."""
+    if data.is_file():
+        return data.parent, _list_csv(data)
+    if not data.is_dir():
+        raise ImageSetError(f"{data} does not exist, expected a folder of images or a CSV file")
+    folders = {folder.name: folder for folder in _folders(data)}
+    splits = {name: folder for name, folder in folders.items() if name in _SPLIT_OF}
+    if "train" in splits:
+        return data, [item for name, folder in splits.items() for item in _list_classes(folder, _SPLIT_OF[name])]
+    _refuse_wrong_level(data, folders)
+    return data, _list_classes(data, "")
+
+
+def _refuse_wrong_level(data: Path, folders: dict[str, Path]) -> None:
+    """A split given for the whole set, a folder above it, or images without class folders."""
+    siblings = {folder.name for folder in _folders(data.absolute().parent)}
+    if data.name in _SPLIT_OF and len(siblings & _SPLIT_OF.keys()) > 1:
+        raise ImageSetError(f"{data} is one split of a data set; did you mean {data.parent}?")
+    for folder in folders.values():
+        if (folder / "train").is_dir():
+            raise ImageSetError(f"{data} is not a data set, but holds one; did you mean {folder}?")
+    if not folders and any(_is_image(entry) for entry in data.iterdir()):
+        raise ImageSetError(
+            f"{data} holds images but no class folders, expected a folder per class; did you mean {data.absolute().parent}?"
+        )
+
+
+def _list_classes(folder: Path, split: str) -> list[_Listed]:
+    return [_Listed(path, label.name, split) for label in _folders(folder) for path in _images_below(label, ())]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _is_image(path: Path) -> bool:
+    return not path.name.startswith(".") and path.suffix.lower() in EXTENSIONS and not path.is_dir()
+
+
+def _images_below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Image files in `folder` at any depth; links are followed, a link back to a folder above is refused."""
+    found = folder.stat()
+    here = (found.st_dev, found.st_ino)
+    if here in above:
+        raise ImageSetError(f"{folder} is a link to a folder above it, a loop: remove it")
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _images_below(entry, (*above, here))
+        elif _is_image(entry):
+            yield entry
+
+
+def _list_csv(file: Path) -> list[_Listed]:
+    with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
+        reader = csv.DictReader(lines)
+        if not {"path", "label", "split"} <= set(reader.fieldnames or ()):
+            raise ImageSetError(f"{file} has columns {reader.fieldnames}, expected path,label,split")
+        listed = [_csv_row(file, number, row) for number, row in enumerate(reader, 2)]
+    missing = [str(item.path) for item in listed if not item.path.is_file()]
+    if missing:
+        raise ImageSetError(f"{file} names {len(missing)} files that are not there, the first {missing[0]}")
+    if len({item.path for item in listed}) != len(listed):
+        raise ImageSetError(f"{file} names a file twice; give each file one label and one split")
+    return listed
+
+
+def _csv_row(file: Path, number: int, row: dict[str, str | None]) -> _Listed:
+    path, label, split = row["path"], row["label"], row["split"]
+    if not path or not label or split not in _SPLIT_OF:
+        raise ImageSetError(f"{file}, line {number}: expected a path, a label and a split of {sorted(_SPLIT_OF)}, got {row}")
+    return _Listed(file.parent / path, label, _SPLIT_OF[split])
+
+
+def _hash_all(root: Path, listed: list[_Listed]) -> list[ImageRecord]:
+    def record(item: _Listed) -> ImageRecord | str:
+        try:
+            found, digest = item.path.stat(), _digest(item.path)
+        except OSError as error:
+            return f"{item.path}: {error.strerror}"
+        path = os.path.relpath(item.path, root)
+        return ImageRecord(path, digest, item.label, item.split, found.st_size, found.st_mtime_ns)
+
+    with ThreadPoolExecutor() as pool:
+        records = list(pool.map(record, listed))
+    unreadable = [item for item in records if isinstance(item, str)]
+    if unreadable:
+        raise ImageSetError(f"{len(unreadable)} files cannot be read:\n  " + "\n  ".join(unreadable))
+    return [item for item in records if isinstance(item, ImageRecord)]
+
+
+def _split_by_class(images: list[ImageRecord], seed: int) -> list[ImageRecord]:
+    """Stratified 80/10/10 by content: identical files stay together, the smallest classes go to train first."""
+    split_of: dict[str, str] = {}
+    for label in sorted({image.label for image in images}):
+        digests = sorted({image.digest for image in images if image.label == label} - split_of.keys())
+        digests.sort(key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())
+        held = max(1, round(len(digests) / 10))
+        valid = held if len(digests) > 1 else 0
+        test = held if len(digests) > 2 else 0
+        for place, digest in enumerate(digests):
+            split_of[digest] = "valid" if place < valid else "test" if place < valid + test else "train"
+    return [
+        ImageRecord(i.path, i.digest, i.label, split_of[i.digest], i.bytes, i.mtime_ns) for i in images
+    ]
+
+
+def _check_classes(data: Path, classes: tuple[str, ...], images: list[ImageRecord]) -> None:
+    if not classes:
+        raise ImageSetError(f"{data} has no images in train, expected at least one class there")
+    for split in SPLITS[1:]:
+        unknown = sorted({image.label for image in images if image.split == split} - set(classes))
+        if unknown:
+            names = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
+            raise ImageSetError(
+                f"{data}: {split} has classes that train does not: {names}; add images of them to train, or rename the folders"
+            )
+
+
+def _extensions() -> str:
+    return ", ".join(sorted(EXTENSIONS))
