@@ -1,12 +1,12 @@
 """Errors whose message is meant for the person at the keyboard.
 
-    HeadgraftError
-    └── CacheError
-        ├── ManifestMismatch   the cache was made with other settings
-        ├── DamagedCache       a file of the cache is not what was written
-        ├── MissingRows        rows that a set needs are not there
-        ├── UnknownSet         no such image set, or more than one to choose from
-        └── CacheBusy          another process writes this cache
+HeadgraftError
+└── CacheError
+    ├── ManifestMismatch   the cache was made with other settings
+    ├── DamagedCache       a file of the cache is not what was written
+    ├── MissingRows        rows that a set needs are not there
+    ├── UnknownSet         no such image set, or more than one to choose from
+    └── CacheBusy          another process writes this cache
 """
 
 

@@ -11,7 +11,6 @@ from cache.errors import CacheError, DamagedCache, ManifestMismatch
 from cache.files import write_atomically
 from cache.layout import FEATURE_DTYPE, FORMAT_VERSION
 
-
 T = TypeVar("T")
 
 

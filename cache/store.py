@@ -1,10 +1,11 @@
 """FeatureCache: which rows exist, which are missing, and reading them; every shard is checked before it is read."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +96,9 @@ class FeatureCache:
         allowed = ("", augmentation.digest) if augmentation else ("",)
         header = shard.header
         if header.base_digest != self.manifest.base.digest or header.augmentation_digest not in allowed:
-            raise ManifestMismatch(f"{shard.path} was made with other settings than {self.path}: move it out of the cache")
+            raise ManifestMismatch(
+                f"{shard.path} was made with other settings than {self.path}: move it out of the cache"
+            )
 
     @cached_property
     def _places(self) -> dict[RowKey, tuple[int, int]]:
@@ -139,6 +142,11 @@ class FeatureCache:
         for positions, block in self.blocks(keys):
             rows[positions] = block
         return rows
+
+    def provenance(self, keys: Iterable[RowKey]) -> list[Mapping[str, Any]]:
+        """What computed the rows of `keys`: device, processor capability, versions, code path, place of the weights."""
+        shards = sorted({self._places[key][0] for key in keys if key in self._places})
+        return [self.shards[number].header.provenance for number in shards]
 
     def sets(self) -> list[str]:
         """Names of the image sets."""

@@ -17,7 +17,7 @@ from torchvision import models
 from cache.shard import Float16Array
 from pipeline.decode import Pixels
 from pipeline.errors import PipelineError, WeightsError
-from pipeline.weights import NamedWeights, fetch, load_weights_file, tensor_digest
+from pipeline.weights import NamedWeights, fetch, load_weights_file
 from pipeline.winograd import accelerate
 
 MEAN = (0.485, 0.456, 0.406)
@@ -90,6 +90,12 @@ def load_tensors(name: str, weights: str | None, say: Callable[[str], None]) -> 
             f"the weights do not fit {name}: {wrong} is {found.get(wrong, 'missing')}, expected {wanted.get(wrong, 'no such tensor')}"
         )
     return tensors
+
+
+def weights_source(name: str, weights: str | None) -> str:
+    """What `load_tensors` finds these weights by, from any folder: their name, or the file's whole path."""
+    named = backbone_spec(name).weights.name
+    return named if weights in (None, named) else str(Path(str(weights)).absolute())
 
 
 def build_trunk(name: str) -> nn.Module:

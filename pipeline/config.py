@@ -12,7 +12,9 @@ from pipeline.errors import PipelineError
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
 
-_BASIS = re.compile(r"(?:(?:full|pool|pyramid)(?:\+white(?::(?P<g>\d+(?:\.\d+)?))?)?(?:\+pca:(?P<r>\d+))?|pca:(?P<r2>\d+))")
+_BASIS = re.compile(
+    r"(?:(?:full|pool|pyramid)(?:\+white(?::(?P<g>\d+(?:\.\d+)?))?)?(?:\+pca:(?P<r>\d+))?|pca:(?P<r2>\d+))"
+)
 
 
 def _require(ok: bool, message: str) -> None:

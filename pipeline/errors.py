@@ -1,13 +1,13 @@
 """Errors of the pipeline whose message is meant for the person at the keyboard.
 
-    HeadgraftError
-    └── PipelineError
-        ├── DecodeError      an image file cannot become pixels
-        ├── ImageSetError    a data set cannot be used as it is
-        ├── WeightsError     pretrained weights cannot be had, or are not what they should be
-        ├── RunError         a run cannot be made, read or used with this cache
-        ├── BundleError      a model file cannot be made or read
-        └── ParityError      an exported model differs from what was trained
+HeadgraftError
+└── PipelineError
+    ├── DecodeError      an image file cannot become pixels
+    ├── ImageSetError    a data set cannot be used as it is
+    ├── WeightsError     pretrained weights cannot be had, or are not what they should be
+    ├── RunError         a run cannot be made, read or used with this cache
+    ├── BundleError      a model file cannot be made or read
+    └── ParityError      an exported model differs from what was trained
 """
 
 from cache.errors import HeadgraftError

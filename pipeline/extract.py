@@ -168,7 +168,9 @@ def _announce(plan: _Plan, result: ExtractResult, work: list[_Work], say: Say) -
     free = shutil.disk_usage(folder).free
     say(f"{size(needed)} to write, {size(free)} free")
     if needed > free:
-        raise CacheError(f"{folder} has {size(free)} free, {size(needed)} are needed: make room, or name another --cache")
+        raise CacheError(
+            f"{folder} has {size(free)} free, {size(needed)} are needed: make room, or name another --cache"
+        )
     return missing
 
 
@@ -202,13 +204,16 @@ def _load(plan: _Plan, rows: int) -> backbone.Backbone:
     )
 
 
-def _compute(plan: _Plan, cache: FeatureCache, work: list[_Work], result: ExtractResult, say: Say) -> list[SkippedImage]:
+def _compute(
+    plan: _Plan, cache: FeatureCache, work: list[_Work], result: ExtractResult, say: Say
+) -> list[SkippedImage]:
     """Decode, compute and write `work`; fills in the counts and seconds, returns the files that were skipped."""
     rows = sum(len(item.views) for item in work)
     network = _load(plan, rows)
     base, recipe = plan.manifest.base, plan.manifest.augmentation
     views = Views(base.input_size, base.resize, recipe.seed if recipe else 0)
-    header = ShardHeader(base.digest, base.row_shape, provenance=network.provenance)
+    provenance = {**network.provenance, "weights": backbone.weights_source(plan.config.backbone, plan.config.weights)}
+    header = ShardHeader(base.digest, base.row_shape, provenance=provenance)
     decoder = _Decoder(views, 1 if plan.config.workers is None else plan.config.workers)
     bad: list[tuple[_Work, str]] = []
     with (
@@ -255,7 +260,9 @@ def _run_batch(
     finite = torch.isfinite(torch.from_numpy(rows)).all(dim=1)
     if not finite.all():
         digest, view = keys[int((~finite).nonzero()[0])]
-        raise PipelineError(f"a feature of the image with SHA-256 {digest.hex()} ({view}) is not finite: check the weights")
+        raise PipelineError(
+            f"a feature of the image with SHA-256 {digest.hex()} ({view}) is not finite: check the weights"
+        )
     writer.add(keys, rows)
     result.computed += len(keys)
     advance(len(keys))
@@ -328,4 +335,3 @@ def _skipped(plan: _Plan, bad: list[tuple[_Work, str]]) -> list[SkippedImage]:
     """Every file of the set with a content that cannot be decoded."""
     reasons = {item.digest: reason for item, reason in bad}
     return [SkippedImage(i.path, reasons[i.key]) for i in plan.images.images if i.key in reasons]
-

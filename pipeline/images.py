@@ -77,7 +77,9 @@ def stale_files(index: SetIndex) -> list[str]:
         if image is None:
             changes += [] if path in ignored else [f"{path} is new"]
         elif image.label != item.label or (item.split and image.split != item.split):
-            changes.append(f"{path} is now {item.split} {item.label!r}, was {image.split} {image.label!r}".replace("  ", " "))
+            changes.append(
+                f"{path} is now {item.split} {item.label!r}, was {image.split} {image.label!r}".replace("  ", " ")
+            )
         elif _touched(item.path, image) and _digest(item.path) != image.digest:
             changes.append(f"{path} has other contents")
     return changes + [f"{path} is gone" for path in known if path not in seen]
@@ -164,7 +166,9 @@ def _list_csv(file: Path) -> list[_Listed]:
 def _csv_row(file: Path, number: int, row: dict[str, str | None]) -> _Listed:
     path, label, split = row["path"], row["label"], row["split"]
     if not path or not label or split not in _SPLIT_OF:
-        raise ImageSetError(f"{file}, line {number}: expected a path, a label and a split of {sorted(_SPLIT_OF)}, got {row}")
+        raise ImageSetError(
+            f"{file}, line {number}: expected a path, a label and a split of {sorted(_SPLIT_OF)}, got {row}"
+        )
     return _Listed(file.parent / path, label, _SPLIT_OF[split])
 
 
@@ -196,9 +200,7 @@ def _split_by_class(images: list[ImageRecord], seed: int) -> list[ImageRecord]:
         test = held if len(digests) > 2 else 0
         for place, digest in enumerate(digests):
             split_of[digest] = "valid" if place < valid else "test" if place < valid + test else "train"
-    return [
-        ImageRecord(i.path, i.digest, i.label, split_of[i.digest], i.bytes, i.mtime_ns) for i in images
-    ]
+    return [ImageRecord(i.path, i.digest, i.label, split_of[i.digest], i.bytes, i.mtime_ns) for i in images]
 
 
 def _check_classes(data: Path, classes: tuple[str, ...], images: list[ImageRecord]) -> None:

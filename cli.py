@@ -1,0 +1,224 @@
+"""The command line: options → one config → one call → print."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cache.errors import HeadgraftError
+from pipeline.config import (
+    DEVICES,
+    PRECISIONS,
+    EvaluateConfig,
+    ExportConfig,
+    ExtractConfig,
+    PredictConfig,
+    TrainConfig,
+)
+from pipeline.console import say
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Group(click.Group):
+    """Turns our errors into one message and exit status 1; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HeadgraftError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted: what was written is kept; run the same command to go on", err=True)
+            ctx.exit(130)
+
+
+def _default(config: type, name: str) -> Any:
+    return next(field.default for field in fields(config) if field.name == name)
+
+
+def _option(config: type, name: str, help: str, **extra: Any) -> Callable[[F], F]:
+    """An option `--name-in-dashes` whose default is the config's own."""
+    default = _default(config, name)
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(default, bool):
+        return click.option(flag, name, is_flag=True, default=default, help=help)
+    if default is not None and "type" not in extra:
+        extra["type"] = type(default)
+    return click.option(flag, name, default=default, show_default=default is not None, help=help, **extra)
+
+
+_PATH = click.Path(path_type=Path)
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+
+
+def _emit(result: Any, as_json: bool, text: str) -> None:
+    """The result as JSON, or in words; both on standard output."""
+    if as_json:
+        click.echo(json.dumps(asdict(result) if is_dataclass(result) and not isinstance(result, type) else result))
+    else:
+        click.echo(text)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="headgraft")
+def main() -> None:
+    """Cache a frozen backbone's features once, train heads from them in seconds, export one model."""
+
+
+@main.command()
+@click.argument("data", type=_PATH)
+@click.option("--cache", type=_PATH, required=True, help="Folder of the feature cache.")
+@_option(ExtractConfig, "set", "Name of the image set.  [default: DATA's last part]", type=str)
+@_option(ExtractConfig, "passes", "Augmented passes over the training images.")
+@_option(ExtractConfig, "backbone", "vgg11, vgg13, vgg16, vgg19 or alexnet.")
+@_option(ExtractConfig, "weights", "A name, or a file of weights.  [default: ImageNet]", type=str)
+@_option(ExtractConfig, "image_size", "Side of the backbone's input in pixels.")
+@_option(ExtractConfig, "seed", "Seed of the augmented passes.")
+@_option(ExtractConfig, "split_seed", "Seed of the split where DATA has none.")
+@_option(ExtractConfig, "precision", "What the backbone computes in.", type=click.Choice(PRECISIONS))
+@_option(ExtractConfig, "device", "Where it computes.", type=click.Choice(DEVICES))
+@_option(ExtractConfig, "batch_size", "Views a batch.", type=int)
+@_option(ExtractConfig, "workers", "Decoding threads; 0 decodes in line.", type=int)
+@_option(ExtractConfig, "threads", "Computing threads.  [default: all processors]", type=int)
+@_option(ExtractConfig, "skip_bad", "Record files that cannot be decoded, and go on.")
+@_option(ExtractConfig, "dry_run", "Say what would be done, and stop.")
+@_json
+def extract(as_json: bool, **options: Any) -> None:
+    """Stage one: features of the images in DATA that the cache does not have; run again to resume or extend."""
+    from pipeline.extract import extract as run
+
+    result = run(ExtractConfig(**options), say)
+    rate = f", {result.images_per_second:.1f} images/s" if result.images_per_second else ""
+    text = f"{result.rows} rows in {result.cache}: {result.computed} computed, {result.reused} reused, {result.seconds:.1f} s{rate}"
+    skipped = "".join(f"\nskipped {bad['path']}: {bad['reason']}" for bad in result.skipped)
+    _emit(result, as_json, text + skipped)
+
+
+@main.command("train-head")
+@click.option("--cache", type=_PATH, required=True, help="Folder of the feature cache.")
+@click.option("--run", type=_PATH, required=True, help="Folder for the trained head.")
+@_option(TrainConfig, "set", "Image set.  [default: the only one]", type=str)
+@_option(TrainConfig, "passes", "Augmented passes to train on.  [default: all there are]", type=int)
+@_option(TrainConfig, "hidden", "Hidden units.")
+@_option(TrainConfig, "dropout", "Share of hidden units left out.")
+@_option(TrainConfig, "lr", "Learning rate at the start of the cosine schedule.")
+@_option(TrainConfig, "epochs", "Epochs; the one that validates best is kept.")
+@_option(TrainConfig, "batch_size", "Images a step.")
+@_option(TrainConfig, "weight_decay", "AdamW's weight decay.")
+@_option(TrainConfig, "basis", "full, pool or pyramid, then +white[:G], then +pca:R.")
+@_option(TrainConfig, "seed", "Seed of weights, order and dropout.")
+@_option(TrainConfig, "overwrite", "Replace an existing run.")
+@_json
+def train_head(as_json: bool, **options: Any) -> None:
+    """Stage two: train one head from the cache."""
+    from pipeline.train import train_head as run
+
+    result = run(TrainConfig(**options), say)
+    text = f"{result.run}: {result.valid_accuracy:.2%} validation at epoch {result.kept_epoch}, {result.seconds:.1f} s"
+    _emit(result, as_json, text)
+
+
+@main.command()
+@click.argument("target", type=_PATH, metavar="RUN_OR_MODEL")
+@click.argument("data", type=_PATH, required=False)
+@_option(EvaluateConfig, "cache", "The run's cache.  [default: where it was]", type=_PATH)
+@_option(EvaluateConfig, "split", "train, valid or test.")
+@_option(EvaluateConfig, "precision", "For a model.", type=click.Choice(PRECISIONS))
+@_option(EvaluateConfig, "device", "For a model.", type=click.Choice(DEVICES))
+@_json
+def evaluate(as_json: bool, **options: Any) -> None:
+    """Score a RUN from its cache, or a MODEL on the image files of DATA."""
+    from pipeline.evaluate import evaluate as run
+
+    r = run(EvaluateConfig(**options), say)
+    text = (
+        f"{r.split}, {r.images} images: top-1 {r.top1:.2%}, top-5 {r.top5:.2%}, "
+        f"mean per class {r.mean_per_class:.2%}, calibration error {r.ece:.3f}"
+    )
+    _emit(r, as_json, text)
+
+
+@main.command()
+@click.argument("run", type=_PATH)
+@click.argument("model", type=_PATH)
+@_option(ExportConfig, "cache", "The run's cache.  [default: where it was]", type=_PATH)
+@_option(ExportConfig, "data", "The set's images.  [default: where they were]", type=_PATH)
+@_option(ExportConfig, "names", "JSON object of class: display name.", type=_PATH)
+@_option(ExportConfig, "overwrite", "Replace an existing model.")
+@_json
+def export(as_json: bool, **options: Any) -> None:
+    """Write RUN as one combined MODEL file, checked against what was trained."""
+    from pipeline.export import export as run
+
+    result = run(ExportConfig(**options), say)
+    parity = result.parity
+    text = (
+        f"{result.model}: {result.bytes / 1e6:.0f} MB; {parity['images']} images agree with the run within "
+        f"{parity['max_abs_diff']:.1g} in log-probability"
+    )
+    _emit(result, as_json, text)
+
+
+@main.command()
+@click.argument("model", type=_PATH)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@_option(PredictConfig, "top_k", "Classes to name for each image.")
+@_option(PredictConfig, "names", "JSON object of class: display name.", type=_PATH)
+@_option(PredictConfig, "precision", "What the backbone computes in.", type=click.Choice(PRECISIONS))
+@_option(PredictConfig, "device", "Where it computes.", type=click.Choice(DEVICES))
+@_json
+def predict(as_json: bool, **options: Any) -> None:
+    """Name the most probable classes of image files, folders or globs."""
+    from pipeline.predict import predict as run
+
+    result = run(PredictConfig(**options), say)
+    lines = [
+        f"{p['path']}: " + ", ".join(f"{t['name']} {t['probability']:.1%}" for t in p["top"])
+        for p in result.predictions
+    ]
+    lines += [f"{bad['path']}: {bad['reason']}" for bad in result.failed]
+    _emit(result, as_json, "\n".join(lines))
+    if result.failed:
+        sys.exit(1)
+
+
+@main.group()
+def weights() -> None:
+    """Pretrained weights: which there are, and fetching them."""
+
+
+@weights.command("list")
+@_json
+def weights_list(as_json: bool) -> None:
+    """The backbones, their weights, and whether they are on this machine."""
+    from pipeline.backbone import BACKBONES
+
+    known = [spec.weights for spec in BACKBONES.values()]
+    rows = [
+        {"backbone": w.backbone, "weights": w.name, "path": str(w.path), "present": w.path.is_file()} for w in known
+    ]
+    text = "\n".join(f"{r['backbone']:8} {r['weights']}  {r['path'] if r['present'] else 'not fetched'}" for r in rows)
+    _emit({"weights": rows}, as_json, text)
+
+
+@weights.command("fetch")
+@click.argument("backbone", default=ExtractConfig.backbone)
+@_json
+def weights_fetch(backbone: str, as_json: bool) -> None:
+    """Fetch the weights of BACKBONE into the user's weights folder."""
+    from pipeline.backbone import backbone_spec
+    from pipeline.weights import fetch
+
+    named = backbone_spec(backbone).weights
+    fetch(named, say)
+    _emit({"backbone": backbone, "path": str(named.path)}, as_json, str(named.path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""One safetensors file that predicts from image files: backbone, head, preprocessing and classes; write and read."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from cache.files import write_atomically
+from pipeline.augment import Views
+from pipeline.backbone import Backbone, build_trunk, load_backbone, normalise
+from pipeline.decode import DECODING_POLICY, decode_rgb
+from pipeline.errors import BundleError, DecodeError
+from pipeline.head import head_from_tensors
+
+BUNDLE_FORMAT = 1
+METADATA_KEY = "headgraft"
+
+
+def write_bundle(path: Path, backbone: dict[str, Tensor], head: nn.Sequential, card: dict[str, Any]) -> None:
+    """Write tensors `backbone.*` and `head.*` and the JSON `card` as one file, whole or not at all."""
+    tensors = {f"backbone.{name}": tensor for name, tensor in backbone.items()}
+    tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(contiguous, {METADATA_KEY: json.dumps(card, sort_keys=True)}))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model file in memory; `card` is its JSON: classes, names, preprocessing, manifest, training, scores."""
+
+    path: Path
+    card: dict[str, Any]
+    backbone_tensors: dict[str, Tensor]
+    head: nn.Sequential
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the head's outputs."""
+        return tuple(self.card["classes"])
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Display names by class, as far as there are any."""
+        return dict(self.card["names"])
+
+    @property
+    def precision(self) -> str:
+        """The precision its training rows were computed in."""
+        return str(self.card["manifest"]["base"]["precision"])
+
+    @property
+    def views(self) -> Views:
+        """The preprocessing, the same object that stage one uses."""
+        return Views(self.card["preprocessing"]["input_size"], self.card["preprocessing"]["resize"])
+
+    def backbone(self, device: torch.device, precision: str, batch_size: int | None = None) -> Backbone:
+        """The bundle's backbone, ready to compute rows."""
+        return load_backbone(
+            self.card["backbone"], self.backbone_tensors, device=device, precision=precision, batch_size=batch_size
+        )
+
+    @torch.inference_mode()
+    def log_probs(
+        self, backbone: Backbone, paths: Sequence[Path], rounded: bool = False
+    ) -> tuple[Tensor, dict[int, str]]:
+        """Log-probabilities of image files (B, C) float32, and the reason by place for those that have none.
+
+        `rounded` takes the backbone's output as the cache stores it, in float16.
+        """
+        result = torch.full((len(paths), len(self.classes)), float("nan"))
+        failed: dict[int, str] = {}
+        for start in range(0, len(paths), backbone.batch_size):
+            views, places = [], []
+            for place in range(start, min(start + backbone.batch_size, len(paths))):
+                try:
+                    views.append(self.views.render(decode_rgb(paths[place].read_bytes()), b"", "pass:0"))
+                    places.append(place)
+                except OSError as error:
+                    failed[place] = f"cannot be read: {error.strerror}"
+                except DecodeError as error:
+                    failed[place] = str(error)
+            if views:
+                rows = backbone.features(views)
+                result[places] = self.head(rows.half().float() if rounded else rows)
+        return result, failed
+
+    def predict(self, paths: Sequence[str | Path], top_k: int = 5) -> list[list[tuple[str, float]]]:
+        """The `top_k` (class, probability) of each image file; DecodeError names the first that cannot be read."""
+        backbone = self.backbone(torch.device("cpu"), "float32")
+        files = [Path(path) for path in paths]
+        log_probs, failed = self.log_probs(backbone, files)
+        if failed:
+            place, reason = next(iter(failed.items()))
+            raise DecodeError(f"{files[place]}: {reason}")
+        values, places = log_probs.exp().topk(min(top_k, len(self.classes)))
+        return [
+            [(self.classes[c], float(p)) for c, p in zip(row, top, strict=True)]
+            for row, top in zip(places.tolist(), values.tolist(), strict=True)
+        ]
+
+    def as_module(self) -> nn.Module:
+        """The whole model in float32: (B, 3, S, S) uint8, resized and cropped → log-probabilities (B, C)."""
+        with torch.device("meta"):
+            trunk = build_trunk(self.card["backbone"])
+        trunk.load_state_dict(self.backbone_tensors, assign=True)
+        return _Combined(trunk, self.head).eval().requires_grad_(False)
+
+
+class _Combined(nn.Module):
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        log_probs: Tensor = self.head(self.backbone(normalise(pixels)))
+        return log_probs
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Read a model file; BundleError if it is not one that `export` wrote."""
+    path = Path(path)
+    try:
+        with safe_open(path, "pt") as file:
+            card = json.loads((file.metadata() or {})[METADATA_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} does not exist, expected a model file: make one with export") from error
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise BundleError(f"{path} is not a model that headgraft exported: {error}") from error
+    if card.get("format") != BUNDLE_FORMAT or card["preprocessing"]["decoding"] != DECODING_POLICY:
+        raise BundleError(f"{path} is of format {card.get('format')}, expected {BUNDLE_FORMAT}: export it again")
+    head = {name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")}
+    backbone = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+    return Bundle(path, card, backbone, head_from_tensors(head))

@@ -1,0 +1,108 @@
+"""Scores of one split: of a run from the cache, of a model from image files."""
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from sklearn.metrics import recall_score, top_k_accuracy_score
+from torch import Tensor
+
+from cache import layout
+from pipeline.backbone import available_cpus, resolve_device
+from pipeline.bundle import load_bundle
+from pipeline.config import EvaluateConfig
+from pipeline.console import Say, silent
+from pipeline.errors import DecodeError, PipelineError, RunError
+from pipeline.images import ImageSet
+from pipeline.predict import bundle_precision
+from pipeline.run import RUN_FILE, Run
+from pipeline.train import label_tensor
+
+CALIBRATION_BINS = 15
+
+
+@dataclass
+class EvaluateResult:
+    """The fields of the command's JSON: fractions over `images` files; `ece` over 15 equal-width bins."""
+
+    images: int
+    split: str
+    top1: float
+    top5: float
+    mean_per_class: float
+    ece: float
+
+
+def evaluate(config: EvaluateConfig, say: Say = silent) -> EvaluateResult:
+    """Score a run folder from its cache, or a model file on the images of `data`."""
+    torch.set_num_threads(available_cpus())
+    if (config.target / RUN_FILE).is_file():
+        return _evaluate_run(config)
+    if config.target.is_dir():
+        raise RunError(f"{config.target} holds no {RUN_FILE}: expected a run folder or a model file")
+    return _evaluate_model(config, say)
+
+
+def _evaluate_run(config: EvaluateConfig) -> EvaluateResult:
+    run = Run.load(config.target)
+    cache = run.open_cache(config.cache)
+    index = cache.index(run.record["set"])
+    images = index.split(config.split)
+    if not images:
+        raise RunError(f"set {index.name!r} has no {config.split} images")
+    log_probs = torch.empty(len(images), len(run.classes))
+    with torch.inference_mode():
+        for positions, block in cache.blocks([(image.key, layout.CLEAN_VIEW) for image in images]):
+            log_probs[torch.from_numpy(positions)] = run.head(run.basis.apply(block))
+    result = score(log_probs, label_tensor(index, images), config.split)
+    # Every look at a split is on record: a split looked at often is no longer a test.
+    run.record["scored"].append({**asdict(result), "when": datetime.now(UTC).isoformat(timespec="seconds")})
+    run.save_record()
+    return result
+
+
+def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
+    bundle = load_bundle(config.target)
+    data = config.data or bundle.card["data"]
+    images = ImageSet.scan(data, bundle.card["split_seed"])
+    chosen = [image for image in images.images if image.split == config.split]
+    unknown = sorted({image.label for image in chosen} - set(bundle.classes))
+    if unknown or not chosen:
+        found = f"classes the model does not know, the first {unknown[0]!r}" if unknown else "no images"
+        raise PipelineError(f"{config.split} of {data} has {found}; name the data the model was trained for")
+    device = resolve_device(config.device)
+    backbone = bundle.backbone(device, bundle_precision(bundle, config.precision, device, say))
+    root = images.index("data").root
+    paths = [root / image.path for image in chosen]
+    log_probs, failed = bundle.log_probs(backbone, paths)
+    if failed:
+        lines = "\n".join(f"  {paths[place]}: {reason}" for place, reason in failed.items())
+        raise DecodeError(f"{len(failed)} of {len(paths)} images cannot be decoded:\n{lines}\nMend or remove them.")
+    place = {name: number for number, name in enumerate(bundle.classes)}
+    return score(log_probs, torch.tensor([place[image.label] for image in chosen]), config.split)
+
+
+def score(log_probs: Tensor, labels: Tensor, split: str) -> EvaluateResult:
+    """Scores of log-probabilities (N, C) against labels (N,)."""
+    probabilities, truth = log_probs.exp().numpy(), labels.numpy()
+    predicted = probabilities.argmax(1)
+    classes = np.arange(probabilities.shape[1])
+    top5 = 1.0
+    if len(classes) > 5:
+        top5 = float(top_k_accuracy_score(truth, probabilities, k=5, labels=classes))
+    return EvaluateResult(
+        images=len(truth),
+        split=split,
+        top1=float((predicted == truth).mean()),
+        top5=top5,
+        mean_per_class=float(recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)),
+        ece=calibration_error(probabilities.max(1), predicted == truth),
+    )
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Expected calibration error over 15 equal-width bins of confidence (Guo et al., ICML 2017)."""
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=confidence - correct, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(confidence))

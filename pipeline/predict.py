@@ -1,0 +1,84 @@
+"""Bundle + image files → predictions."""
+
+import glob
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.backbone import available_cpus, computes_bfloat16, resolve_device, resolve_precision
+from pipeline.bundle import Bundle, load_bundle
+from pipeline.config import PredictConfig
+from pipeline.console import Say, silent
+from pipeline.decode import EXTENSIONS
+from pipeline.errors import PipelineError
+
+
+@dataclass
+class PredictResult:
+    """The fields of the command's JSON."""
+
+    precision: str
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+
+def predict(config: PredictConfig, say: Say = silent) -> PredictResult:
+    """The `top_k` classes of every image file; files that cannot be decoded are listed, the others predicted."""
+    bundle = load_bundle(config.model)
+    names = read_names(config.names) if config.names else bundle.names
+    paths = find_images(config.images)
+    torch.set_num_threads(available_cpus())
+    device = resolve_device(config.device)
+    precision = bundle_precision(bundle, config.precision, device, say)
+    log_probs, failed = bundle.log_probs(bundle.backbone(device, precision), paths)
+    result = PredictResult(precision)
+    for place, path in enumerate(paths):
+        if place in failed:
+            result.failed.append({"path": str(path), "reason": failed[place]})
+            continue
+        values, classes = log_probs[place].exp().topk(min(config.top_k, len(bundle.classes)))
+        top = [
+            {"class": bundle.classes[c], "name": names.get(bundle.classes[c], bundle.classes[c]), "probability": p}
+            for p, c in zip(values.tolist(), classes.tolist(), strict=True)
+        ]
+        result.predictions.append({"path": str(path), "top": top})
+    return result
+
+
+def bundle_precision(bundle: Bundle, asked: str, device: torch.device, say: Say) -> str:
+    """`auto` is the bundle's precision where this device computes in it, else float32 with one line saying so."""
+    if asked == "auto" and bundle.precision == "bfloat16" and not computes_bfloat16(device):
+        say(
+            f"the model was trained on bfloat16 features; this {device.type} does not compute in it, so float32 is used"
+        )
+        return "float32"
+    return resolve_precision(asked, device, bundle.precision)
+
+
+def find_images(given: tuple[str, ...]) -> list[Path]:
+    """Files as they are, the images below folders, and what globs match; PipelineError names what matches nothing."""
+    found: list[Path] = []
+    for text in given:
+        path = Path(text)
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        else:
+            matches = [path] if path.is_file() else sorted(map(Path, glob.glob(text, recursive=True)))
+        if not matches:
+            raise PipelineError(f"{text} is no image, no folder with images, and matches nothing")
+        found += matches
+    return found
+
+
+def read_names(path: Path) -> dict[str, str]:
+    """Display names by class from a JSON object such as cat_to_name.json."""
+    try:
+        names = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path} cannot be read as JSON ({error}); expected an object of class: name") from error
+    if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()):
+        raise PipelineError(f"{path} is not a JSON object of class: name")
+    return names

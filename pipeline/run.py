@@ -1,0 +1,93 @@
+"""A run folder: run.json, head.safetensors (the head in its basis) and basis.safetensors."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from cache.files import write_atomically
+from cache.store import FeatureCache
+from pipeline.basis import Basis
+from pipeline.errors import RunError
+from pipeline.head import head_from_tensors
+
+RUN_FILE = "run.json"
+HEAD_FILE = "head.safetensors"
+BASIS_FILE = "basis.safetensors"
+RUN_FORMAT = 1
+
+
+@dataclass
+class Run:
+    """A trained head and what it was trained from. `record` is run.json."""
+
+    path: Path
+    record: dict[str, Any]
+    basis: Basis
+    head: nn.Sequential = field(repr=False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the head's outputs."""
+        return tuple(self.record["classes"])
+
+    def folded_head(self) -> nn.Sequential:
+        """The head over whole rows (B, D)."""
+        tensors = dict(self.head.state_dict())
+        tensors["0.weight"], tensors["0.bias"] = self.basis.fold(tensors["0.weight"], tensors["0.bias"])
+        return head_from_tensors(tensors, self.record["config"]["dropout"])
+
+    def save(self) -> None:
+        """Write the three files; run.json last, so that a folder with it is whole."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / RUN_FILE).unlink(missing_ok=True)
+        head: dict[str, Tensor] = {f"head.{name}": t.contiguous() for name, t in self.head.state_dict().items()}
+        write_atomically(self.path / HEAD_FILE, save(head))
+        write_atomically(self.path / BASIS_FILE, save(self.basis.tensors()))
+        self.save_record()
+
+    def save_record(self) -> None:
+        """Write run.json alone."""
+        write_atomically(self.path / RUN_FILE, json.dumps(self.record, indent=1).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> "Run":
+        """Read a run; RunError if it is not there or not whole."""
+        if not (path / RUN_FILE).is_file():
+            raise RunError(f"{path} holds no {RUN_FILE}, expected a run: make one with train-head --run {path}")
+        try:
+            record = json.loads((path / RUN_FILE).read_bytes())
+            if record["format"] != RUN_FORMAT:
+                raise RunError(f"{path} is a run of format {record['format']}, expected {RUN_FORMAT}: train it again")
+            basis = Basis.from_tensors(record["basis"], load((path / BASIS_FILE).read_bytes()))
+            tensors = load((path / HEAD_FILE).read_bytes())
+            head = head_from_tensors({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise RunError(f"{path} is not a whole run ({error}): train it again with --overwrite") from error
+        return cls(path, record, basis, head)
+
+    def open_cache(self, cache: Path | None) -> FeatureCache:
+        """The cache the run was trained from, at `cache` or where the run recorded it; another one is refused."""
+        opened = FeatureCache.open(cache or self.record["cache"])
+        found = opened.manifest.base.digest
+        if found != self.record["base_digest"]:
+            raise RunError(
+                f"{opened.path} is not the cache of {self.path}: its manifest is {found[:16]}, the run's was "
+                f"{self.record['base_digest'][:16]}; name the right one with --cache"
+            )
+        index = opened.index(self.record["set"])
+        if index.digest != self.record["set_digest"]:
+            raise RunError(
+                f"set {index.name!r} of {opened.path} changed since {self.path} was trained: train again with --overwrite"
+            )
+        return opened
+
+
+def refuse_to_overwrite(path: Path, overwrite: bool) -> None:
+    """RunError where `path` holds something and replacing it was not asked for."""
+    if not overwrite and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path} is there already: choose another place, or replace it with --overwrite")
