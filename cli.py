@@ -95,7 +95,8 @@ def extract(as_json: bool, **options: Any) -> None:
 
     result = run(ExtractConfig(**options), say)
     rate = f", {result.images_per_second:.1f} images/s" if result.images_per_second else ""
-    text = f"{result.rows} rows in {result.cache}: {result.computed} computed, {result.reused} reused, {result.seconds:.1f} s{rate}"
+    counts = f"{result.rows} rows in {result.cache}: {result.computed} computed, {result.reused} reused"
+    text = f"{counts}, {result.seconds:.1f} s{rate}"
     skipped = "".join(f"\nskipped {bad['path']}: {bad['reason']}" for bad in result.skipped)
     _emit(result, as_json, text + skipped)
 

@@ -26,7 +26,7 @@ class ImageRecord:
     digest: str
     label: str
     split: str
-    bytes: int
+    size: int
     mtime_ns: int
 
     @property
@@ -101,14 +101,17 @@ class SetIndex:
             raise CacheError(f"{path} is of format {version!r}, expected {layout.FORMAT_VERSION}; run extract again")
         if digest != json_digest(stored):
             raise DamagedCache(f"{path} was changed after it was written; run extract again to write it")
-        return cls(
-            name=stored["name"],
-            data=stored["data"],
-            split_seed=stored["split_seed"],
-            classes=tuple(stored["classes"]),
-            images=tuple(ImageRecord(**image) for image in stored["images"]),
-            skipped=tuple(SkippedImage(**image) for image in stored["skipped"]),
-        )
+        try:
+            return cls(
+                name=stored["name"],
+                data=stored["data"],
+                split_seed=stored["split_seed"],
+                classes=tuple(stored["classes"]),
+                images=tuple(ImageRecord(**image) for image in stored["images"]),
+                skipped=tuple(SkippedImage(**image) for image in stored["skipped"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise DamagedCache(f"{path} lacks or adds a field ({error}); run extract again to write it") from error
 
 
 def index_path(folder: Path, name: str) -> Path:

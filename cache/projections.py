@@ -1,4 +1,4 @@
-"""Rows already reduced by a basis, kept beside the shards: named by what they were made from and by their own digest."""
+"""Rows already reduced by a basis, kept beside the shards; named by what made them and by their own digest."""
 
 from pathlib import Path
 

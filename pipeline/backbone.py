@@ -87,7 +87,8 @@ def load_tensors(name: str, weights: str | None, say: Callable[[str], None]) -> 
     if found != wanted:
         wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))[0]
         raise WeightsError(
-            f"the weights do not fit {name}: {wrong} is {found.get(wrong, 'missing')}, expected {wanted.get(wrong, 'no such tensor')}"
+            f"the weights do not fit {name}: {wrong} is {found.get(wrong, 'missing')}, "
+            f"expected {wanted.get(wrong, 'no such tensor')}"
         )
     return tensors
 
@@ -130,7 +131,7 @@ def resolve_device(device: str) -> torch.device:
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether `device` has bf16 arithmetic, rather than emulating it a hundred times slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     have = torch.cpu.get_capabilities()
     return bool(have.get("avx512_bf16") or have.get("amx_bf16"))
 
@@ -141,7 +142,8 @@ def resolve_precision(precision: str, device: torch.device, stored: str | None =
         precision = stored or ("bfloat16" if computes_bfloat16(device) else "float32")
     if precision == "bfloat16" and not computes_bfloat16(device):
         raise PipelineError(
-            f"bfloat16 was asked for, but this {device.type} does not compute in it; use --precision float32 and another cache"
+            f"bfloat16 was asked for, but this {device.type} does not compute in it; "
+            "use --precision float32 and another cache"
         )
     return precision
 
@@ -155,7 +157,7 @@ def available_cpus() -> int:
 class Backbone:
     """A frozen backbone on a device; `code_path` says how it computes and goes into a shard's provenance."""
 
-    network: nn.Module
+    network: Callable[[Tensor], Tensor]
     device: torch.device
     precision: str
     batch_size: int
@@ -221,17 +223,18 @@ def load_backbone(
     network.load_state_dict(tensors, assign=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    network = network.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    network = network.to(device, dtype).to(memory_format=torch.channels_last)
     network.requires_grad_(False)
     code_path = "eager"
     if device.type == "cpu" and precision == "float32" and not plain and accelerate(network):
         code_path = "winograd"
-    elif compiled and not plain and (compiled_network := _compile(network)) is not None:
-        network, code_path = compiled_network, "compiled"
-    return Backbone(network, device, precision, batch_size or (64 if device.type == "cuda" else 8), code_path)
+    computing: Callable[[Tensor], Tensor] = network
+    if compiled and not plain and code_path == "eager" and (fast := _compile(network)) is not None:
+        computing, code_path = fast, "compiled"
+    return Backbone(computing, device, precision, batch_size or (64 if device.type == "cuda" else 8), code_path)
 
 
-def _compile(network: nn.Module) -> nn.Module | None:
+def _compile(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The network compiled with its weights frozen in; None where torch finds no compiler."""
     from torch._inductor import config, cpp_builder, exc
 
@@ -240,5 +243,5 @@ def _compile(network: nn.Module) -> nn.Module | None:
     except exc.InvalidCxxCompiler:
         return None
     config.freezing = True  # private, and works only with gradients off while compiling
-    compiled: nn.Module = torch.compile(network)
+    compiled: Callable[[Tensor], Tensor] = torch.compile(network)
     return compiled

@@ -31,7 +31,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Regions:
-    """Weighted means of a (channels, positions) map: `weights` is (positions, K); the output is K blocks of channels."""
+    """Weighted means of a (channels, positions) map by `weights` (positions, K), as K blocks of channels."""
 
     weights: Tensor
 
@@ -197,7 +197,8 @@ def _whitening(means: Tensor, labels: Tensor, shrinkage: float) -> Tensor:
     covariance = within.T @ within / len(within)
     covariance += shrinkage * covariance.diagonal().mean() * torch.eye(channels, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.rsqrt()).float()
+    whitening: Tensor = (vectors * values.rsqrt()).float()
+    return whitening
 
 
 def _principal(z: Tensor, components: int) -> list[Stage]:

@@ -117,7 +117,7 @@ DEFAULT_SHRINKAGE = 6.0
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Run → one model file, through the parity gate. `cache` and `data` None: where the run and its set recorded them."""
+    """Run → one model file. `cache` and `data` None: where the run and its set recorded them."""
 
     run: Path
     model: Path

@@ -5,7 +5,7 @@ from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import DecodeError
 
@@ -39,7 +39,7 @@ def decode_rgb(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
             return np.asarray(_to_rgb(upright))
     except DecodeError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DecodeError(f"not an image of a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's plugins raise anything from SyntaxError to struct.error on damaged files
         raise DecodeError(f"cannot be decoded: {error or type(error).__name__}") from error

@@ -138,8 +138,8 @@ def check_parity(
     }
     if not difference <= TOLERANCE or agreement < 1:
         raise ParityError(
-            f"the exported model differs from what was trained: {difference:.2g} in log-probability (at most {TOLERANCE:g}), "
-            f"top-1 agrees on {agreement:.2%} of {len(images)} images; nothing was written"
+            f"the exported model differs from what was trained: {difference:.2g} in log-probability, "
+            f"at most {TOLERANCE:g} is expected; top-1 agrees on {agreement:.2%} of {len(images)} images; nothing was written"
         )
     return parity
 
@@ -170,7 +170,7 @@ def _check_files(images: list[ImageRecord], root: Path) -> None:
 def _trained_log_probs(
     run: Run, cache: FeatureCache, images: list[ImageRecord], root: Path, network: Backbone, say: Say
 ) -> Tensor:
-    """(N, C) of the head in its basis, on the cache's rows; on rows computed here where another kind of machine made those."""
+    """(N, C) of the head in its basis on the cache's rows; on rows made here if another kind of machine made those."""
     keys = [(image.key, layout.CLEAN_VIEW) for image in images]
     here = _kind(network.provenance)
     if all(_kind(made) == here for made in cache.provenance(keys)):

@@ -97,7 +97,7 @@ def _plan(config: ExtractConfig, say: Say) -> _Plan:
     images = ImageSet.scan(config.data, config.split_seed)
     stored = _stored_manifest(config.cache)
     device = backbone.resolve_device(config.device)
-    precision = backbone.resolve_precision(config.precision, device, stored and stored.base.precision)
+    precision = backbone.resolve_precision(config.precision, device, stored.base.precision if stored else None)
     name = layout.check_set_name(config.set or images.data.name)
     _keep_other_roots(config, images, name)
     tensors = backbone.load_tensors(config.backbone, config.weights, say)

@@ -27,6 +27,7 @@ def build_head(config: HeadConfig, generator: torch.Generator | None = None) -> 
         nn.LogSoftmax(dim=1),
     )
     for layer in (head[0], head[3]):
+        assert isinstance(layer, nn.Linear)
         bound = 1 / math.sqrt(layer.in_features)
         nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
         nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
@@ -36,7 +37,9 @@ def build_head(config: HeadConfig, generator: torch.Generator | None = None) -> 
 def training_log_probs(head: nn.Sequential, x: Tensor, generator: torch.Generator) -> Tensor:
     """(B, D) → (B, C) with dropout drawn from `generator`, never from the global one."""
     hidden = head[1](head[0](x))
-    rate = head[2].p
+    dropout = head[2]
+    assert isinstance(dropout, nn.Dropout)
+    rate = dropout.p
     keep = torch.rand(hidden.shape, generator=generator) >= rate
     log_probs: Tensor = head[4](head[3](hidden * keep / (1 - rate)))
     return log_probs

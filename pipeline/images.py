@@ -87,7 +87,7 @@ def stale_files(index: SetIndex) -> list[str]:
 
 def _touched(path: Path, image: ImageRecord) -> bool:
     found = path.stat()
-    return (found.st_size, found.st_mtime_ns) != (image.bytes, image.mtime_ns)
+    return (found.st_size, found.st_mtime_ns) != (image.size, image.mtime_ns)
 
 
 def _digest(path: Path) -> str:
@@ -118,7 +118,8 @@ def _refuse_wrong_level(data: Path, folders: dict[str, Path]) -> None:
             raise ImageSetError(f"{data} is not a data set, but holds one; did you mean {folder}?")
     if not folders and any(_is_image(entry) for entry in data.iterdir()):
         raise ImageSetError(
-            f"{data} holds images but no class folders, expected a folder per class; did you mean {data.absolute().parent}?"
+            f"{data} holds images but no class folders, expected a folder per class; "
+            f"did you mean {data.absolute().parent}?"
         )
 
 
@@ -200,7 +201,7 @@ def _split_by_class(images: list[ImageRecord], seed: int) -> list[ImageRecord]:
         test = held if len(digests) > 2 else 0
         for place, digest in enumerate(digests):
             split_of[digest] = "valid" if place < valid else "test" if place < valid + test else "train"
-    return [ImageRecord(i.path, i.digest, i.label, split_of[i.digest], i.bytes, i.mtime_ns) for i in images]
+    return [ImageRecord(i.path, i.digest, i.label, split_of[i.digest], i.size, i.mtime_ns) for i in images]
 
 
 def _check_classes(data: Path, classes: tuple[str, ...], images: list[ImageRecord]) -> None:
@@ -211,7 +212,8 @@ def _check_classes(data: Path, classes: tuple[str, ...], images: list[ImageRecor
         if unknown:
             names = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
             raise ImageSetError(
-                f"{data}: {split} has classes that train does not: {names}; add images of them to train, or rename the folders"
+                f"{data}: {split} has classes that train does not: {names}; "
+                "add images of them to train, or rename the folders"
             )
 
 

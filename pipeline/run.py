@@ -82,7 +82,8 @@ class Run:
         index = opened.index(self.record["set"])
         if index.digest != self.record["set_digest"]:
             raise RunError(
-                f"set {index.name!r} of {opened.path} changed since {self.path} was trained: train again with --overwrite"
+                f"set {index.name!r} of {opened.path} changed since {self.path} was trained: "
+                "train again with --overwrite"
             )
         return opened
 

@@ -158,9 +158,8 @@ def _projected(
     basis, rows = _fit_basis(cache, index, keys, passes, name)
     if basis.stages:
         save_projection(cache.path, source, save({"rows": rows.contiguous(), **basis.tensors()}))
-    say(
-        f"basis {name}: {rows.shape[1]} of {cache.in_features} dimensions, {len(rows)} rows, {time.perf_counter() - start:.1f} s"
-    )
+    seconds = time.perf_counter() - start
+    say(f"basis {name}: {rows.shape[1]} of {cache.in_features} dimensions, {len(rows)} rows, {seconds:.1f} s")
     return basis, rows
 
 
@@ -241,11 +240,10 @@ def _train_epoch(
 def accuracy(head: nn.Sequential, rows: Tensor, chosen: Tensor, labels: Tensor) -> float:
     """Share of `chosen` rows whose most probable class is their label."""
     head.eval()
-    hits = sum(
-        int((head(rows[c]).argmax(1) == y).sum()) for c, y in zip(chosen.split(1024), labels.split(1024), strict=True)
-    )
+    batches = zip(chosen.split(1024), labels.split(1024), strict=True)
+    hits = [int((head(rows[batch]).argmax(1) == truth).sum()) for batch, truth in batches]
     head.train()
-    return hits / len(labels)
+    return sum(hits) / len(labels)
 
 
 def _record(

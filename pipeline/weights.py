@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ def fetch(weights: NamedWeights, say: Callable[[str], None]) -> dict[str, Tensor
         tried.append("the network: not tried, HEADGRAFT_OFFLINE is 1")
     raise WeightsError(
         f"no weights {weights.name} for {weights.backbone}. Tried:\n  " + "\n  ".join(tried) + "\n"
-        f"Put a state dict (keys features.N.weight, features.N.bias) at {weights.path}, or name one with --weights FILE."
+        f"Put a state dict (keys features.N.weight, .bias) at {weights.path}, or name one with --weights FILE."
     )
 
 
@@ -115,7 +115,7 @@ def _checked(weights: NamedWeights, tensors: dict[str, Tensor], where: str) -> d
     if weights.digest and tensor_digest(tensors) != weights.digest:
         raise WeightsError(
             f"the weights from {where} are not {weights.backbone} {weights.name}: expected tensors of digest "
-            f"{weights.digest[:16]}, found {tensor_digest(tensors)[:16]}; remove the file, or use it with --weights FILE"
+            f"{weights.digest[:16]}, found {tensor_digest(tensors)[:16]}; remove the file, or name it with --weights"
         )
     return tensors
 
@@ -201,7 +201,7 @@ def _read_member(archive: Path, member: str) -> dict[str, dict[str, Any]]:
 class _ArrayUnpickler(pickle.Unpickler):
     """Builds numpy arrays and nothing else: any other name in the pickle is refused before it is looked up."""
 
-    _ALLOWED = {
+    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,

@@ -1,0 +1,62 @@
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HEADGRAFT := $(BIN)/headgraft
+
+CACHE ?= features
+RUN ?= runs/head
+MODEL ?= model.safetensors
+PASSES ?= 1
+DATA ?= $(wildcard $(HEADGRAFT_FLOWERS))
+ARGS ?=
+
+.PHONY: help setup extract train-head evaluate export predict demo test lint types bench clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+setup: $(VENV)/.ready ## Install everything into .venv, pinned
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+extract: setup ## Stage one: DATA=folder [CACHE= PASSES= ARGS=]
+	@test -n "$(DATA)" || { echo "Say which images: make extract DATA=path/to/folder, or set HEADGRAFT_FLOWERS to the flowers" >&2; exit 1; }
+	$(HEADGRAFT) extract "$(DATA)" --cache "$(CACHE)" --passes $(PASSES) $(ARGS)
+
+train-head: setup ## Stage two: a head from the cache [CACHE= RUN= ARGS=]
+	$(HEADGRAFT) train-head --cache "$(CACHE)" --run "$(RUN)" $(ARGS)
+
+evaluate: setup ## Score the run on its test images [RUN= ARGS=]
+	$(HEADGRAFT) evaluate "$(RUN)" $(ARGS)
+
+export: setup ## One combined model from the run [RUN= MODEL= ARGS=]
+	$(HEADGRAFT) export "$(RUN)" "$(MODEL)" $(ARGS)
+
+predict: setup ## Name what is in an image: IMAGE=file [MODEL= ARGS=]
+	@test -n "$(IMAGE)" || { echo "Say which image: make predict IMAGE=path/to/image.jpg" >&2; exit 1; }
+	$(HEADGRAFT) predict "$(MODEL)" "$(IMAGE)" $(ARGS)
+
+demo: setup ## The whole way on handwritten digits, from nothing
+	$(BIN)/python tests/demo.py
+
+test: setup ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## Check types
+	$(BIN)/mypy
+
+bench: setup ## Time it beside plain scripts (about 30 minutes)
+	$(BIN)/python tests/benchmarks/bench.py $(if $(wildcard $(CACHE)/manifest.json),--cache "$(CACHE)") $(ARGS)
+
+clean: ## Remove .venv and caches of the tools, never features, runs or models
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,13 @@
+"""Two stages: features of a frozen backbone into a cache, heads trained from it and exported as one model.
+
+Nothing is imported here, so that what needs no torch starts at once. The public interface, by module:
+
+    pipeline.config    ExtractConfig, TrainConfig, ExportConfig, EvaluateConfig, PredictConfig
+    pipeline.images    ImageSet
+    pipeline.extract   extract
+    pipeline.train     train_head
+    pipeline.evaluate  evaluate
+    pipeline.export    export
+    pipeline.bundle    load_bundle, Bundle
+    pipeline.predict   predict
+"""

@@ -1,0 +1,104 @@
+"""Stage one and stage two beside plain scripts, on the same images, in one run; prints the ratios.
+
+`make bench CACHE=features` with the flowers' cache (pass 0 at least). The plain scripts are looked for in
+$HEADGRAFT_BASELINES, the flowers in $HEADGRAFT_FLOWERS.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+from cache.layout import CLEAN_VIEW
+from cache.store import FeatureCache
+from pipeline.backbone import BACKBONES
+
+ROOT = Path(__file__).resolve().parents[2]
+FLOWERS = Path(os.environ.get("HEADGRAFT_FLOWERS", ROOT / "../shared/flowers102"))
+BASELINES = Path(os.environ.get("HEADGRAFT_BASELINES", ROOT / "../shared/baselines"))
+
+
+def run(*command: object) -> dict[str, Any]:
+    """Run a program and return the JSON of its last line."""
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return answer
+
+
+def subset(folder: Path, count: int) -> None:
+    """Links to `count` training flowers, chosen by the digest of their names, in class folders."""
+    files = sorted(FLOWERS.glob("train/*/*.jpg"), key=lambda p: hashlib.sha256(p.name.encode()).digest())
+    for file in files[:count]:
+        link = folder / file.parent.name / file.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file.resolve())
+
+
+def bench_extract(scratch: Path, count: int) -> None:
+    """Images per second from files to features."""
+    subset(scratch / "images", count)
+    weights = BACKBONES["vgg16"].weights.path
+    plain = run(BASELINES / "extract_plain.py", scratch / "images", weights, scratch / "plain.npz")
+    ours = run("cli.py", "extract", scratch / "images", "--cache", scratch / "cache", "--json")
+    whole = ours["computed"] / ours["seconds"]
+    print(f"extract, {count} flowers: plain {plain['images_per_second']:.2f} images/s")
+    print(f"  ours {ours['images_per_second']:.2f} steady, {whole:.2f} with warm-up and start")
+    print(
+        f"  ratio {ours['images_per_second'] / plain['images_per_second']:.2f} steady, "
+        f"{whole / plain['images_per_second']:.2f} whole"
+    )
+
+
+def write_rows(cache: FeatureCache, split: str, path: Path, name: str | None) -> None:
+    """Clean rows of one split as the plain script reads them."""
+    index = cache.index(name)
+    images = index.split(split)
+    place = {label: number for number, label in enumerate(index.classes)}
+    rows = cache.read([(image.key, CLEAN_VIEW) for image in images]).astype(np.float32)
+    np.savez(path, features=rows, labels=np.array([place[image.label] for image in images]))
+
+
+def bench_heads(scratch: Path, folder: Path, name: str | None) -> None:
+    """Seconds per head of 20 epochs on all clean training rows."""
+    cache = FeatureCache.open(folder)
+    for split in ("train", "valid"):
+        write_rows(cache, split, scratch / f"{split}.npz", name)
+    grid = ("--hidden", 512, "--dropout", 0.5, "--lr", 1e-4, 1e-3, "--epochs", 20)
+    plain = run(BASELINES / "heads_plain.py", scratch / "train.npz", scratch / "valid.npz", *grid)
+    chosen = ("--set", name) if name else ()
+    command = ("cli.py", "train-head", "--cache", folder, "--run", scratch / "run", "--passes", 0, "--json", *chosen)
+    ours = run(*command)
+    print(f"head of 20 epochs: plain {plain['seconds_per_head']:.1f} s each, best valid {plain['best']:.2%}")
+    print(f"  ours {ours['seconds']:.1f} s with start and basis, valid {ours['valid_accuracy']:.2%}")
+    print(f"  ratio {plain['seconds_per_head'] / ours['seconds']:.1f}")
+
+
+def main() -> None:
+    """Run both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, help="the flowers' cache; without it only stage one is timed")
+    parser.add_argument("--set", help="its image set")
+    parser.add_argument("--images", type=int, default=500)
+    options = parser.parse_args()
+    have = (torch.backends.cpu.get_cpu_capability(), f"{os.cpu_count()} processors", platform.platform())
+    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {', '.join(have)}")
+    with tempfile.TemporaryDirectory() as folder:
+        bench_extract(Path(folder), options.images)
+        if options.cache:
+            bench_heads(Path(folder), options.cache, options.set)
+
+
+if __name__ == "__main__":
+    main()
