@@ -139,7 +139,8 @@ def check_parity(
     if not difference <= TOLERANCE or agreement < 1:
         raise ParityError(
             f"the exported model differs from what was trained: {difference:.2g} in log-probability, "
-            f"at most {TOLERANCE:g} is expected; top-1 agrees on {agreement:.2%} of {len(images)} images; nothing was written"
+            f"at most {TOLERANCE:g} is expected; top-1 agrees on {agreement:.2%} of {len(images)} images; "
+            "nothing was written"
         )
     return parity
 

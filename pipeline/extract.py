@@ -1,15 +1,13 @@
 """Stage one: the rows an image set needs and the cache lacks, from image files through the frozen backbone."""
 
-import hashlib
+import math
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from cache import layout
@@ -23,9 +21,10 @@ from pipeline import augment, backbone
 from pipeline.augment import Views
 from pipeline.config import ExtractConfig
 from pipeline.console import Say, duration, progress, silent, size
-from pipeline.decode import DECODING_POLICY, Pixels, decode_rgb
-from pipeline.errors import DecodeError, ImageSetError, PipelineError
+from pipeline.decode import DECODING_POLICY, Pixels
+from pipeline.errors import DecodeError, PipelineError
 from pipeline.images import ImageSet
+from pipeline.loader import Loader, Work
 from pipeline.weights import tensor_digest
 
 
@@ -45,15 +44,6 @@ class ExtractResult:
     skipped: list[dict[str, str]] = field(default_factory=list)
     cache: str = ""
     bytes: int = 0
-
-
-@dataclass(frozen=True)
-class _Work:
-    """One file to decode once, and the views of it that have no row."""
-
-    path: Path
-    digest: bytes
-    views: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -141,7 +131,7 @@ def _manifest(config: ExtractConfig, tensors: dict[str, torch.Tensor], precision
     return Manifest(base, recipe)
 
 
-def _missing(plan: _Plan, cache: FeatureCache | None) -> tuple[list[_Work], ExtractResult]:
+def _missing(plan: _Plan, cache: FeatureCache | None) -> tuple[list[Work], ExtractResult]:
     """Files to decode, and the counts before the run; `cache` None stands for an empty one."""
     index = plan.images.index(plan.name)
     keys = index.row_keys(plan.config.passes)
@@ -150,16 +140,16 @@ def _missing(plan: _Plan, cache: FeatureCache | None) -> tuple[list[_Work], Extr
     for digest, view in missing:
         views.setdefault(digest, []).append(view)
     paths = {image.key: index.root / image.path for image in reversed(index.images)}
-    work = [_Work(paths[digest], digest, tuple(names)) for digest, names in views.items()]
+    work = [Work(paths[digest], digest, tuple(names)) for digest, names in views.items()]
     reused = len(keys) - len(missing)
     return work, ExtractResult(plan.name, len(index.images), len(keys), 0, reused, cache=str(plan.config.cache))
 
 
-def _announce(plan: _Plan, result: ExtractResult, work: list[_Work], say: Say) -> int:
+def _announce(plan: _Plan, result: ExtractResult, work: list[Work], say: Say) -> int:
     """Say what is there and what it will take; refuse what the disk cannot hold. Returns the missing rows."""
     missing = sum(len(item.views) for item in work)
     base = plan.manifest.base
-    needed = missing * 2 * int(torch.tensor(base.row_shape).prod())
+    needed = missing * 2 * math.prod(base.row_shape)
     say(
         f"{plan.name}: {result.images} images, {len(plan.images.classes)} classes, "
         f"{result.rows} rows: {result.reused} present, {missing} missing"
@@ -180,15 +170,25 @@ def _dry_run(plan: _Plan, say: Say) -> ExtractResult:
     work, result = _missing(plan, cache)
     missing = _announce(plan, result, work, say)
     if missing:
-        network = _load(plan, missing)
-        size_, runs = plan.config.image_size, []
-        views = [torch.zeros(size_, size_, 3, dtype=torch.uint8).numpy()] * min(2, network.batch_size)
-        for _ in range(2):
-            began = time.perf_counter()
-            network(views)
-            runs.append(time.perf_counter() - began)
-        say(f"about {duration(min(runs) / len(views) * missing)}, from one batch on this {network.device.type}")
+        _warm_up(_load(plan, missing), plan, missing, say)
     return result
+
+
+def _warm_up(network: backbone.Backbone, plan: _Plan, rows: int, say: Say) -> float:
+    """Bring the network to speed on blank views and say how long `rows` will take; the seconds of the first run."""
+    side = plan.config.image_size
+    views = [np.zeros((side, side, 3), np.uint8)] * min(2, network.batch_size)
+    seconds = [_timed(network, views) for _ in range(2)]
+    filled = network.batch_size if network.code_path == "compiled" else len(views)  # a compiled batch is always whole
+    expected = duration(seconds[1] / filled * rows)
+    say(f"{network.code_path} {network.precision} on this {network.device.type}: about {expected}")
+    return seconds[0]
+
+
+def _timed(network: backbone.Backbone, views: list[Pixels]) -> float:
+    start = time.perf_counter()
+    network(views)
+    return time.perf_counter() - start
 
 
 def _load(plan: _Plan, rows: int) -> backbone.Backbone:
@@ -204,25 +204,25 @@ def _load(plan: _Plan, rows: int) -> backbone.Backbone:
     )
 
 
-def _compute(
-    plan: _Plan, cache: FeatureCache, work: list[_Work], result: ExtractResult, say: Say
-) -> list[SkippedImage]:
+def _compute(plan: _Plan, cache: FeatureCache, work: list[Work], result: ExtractResult, say: Say) -> list[SkippedImage]:
     """Decode, compute and write `work`; fills in the counts and seconds, returns the files that were skipped."""
     rows = sum(len(item.views) for item in work)
     network = _load(plan, rows)
+    result.warmup_seconds = _warm_up(network, plan, rows, say)
+    start = time.perf_counter()
     base, recipe = plan.manifest.base, plan.manifest.augmentation
     views = Views(base.input_size, base.resize, recipe.seed if recipe else 0)
     provenance = {**network.provenance, "weights": backbone.weights_source(plan.config.backbone, plan.config.weights)}
     header = ShardHeader(base.digest, base.row_shape, provenance=provenance)
-    decoder = _Decoder(views, 1 if plan.config.workers is None else plan.config.workers)
-    bad: list[tuple[_Work, str]] = []
+    loader = Loader(views, 1 if plan.config.workers is None else plan.config.workers)
+    bad: list[tuple[Work, str]] = []
     with (
         ShardWriter(cache.path, header, recipe.digest if recipe else "") as writer,
         progress(rows, "rows", say) as advance,
-        decoder,
+        loader,
     ):
         batch: list[tuple[RowKey, Pixels]] = []
-        for item, outcome in decoder.run(work):
+        for item, outcome in loader.run(work):
             if isinstance(outcome, DecodeError):
                 bad.append((item, str(outcome)))
                 if not plan.config.skip_bad:
@@ -233,12 +233,11 @@ def _compute(
                 batch = _run_batch(network, batch, writer, result, advance)
         while batch:
             batch = _run_batch(network, batch, writer, result, advance)
-    result.phases["decode"], result.phases["write"] = decoder.seconds, writer.seconds
-    steady = result.phases["compute"] - result.warmup_seconds
-    result.images_per_second = (result.computed - network.batch_size) / steady if steady > 0 else 0.0
+    result.phases["decode"], result.phases["write"] = loader.seconds, writer.seconds
+    result.images_per_second = result.computed / (time.perf_counter() - start)
     if bad and not plan.config.skip_bad:
         remaining = work[work.index(bad[0][0]) + 1 :]
-        raise _all_bad(bad + [(i, str(o)) for i, o in _Decoder(views, 2).check(remaining)])
+        raise _all_bad(bad + [(i, str(o)) for i, o in Loader(views, 2).check(remaining)])
     return _skipped(plan, bad)
 
 
@@ -253,13 +252,10 @@ def _run_batch(
     keys, pixels = zip(*batch[: network.batch_size], strict=True)
     start = time.perf_counter()
     rows = network(list(pixels))
-    seconds = time.perf_counter() - start
-    result.phases["compute"] += seconds
-    if result.computed == 0:
-        result.warmup_seconds = seconds
-    finite = torch.isfinite(torch.from_numpy(rows)).all(dim=1)
+    result.phases["compute"] += time.perf_counter() - start
+    finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
-        digest, view = keys[int((~finite).nonzero()[0])]
+        digest, view = keys[int(np.argmin(finite))]
         raise PipelineError(
             f"a feature of the image with SHA-256 {digest.hex()} ({view}) is not finite: check the weights"
         )
@@ -269,61 +265,7 @@ def _run_batch(
     return batch[network.batch_size :]
 
 
-class _Decoder:
-    """Decodes each file once and renders its views, `workers` threads ahead of the backbone; 0 is in line."""
-
-    AHEAD = 16  # files a worker
-
-    def __init__(self, views: Views, workers: int) -> None:
-        self.views = views
-        self.workers = workers
-        self.seconds = 0.0  # over all workers
-        self._pool = ThreadPoolExecutor(max(1, workers), "decode")
-
-    def __enter__(self) -> "_Decoder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def run(self, work: Iterable[_Work]) -> Iterator[tuple[_Work, list[tuple[str, Pixels]] | DecodeError]]:
-        """Each item with its (view, pixels) or the reason it has none, in order."""
-        waiting: deque[tuple[_Work, Future[Any]]] = deque()
-        for item in work:
-            if not self.workers:
-                yield item, self._decode(item)
-                continue
-            waiting.append((item, self._pool.submit(self._decode, item)))
-            if len(waiting) >= self.AHEAD * self.workers:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
-
-    def check(self, work: Iterable[_Work]) -> Iterator[tuple[_Work, DecodeError]]:
-        """Those of `work` that cannot be decoded."""
-        with self:
-            for item, outcome in self.run(_Work(item.path, item.digest, ()) for item in work):
-                if isinstance(outcome, DecodeError):
-                    yield item, outcome
-
-    def _decode(self, item: _Work) -> list[tuple[str, Pixels]] | DecodeError:
-        start = time.perf_counter()
-        try:
-            data = item.path.read_bytes()
-            if hashlib.sha256(data).digest() != item.digest:
-                raise ImageSetError(f"{item.path} changed while it was being extracted: run the same command again")
-            pixels = decode_rgb(data)
-            return [(view, self.views.render(pixels, item.digest, view)) for view in item.views]
-        except OSError as error:
-            return DecodeError(f"cannot be read: {error.strerror}")
-        except DecodeError as error:
-            return error
-        finally:
-            self.seconds += time.perf_counter() - start
-
-
-def _all_bad(bad: list[tuple[_Work, str]]) -> DecodeError:
+def _all_bad(bad: list[tuple[Work, str]]) -> DecodeError:
     lines = "\n".join(f"  {item.path}: {reason}" for item, reason in bad)
     return DecodeError(
         f"{len(bad)} image files cannot be decoded:\n{lines}\n"
@@ -331,7 +273,7 @@ def _all_bad(bad: list[tuple[_Work, str]]) -> DecodeError:
     )
 
 
-def _skipped(plan: _Plan, bad: list[tuple[_Work, str]]) -> list[SkippedImage]:
+def _skipped(plan: _Plan, bad: list[tuple[Work, str]]) -> list[SkippedImage]:
     """Every file of the set with a content that cannot be decoded."""
     reasons = {item.digest: reason for item, reason in bad}
     return [SkippedImage(i.path, reasons[i.key]) for i in plan.images.images if i.key in reasons]

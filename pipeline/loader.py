@@ -1,0 +1,92 @@
+"""Image files → pixels of their views, decoded once each, ahead of the backbone."""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pipeline.augment import Views
+from pipeline.decode import Pixels, decode_rgb
+from pipeline.errors import DecodeError, ImageSetError
+
+Rendered = list[tuple[str, Pixels]]  # (view, pixels)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One file to decode once, and the views of it that are wanted."""
+
+    path: Path
+    digest: bytes
+    views: tuple[str, ...]
+
+
+class Loader:
+    """Decodes files and renders their views in `workers` threads; 0 decodes in line. A context manager.
+
+    Threads serve, because Pillow frees the interpreter while it decodes and resizes.
+    """
+
+    FILES_AHEAD = 16  # a worker
+
+    def __init__(self, views: Views, workers: int) -> None:
+        self.views = views
+        self.workers = workers
+        self.seconds = 0.0  # summed over the workers
+        self._pool = ThreadPoolExecutor(max(1, workers), "decode")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(self, work: Iterable[Work]) -> Iterator[tuple[Work, Rendered | DecodeError]]:
+        """Each item with its views, or with the reason it has none, in the order of `work`."""
+        waiting: deque[tuple[Work, Future[tuple[Rendered | DecodeError, float]]]] = deque()
+        for item in work:
+            if not self.workers:
+                yield item, self._count(self._load(item))
+                continue
+            waiting.append((item, self._pool.submit(self._load, item)))
+            if len(waiting) >= self.FILES_AHEAD * self.workers:
+                done, future = waiting.popleft()
+                yield done, self._count(future.result())
+        for done, future in waiting:
+            yield done, self._count(future.result())
+
+    def check(self, work: Iterable[Work]) -> Iterator[tuple[Work, DecodeError]]:
+        """Those of `work` that cannot be decoded."""
+        with self:
+            for item, outcome in self.run(Work(item.path, item.digest, ()) for item in work):
+                if isinstance(outcome, DecodeError):
+                    yield item, outcome
+
+    def _count(self, timed: tuple[Rendered | DecodeError, float]) -> Rendered | DecodeError:
+        outcome, seconds = timed
+        self.seconds += seconds
+        return outcome
+
+    def _load(self, item: Work) -> tuple[Rendered | DecodeError, float]:
+        start = time.perf_counter()
+        outcome: Rendered | DecodeError
+        try:
+            pixels = decode_rgb(_read(item))
+            outcome = [(view, self.views.render(pixels, item.digest, view)) for view in item.views]
+        except DecodeError as error:
+            outcome = error
+        return outcome, time.perf_counter() - start
+
+
+def _read(item: Work) -> bytes:
+    try:
+        data = item.path.read_bytes()
+    except OSError as error:
+        raise DecodeError(f"cannot be read: {error.strerror}") from error
+    if hashlib.sha256(data).digest() != item.digest:
+        raise ImageSetError(f"{item.path} changed while it was being extracted: run the same command again")
+    return data
