@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ class Bundle:
         """The preprocessing, the same object that stage one uses."""
         return Views(self.card["preprocessing"]["input_size"], self.card["preprocessing"]["resize"])
 
+    @cached_property
+    def _cpu_backbone(self) -> Backbone:
+        return self.backbone(torch.device("cpu"), "float32")
+
     def backbone(self, device: torch.device, precision: str, batch_size: int | None = None) -> Backbone:
         """The bundle's backbone, ready to compute rows."""
         return load_backbone(
@@ -91,10 +96,9 @@ class Bundle:
         return result, failed
 
     def predict(self, paths: Sequence[str | Path], top_k: int = 5) -> list[list[tuple[str, float]]]:
-        """The `top_k` (class, probability) of each image file; DecodeError names the first that cannot be read."""
-        backbone = self.backbone(torch.device("cpu"), "float32")
+        """The `top_k` (class, probability) of each image file, in float32 on the CPU; DecodeError names the first that cannot be read."""
         files = [Path(path) for path in paths]
-        log_probs, failed = self.log_probs(backbone, files)
+        log_probs, failed = self.log_probs(self._cpu_backbone, files)
         if failed:
             place, reason = next(iter(failed.items()))
             raise DecodeError(f"{files[place]}: {reason}")

@@ -57,7 +57,7 @@ class ExtractConfig:
 class TrainConfig:
     """Stage two, one head: Linear(D, hidden), ReLU, Dropout, Linear(hidden, C), LogSoftmax, trained in `basis`.
 
-    `passes` None takes every pass the cache has whole for the set; `batch_size` None takes 64.
+    `passes` None takes every pass the cache has whole for the set.
     """
 
     cache: Path

@@ -113,7 +113,7 @@ def check_parity(
     """
     base = cache.manifest.base
     images = parity_images(index.split("valid"))
-    root = (data if data is None or data.is_dir() else data.parent) or index.root
+    root = index.root if data is None else data if data.is_dir() else data.parent
     _check_files(images, root)
     device = torch.device("cpu" if base.precision == "float32" or computes_bfloat16(torch.device("cpu")) else "cuda")
     say(f"parity: {len(images)} validation images through the exported file")
