@@ -50,10 +50,14 @@ class SkippedImage:
 
 @dataclass(frozen=True)
 class SetIndex:
-    """The index of one image set; `classes` are the names in the order of the head's outputs."""
+    """The index of one image set; `classes` are the names in the order of the head's outputs.
+
+    `data` is what was extracted, a folder or a CSV file; the records' paths start from `root`.
+    """
 
     name: str
     data: str
+    root: str
     split_seed: int
     classes: tuple[str, ...]
     images: tuple[ImageRecord, ...]
@@ -64,12 +68,6 @@ class SetIndex:
         """SHA-256 of what training depends on: paths, contents, labels, splits, class order; not place or time."""
         rows = sorted((i.path, i.digest, i.label, i.split) for i in self.images)
         return json_digest([list(self.classes), rows])
-
-    @property
-    def root(self) -> Path:
-        """The folder that the records' paths start from."""
-        data = Path(self.data)
-        return data.parent if data.suffix.lower() == ".csv" else data
 
     def split(self, name: str) -> tuple[ImageRecord, ...]:
         """The records of one split, in index order."""
@@ -105,6 +103,7 @@ class SetIndex:
             return cls(
                 name=stored["name"],
                 data=stored["data"],
+                root=stored["root"],
                 split_seed=stored["split_seed"],
                 classes=tuple(stored["classes"]),
                 images=tuple(ImageRecord(**image) for image in stored["images"]),

@@ -43,8 +43,7 @@ class FeatureCache:
         if file.is_file():
             stored = Manifest.load(file)
             manifest = stored.merged_with(manifest, path)
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise CacheError(f"{path} is not a feature cache and not empty: name another folder with --cache")
+        check_place(path)
         for folder in (layout.SHARD_FOLDER, layout.SET_FOLDER, layout.PROJECTION_FOLDER):
             (path / folder).mkdir(parents=True, exist_ok=True)
         if not file.is_file() or stored != manifest:
@@ -176,8 +175,19 @@ class FeatureCache:
         return passes
 
 
+def check_place(path: Path) -> None:
+    """CacheError where `path` is neither a cache, nor empty, nor absent."""
+    known = path.is_dir() and (
+        (path / layout.MANIFEST_FILE).is_file() or {file.name for file in path.iterdir()} <= {layout.LOCK_FILE}
+    )
+    if path.exists() and not known:
+        raise CacheError(f"{path} is not a feature cache and not empty: name another folder with --cache")
+
+
 def _open_or_error(path: Path) -> Shard | DamagedCache:
     try:
         return Shard.open(path)
     except DamagedCache as error:
         return error
+    except FileNotFoundError:
+        return DamagedCache(f"{path} went while it was being read, as when a writer merges shards: run this again")

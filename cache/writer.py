@@ -24,13 +24,14 @@ MERGE_BELOW = ROWS_PER_SHARD // 2
 @contextmanager
 def writing(cache: Path) -> Iterator[None]:
     """Hold the cache for writing and clear what a killed writer left; CacheBusy if another process holds it."""
+    cache.mkdir(parents=True, exist_ok=True)
     lock = FileLock(cache / layout.LOCK_FILE)
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise CacheBusy(f"another process is writing {cache}: wait until it ends, then run this again") from error
     try:
-        for folder in (cache, *(path for path in cache.iterdir() if path.is_dir())):
+        for folder in (cache, cache / layout.SHARD_FOLDER, cache / layout.SET_FOLDER):
             for left in folder.glob(f".*{layout.TEMPORARY_SUFFIX}"):
                 left.unlink(missing_ok=True)
         yield

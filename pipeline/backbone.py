@@ -17,7 +17,7 @@ from torchvision import models
 from cache.shard import Float16Array
 from pipeline.decode import Pixels
 from pipeline.errors import PipelineError, WeightsError
-from pipeline.weights import NamedWeights, fetch, load_weights_file
+from pipeline.weights import NamedWeights, fetch, load_weights_file, weights_folder
 from pipeline.winograd import accelerate
 
 MEAN = (0.485, 0.456, 0.406)
@@ -240,6 +240,10 @@ def _compile(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
     try:
         cpp_builder.get_cpp_compiler()
+        # Compiled code is code: nobody else may write it, so not in a shared temporary folder.
+        folder = weights_folder().with_name("compiled")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     except exc.InvalidCxxCompiler:
         return None
     config.freezing = True  # private, and works only with gradients off while compiling

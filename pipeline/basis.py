@@ -18,6 +18,9 @@ from pipeline.errors import PipelineError
 
 Shape = tuple[int, ...]
 
+# Kept projections were made by this version of the fit: change it with any number below.
+BASIS_VERSION = 1
+
 
 class Stage(Protocol):
     """One affine step of a basis."""

@@ -1,7 +1,7 @@
 """One safetensors file that predicts from image files: backbone, head, preprocessing and classes; write and read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from cache.files import write_atomically
+from cache.layout import CLEAN_VIEW
 from pipeline.augment import Views
 from pipeline.backbone import Backbone, build_trunk, load_backbone, normalise
 from pipeline.decode import DECODING_POLICY, decode_rgb
@@ -21,6 +22,7 @@ from pipeline.head import head_from_tensors
 
 BUNDLE_FORMAT = 1
 METADATA_KEY = "headgraft"
+_CARD = {"classes", "names", "backbone", "preprocessing", "manifest", "data", "split_seed", "set_digest", "skipped"}
 
 
 def write_bundle(path: Path, backbone: dict[str, Tensor], head: nn.Sequential, card: dict[str, Any]) -> None:
@@ -70,33 +72,40 @@ class Bundle:
             self.card["backbone"], self.backbone_tensors, device=device, precision=precision, batch_size=batch_size
         )
 
-    @torch.inference_mode()
-    def log_probs(
-        self, backbone: Backbone, paths: Sequence[Path], rounded: bool = False
-    ) -> tuple[Tensor, dict[int, str]]:
-        """Log-probabilities of image files (B, C) float32, and the reason by place for those that have none.
+    def rows(
+        self, backbone: Backbone, paths: Sequence[Path], failed: dict[int, str]
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Backbone outputs of image files, batch by batch: (places in `paths`, (B, D) float32).
 
-        `rounded` takes the backbone's output as the cache stores it, in float16.
+        The places of files that cannot be decoded go into `failed`, with the reason.
         """
-        result = torch.full((len(paths), len(self.classes)), float("nan"))
-        failed: dict[int, str] = {}
         for start in range(0, len(paths), backbone.batch_size):
             views, places = [], []
             for place in range(start, min(start + backbone.batch_size, len(paths))):
                 try:
-                    views.append(self.views.render(decode_rgb(paths[place].read_bytes()), b"", "pass:0"))
+                    views.append(self.views.render(decode_rgb(paths[place].read_bytes()), b"", CLEAN_VIEW))
                     places.append(place)
                 except OSError as error:
                     failed[place] = f"cannot be read: {error.strerror}"
                 except DecodeError as error:
                     failed[place] = str(error)
             if views:
-                rows = backbone.features(views)
-                result[places] = self.head(rows.half().float() if rounded else rows)
+                yield places, backbone.features(views)
+
+    @torch.inference_mode()
+    def log_probs(self, backbone: Backbone, paths: Sequence[Path]) -> tuple[Tensor, dict[int, str]]:
+        """Log-probabilities of image files (B, C) float32, and the reason by place for those that have none."""
+        result = torch.full((len(paths), len(self.classes)), float("nan"))
+        failed: dict[int, str] = {}
+        for places, rows in self.rows(backbone, paths, failed):
+            result[places] = self.head(rows)
         return result, failed
 
     def predict(self, paths: Sequence[str | Path], top_k: int = 5) -> list[list[tuple[str, float]]]:
-        """The `top_k` (class, probability) of each image file, in float32 on the CPU; DecodeError names the first that cannot be read."""
+        """The `top_k` (class, probability) of each image file, in float32 on the CPU.
+
+        DecodeError names the first file that cannot be read.
+        """
         files = [Path(path) for path in paths]
         log_probs, failed = self.log_probs(self._cpu_backbone, files)
         if failed:
@@ -138,8 +147,14 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{path} does not exist, expected a model file: make one with export") from error
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise BundleError(f"{path} is not a model that headgraft exported: {error}") from error
-    if card.get("format") != BUNDLE_FORMAT or card["preprocessing"]["decoding"] != DECODING_POLICY:
-        raise BundleError(f"{path} is of format {card.get('format')}, expected {BUNDLE_FORMAT}: export it again")
+    if not isinstance(card, dict) or card.get("format") != BUNDLE_FORMAT:
+        raise BundleError(f"{path} is not of bundle format {BUNDLE_FORMAT}: export it again")
+    missing = _CARD - card.keys()
+    if missing or card["preprocessing"].get("decoding") != DECODING_POLICY:
+        raise BundleError(f"{path} lacks {sorted(missing) or f'decoding policy {DECODING_POLICY}'}: export it again")
     head = {name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")}
     backbone = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-    return Bundle(path, card, backbone, head_from_tensors(head))
+    try:
+        return Bundle(path, card, backbone, head_from_tensors(head))
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise BundleError(f"{path} holds no whole head ({error}): export it again") from error

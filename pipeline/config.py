@@ -22,6 +22,11 @@ def _require(ok: bool, message: str) -> None:
         raise PipelineError(message)
 
 
+def _check_computing(precision: str, device: str) -> None:
+    _require(precision in PRECISIONS, f"--precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    _require(device in DEVICES, f"--device is {device!r}, expected one of {', '.join(DEVICES)}")
+
+
 @dataclass(frozen=True)
 class ExtractConfig:
     """Stage one. `passes` augmented views per training image; `image_size` in pixels; None counts are chosen."""
@@ -46,7 +51,7 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         _require(self.passes >= 0, f"--passes is {self.passes}, expected 0 or more")
         _require(self.image_size >= 32, f"--image-size is {self.image_size}, expected 32 pixels or more")
-        _require(self.precision in PRECISIONS, f"--precision is {self.precision!r}, expected one of {PRECISIONS}")
+        _check_computing(self.precision, self.device)
         for name in ("batch_size", "threads"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, expected 1 or more")
@@ -139,6 +144,7 @@ class EvaluateConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        _check_computing(self.precision, self.device)
         _require(self.split in ("train", "valid", "test"), f"--split is {self.split!r}, expected train, valid or test")
 
 
@@ -154,4 +160,5 @@ class PredictConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        _check_computing(self.precision, self.device)
         _require(self.top_k >= 1, f"--top-k is {self.top_k}, expected 1 or more")

@@ -9,8 +9,9 @@ from sklearn.metrics import recall_score, top_k_accuracy_score
 from torch import Tensor
 
 from cache import layout
+from cache.index import SkippedImage
 from pipeline.backbone import available_cpus, resolve_device
-from pipeline.bundle import load_bundle
+from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import EvaluateConfig
 from pipeline.console import Say, silent
 from pipeline.errors import DecodeError, PipelineError, RunError
@@ -66,6 +67,7 @@ def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
     bundle = load_bundle(config.target)
     data = config.data or bundle.card["data"]
     images = ImageSet.scan(data, bundle.card["split_seed"])
+    _refuse_other_split(bundle, images)
     chosen = [image for image in images.images if image.split == config.split]
     unknown = sorted({image.label for image in chosen} - set(bundle.classes))
     if unknown or not chosen:
@@ -73,14 +75,23 @@ def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
         raise PipelineError(f"{config.split} of {data} has {found}; name the data the model was trained for")
     device = resolve_device(config.device)
     backbone = bundle.backbone(device, bundle_precision(bundle, config.precision, device, say))
-    root = images.index("data").root
-    paths = [root / image.path for image in chosen]
+    paths = [images.root / image.path for image in chosen]
     log_probs, failed = bundle.log_probs(backbone, paths)
     if failed:
         lines = "\n".join(f"  {paths[place]}: {reason}" for place, reason in failed.items())
         raise DecodeError(f"{len(failed)} of {len(paths)} images cannot be decoded:\n{lines}\nMend or remove them.")
     place = {name: number for number, name in enumerate(bundle.classes)}
     return score(log_probs, torch.tensor([place[image.label] for image in chosen]), config.split)
+
+
+def _refuse_other_split(bundle: Bundle, images: ImageSet) -> None:
+    """Data that has no splits of its own is split by its contents: after a change, a training image could be scored."""
+    skipped = [SkippedImage(**image) for image in bundle.card["skipped"]]
+    if not images.has_splits and images.index("data", skipped).digest != bundle.card["set_digest"]:
+        raise PipelineError(
+            f"{images.data} has no splits of its own and is not as it was when the model was trained: "
+            "put the images to score under test/, or name them in a CSV"
+        )
 
 
 def score(log_probs: Tensor, labels: Tensor, split: str) -> EvaluateResult:

@@ -23,18 +23,19 @@ from pipeline.bundle import BUNDLE_FORMAT, write_bundle
 from pipeline.config import ExportConfig
 from pipeline.console import Say, silent
 from pipeline.decode import decode_rgb
-from pipeline.errors import ParityError, RunError
+from pipeline.errors import ParityError, RunError, WeightsError
 from pipeline.predict import read_names
 from pipeline.run import Run, refuse_to_overwrite
 from pipeline.weights import tensor_digest
 
 PARITY_IMAGES = 200
+WEIGHTS_LICENCE = "that of their source; torchvision's were trained on ImageNet, whose terms of access apply"
 TOLERANCE = 1e-4  # in log-probability, class by class
 
 
 @dataclass
 class ExportResult:
-    """The fields of the command's JSON; `float32_abs_diff` is against the model's unrounded float32 features."""
+    """The fields of the command's JSON; `parity.float32_abs_diff` is that of the model in float32, not rounded."""
 
     model: str
     bytes: int
@@ -66,7 +67,11 @@ def _backbone_tensors(cache: FeatureCache, index: SetIndex, say: Say) -> dict[st
     base = cache.manifest.base
     sources = {str(made["weights"]): None for made in cache.provenance(index.row_keys(0))}
     for source in sources:
-        tensors = load_tensors(base.backbone, source, say)
+        try:
+            tensors = load_tensors(base.backbone, source, say)
+        except WeightsError as error:
+            say(str(error))
+            continue
         if tensor_digest(tensors) == base.weights_digest:
             return tensors
     raise RunError(
@@ -84,11 +89,12 @@ def _card(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str])
         "classes": list(run.classes),
         "names": {name: names[name] for name in run.classes if name in names},
         "backbone": base["backbone"],
-        "weights_licence": "torchvision's pretrained weights: trained on ImageNet, see its terms of access",
+        "weights": {"digest": base["weights_digest"], "licence": WEIGHTS_LICENCE},
         "preprocessing": {name: base[name] for name in preprocessing},
         "basis": record["basis"],
         "manifest": asdict(cache.manifest),
         "set_digest": record["set_digest"],
+        "skipped": [asdict(image) for image in index.skipped],
         "data": index.data,
         "split_seed": index.split_seed,
         "training": record["config"],
@@ -113,9 +119,9 @@ def check_parity(
     """
     base = cache.manifest.base
     images = parity_images(index.split("valid"))
-    root = index.root if data is None else data if data.is_dir() else data.parent
+    root = Path(index.root) if data is None else data if data.is_dir() else data.parent
     _check_files(images, root)
-    device = torch.device("cpu" if base.precision == "float32" or computes_bfloat16(torch.device("cpu")) else "cuda")
+    device = _parity_device(base.precision)
     say(f"parity: {len(images)} validation images through the exported file")
     network = load_backbone(base.backbone, tensors, device=device, precision=base.precision)
     trained = _trained_log_probs(run, cache, images, root, network, say)
@@ -126,7 +132,7 @@ def check_parity(
         "device": device.type,
     }
     exported = _ask_fresh_process(request)
-    rounded, whole = (_by_class(run.classes, exported[kind]) for kind in ("rounded", "whole"))
+    rounded, whole = (_by_class(run.classes, exported[kind]) for kind in ("rounded", "float32"))
     difference = float((rounded - trained).abs().max())
     agreement = float((rounded.argmax(1) == trained.argmax(1)).float().mean())
     parity = {
@@ -134,7 +140,7 @@ def check_parity(
         "precision": base.precision,
         "max_abs_diff": difference,
         "top1_agreement": agreement,
-        "unrounded_abs_diff": float((whole - trained).abs().max()),
+        "float32_abs_diff": float((whole - trained).abs().max()),
     }
     if not difference <= TOLERANCE or agreement < 1:
         raise ParityError(
@@ -143,6 +149,16 @@ def check_parity(
             "nothing was written"
         )
     return parity
+
+
+def _parity_device(precision: str) -> torch.device:
+    """Where the check can be computed at the cache's precision: the CPU, else CUDA."""
+    cpu = torch.device("cpu")
+    if precision == "float32" or computes_bfloat16(cpu):
+        return cpu
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    raise ParityError(f"the cache is of {precision}, which this machine does not compute in: export on one that does")
 
 
 def parity_images(valid: tuple[ImageRecord, ...]) -> list[ImageRecord]:

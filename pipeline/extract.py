@@ -15,7 +15,7 @@ from cache.errors import CacheError
 from cache.index import SkippedImage
 from cache.manifest import Augmentation, Base, Manifest
 from cache.shard import RowKey, ShardHeader
-from cache.store import FeatureCache
+from cache.store import FeatureCache, check_place
 from cache.writer import ShardWriter, merge_small_shards, writing
 from pipeline import augment, backbone
 from pipeline.augment import Views
@@ -67,9 +67,11 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
     start = time.perf_counter()
     plan = _plan(config, say)
     if config.dry_run:
-        return _dry_run(plan, say)
-    cache = FeatureCache.create(config.cache, plan.manifest)
-    with writing(cache.path):
+        result = _dry_run(plan, say)
+        result.seconds = time.perf_counter() - start
+        return result
+    with writing(config.cache):
+        cache = FeatureCache.create(config.cache, plan.manifest)
         work, result = _missing(plan, cache)
         _announce(plan, result, work, say)
         bad = _compute(plan, cache, work, result, say) if work else []
@@ -84,6 +86,7 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
 
 
 def _plan(config: ExtractConfig, say: Say) -> _Plan:
+    check_place(config.cache)
     images = ImageSet.scan(config.data, config.split_seed)
     stored = _stored_manifest(config.cache)
     device = backbone.resolve_device(config.device)
@@ -139,7 +142,7 @@ def _missing(plan: _Plan, cache: FeatureCache | None) -> tuple[list[Work], Extra
     views: dict[bytes, list[str]] = {}
     for digest, view in missing:
         views.setdefault(digest, []).append(view)
-    paths = {image.key: index.root / image.path for image in reversed(index.images)}
+    paths = {image.key: plan.images.root / image.path for image in reversed(index.images)}
     work = [Work(paths[digest], digest, tuple(names)) for digest, names in views.items()]
     reused = len(keys) - len(missing)
     return work, ExtractResult(plan.name, len(index.images), len(keys), 0, reused, cache=str(plan.config.cache))
@@ -168,9 +171,10 @@ def _dry_run(plan: _Plan, say: Say) -> ExtractResult:
     exists = _stored_manifest(plan.config.cache) is not None
     cache = FeatureCache(plan.config.cache, plan.manifest) if exists else None
     work, result = _missing(plan, cache)
+    result.bytes = cache.bytes if cache else 0
     missing = _announce(plan, result, work, say)
     if missing:
-        _warm_up(_load(plan, missing), plan, missing, say)
+        _warm_up(_load(plan, missing, say), plan, missing, say)
     return result
 
 
@@ -191,23 +195,27 @@ def _timed(network: backbone.Backbone, views: list[Pixels]) -> float:
     return time.perf_counter() - start
 
 
-def _load(plan: _Plan, rows: int) -> backbone.Backbone:
+def _load(plan: _Plan, rows: int, say: Say) -> backbone.Backbone:
     config = plan.config
     torch.set_num_threads(config.threads or backbone.available_cpus())
-    return backbone.load_backbone(
+    compiled = rows >= backbone.ROWS_WORTH_COMPILING and not config.dry_run
+    network = backbone.load_backbone(
         config.backbone,
         plan.tensors,
         device=plan.device,
         precision=plan.manifest.base.precision,
         batch_size=config.batch_size,
-        compiled=rows >= backbone.ROWS_WORTH_COMPILING and not config.dry_run,
+        compiled=compiled,
     )
+    if compiled and network.code_path == "eager":
+        say("torch finds no C++ compiler here: the slower eager path is used")
+    return network
 
 
 def _compute(plan: _Plan, cache: FeatureCache, work: list[Work], result: ExtractResult, say: Say) -> list[SkippedImage]:
     """Decode, compute and write `work`; fills in the counts and seconds, returns the files that were skipped."""
     rows = sum(len(item.views) for item in work)
-    network = _load(plan, rows)
+    network = _load(plan, rows, say)
     result.warmup_seconds = _warm_up(network, plan, rows, say)
     start = time.perf_counter()
     base, recipe = plan.manifest.base, plan.manifest.augmentation

@@ -27,9 +27,11 @@ class ImageSet:
     """A scanned data set; `classes` are the names found in train, sorted, whatever the other splits hold."""
 
     data: Path
+    root: Path
     split_seed: int
     classes: tuple[str, ...]
     images: tuple[ImageRecord, ...]
+    has_splits: bool  # its own, rather than chosen by `split_seed`
 
     @classmethod
     def scan(cls, data: str | Path, split_seed: int = 0) -> "ImageSet":
@@ -44,18 +46,19 @@ class ImageSet:
         if not listed:
             raise ImageSetError(f"{data} holds no images, expected a folder per class with {_extensions()} files")
         images = _hash_all(root, listed)
-        if all(not image.split for image in images):
+        has_splits = any(image.split for image in images)
+        if not has_splits:
             images = _split_by_class(images, split_seed)
         classes = tuple(sorted({image.label for image in images if image.split == "train"}))
         _check_classes(data, classes, images)
-        return cls(data.absolute(), split_seed, classes, tuple(images))
+        return cls(data.absolute(), root.absolute(), split_seed, classes, tuple(images), has_splits)
 
     def index(self, name: str, skipped: Iterable[SkippedImage] = ()) -> SetIndex:
         """The index of this set under `name`, without the files in `skipped`."""
         skipped = tuple(skipped)
         bad = {image.path for image in skipped}
         kept = tuple(image for image in self.images if image.path not in bad)
-        return SetIndex(name, str(self.data), self.split_seed, self.classes, kept, skipped)
+        return SetIndex(name, str(self.data), str(self.root), self.split_seed, self.classes, kept, skipped)
 
 
 def stale_files(index: SetIndex) -> list[str]:

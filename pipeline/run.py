@@ -90,5 +90,7 @@ class Run:
 
 def refuse_to_overwrite(path: Path, overwrite: bool) -> None:
     """RunError where `path` holds something and replacing it was not asked for."""
+    if path.is_dir() and path.suffix == ".safetensors":
+        raise RunError(f"{path} is a folder, expected a place for a file")
     if not overwrite and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} is there already: choose another place, or replace it with --overwrite")

@@ -18,7 +18,7 @@ from cache.projections import load_projection, save_projection
 from cache.shard import RowKey
 from cache.store import FeatureCache
 from pipeline.backbone import available_cpus
-from pipeline.basis import Basis, Stage, fit_stages, region_stage, whitening_regions
+from pipeline.basis import BASIS_VERSION, Basis, Stage, fit_stages, region_stage, whitening_regions
 from pipeline.config import BasisName, TrainConfig
 from pipeline.console import Say, silent
 from pipeline.errors import RunError
@@ -82,8 +82,8 @@ def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
     basis, data = load_data(cache, index, passes, config.basis, say)
     result = TrainResult(str(config.run), index.name, config.basis, cache.manifest.base.precision, leaks)
     head = _fit(config, data, result, say)
-    _record(config, cache, index, passes, result, basis, head).save()
     result.seconds = time.perf_counter() - start
+    _record(config, cache, index, passes, result, basis, head).save()
     return result
 
 
@@ -147,8 +147,9 @@ def _projected(
     augmentation = cache.manifest.augmentation
     labels = sorted((image.digest, image.label, image.split) for image in index.images)
     key_digest = hashlib.sha256(b"".join(digest + view.encode() for digest, view in keys)).hexdigest()
-    made_from = [cache.manifest.base.digest, augmentation and passes and augmentation.digest, labels, key_digest]
-    source = json_digest([name, *made_from])
+    recipe = augmentation.digest if augmentation and passes else ""
+    fitting = [BASIS_VERSION, asdict(BasisName.parse(name))]
+    source = json_digest([*fitting, cache.manifest.base.digest, recipe, labels, key_digest])
     kept = load_projection(cache.path, source)
     if kept is not None:
         tensors = load(kept)

@@ -88,14 +88,14 @@ def fetch(weights: NamedWeights, say: Callable[[str], None]) -> dict[str, Tensor
     HEADGRAFT_OFFLINE=1 the last two are left out. WeightsError says what was tried.
     """
     if weights.path.is_file():
-        return _checked(weights, load_weights_file(weights.path), str(weights.path))
+        return _checked(weights, _features(load_weights_file(weights.path)), str(weights.path))
     tried = [f"{weights.path}: not there"]
     offline = os.environ.get("HEADGRAFT_OFFLINE") == "1"
     sources: list[Callable[[NamedWeights], dict[str, Tensor]]] = [_from_hub_cache]
     sources += [] if offline else [_from_torchvision, _from_archive]
     for source in sources:
         try:
-            tensors = {k: v for k, v in source(weights).items() if k.startswith("features.")}
+            tensors = _features(source(weights))
         except WeightsError as error:
             tried.append(str(error))
             continue
@@ -109,6 +109,11 @@ def fetch(weights: NamedWeights, say: Callable[[str], None]) -> dict[str, Tensor
         f"no weights {weights.name} for {weights.backbone}. Tried:\n  " + "\n  ".join(tried) + "\n"
         f"Put a state dict (keys features.N.weight, .bias) at {weights.path}, or name one with --weights FILE."
     )
+
+
+def _features(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a state dict that stage one uses."""
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("features.")}
 
 
 def _checked(weights: NamedWeights, tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:

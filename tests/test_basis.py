@@ -1,0 +1,146 @@
+"""Bases: a head trained in one folds into the same head over whole rows."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import some_rows
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pipeline.basis import Basis, fit_stages, region_stage, whitening_regions
+from pipeline.config import BasisName
+from pipeline.errors import PipelineError
+from pipeline.head import HeadConfig, build_head, head_from_tensors
+
+NAMES = ["full", "pool", "pyramid", "pyramid+white", "pool+white:3", "pyramid+white+pca:4", "pca:4", "full+white"]
+SHAPES = [(8, 7, 7), (8, 6, 6), (4, 2, 2)]
+
+
+def fitted(name: str, shape: tuple[int, ...], count: int = 40) -> tuple[Basis, np.ndarray]:
+    """A basis fitted on random rows of three classes, as train.py fits it, and the rows."""
+    rows = np.abs(some_rows(count, int(np.prod(shape)))) + np.float16(0.1)
+    labels = torch.arange(count) % 3
+    parsed = BasisName.parse(name)
+    first = region_stage(parsed.regions, shape)
+    if first is None and parsed.shrinkage is not None:
+        first = whitening_regions(shape)
+    start = Basis(name, (first,) if first else ())
+    return Basis(name, (*start.stages, *fit_stages(parsed, start.apply(rows), labels, shape))), rows
+
+
+def folded_difference(basis: Basis, rows: np.ndarray) -> float:
+    """Largest difference in log-probability between a head in the basis and the folded one."""
+    z = basis.apply(rows)
+    head = build_head(HeadConfig(z.shape[1], 6, 3), torch.Generator().manual_seed(0)).eval()
+    tensors: dict[str, Tensor] = dict(head.state_dict())
+    tensors["0.weight"], tensors["0.bias"] = basis.fold(tensors["0.weight"], tensors["0.bias"])
+    with torch.inference_mode():
+        whole = head_from_tensors(tensors)(torch.from_numpy(rows.astype(np.float32)))
+        return float((whole - head(z)).abs().max())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folded_head_gives_the_same_log_probabilities(name: str, shape: tuple[int, ...]) -> None:
+    """Within 1e-4, for every basis and map size."""
+    basis, rows = fitted(name, shape)
+    assert folded_difference(basis, rows) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("full", 392), ("pool", 8), ("pyramid", 48), ("pyramid+white", 48), ("pca:4", 4), ("full+white", 392)]
+)
+def test_a_basis_has_the_dimensions_its_name_says(name: str, size: int) -> None:
+    """R for rows of 8 x 7 x 7."""
+    basis, rows = fitted(name, (8, 7, 7))
+    assert basis.apply(rows).shape == (40, size)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_basis_comes_back_from_its_tensors(name: str) -> None:
+    """Saved and loaded, it maps and folds as before."""
+    basis, rows = fitted(name, (8, 6, 6))
+    again = Basis.from_tensors(name, load(save(basis.tensors())))
+    assert torch.allclose(again.apply(rows), basis.apply(rows), atol=1e-5)
+    assert [type(stage) for stage in again.stages] == [type(stage) for stage in basis.stages]
+
+
+def test_more_than_ten_stages_keep_their_order() -> None:
+    """Stages are numbered, not sorted as text."""
+    basis, _ = fitted("pyramid+white+pca:4", (8, 7, 7))
+    long = Basis("long", basis.stages * 4)
+    assert len(long.stages) > 10
+    kinds = [type(stage) for stage in Basis.from_tensors("long", long.tensors()).stages]
+    assert kinds == [type(stage) for stage in long.stages]
+
+
+@pytest.mark.parametrize("tensors", [{"x": torch.ones(1)}, {"0.blur.weights": torch.ones(1)}, {"0.scale.mean": torch.ones(1)}])
+def test_tensors_that_are_no_basis_are_refused(tensors: dict[str, Tensor]) -> None:
+    """A wrong name, an unknown stage, a missing field."""
+    with pytest.raises(PipelineError, match="not a basis"):
+        Basis.from_tensors("full", tensors)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "none", "pool+", "white", "pool+pca", "pool+pca:0", "pool+white:0", "pca:4+white", "pool+pca:4+white",
+             "pyramid+white:", "full+white:-1", "pca:-4", "Pool", "pool pyramid", "pool\n"]
+)  # fmt: skip
+def test_names_that_are_no_basis_are_refused(name: str) -> None:
+    """With what was expected."""
+    with pytest.raises(PipelineError):
+        BasisName.parse(name)
+
+
+def test_names_say_their_parts() -> None:
+    """Regions, shrinkage with its default, components; pca:R is full+pca:R."""
+    assert BasisName.parse("pyramid+white:2.5+pca:512") == BasisName("pyramid", 2.5, 512)
+    assert BasisName.parse("pool+white") == BasisName("pool", 6.0, None)
+    assert BasisName.parse("pca:4") == BasisName.parse("full+pca:4") == BasisName("full", None, 4)
+
+
+def test_the_pyramid_of_7_x_7_is_the_six_regions_measured() -> None:
+    """Rows x columns [0:7, 0:7], [0:4, 0:4], [0:4, 3:7], [3:7, 0:4], [3:7, 3:7], [2:5, 2:5]: means over each."""
+    rows = some_rows(3, 8 * 49)
+    maps = rows.astype(np.float32).reshape(3, 8, 7, 7)
+    boxes = [(0, 7, 0, 7), (0, 4, 0, 4), (0, 4, 3, 7), (3, 7, 0, 4), (3, 7, 3, 7), (2, 5, 2, 5)]
+    expected = np.concatenate([maps[:, :, a:b, c:d].mean((2, 3)) for a, b, c, d in boxes], axis=1)
+    stage = region_stage("pyramid", (8, 7, 7))
+    assert stage is not None
+    assert np.allclose(Basis("pyramid", (stage,)).apply(rows).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", range(1, 11))
+def test_regions_of_any_map_size_are_means(side: int) -> None:
+    """No region is empty, and a constant map has that constant everywhere."""
+    stage = region_stage("pyramid", (2, side, side + 1))
+    assert stage is not None
+    assert torch.allclose(stage.apply(torch.full((1, 2 * side * (side + 1)), 3.0)), torch.tensor(3.0))
+
+
+def test_regions_need_a_map() -> None:
+    """Rows that are no channels x height x width can only be taken whole."""
+    with pytest.raises(PipelineError, match="use full"):
+        region_stage("pool", (128,))
+    assert region_stage("full", (128,)) is None
+
+
+def test_more_components_than_rows_are_refused() -> None:
+    """With how many there can be."""
+    with pytest.raises(PipelineError, match="more than the 5 components"):
+        fitted("pca:9", (4, 2, 2), 5)
+
+
+def test_whitening_makes_the_within_class_spread_alike() -> None:
+    """With little shrinkage, the pooled channels' within-class covariance is near a multiple of the identity."""
+    generator = np.random.default_rng(0)
+    mixing = generator.normal(size=(4, 4))
+    values = (generator.normal(size=(600, 4)) @ mixing)[:, :, None] * np.ones((1, 1, 4))
+    rows = torch.from_numpy(values.reshape(600, 16).astype(np.float32))
+    labels = torch.arange(600) % 3
+    stage = region_stage("pool", (4, 2, 2))
+    assert stage is not None
+    z = stage.apply(rows)
+    for step in fit_stages(BasisName.parse("pool+white:0.000001"), z, labels, (4, 2, 2)):
+        z = step.apply(z)
+    covariance = np.cov(z.numpy().T)
+    assert np.allclose(covariance, np.eye(4), atol=0.1)

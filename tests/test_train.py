@@ -1,0 +1,288 @@
+"""Stage two on a cache of the tiny backbone, and scores of a run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, Extract, draw_image, train_config
+
+from cache.errors import CacheError, MissingRows
+from cache.store import FeatureCache
+from pipeline.config import EvaluateConfig, TrainConfig
+from pipeline.errors import PipelineError, RunError
+from pipeline.evaluate import calibration_error, evaluate, score
+from pipeline.head import HeadConfig, build_head, head_from_tensors, training_log_probs
+from pipeline.run import Run
+from pipeline.train import train_head
+
+
+@pytest.fixture
+def features(run_extract: Extract, tmp_path: Path) -> Path:
+    """A cache with one augmented pass."""
+    run_extract(passes=1)
+    return tmp_path / "features"
+
+
+def test_a_head_learns_and_the_best_epoch_is_kept(features: Path, tmp_path: Path) -> None:
+    """Colours are told apart; the kept epoch is the first of the best, and its head is the one that is saved."""
+    result = train_head(train_config(features, tmp_path / "run", epochs=30, hidden=16))
+    best = max(epoch.valid_accuracy for epoch in result.epochs)
+    assert result.valid_accuracy == best >= 0.75
+    assert result.kept_epoch == next(e.epoch for e in result.epochs if e.valid_accuracy == best)
+    scored = evaluate(EvaluateConfig(tmp_path / "run", split="valid"))
+    assert scored.top1 == result.valid_accuracy
+    assert result.epochs[-1].train_loss < result.epochs[0].train_loss
+
+
+def test_a_run_holds_three_files_and_what_it_was_made_from(features: Path, tmp_path: Path) -> None:
+    """Class order, digests and configuration are in run.json; the head's tensors have their places' names."""
+    train_head(train_config(features, tmp_path / "run"))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "basis.safetensors",
+        "head.safetensors",
+        "run.json",
+    ]
+    run = Run.load(tmp_path / "run")
+    cache = FeatureCache.open(features)
+    assert run.classes == CLASSES
+    assert run.record["base_digest"] == cache.manifest.base.digest
+    assert run.record["set_digest"] == cache.index().digest
+    assert run.record["config"]["passes"] == 1
+    assert [key for key, _ in run.folded_head().named_parameters()] == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    assert run.folded_head()[0].in_features == cache.in_features == 32
+
+
+@pytest.mark.parametrize("basis", ["full", "pool", "pyramid+white", "pca:4", "full+white+pca:3"])
+def test_a_run_predicts_the_same_folded_and_in_its_basis(features: Path, tmp_path: Path, basis: str) -> None:
+    """Also after it was loaded: within 1e-4 in log-probability."""
+    train_head(train_config(features, tmp_path / "run", basis=basis))
+    run = Run.load(tmp_path / "run")
+    cache = FeatureCache.open(features)
+    rows = cache.read([(image.key, "pass:0") for image in cache.index().images])
+    with torch.inference_mode():
+        inside = run.head(run.basis.apply(rows))
+        folded = run.folded_head()(torch.from_numpy(rows.astype(np.float32)))
+    assert float((inside - folded).abs().max()) < 1e-4
+
+
+def test_the_same_seed_gives_the_same_head_byte_for_byte(features: Path, tmp_path: Path) -> None:
+    """Whether the projection was just made or is read from the cache, and whatever the global generator's state."""
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.manual_seed(hash(name) % 1000)
+        train_head(train_config(features, tmp_path / name, seed=seed, basis="pyramid+white"))
+    a, b, c = ((tmp_path / name / "head.safetensors").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+    assert (tmp_path / "a" / "basis.safetensors").read_bytes() == (tmp_path / "b" / "basis.safetensors").read_bytes()
+
+
+def test_the_projection_is_kept_and_made_anew_when_damaged(features: Path, tmp_path: Path) -> None:
+    """One file for two runs; with its bytes changed, the next run still gives the same head."""
+    train_head(train_config(features, tmp_path / "a"))
+    train_head(train_config(features, tmp_path / "b"))
+    (kept,) = (features / "projections").glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-1] + b"?")
+    train_head(train_config(features, tmp_path / "c"))
+    heads = [(tmp_path / name / "head.safetensors").read_bytes() for name in "abc"]
+    assert heads[0] == heads[1] == heads[2]
+
+
+def test_the_global_generator_is_left_alone(features: Path, tmp_path: Path) -> None:
+    """Training draws from its own generators."""
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    train_head(train_config(features, tmp_path / "run"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_existing_run_is_refused_unless_overwritten(features: Path, tmp_path: Path) -> None:
+    """And left as it was."""
+    train_head(train_config(features, tmp_path / "run"))
+    before = (tmp_path / "run" / "head.safetensors").read_bytes()
+    with pytest.raises(RunError, match="--overwrite"):
+        train_head(train_config(features, tmp_path / "run", seed=1))
+    assert (tmp_path / "run" / "head.safetensors").read_bytes() == before
+    train_head(train_config(features, tmp_path / "run", seed=1, overwrite=True))
+    assert (tmp_path / "run" / "head.safetensors").read_bytes() != before
+
+
+def test_a_run_cannot_be_a_file(features: Path, tmp_path: Path) -> None:
+    """Also with --overwrite it is an error of ours, and the file stays."""
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(RunError):
+        train_head(train_config(features, tmp_path / "run", overwrite=True))
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_folder_that_changed_is_noticed(features: Path, data: Path, tmp_path: Path) -> None:
+    """A relabelled image stops training with what to do; extracting again, it goes."""
+    (data / "train" / "1" / "image_0.jpg").rename(data / "train" / "2" / "was_1.jpg")
+    with pytest.raises(RunError, match="Run extract again") as caught:
+        train_head(train_config(features, tmp_path / "run"))
+    assert "train/1/image_0.jpg is gone" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_out_of_reach_does_not_matter(features: Path, data: Path, tmp_path: Path) -> None:
+    """Training needs no images."""
+    shutil.rmtree(data)
+    assert train_head(train_config(features, tmp_path / "run")).kept_epoch >= 1
+
+
+def test_validation_is_needed(run_extract: Extract, data: Path, tmp_path: Path) -> None:
+    """Without valid/ there is no head."""
+    shutil.rmtree(data / "valid")
+    run_extract()
+    with pytest.raises(RunError, match="no validation images"):
+        train_head(train_config(tmp_path / "features", tmp_path / "run"))
+
+
+def test_passes_that_are_not_there_are_refused(features: Path, tmp_path: Path) -> None:
+    """By default all there are; more is an error."""
+    with pytest.raises(MissingRows, match="run extract again"):
+        train_head(train_config(features, tmp_path / "run", passes=2))
+    train_head(train_config(features, tmp_path / "run", passes=0))
+    assert Run.load(tmp_path / "run").record["config"]["passes"] == 0
+
+
+def test_leaks_are_counted(run_extract: Extract, data: Path, tmp_path: Path) -> None:
+    """Distinct contents that stand in two splits, and that have two labels."""
+    shutil.copy(data / "train" / "1" / "image_0.jpg", data / "valid" / "1" / "leak.jpg")
+    shutil.copy(data / "train" / "1" / "image_0.jpg", data / "test" / "1" / "leak.jpg")
+    shutil.copy(data / "train" / "10" / "image_0.png", data / "train" / "2" / "also.png")
+    run_extract()
+    lines: list[str] = []
+    result = train_head(train_config(tmp_path / "features", tmp_path / "run"), lines.append)
+    assert result.leaks == {"across_splits": 1, "two_labels": 1}
+    assert any("identical images" in line for line in lines)
+
+
+def test_a_class_absent_from_validation_is_no_fault(run_extract: Extract, data: Path, tmp_path: Path) -> None:
+    """Its output stays in its place."""
+    shutil.rmtree(data / "valid" / "10")
+    run_extract()
+    train_head(train_config(tmp_path / "features", tmp_path / "run", epochs=30, hidden=16))
+    assert evaluate(EvaluateConfig(tmp_path / "run", split="train")).top1 >= 0.75
+
+
+def test_a_run_of_another_cache_is_refused(features: Path, run_extract: Extract, data: Path, tmp_path: Path) -> None:
+    """Other settings, or another set of the same settings, are not scored."""
+    train_head(train_config(features, tmp_path / "run"))
+    run_extract(cache=tmp_path / "other", image_size=64)
+    with pytest.raises(RunError, match="is not the cache of"):
+        evaluate(EvaluateConfig(tmp_path / "run", cache=tmp_path / "other"))
+    draw_image(data / "test" / "1" / "more.png", 700)
+    run_extract(passes=1)
+    with pytest.raises(RunError, match="changed since"):
+        evaluate(EvaluateConfig(tmp_path / "run"))
+    with pytest.raises(CacheError, match="an empty place"):
+        evaluate(EvaluateConfig(tmp_path / "run", cache=tmp_path / "nowhere"))
+
+
+def test_a_moved_cache_is_found_by_name(features: Path, tmp_path: Path) -> None:
+    """With --cache, scores are the same."""
+    train_head(train_config(features, tmp_path / "run"))
+    first = evaluate(EvaluateConfig(tmp_path / "run"))
+    moved = features.rename(tmp_path / "moved")
+    assert evaluate(EvaluateConfig(tmp_path / "run", cache=moved)) == first
+
+
+def test_every_scoring_is_written_into_the_run(features: Path, tmp_path: Path) -> None:
+    """A split looked at twice has two entries."""
+    train_head(train_config(features, tmp_path / "run"))
+    for split in ("test", "test", "valid"):
+        evaluate(EvaluateConfig(tmp_path / "run", split=split))
+    scored = json.loads((tmp_path / "run" / "run.json").read_text())["scored"]
+    assert [entry["split"] for entry in scored] == ["test", "test", "valid"]
+
+
+@pytest.mark.parametrize("name", ["run.json", "head.safetensors", "basis.safetensors"])
+def test_a_damaged_run_is_refused(features: Path, tmp_path: Path, name: str) -> None:
+    """Each of its files cut short is one clear error."""
+    train_head(train_config(features, tmp_path / "run"))
+    path = tmp_path / "run" / name
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(RunError, match="not a whole run"):
+        Run.load(tmp_path / "run")
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    """An empty folder, given to evaluate."""
+    with pytest.raises(RunError, match="run.json"):
+        evaluate(EvaluateConfig(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"hidden": 0}, {"epochs": 0}, {"batch_size": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"lr": 0.0},
+     {"lr": float("nan")}, {"weight_decay": -1.0}, {"passes": -1}, {"basis": "middle"}],
+)  # fmt: skip
+def test_values_outside_their_range_are_refused(option: dict[str, object]) -> None:
+    """When the configuration is made, before any work."""
+    with pytest.raises(PipelineError):
+        TrainConfig(Path("features"), Path("run"), **option)  # type: ignore[arg-type]
+
+
+def test_a_head_is_linear_relu_dropout_linear_logsoftmax() -> None:
+    """In that order; its outputs are log-probabilities."""
+    head = build_head(HeadConfig(6, 5, 3, 0.5), torch.Generator().manual_seed(0))
+    assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Dropout", "Linear", "LogSoftmax"]
+    with torch.inference_mode():
+        assert torch.allclose(head.eval()(torch.randn(4, 6)).exp().sum(1), torch.ones(4))
+
+
+def test_dropout_keeps_the_mean_and_is_drawn_from_its_generator() -> None:
+    """At rate 0 training sees the head itself; at 0.5 two equal generators give equal outputs."""
+    head = build_head(HeadConfig(6, 50, 3, 0.0), torch.Generator().manual_seed(0))
+    x = torch.randn(4, 6)
+    with torch.inference_mode():
+        assert torch.equal(training_log_probs(head, x, torch.Generator()), head(x))
+        head[2].p = 0.5
+        one, two, three = (training_log_probs(head, x, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+        hidden = torch.stack([training_log_probs(head, x, torch.Generator().manual_seed(s)) for s in range(300)])
+        assert torch.allclose(hidden.mean(0), head.eval()(x), atol=0.2)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+
+
+def test_a_head_comes_back_from_its_tensors() -> None:
+    """Sizes are read from the tensors."""
+    head = build_head(HeadConfig(6, 5, 3, 0.5)).eval()
+    x = torch.randn(4, 6)
+    with torch.inference_mode():
+        assert torch.equal(head_from_tensors(dict(head.state_dict()))(x), head(x))
+
+
+def test_scores_are_what_a_count_by_hand_gives() -> None:
+    """Seven classes, eight images, one class absent: top-1, top-5 and the mean over the classes that are there."""
+    labels = torch.tensor([0, 0, 0, 1, 2, 3, 4, 5])
+    places = torch.tensor([0, 0, 1, 1, 2, 3, 6, 6])  # the last two are wrong, and so is the third
+    logits = torch.zeros(8, 7)
+    logits[torch.arange(8), places] = 3.0
+    logits += torch.arange(7) * -0.01
+    result = score(torch.log_softmax(logits, 1), labels, "test")
+    assert result.images == 8
+    assert result.top1 == pytest.approx(5 / 8)
+    assert result.mean_per_class == pytest.approx((2 / 3 + 1 + 1 + 1 + 0 + 0) / 6)
+    order = logits.argsort(dim=1, descending=True)[:, :5]
+    assert result.top5 == pytest.approx(float((order == labels[:, None]).any(1).float().mean()))
+
+
+def test_scores_of_one_class_and_of_few_classes_are_defined() -> None:
+    """All images of one class; and no more than five classes make top-5 certain."""
+    seven = torch.log_softmax(torch.eye(7)[torch.zeros(4, dtype=torch.long)] * 9, 1)
+    assert score(seven, torch.zeros(4, dtype=torch.long), "test").top1 == 1
+    four = torch.log_softmax(torch.eye(4), 1)
+    assert score(four, torch.tensor([1, 0, 3, 2]), "test").top5 == 1
+
+
+def test_calibration_error_over_15_bins_is_as_defined() -> None:
+    """Weighted gaps between accuracy and mean confidence of each bin."""
+    confidence = np.array([0.95, 0.97, 0.50, 0.52, 1.0])
+    correct = np.array([True, False, True, True, True])
+    high = abs(correct[[0, 1, 4]].mean() - confidence[[0, 1, 4]].mean()) * 3
+    middle = abs(correct[2:4].mean() - confidence[2:4].mean()) * 2
+    assert calibration_error(confidence, correct) == pytest.approx((high + middle) / 5)
