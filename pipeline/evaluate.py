@@ -17,8 +17,8 @@ from pipeline.console import Say, silent
 from pipeline.errors import DecodeError, PipelineError, RunError
 from pipeline.images import ImageSet
 from pipeline.predict import bundle_precision
+from pipeline.rows import label_tensor
 from pipeline.run import RUN_FILE, Run
-from pipeline.train import label_tensor
 
 CALIBRATION_BINS = 15
 

@@ -88,6 +88,19 @@ def stale_files(index: SetIndex) -> list[str]:
     return changes + [f"{path} is gone" for path in known if path not in seen]
 
 
+def count_leaks(index: SetIndex) -> dict[str, int]:
+    """Distinct contents that stand in more than one split, and that have more than one label."""
+    splits: dict[str, set[str]] = {}
+    labels: dict[str, set[str]] = {}
+    for image in index.images:
+        splits.setdefault(image.digest, set()).add(image.split)
+        labels.setdefault(image.digest, set()).add(image.label)
+    return {
+        "across_splits": sum(len(names) > 1 for names in splits.values()),
+        "two_labels": sum(len(names) > 1 for names in labels.values()),
+    }
+
+
 def _touched(path: Path, image: ImageRecord) -> bool:
     found = path.stat()
     return (found.st_size, found.st_mtime_ns) != (image.size, image.mtime_ns)
