@@ -20,19 +20,20 @@ from pipeline.config import (
     TrainConfig,
 )
 from pipeline.console import say
+from pipeline.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Group(click.Group):
-    """Turns our errors into one message and exit status 1; anything else is a bug and keeps its traceback."""
+    """Our errors become one message and exit status 1, or 2 for wrong usage; others are bugs with a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except HeadgraftError as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(1)
+            ctx.exit(2 if isinstance(error, ConfigError) else 1)
         except KeyboardInterrupt:
             click.echo("interrupted: what was written is kept; run the same command to go on", err=True)
             ctx.exit(130)

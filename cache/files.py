@@ -4,11 +4,15 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
+from cache.errors import CacheError
 from cache.layout import TEMPORARY_SUFFIX
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path`: temporary file beside it, fsync, rename, fsync of the folder."""
+    """Write `data` to `path`: temporary file beside it, fsync, rename, fsync of the folder.
+
+    CacheError where the system refuses; a file that was there before is kept.
+    """
     temporary = path.with_name(f".{uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "xb") as file:
@@ -16,6 +20,12 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CacheError(
+            f"could not write {path}: {error.strerror or error}; "
+            "what was written before is kept: make room or mend the disk, then run the same command again"
+        ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -42,9 +42,10 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """A file that could not be decoded, and why."""
+    """A file that could not be decoded, and why; `digest` as of an image."""
 
     path: str
+    digest: str
     reason: str
 
 

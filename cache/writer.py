@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from cache import layout
-from cache.errors import CacheBusy, CacheError
+from cache.errors import CacheBusy
 from cache.files import sync_folder
 from cache.shard import Float16Array, RowKey, Shard, ShardHeader, write_shard
 
@@ -101,13 +101,7 @@ class ShardWriter:
         start = time.perf_counter()
         augmented = any(layout.is_augmented(view) for _, view in keys)
         header = replace(self.header, augmentation_digest=self.augmentation_digest if augmented else "")
-        try:
-            write_shard(self.folder, header, keys, np.concatenate(rows))
-        except OSError as error:
-            raise CacheError(
-                f"could not write to {self.folder}: {error.strerror or error}; "
-                "what was written before is kept: make room or mend the disk, then run the same command again"
-            ) from error
+        write_shard(self.folder, header, keys, np.concatenate(rows))
         self.seconds += time.perf_counter() - start
 
 
@@ -155,8 +149,10 @@ def _merge(batch: Sequence[Shard]) -> Sequence[Shard]:
     """Write one shard with the rows of `batch` and return the shards it replaces."""
     if len(batch) < 2:
         return ()
-    keys = [key for shard in batch for key in shard.keys]
+    places = {key: (shard, row) for shard in batch for row, key in enumerate(shard.keys)}  # shards may overlap
+    keys = list(places)
+    rows = np.stack([shard.rows[row] for shard, row in places.values()])
     augmentation = max(shard.header.augmentation_digest for shard in batch)  # one manifest: "" or that one digest
     header = replace(batch[0].header, augmentation_digest=augmentation)
-    write_shard(batch[0].path.parent, header, keys, np.concatenate([shard.rows for shard in batch]))
+    write_shard(batch[0].path.parent, header, keys, rows)
     return batch

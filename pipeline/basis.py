@@ -200,7 +200,7 @@ def _whitening(means: Tensor, labels: Tensor, shrinkage: float) -> Tensor:
     covariance = within.T @ within / len(within)
     covariance += shrinkage * covariance.diagonal().mean() * torch.eye(channels, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(covariance)
-    whitening: Tensor = (vectors * values.rsqrt()).float()
+    whitening: Tensor = (vectors * values.rsqrt()).float().contiguous()
     return whitening
 
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -19,7 +19,7 @@ _BASIS = re.compile(
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
-        raise PipelineError(message)
+        raise ConfigError(message)
 
 
 def _check_computing(precision: str, device: str) -> None:

@@ -2,6 +2,7 @@
 
 HeadgraftError
 └── PipelineError
+    ├── ConfigError      an option has a value it cannot have: wrong usage
     ├── DecodeError      an image file cannot become pixels
     ├── ImageSetError    a data set cannot be used as it is
     ├── WeightsError     pretrained weights cannot be had, or are not what they should be
@@ -15,6 +16,10 @@ from cache.errors import HeadgraftError
 
 class PipelineError(HeadgraftError):
     """The pipeline cannot do what was asked."""
+
+
+class ConfigError(PipelineError):
+    """An option has a value it cannot have: wrong usage."""
 
 
 class DecodeError(PipelineError):

@@ -25,7 +25,7 @@ from pipeline.console import Say, silent
 from pipeline.decode import decode_rgb
 from pipeline.errors import ParityError, RunError, WeightsError
 from pipeline.predict import read_names
-from pipeline.run import Run, refuse_to_overwrite
+from pipeline.run import Run, refuse_other_kind, refuse_to_overwrite
 from pipeline.weights import tensor_digest
 
 PARITY_IMAGES = 200
@@ -44,6 +44,7 @@ class ExportResult:
 
 def export(config: ExportConfig, say: Say = silent) -> ExportResult:
     """Write the combined model of a run; ParityError, and no file, where it does not predict what was trained."""
+    refuse_other_kind(config.model, folder=False)
     refuse_to_overwrite(config.model, config.overwrite)
     torch.set_num_threads(available_cpus())
     run = Run.load(config.run)

@@ -108,7 +108,10 @@ def _stored_manifest(cache: Path) -> Manifest | None:
 def _keep_other_roots(config: ExtractConfig, images: ImageSet, name: str) -> None:
     """A set of another root is replaced only where `--set` names it."""
     if config.set is None and _stored_manifest(config.cache) and name in FeatureCache.open(config.cache).sets():
-        known = FeatureCache.open(config.cache).index(name)
+        try:
+            known = FeatureCache.open(config.cache).index(name)
+        except CacheError:  # a damaged index, which this run writes anew
+            return
         if Path(known.data) != images.data:
             raise CacheError(
                 f"the cache has a set {name!r} of {known.data}, this data is {images.data}: "
@@ -284,4 +287,4 @@ def _all_bad(bad: list[tuple[Work, str]]) -> DecodeError:
 def _skipped(plan: _Plan, bad: list[tuple[Work, str]]) -> list[SkippedImage]:
     """Every file of the set with a content that cannot be decoded."""
     reasons = {item.digest: reason for item, reason in bad}
-    return [SkippedImage(i.path, reasons[i.key]) for i in plan.images.images if i.key in reasons]
+    return [SkippedImage(i.path, i.digest, reasons[i.key]) for i in plan.images.images if i.key in reasons]

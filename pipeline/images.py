@@ -71,20 +71,21 @@ def stale_files(index: SetIndex) -> list[str]:
         return []
     root, listed = _list(data)
     known = {image.path: image for image in index.images}
-    ignored = {image.path for image in index.skipped}
+    skipped = {image.path: image.digest for image in index.skipped}
     changes, seen = [], set()
     for item in listed:
         path = os.path.relpath(item.path, root)
         seen.add(path)
         image = known.get(path)
         if image is None:
-            changes += [] if path in ignored else [f"{path} is new"]
+            if path not in skipped or _digest(item.path) != skipped[path]:
+                changes.append(f"{path} is new" + (" since it was skipped" if path in skipped else ""))
         elif image.label != item.label or (item.split and image.split != item.split):
             changes.append(
                 f"{path} is now {item.split} {item.label!r}, was {image.split} {image.label!r}".replace("  ", " ")
             )
-        elif _touched(item.path, image) and _digest(item.path) != image.digest:
-            changes.append(f"{path} has other contents")
+        elif (change := _content_change(item.path, image)) is not None:
+            changes.append(f"{path} {change}")
     return changes + [f"{path} is gone" for path in known if path not in seen]
 
 
@@ -101,9 +102,14 @@ def count_leaks(index: SetIndex) -> dict[str, int]:
     }
 
 
-def _touched(path: Path, image: ImageRecord) -> bool:
-    found = path.stat()
-    return (found.st_size, found.st_mtime_ns) != (image.size, image.mtime_ns)
+def _content_change(path: Path, image: ImageRecord) -> str | None:
+    try:
+        found = path.stat()
+        if (found.st_size, found.st_mtime_ns) == (image.size, image.mtime_ns) or _digest(path) == image.digest:
+            return None
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "has other contents"
 
 
 def _digest(path: Path) -> str:
@@ -120,6 +126,8 @@ def _list(data: Path) -> tuple[Path, list[_Listed]]:
     splits = {name: folder for name, folder in folders.items() if name in _SPLIT_OF}
     if "train" in splits:
         return data, [item for name, folder in splits.items() for item in _list_classes(folder, _SPLIT_OF[name])]
+    if folders and folders.keys() <= _SPLIT_OF.keys():
+        raise ImageSetError(f"{data} has {', '.join(sorted(folders))} but no train folder, expected one")
     _refuse_wrong_level(data, folders)
     return data, _list_classes(data, "")
 
@@ -169,9 +177,12 @@ def _images_below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[
 def _list_csv(file: Path) -> list[_Listed]:
     with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
         reader = csv.DictReader(lines)
-        if not {"path", "label", "split"} <= set(reader.fieldnames or ()):
-            raise ImageSetError(f"{file} has columns {reader.fieldnames}, expected path,label,split")
-        listed = [_csv_row(file, number, row) for number, row in enumerate(reader, 2)]
+        try:
+            if not {"path", "label", "split"} <= set(reader.fieldnames or ()):
+                raise ImageSetError(f"{file} has columns {reader.fieldnames}, expected path,label,split")
+            listed = [_csv_row(file, number, row) for number, row in enumerate(reader, 2)]
+        except csv.Error as error:
+            raise ImageSetError(f"{file} is not a CSV file ({error}), expected path,label,split") from error
     missing = [str(item.path) for item in listed if not item.path.is_file()]
     if missing:
         raise ImageSetError(f"{file} names {len(missing)} files that are not there, the first {missing[0]}")

@@ -65,6 +65,7 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
         path = Path(text)
         if path.is_dir():
             matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            matches = [p for p in matches if not any(part.startswith(".") for part in p.relative_to(path).parts)]
         else:
             matches = [path] if path.is_file() else sorted(map(Path, glob.glob(text, recursive=True)))
         if not matches:

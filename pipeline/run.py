@@ -90,7 +90,12 @@ class Run:
 
 def refuse_to_overwrite(path: Path, overwrite: bool) -> None:
     """RunError where `path` holds something and replacing it was not asked for."""
-    if path.is_dir() and path.suffix == ".safetensors":
-        raise RunError(f"{path} is a folder, expected a place for a file")
     if not overwrite and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} is there already: choose another place, or replace it with --overwrite")
+
+
+def refuse_other_kind(path: Path, folder: bool) -> None:
+    """RunError where `path` is a file and a folder is wanted, or the other way round."""
+    if path.exists() and path.is_dir() != folder:
+        kinds = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise RunError(f"{path} is {kinds[0]}, expected {kinds[1]} or nothing there: choose another place")

@@ -19,7 +19,7 @@ from pipeline.errors import RunError
 from pipeline.head import HeadConfig, build_head, training_log_probs
 from pipeline.images import count_leaks, stale_files
 from pipeline.rows import HeadData, load_data
-from pipeline.run import RUN_FORMAT, Run, refuse_to_overwrite
+from pipeline.run import RUN_FORMAT, Run, refuse_other_kind, refuse_to_overwrite
 
 
 @dataclass
@@ -54,6 +54,7 @@ def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
     index; MissingRows where rows of the passes asked for are not in the cache.
     """
     start = time.perf_counter()
+    refuse_other_kind(config.run, folder=True)
     refuse_to_overwrite(config.run, config.overwrite)
     torch.set_num_threads(available_cpus())
     cache = FeatureCache.open(config.cache)
@@ -100,6 +101,8 @@ def _fit(config: TrainConfig, data: HeadData, result: TrainResult, say: Say) -> 
         valid = accuracy(head, data.rows, data.valid_rows, data.valid_labels)
         epoch = Epoch(number, loss, valid, time.perf_counter() - start)
         result.epochs.append(epoch)
+        if not math.isfinite(loss):
+            raise RunError(f"the loss of epoch {number} is {loss}: lower --lr, now {config.lr}")
         say(f"epoch {number:3d}  loss {loss:.4f}  valid {valid:.2%}  {epoch.seconds:.2f} s")
         if not best or valid > result.valid_accuracy:
             result.kept_epoch, result.valid_accuracy = number, valid

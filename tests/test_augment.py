@@ -61,7 +61,8 @@ def test_one_key_has_the_parameters_it_always_had() -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width"), [(300, 400), (333, 500), (500, 333), (224, 224), (257, 511), (100, 100), (37, 1000), (256, 256)]
+    ("height", "width"),
+    [(300, 400), (333, 500), (500, 333), (224, 224), (257, 511), (100, 100), (37, 1000), (256, 256)],
 )
 @pytest.mark.parametrize("size", [224, 64, 95])
 def test_the_clean_view_is_bit_equal_to_torchvisions_crop(height: int, width: int, size: int) -> None:

@@ -48,7 +48,8 @@ def test_a_folded_head_gives_the_same_log_probabilities(name: str, shape: tuple[
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("full", 392), ("pool", 8), ("pyramid", 48), ("pyramid+white", 48), ("pca:4", 4), ("full+white", 392)]
+    ("name", "size"),
+    [("full", 392), ("pool", 8), ("pyramid", 48), ("pyramid+white", 48), ("pca:4", 4), ("full+white", 392)],
 )
 def test_a_basis_has_the_dimensions_its_name_says(name: str, size: int) -> None:
     """R for rows of 8 x 7 x 7."""
@@ -74,7 +75,9 @@ def test_more_than_ten_stages_keep_their_order() -> None:
     assert kinds == [type(stage) for stage in long.stages]
 
 
-@pytest.mark.parametrize("tensors", [{"x": torch.ones(1)}, {"0.blur.weights": torch.ones(1)}, {"0.scale.mean": torch.ones(1)}])
+@pytest.mark.parametrize(
+    "tensors", [{"x": torch.ones(1)}, {"0.blur.weights": torch.ones(1)}, {"0.scale.mean": torch.ones(1)}]
+)
 def test_tensors_that_are_no_basis_are_refused(tensors: dict[str, Tensor]) -> None:
     """A wrong name, an unknown stage, a missing field."""
     with pytest.raises(PipelineError, match="not a basis"):

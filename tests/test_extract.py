@@ -30,7 +30,9 @@ def counts(result: ExtractResult) -> tuple[int, int, int, int]:
 
 def files_below(folder: Path) -> dict[str, bytes]:
     """Every file with its bytes, but the writer's lock."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"
+    }
 
 
 def test_a_second_run_computes_nothing(run_extract: Extract, tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_identical_files_share_rows(run_extract: Extract, data: Path) -> None:
 
 
 def test_rows_are_the_backbones_features_of_their_views(run_extract: Extract, data: Path, tmp_path: Path) -> None:
-    """A row is what the network gives for that image's view: right image, right view, normalised as torchvision does."""
+    """A row is what the network gives for that image's view: right image, right view, normalised as torchvision."""
     run_extract(passes=1)
     cache = FeatureCache.open(tmp_path / "features")
     weight, bias = tiny_tensors()["features.0.weight"], tiny_tensors()["features.0.bias"]
@@ -108,9 +110,7 @@ def test_rows_do_not_depend_on_workers_or_batch_size(run_extract: Extract, tmp_p
         assert np.allclose(rows[0], other, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("option", "field"), [({"image_size": 64}, "input_size"), ({"passes": 1, "seed": 5}, "seed")]
-)
+@pytest.mark.parametrize(("option", "field"), [({"image_size": 64}, "input_size"), ({"passes": 1, "seed": 5}, "seed")])
 def test_other_settings_are_refused_by_field(run_extract: Extract, option: dict[str, int], field: str) -> None:
     """The message names the field, and nothing is computed."""
     run_extract(passes=1)
@@ -254,8 +254,10 @@ def counted(*given):
         os.kill(os.getpid(), signal.SIGKILL)
     return run_batch(*given)
 stage._run_batch = counted
-stage.extract(ExtractConfig(Path({str(data)!r}), Path({str(tmp_path / "features")!r}), backbone="tiny", weights={tiny!r},
-    image_size=32, precision="float32", device="cpu", batch_size=4, threads=1))
+stage.extract(ExtractConfig(Path({str(data)!r}), Path({str(tmp_path / "features")!r}), backbone="tiny",
+    weights={tiny!r},
+    image_size=32,
+    precision="float32", device="cpu", batch_size=4, threads=1))
 """
     killed = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

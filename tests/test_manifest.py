@@ -23,7 +23,7 @@ OTHER = {
 
 def kind_of(field_type: object) -> str:
     """How a field's type is spelt in OTHER."""
-    return field_type.__name__ if field_type in (str, int) else str(field_type)  # type: ignore[union-attr]
+    return field_type.__name__ if isinstance(field_type, type) and field_type in (str, int) else str(field_type)
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Base)])

@@ -30,7 +30,15 @@ def image(number: int, split: str = "train", label: str = "1") -> ImageRecord:
 
 def index(*images: ImageRecord, name: str = "flowers") -> SetIndex:
     """A set of `images`."""
-    return SetIndex(name, "/data/flowers", 0, ("1", "10"), images, (SkippedImage("train/1/bad.jpg", "empty"),))
+    return SetIndex(
+        name,
+        "/data/flowers",
+        "/data/flowers",
+        0,
+        ("1", "10"),
+        images,
+        (SkippedImage("train/1/bad.jpg", "0" * 64, "empty"),),
+    )
 
 
 def filled(path: Path, *shards: tuple[list[RowKey], Float16Array]) -> FeatureCache:
@@ -40,7 +48,9 @@ def filled(path: Path, *shards: tuple[list[RowKey], Float16Array]) -> FeatureCac
     assert recipe is not None
     for keys, rows in shards:
         augmented = any(layout.is_augmented(view) for _, view in keys)
-        write_shard(path / "shards", replace(HEADER, augmentation_digest=recipe.digest if augmented else ""), keys, rows)
+        write_shard(
+            path / "shards", replace(HEADER, augmentation_digest=recipe.digest if augmented else ""), keys, rows
+        )
     return cache
 
 
@@ -78,7 +88,13 @@ def test_a_name_that_is_a_path_or_hidden_cannot_name_a_set(tmp_path: Path, name:
 def test_the_set_digest_covers_labels_and_splits_but_not_place_or_time() -> None:
     """Moving a folder or touching a file is no other set; relabelling, moving to another split or reordering is."""
     known = index(image(1), image(2, "valid"))
-    moved = replace(known, name="x", data="/elsewhere", images=(image(2, "valid"), replace(image(1), mtime_ns=99)))
+    moved = replace(
+        known,
+        name="x",
+        data="/elsewhere",
+        root="/elsewhere",
+        images=(image(2, "valid"), replace(image(1), mtime_ns=99)),
+    )
     assert moved.digest == known.digest
     for other in (
         replace(known, images=(replace(image(1), label="10"), image(2, "valid"))),
@@ -243,7 +259,9 @@ def test_merging_shards_that_overlap_stores_no_row_twice(tmp_path: Path) -> None
     assert sum(len(shard.keys) for shard in cache.shards) == 3
 
 
-def test_merging_leaves_large_shards_and_other_provenance_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_leaves_large_shards_and_other_provenance_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A shard over the limit stays as it is; rows of another machine are not mixed in."""
     monkeypatch.setattr("cache.writer.MERGE_BELOW", 3)
     cache = filled(tmp_path / "c", ([key_of(n) for n in range(4)], some_rows(4, 32)), ([key_of(9)], some_rows(1, 32)))

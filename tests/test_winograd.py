@@ -82,5 +82,5 @@ def test_only_wide_convolutions_are_replaced() -> None:
     ).requires_grad_(False)
     assert accelerate(layers) == 1
     assert isinstance(layers[0], nn.Conv2d)
-    assert isinstance(layers[1][0], WinogradConv2d)
+    assert isinstance(layers.get_submodule("1.0"), WinogradConv2d)
     assert isinstance(layers[2], nn.Conv2d)

@@ -1,0 +1,242 @@
+"""The command line: options, exit status, one message, one JSON object."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from conftest import draw_image
+
+from cli import main
+from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig, TrainConfig
+
+COMMANDS = ["extract", "train-head", "evaluate", "export", "predict", "weights", "weights list", "weights fetch"]
+CONFIGS = {
+    "extract": ExtractConfig,
+    "train-head": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "predict": PredictConfig,
+}
+
+
+def invoke(*arguments: object) -> Result:
+    """Run the command line in this process; an exception that is no exit is a failure."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def invoke_json(*arguments: object) -> dict[str, object]:
+    """Run with --json: exit status 0, and standard output is one JSON object and nothing else."""
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 1
+    found: dict[str, object] = json.loads(result.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def refused(*arguments: object) -> str:
+    """Run what must fail with status 1: the message, which is all there is beside lines of progress."""
+    result = invoke(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.fixture
+def extracted(tiny: str, data: Path, tmp_path: Path) -> tuple[object, ...]:
+    """Arguments of extract for the generated data."""
+    settings = (
+        "--backbone",
+        "tiny",
+        "--weights",
+        tiny,
+        "--image-size",
+        32,
+        "--precision",
+        "float32",
+        "--device",
+        "cpu",
+    )
+    return ("extract", data, "--cache", tmp_path / "features", *settings)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_explains_itself(command: str) -> None:
+    """--help and -h exit 0 and show usage."""
+    for flag in ("--help", "-h"):
+        result = invoke(*command.split(), flag)
+        assert result.exit_code == 0
+        assert result.stdout.startswith("Usage:")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_defaults_are_those_of_the_configuration(name: str) -> None:
+    """Every field of a stage's dataclass is a parameter of its command, with the same default."""
+    config = CONFIGS[name]
+    command = main.commands[name]
+    parameters = {p.name: p for p in command.params if isinstance(p, click.Option | click.Argument)}
+    for field in fields(config):
+        parameter = parameters.pop(field.name)
+        if isinstance(parameter, click.Option) and not parameter.required:
+            assert parameter.default == field.default or (parameter.default, field.default) == (None, None)
+            assert f"--{field.name.replace('_', '-')}" in parameter.opts
+    assert parameters.keys() == {"as_json"}
+
+
+def test_every_command_takes_json() -> None:
+    """Also those that only list."""
+    for name in COMMANDS:
+        command: click.Command = main
+        for part in name.split():
+            assert isinstance(command, click.Group)
+            command = command.commands[part]
+        if not isinstance(command, click.Group):
+            assert any("--json" in parameter.opts for parameter in command.params)
+
+
+def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], tmp_path: Path) -> None:
+    """extract, train-head and evaluate: exactly the stated fields."""
+    found = invoke_json(*extracted, "--passes", 1)
+    assert found.keys() == {
+        "set", "images", "rows", "computed", "reused", "seconds", "warmup_seconds", "images_per_second", "phases",
+        "skipped", "cache", "bytes",
+    }  # fmt: skip
+    assert found["phases"].keys() == {"decode", "compute", "write"}  # type: ignore[attr-defined]
+    assert (found["set"], found["images"], found["rows"]) == ("data", 24, 36)
+    assert found["rows"] == found["computed"] + found["reused"]  # type: ignore[operator]
+
+    train = (
+        "train-head",
+        "--cache",
+        tmp_path / "features",
+        "--run",
+        tmp_path / "run",
+        "--epochs",
+        2,
+        "--basis",
+        "pool",
+    )
+    found = invoke_json(*train)
+    fields_ = {"run", "set", "basis", "precision", "leaks", "epochs", "kept_epoch", "valid_accuracy", "seconds"}
+    assert found.keys() == fields_
+    assert found["leaks"].keys() == {"across_splits", "two_labels"}  # type: ignore[attr-defined]
+    epochs = found["epochs"]
+    assert isinstance(epochs, list)
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    assert epochs[0].keys() == {"epoch", "train_loss", "valid_accuracy", "seconds"}
+
+    found = invoke_json("evaluate", tmp_path / "run")
+    assert found.keys() == {"images", "split", "top1", "top5", "mean_per_class", "ece"}
+    assert (found["images"], found["split"]) == (4, "test")
+
+
+def test_without_json_a_command_says_what_it_did(extracted: tuple[object, ...]) -> None:
+    """In words on standard output."""
+    result = invoke(*extracted)
+    assert result.exit_code == 0
+    assert "24 computed, 0 reused" in result.stdout
+
+
+def test_skipped_files_are_in_the_object(extracted: tuple[object, ...], data: Path) -> None:
+    """With path and reason."""
+    (data / "train" / "1" / "bad.jpg").write_bytes(b"text")
+    skipped = invoke_json(*extracted, "--skip-bad")["skipped"]
+    assert isinstance(skipped, list)
+    assert skipped[0].keys() == {"path", "reason"}
+
+
+def test_errors_are_one_message_and_status_1(extracted: tuple[object, ...], data: Path, tmp_path: Path) -> None:
+    """Missing data, no cache, no run, no model, an existing run: no traceback, nothing on standard output."""
+    cache, run = tmp_path / "features", tmp_path / "run"
+    assert "does not exist" in refused("extract", tmp_path / "none", "--cache", cache)
+    assert "run extract first" in refused("train-head", "--cache", cache, "--run", run)
+    assert "run.json" in refused("export", run, tmp_path / "model.safetensors")
+    assert "does not exist" in refused("predict", tmp_path / "model.safetensors", draw_image(tmp_path / "a.png", 1))
+    assert "does not exist" in refused("evaluate", tmp_path / "none.safetensors")
+    (data / "train" / "1" / "bad.jpg").write_bytes(b"text")
+    assert "--skip-bad" in refused(*extracted)
+    assert "no backbone" in refused("weights", "fetch", "vgg99")
+
+
+def test_a_file_that_is_no_csv_is_one_message(tmp_path: Path) -> None:
+    """A picture given as DATA."""
+    refused("extract", draw_image(tmp_path / "a.png", 1, size=(400, 400)), "--cache", tmp_path / "features")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["extract"],
+        ["extract", "data"],
+        ["extract", "data", "--cache", "c", "--passes", "many"],
+        ["extract", "data", "--cache", "c", "--precision", "float8"],
+        ["train-head", "--cache", "c"],
+        ["train-head", "--cache", "c", "--run", "r", "--nonsense"],
+        ["evaluate"],
+        ["export", "run"],
+        ["predict", "model"],
+        ["weights", "nonsense"],
+    ],
+)
+def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+    """Unknown commands and options, missing arguments, values of another type."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_a_value_out_of_range_is_refused_by_its_option(tmp_path: Path) -> None:
+    """The message names the option as it is typed."""
+    assert "--image-size is 8" in invoke("extract", tmp_path, "--cache", tmp_path / "c", "--image-size", 8).stderr
+    assert "--batch-size is 0" in invoke("train-head", "--cache", "c", "--run", "r", "--batch-size", 0).stderr
+
+
+def test_a_program_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only our errors become messages: anything else is a bug and shows itself."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pipeline.extract.extract", broken)
+    with pytest.raises(ZeroDivisionError):
+        invoke("extract", tmp_path, "--cache", tmp_path / "c")
+
+
+def test_an_interrupt_says_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ctrl-C is no traceback either."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.extract.extract", interrupted)
+    result = invoke("extract", tmp_path, "--cache", tmp_path / "c")
+    assert result.exit_code == 130
+    assert "run the same command" in result.stderr
+
+
+def test_weights_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each backbone with its file's place, there or not."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rows = invoke_json("weights", "list")["weights"]
+    assert isinstance(rows, list)
+    assert {"vgg16", "alexnet"} <= {row["backbone"] for row in rows}
+    assert not any(row["present"] for row in rows)
+    vgg16 = next(row for row in rows if row["backbone"] == "vgg16")
+    assert vgg16["path"] == str(tmp_path / "headgraft" / "weights" / "vgg16-IMAGENET1K_V1.safetensors")
+
+
+def test_fetching_without_a_network_says_what_was_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Status 1 and where to put a file."""
+    monkeypatch.setenv("HEADGRAFT_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert "--weights FILE" in refused("weights", "fetch", "alexnet")

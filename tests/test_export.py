@@ -1,0 +1,253 @@
+"""Leaving: one model file that predicts from image files what was trained from the cache."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import CLASSES, draw_dataset, draw_image, key_of, require_weights, train_config
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from cache.index import ImageRecord
+from cli import main
+from pipeline.bundle import load_bundle
+from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig
+from pipeline.errors import BundleError, DecodeError, ParityError, PipelineError, RunError
+from pipeline.evaluate import evaluate
+from pipeline.export import export, parity_images
+from pipeline.extract import extract
+from pipeline.predict import find_images, predict, read_names
+from pipeline.run import Run
+from pipeline.train import train_head
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/, features/ and run/: AlexNet at 64 pixels on four colours."""
+    require_weights("alexnet")
+    root = tmp_path_factory.mktemp("trained")
+    data = draw_dataset(root / "data", (90, 80))
+    settings = {"backbone": "alexnet", "image_size": 64, "precision": "float32", "device": "cpu"}
+    extract(ExtractConfig(data, root / "features", passes=1, **settings))  # type: ignore[arg-type]
+    train_head(train_config(root / "features", root / "run", hidden=16, epochs=15, basis="pyramid+white"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path) -> Path:
+    """The exported model of `trained`."""
+    path = trained / "model.safetensors"
+    names = trained / "names.json"
+    names.write_text(json.dumps({"1": "red", "10": "green", "100": "blue", "rose": "not a class here"}))
+    result = export(ExportConfig(trained / "run", path, names=names))
+    assert result.bytes == path.stat().st_size
+    assert result.parity["images"] == 8
+    assert result.parity["max_abs_diff"] <= 1e-4
+    assert result.parity["top1_agreement"] == 1
+    return path
+
+
+@pytest.mark.real
+def test_the_model_file_holds_named_tensors_and_one_card(model: Path) -> None:
+    """backbone.features.N.*, head.0.*, head.3.*, nothing else; classes in order and display names in the card."""
+    with safe_open(model, "pt") as file:
+        names, metadata = set(file.keys()), file.metadata()
+    assert {name for name in names if not name.startswith("backbone.features.")} == {
+        "head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias",
+    }  # fmt: skip
+    assert metadata.keys() == {"headgraft"}
+    card = json.loads(metadata["headgraft"])
+    assert card["classes"] == list(CLASSES)
+    assert card["names"] == {"1": "red", "10": "green", "100": "blue"}
+    assert {"preprocessing", "backbone", "basis", "manifest", "training", "scores", "versions"} <= card.keys()
+
+
+@pytest.mark.real
+def test_classes_come_out_as_they_were_labelled(model: Path, trained: Path) -> None:
+    """Each colour of the test split is given its own folder's name, '10' and '100' too."""
+    result = predict(PredictConfig(model, (str(trained / "data" / "test"),), top_k=2))
+    assert result.failed == []
+    assert len(result.predictions) == 4
+    for prediction in result.predictions:
+        label = Path(prediction["path"]).parent.name
+        top = prediction["top"]
+        assert top[0]["class"] == label
+        assert top[0]["name"] == {"1": "red", "10": "green", "100": "blue"}.get(label, label)
+        assert top[0]["probability"] > top[1]["probability"]
+
+
+@pytest.mark.real
+def test_the_model_scores_as_its_run_does(model: Path, trained: Path) -> None:
+    """From image files as from the cache."""
+    for split in ("test", "valid"):
+        from_run = evaluate(EvaluateConfig(trained / "run", split=split))
+        from_model = evaluate(EvaluateConfig(model, trained / "data", split=split))
+        assert from_model.top1 == from_run.top1 == 1
+        assert from_model.mean_per_class == from_run.mean_per_class
+        assert from_model.ece == pytest.approx(from_run.ece, abs=1e-3)
+    assert evaluate(EvaluateConfig(model)).images == 4
+
+
+@pytest.mark.real
+def test_the_library_predicts_what_the_module_computes(model: Path, trained: Path) -> None:
+    """load_bundle().predict and as_module() agree on the same file."""
+    from pipeline.decode import decode_rgb
+
+    path = next((trained / "data" / "test" / "10").iterdir())
+    bundle = load_bundle(model)
+    ((first, *rest),) = bundle.predict([path], top_k=99)
+    assert first[0] == "10"
+    assert len(rest) == 3
+    view = bundle.views.render(decode_rgb(path.read_bytes()), b"", "pass:0")
+    with torch.inference_mode():
+        log_probs = bundle.as_module()(torch.from_numpy(view.copy()).permute(2, 0, 1)[None])
+    assert bundle.classes[int(log_probs.argmax())] == "10"
+    assert float(log_probs.exp().max()) == pytest.approx(first[1], abs=1e-3)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("wrong", ["classes", "fold", "resize"])
+def test_a_model_that_differs_from_the_run_is_not_written(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """Permuted classes, a fold that is off, other preprocessing: the gate stops each, and no file is left."""
+    from pipeline import export as stage
+
+    card, folded = stage._card, Run.folded_head
+
+    def wrong_card(*given: Any) -> dict[str, Any]:
+        made = card(*given)
+        if wrong == "classes":
+            made["classes"] = made["classes"][1:] + made["classes"][:1]
+        if wrong == "resize":
+            made["preprocessing"]["resize"] += 8
+        return made
+
+    def wrong_fold(run: Run) -> torch.nn.Sequential:
+        head = folded(run)
+        if wrong == "fold":
+            head.get_parameter("3.bias")[0] += 0.01
+        return head
+
+    monkeypatch.setattr(stage, "_card", wrong_card)
+    monkeypatch.setattr(Run, "folded_head", wrong_fold)
+    with pytest.raises(ParityError, match="nothing was written"):
+        export(ExportConfig(trained / "run", tmp_path / "model.safetensors"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.real
+def test_an_existing_model_is_refused_unless_overwritten(model: Path, trained: Path) -> None:
+    """And left as it was."""
+    before = model.read_bytes()
+    with pytest.raises(RunError, match="--overwrite"):
+        export(ExportConfig(trained / "run", model))
+    assert model.read_bytes() == before
+
+
+@pytest.mark.real
+def test_images_that_the_gate_needs_must_be_there_and_unchanged(trained: Path, tmp_path: Path) -> None:
+    """A folder without them, or with another image, is refused and names --data or the file."""
+    with pytest.raises(RunError, match="--data"):
+        export(ExportConfig(trained / "run", tmp_path / "m.safetensors", data=tmp_path))
+    shutil.copytree(trained / "data", tmp_path / "data")
+    draw_image(tmp_path / "data" / "valid" / "1" / "image_0.jpg", 900)
+    with pytest.raises(RunError, match="not the image that was extracted"):
+        export(ExportConfig(trained / "run", tmp_path / "m.safetensors", data=tmp_path / "data"))
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.real
+def test_predict_prints_one_object_and_lists_what_failed(model: Path, trained: Path, tmp_path: Path) -> None:
+    """A damaged file is in `failed` with its reason, the others are predicted, and the exit status is 1."""
+    (tmp_path / "bad.jpg").write_bytes(b"text")
+    good = next((trained / "data" / "test" / "2").iterdir())
+    result = CliRunner().invoke(main, ["predict", str(model), str(good), str(tmp_path / "bad.jpg"), "--json"])
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert found.keys() == {"precision", "predictions", "failed"}
+    assert found["predictions"][0]["top"][0].keys() == {"class", "name", "probability"}
+    assert found["failed"] == [{"path": str(tmp_path / "bad.jpg"), "reason": found["failed"][0]["reason"]}]
+    with pytest.raises(DecodeError, match=r"bad\.jpg"):
+        load_bundle(model).predict([tmp_path / "bad.jpg"])
+
+
+@pytest.mark.real
+def test_export_prints_one_object(trained: Path, tmp_path: Path) -> None:
+    """With the stated fields."""
+    result = CliRunner().invoke(main, ["export", str(trained / "run"), str(tmp_path / "m.safetensors"), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found.keys() == {"model", "bytes", "parity"}
+    assert {"images", "precision", "max_abs_diff", "top1_agreement"} <= found["parity"].keys()
+
+
+@pytest.mark.real
+def test_data_of_other_classes_is_not_scored(model: Path, tmp_path: Path) -> None:
+    """A model is scored on classes it knows."""
+    for split in ("train", "test"):
+        draw_image(tmp_path / "roses" / split / "rose" / "a.png", 1)
+    with pytest.raises(PipelineError, match="'rose'"):
+        evaluate(EvaluateConfig(model, tmp_path / "roses"))
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    """A text, a safetensors file without our card, a card of another format, a folder, nothing."""
+    (tmp_path / "text.safetensors").write_text("text")
+    save_file({"x": torch.zeros(1)}, tmp_path / "bare.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", {"headgraft": '{"format": 99}'})
+    save_file({"x": torch.zeros(1)}, tmp_path / "list.safetensors", {"headgraft": "[]"})
+    (tmp_path / "folder").mkdir()
+    for name in ("text.safetensors", "bare.safetensors", "other.safetensors", "list.safetensors", "folder", "none"):
+        with pytest.raises(BundleError):
+            load_bundle(tmp_path / name)
+
+
+def test_parity_takes_every_class_and_at_most_200_or_one_each() -> None:
+    """Seeded: the same choice each time; all images where there are few."""
+
+    def records(classes: int, each: int) -> tuple[ImageRecord, ...]:
+        return tuple(
+            ImageRecord(f"valid/{c}/{n}.jpg", key_of(c * 1000 + n)[0].hex(), str(c), "valid", 1, 1)
+            for c in range(classes)
+            for n in range(each)
+        )
+
+    many = parity_images(records(102, 8))
+    assert len(many) == len({image.path for image in many}) == 200
+    assert len({image.label for image in many}) == 102
+    assert parity_images(records(102, 8)) == many
+    assert len(parity_images(records(250, 2))) == 250
+    assert len(parity_images(records(3, 2))) == 6
+
+
+def test_images_are_files_folders_and_globs(tmp_path: Path) -> None:
+    """Each in its order; what matches nothing is an error."""
+    for name in ("a.png", "b.png", "sub/c.jpg"):
+        draw_image(tmp_path / name, 1)
+    (tmp_path / "notes.txt").write_text("x")
+    found = find_images((str(tmp_path / "b.png"), str(tmp_path), str(tmp_path / "*.png")))
+    assert [p.name for p in found] == ["b.png", "a.png", "b.png", "c.jpg", "a.png", "b.png"]
+    with pytest.raises(PipelineError, match="matches nothing"):
+        find_images((str(tmp_path / "*.gif"),))
+
+
+def test_hidden_images_in_a_folder_are_not_predicted(tmp_path: Path) -> None:
+    """As they are ignored when a data set is scanned."""
+    for name in ("a.png", "._a.png", ".ipynb_checkpoints/a-checkpoint.png"):
+        draw_image(tmp_path / "images" / name, 1)
+    assert [path.name for path in find_images((str(tmp_path / "images"),))] == ["a.png"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"1": 2}', "{"])
+def test_names_that_are_no_object_of_texts_are_refused(tmp_path: Path, content: str) -> None:
+    """And a file that is not there."""
+    (tmp_path / "names.json").write_text(content)
+    with pytest.raises(PipelineError, match=r"names\.json"):
+        read_names(tmp_path / "names.json")
+    with pytest.raises(PipelineError, match=r"none\.json"):
+        read_names(tmp_path / "none.json")

@@ -1,0 +1,200 @@
+"""Pretrained weights: where they come from, what is refused, and that no pickle runs code."""
+
+import io
+import os
+import pickle
+import pickletools
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_tensors
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from pipeline import weights
+from pipeline.backbone import BACKBONES, weights_source
+from pipeline.errors import WeightsError
+from pipeline.weights import NamedWeights, _ArrayUnpickler, fetch, load_weights_file, tensor_digest
+
+ALEXNET = BACKBONES["alexnet"].weights
+
+
+class Harmful:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without weights and without a network."""
+    monkeypatch.setenv("HEADGRAFT_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path
+
+
+def test_offline_the_message_names_what_was_tried(nowhere: Path) -> None:
+    """The user's folder, torch hub's cache, the network left out, and where to put a file."""
+    with pytest.raises(WeightsError) as caught:
+        fetch(ALEXNET, lambda _: None)
+    message = str(caught.value)
+    place = nowhere / "xdg" / "headgraft" / "weights" / "alexnet-IMAGENET1K_V1.safetensors"
+    assert f"{place}: not there" in message
+    assert str(nowhere / "torch" / "hub" / "checkpoints") in message
+    assert "HEADGRAFT_OFFLINE is 1" in message
+    assert "--weights FILE" in message
+
+
+def test_weights_of_another_digest_are_refused(nowhere: Path) -> None:
+    """A file under the right name with other tensors is not taken for the named weights."""
+    ALEXNET.path.parent.mkdir(parents=True)
+    save_file(tiny_tensors(), ALEXNET.path)
+    with pytest.raises(WeightsError, match="are not alexnet IMAGENET1K_V1"):
+        fetch(ALEXNET, lambda _: None)
+
+
+def test_torch_hubs_cache_is_used_and_only_features_are_kept(nowhere: Path) -> None:
+    """A downloaded state dict gives its feature tensors, kept as safetensors; the next time those are read."""
+    tensors = tiny_tensors()
+    hub = nowhere / "torch" / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    torch.save({**tensors, "classifier.weight": torch.zeros(2)}, hub / ALEXNET.enum.url.rsplit("/", 1)[-1])
+    named = replace(ALEXNET, digest=tensor_digest(tensors))
+    assert tensor_digest(fetch(named, lambda _: None)) == named.digest
+    assert load_file(named.path).keys() == tensors.keys()
+    (hub / ALEXNET.enum.url.rsplit("/", 1)[-1]).unlink()
+    assert tensor_digest(fetch(named, lambda _: None)) == named.digest
+    assert [path.name for path in named.path.parent.iterdir()] == [named.path.name]
+
+
+def test_a_whole_state_dict_at_the_named_place_will_do(nowhere: Path) -> None:
+    """As the message on missing weights says: put a state dict there; its classifier does not matter."""
+    tensors = tiny_tensors()
+    named = replace(ALEXNET, digest=tensor_digest(tensors))
+    named.path.parent.mkdir(parents=True)
+    save_file({**tensors, "classifier.weight": torch.zeros(2)}, named.path)
+    found = fetch(named, lambda _: None)
+    assert {name for name in found if name.startswith("features.")} == tensors.keys()
+
+
+def test_the_archives_kernels_are_turned_to_torchs_order(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(H, W, in, out) becomes (out, in, H, W), each array under its layer, the linear layers left out."""
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 4)).astype(np.float32)
+    bias = np.arange(4, dtype=np.float32)
+    layers = {"VGG_0": {"Conv_0": {"kernel": kernel, "bias": bias}}, "NetLin_0": {}}
+    written = pickle.dumps(layers, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    with tarfile.open(nowhere / "x.tar.gz", "w:gz") as tar:
+        member = tarfile.TarInfo("x/net.ckpt")
+        member.size = len(written)
+        tar.addfile(member, io.BytesIO(written))
+    monkeypatch.setattr(weights, "_download_archive", lambda folder: nowhere / "x.tar.gz")
+    monkeypatch.delenv("HEADGRAFT_OFFLINE")
+
+    def unreachable(_: NamedWeights) -> dict[str, torch.Tensor]:
+        raise WeightsError("torchvision's download: no route")
+
+    monkeypatch.setattr(weights, "_from_torchvision", unreachable)
+    named = NamedWeights("tiny", "TEST", ALEXNET.enum, None, "x/net.ckpt", (5,))
+    found = fetch(named, lambda _: None)
+    assert found.keys() == {"features.5.weight", "features.5.bias"}
+    assert np.array_equal(found["features.5.weight"].numpy(), kernel.transpose(3, 2, 0, 1))
+    assert np.array_equal(found["features.5.bias"].numpy(), bias)
+
+
+def test_the_archives_unpickler_runs_nothing(tmp_path: Path) -> None:
+    """A pickle that names anything but an array is refused, and nothing has happened."""
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        data = pickle.dumps({"VGG_0": Harmful(tmp_path / "harm")}, protocol=protocol)
+        with pytest.raises(WeightsError, match="refused"):
+            _ArrayUnpickler(io.BytesIO(data)).load()
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["numpy load", "numpy.core.multiarray fromfile", "builtins eval", "numpy ndarray.tofile"]
+)
+def test_the_archives_unpickler_allows_three_names_only(name: str) -> None:
+    """Other functions of numpy, and attributes of allowed names, are refused too."""
+    module, attribute = name.split()
+    data = b"\x80\x04" + b"".join(
+        b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, attribute)
+    ) + b"\x93."  # fmt: skip
+    assert any(opcode.name == "STACK_GLOBAL" for opcode, _, _ in pickletools.genops(data))
+    with pytest.raises(WeightsError, match="refused"):
+        _ArrayUnpickler(io.BytesIO(data)).load()
+
+
+def test_a_weights_file_with_code_is_refused_without_running_it(tmp_path: Path) -> None:
+    """As torch.save writes it, and as a bare pickle."""
+    torch.save({"features.0.weight": Harmful(tmp_path / "harm")}, tmp_path / "zip.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Harmful(tmp_path / "harm"), protocol=2))
+    for name in ("zip.pth", "bare.pth"):
+        with pytest.raises(WeightsError, match="not a file of weights"):
+            load_weights_file(tmp_path / name)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".txt", ""])
+@pytest.mark.parametrize("content", [b"", b"just text", b"\x80\x02}q\x00.", b"PK\x03\x04", b"."])
+def test_what_holds_no_weights_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+    """Whatever the file's type, an error of ours or, for an empty state dict, no tensors."""
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(content)
+    try:
+        found = load_weights_file(path)
+    except WeightsError:
+        return
+    assert found == {}
+
+
+@given(content=st.binary(max_size=40))
+def test_random_bytes_are_refused_as_weights(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    """No content of a .pth gets past WeightsError."""
+    path = tmp_path_factory.mktemp("weights") / "file.pth"
+    path.write_bytes(content)
+    try:
+        load_weights_file(path)
+    except WeightsError:
+        return
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 3}, torch.zeros(2)])
+def test_a_file_of_something_else_than_tensors_by_name_is_refused(tmp_path: Path, content: object) -> None:
+    """A list, a number, a bare tensor."""
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="expected a state dict"):
+        load_weights_file(tmp_path / "x.pth")
+
+
+def test_both_kinds_of_file_give_the_same_digest(tmp_path: Path) -> None:
+    """The digest is of names, shapes, types and values, not of a file."""
+    tensors = tiny_tensors()
+    torch.save(tensors, tmp_path / "x.pth")
+    save_file(tensors, tmp_path / "x.safetensors")
+    digests = {tensor_digest(load_weights_file(tmp_path / name)) for name in ("x.pth", "x.safetensors")}
+    assert digests == {tensor_digest(dict(reversed(tensors.items())))}
+
+
+def test_the_digest_covers_name_shape_type_and_values() -> None:
+    """Each of them alone changes it."""
+    x = torch.arange(4.0)
+    found = [{"a": x}, {"b": x}, {"a": x.view(2, 2)}, {"a": x.double()}, {"a": x + 1}, {"a": x, "b": x}]
+    assert len({tensor_digest(tensors) for tensors in found}) == len(found)
+
+
+def test_the_source_of_weights_is_a_name_or_a_whole_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Found again from any folder."""
+    monkeypatch.chdir(tmp_path)
+    assert weights_source("alexnet", None) == weights_source("alexnet", "IMAGENET1K_V1") == "IMAGENET1K_V1"
+    assert weights_source("alexnet", "x.pth") == str(tmp_path / "x.pth")
