@@ -177,7 +177,8 @@ def fit_stages(name: BasisName, pooled: Tensor, labels: Tensor, row_shape: Shape
         means = blocks[:, 0] if name.regions == "pyramid" else blocks.mean(1)
         mix = Mix(_whitening(means, labels, name.shrinkage))
         z = mix.apply(z)
-        spread = Scale(torch.zeros(z.shape[1]), z.std(0).clamp_min(1e-6))
+        # One scale for all: scaling each direction by itself would undo the shrinkage.
+        spread = Scale(torch.zeros(z.shape[1]), z.std().clamp_min(1e-6).expand(z.shape[1]).contiguous())
         z = spread.apply(z)
         stages += [mix, spread]
     if name.components is not None:
