@@ -66,7 +66,8 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
 def _backbone_tensors(cache: FeatureCache, index: SetIndex, say: Say) -> dict[str, Tensor]:
     """The tensors the cache was made with, from where stage one found them."""
     base = cache.manifest.base
-    sources = {str(made["weights"]): None for made in cache.provenance(index.row_keys(0))}
+    # Provenance is free: a shard that does not say where its weights were stands for the named ones.
+    sources = list(dict.fromkeys(made.get("weights") for made in cache.provenance(index.row_keys(0))))
     for source in sources:
         try:
             tensors = load_tensors(base.backbone, source, say)
@@ -76,7 +77,7 @@ def _backbone_tensors(cache: FeatureCache, index: SetIndex, say: Say) -> dict[st
         if tensor_digest(tensors) == base.weights_digest:
             return tensors
     raise RunError(
-        f"the weights of {base.backbone} in {', '.join(sources)} are no longer those of the cache "
+        f"the weights of {base.backbone} in {', '.join(map(str, sources))} are no longer those of the cache "
         f"(digest {base.weights_digest[:16]}): put that file back"
     )
 
