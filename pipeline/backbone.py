@@ -211,12 +211,11 @@ def load_backbone(
     precision: str,
     batch_size: int | None = None,
     compiled: bool = False,
-    plain: bool = False,
 ) -> Backbone:
     """Put `tensors` into backbone `name` on `device`, frozen.
 
     bfloat16 on the CPU is compiled with frozen weights where `compiled`; float32 on the CPU goes through Winograd
-    convolutions unless `plain`.
+    convolutions.
     """
     with torch.device("meta"):
         network = build_trunk(name)
@@ -226,10 +225,10 @@ def load_backbone(
     network = network.to(device, dtype).to(memory_format=torch.channels_last)
     network.requires_grad_(False)
     code_path = "eager"
-    if device.type == "cpu" and precision == "float32" and not plain and accelerate(network):
+    if device.type == "cpu" and precision == "float32" and accelerate(network):
         code_path = "winograd"
     computing: Callable[[Tensor], Tensor] = network
-    if compiled and not plain and code_path == "eager" and (fast := _compile(network)) is not None:
+    if compiled and code_path == "eager" and (fast := _compile(network)) is not None:
         computing, code_path = fast, "compiled"
     return Backbone(computing, device, precision, batch_size or (64 if device.type == "cuda" else 8), code_path)
 
