@@ -1,5 +1,6 @@
 """BackboneSpec: which pretrained networks there are; load_backbone: (B, 3, H, W) → (B, D), frozen, in eval mode."""
 
+import logging
 import os
 import platform
 import re
@@ -234,7 +235,7 @@ def load_backbone(
 
 
 def _compile(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """The network compiled with its weights frozen in; None where torch finds no compiler."""
+    """The network compiled with its weights frozen in; None without a compiler or a folder for what it makes."""
     from torch._inductor import config, cpp_builder, exc
 
     try:
@@ -243,8 +244,9 @@ def _compile(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
         folder = weights_folder().with_name("compiled")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-    except exc.InvalidCxxCompiler:
+    except (exc.InvalidCxxCompiler, OSError):
         return None
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of a CUDA that nothing here needs
     config.freezing = True  # private, and works only with gradients off while compiling
     compiled: Callable[[Tensor], Tensor] = torch.compile(network)
     return compiled

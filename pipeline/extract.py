@@ -177,8 +177,26 @@ def _dry_run(plan: _Plan, say: Say) -> ExtractResult:
     result.bytes = cache.bytes if cache else 0
     missing = _announce(plan, result, work, say)
     if missing:
-        _warm_up(_load(plan, missing, say), plan, missing, say)
+        _bring_up(plan, missing, say)
     return result
+
+
+def _bring_up(plan: _Plan, rows: int, say: Say) -> tuple[backbone.Backbone, float]:
+    """The backbone at speed, compiled where that pays and works, and the seconds it took to get there."""
+    torch.set_num_threads(plan.config.threads or backbone.available_cpus())
+    wanted = rows >= backbone.ROWS_WORTH_COMPILING
+    network = _load(plan, wanted)
+    if wanted and network.code_path == "eager":
+        say("no C++ compiler here, or nowhere to keep what it makes: the slower eager path is used")
+    try:
+        return network, _warm_up(network, plan, rows, say)
+    except RuntimeError as error:  # the compiler is there but does not work: no headers, no room, another standard
+        if network.code_path != "compiled":
+            raise
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        say(f"torch could not compile here ({reason[:200]}): the slower eager path is used")
+    network = _load(plan, compiled=False)
+    return network, _warm_up(network, plan, rows, say)
 
 
 def _warm_up(network: backbone.Backbone, plan: _Plan, rows: int, say: Say) -> float:
@@ -198,28 +216,21 @@ def _timed(network: backbone.Backbone, views: list[Pixels]) -> float:
     return time.perf_counter() - start
 
 
-def _load(plan: _Plan, rows: int, say: Say) -> backbone.Backbone:
-    config = plan.config
-    torch.set_num_threads(config.threads or backbone.available_cpus())
-    compiled = rows >= backbone.ROWS_WORTH_COMPILING and not config.dry_run
-    network = backbone.load_backbone(
-        config.backbone,
+def _load(plan: _Plan, compiled: bool) -> backbone.Backbone:
+    return backbone.load_backbone(
+        plan.config.backbone,
         plan.tensors,
         device=plan.device,
         precision=plan.manifest.base.precision,
-        batch_size=config.batch_size,
+        batch_size=plan.config.batch_size,
         compiled=compiled,
     )
-    if compiled and network.code_path == "eager":
-        say("torch finds no C++ compiler here: the slower eager path is used")
-    return network
 
 
 def _compute(plan: _Plan, cache: FeatureCache, work: list[Work], result: ExtractResult, say: Say) -> list[SkippedImage]:
     """Decode, compute and write `work`; fills in the counts and seconds, returns the files that were skipped."""
     rows = sum(len(item.views) for item in work)
-    network = _load(plan, rows, say)
-    result.warmup_seconds = _warm_up(network, plan, rows, say)
+    network, result.warmup_seconds = _bring_up(plan, rows, say)
     start = time.perf_counter()
     base, recipe = plan.manifest.base, plan.manifest.augmentation
     views = Views(base.input_size, base.resize, recipe.seed if recipe else 0)

@@ -15,11 +15,13 @@ from safetensors.torch import save_file
 
 from cache.errors import CacheError, DamagedCache, ManifestMismatch
 from cache.store import FeatureCache
+from pipeline import backbone
 from pipeline.augment import Views
 from pipeline.backbone import MEAN, STD, build_trunk, load_backbone, normalise
+from pipeline.config import ExtractConfig
 from pipeline.decode import decode_rgb
 from pipeline.errors import DecodeError, PipelineError, WeightsError
-from pipeline.extract import ExtractResult
+from pipeline.extract import ExtractResult, extract
 
 
 def counts(result: ExtractResult) -> tuple[int, int, int, int]:
@@ -283,3 +285,32 @@ def test_the_code_path_changes_features_by_rounding_only() -> None:
     pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
     assert fast.code_path == "winograd"
     assert torch.allclose(fast.features(views), plain(normalise(pixels)), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [(None, "no C++ compiler here"), ("/bin/false", "could not compile here")],
+    ids=["none", "one that fails"],
+)
+def test_without_a_working_compiler_stage_one_says_so_and_goes_on(
+    compiler: str | None, said: str, data: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No compiler, or one that compiles nothing: one line, the eager path, the same rows."""
+    from torch._inductor import cpp_builder, exc
+
+    def find() -> str:
+        if compiler is None:
+            raise exc.InvalidCxxCompiler
+        return compiler
+
+    torch.compiler.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # nothing compiled before
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", find)
+    monkeypatch.setattr(backbone, "ROWS_WORTH_COMPILING", 1)
+    lines: list[str] = []
+    options = {"backbone": "tiny", "weights": tiny, "image_size": 32, "precision": "float32", "device": "cpu"}
+    result = extract(ExtractConfig(data, tmp_path / "features", **options), lines.append)  # type: ignore[arg-type]
+    assert result.computed == 24
+    assert sum(said in line for line in lines) == 1
+    shards = FeatureCache.open(tmp_path / "features").shards
+    assert {shard.header.provenance["code_path"] for shard in shards} == {"eager"}

@@ -1,5 +1,7 @@
 """Real weights and real flowers: our features are torchvision's."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,15 +11,21 @@ from PIL import Image
 from torchvision.models import VGG16_Weights, vgg16
 
 from cache.store import FeatureCache
+from pipeline import backbone
 from pipeline.config import ExtractConfig
 from pipeline.extract import extract
+
+
+def some_flowers(count: int) -> list[Path]:
+    """The first training flower of each of `count` classes."""
+    return [min(folder.iterdir()) for folder in sorted((flowers() / "train").iterdir())[:count]]
 
 
 @pytest.mark.real
 def test_vgg16_features_of_flowers_are_torchvisions(tmp_path: Path) -> None:
     """Eight flowers: cosine of at least 0.9999 with torchvision's eager float32 network and its own transforms."""
     tensors = require_weights("vgg16")
-    files = [next(iter(sorted(folder.iterdir()))) for folder in sorted((flowers() / "train").iterdir())[:8]]
+    files = some_flowers(8)
     lines = [f"{file},{file.parent.name},train" for file in files]
     (tmp_path / "eight.csv").write_text("\n".join(["path,label,split", *lines]))
     extract(ExtractConfig(tmp_path / "eight.csv", tmp_path / "features", precision="float32", device="cpu"))
@@ -34,3 +42,27 @@ def test_vgg16_features_of_flowers_are_torchvisions(tmp_path: Path) -> None:
             expected = network.eval()(transform(Image.open(file).convert("RGB"))[None])[0]
             assert float(torch.cosine_similarity(row, expected, dim=0)) >= 0.9999
             assert torch.allclose(row, expected, atol=0.05, rtol=0.01)
+
+
+@pytest.mark.real
+def test_compiled_bfloat16_features_are_near_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen flowers and a pass of AlexNet, compiled: every row within a cosine of 0.9995 of eager float32."""
+    require_weights("alexnet")
+    if not backbone.computes_bfloat16(torch.device("cpu")):
+        pytest.skip("this processor does not compute in bfloat16")
+    if not shutil.which("g++"):
+        pytest.skip("no g++ to compile with")
+    monkeypatch.setattr(backbone, "ROWS_WORTH_COMPILING", 1)
+    lines = [f"{file},{file.parent.name},train" for file in some_flowers(16)]
+    (tmp_path / "some.csv").write_text("\n".join(["path,label,split", *lines]))
+    rows = {}
+    for precision in ("float32", "bfloat16"):
+        place = tmp_path / precision
+        config = ExtractConfig(tmp_path / "some.csv", place, backbone="alexnet", passes=1, precision=precision)
+        assert extract(replace(config, device="cpu")).computed == 32
+        cache = FeatureCache.open(place)
+        keys = cache.index().row_keys(1)
+        rows[precision] = torch.from_numpy(cache.read(keys)).float()
+        path = "compiled" if precision == "bfloat16" else "winograd"
+        assert {kind["code_path"] for kind in cache.provenance(keys)} == {path}
+    assert torch.cosine_similarity(rows["float32"], rows["bfloat16"]).min() >= 0.9995
