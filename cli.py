@@ -1,11 +1,13 @@
 """The command line: options → one config → one call → print."""
 
+import errno
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -25,18 +27,35 @@ from pipeline.errors import ConfigError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: ends as tidily as an interrupt from the keyboard."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
 class _Group(click.Group):
     """Our errors become one message and exit status 1, or 2 for wrong usage; others are bugs with a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        before = signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
         except HeadgraftError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             click.echo("interrupted: what was written is kept; run the same command to go on", err=True)
-            ctx.exit(130)
+            ctx.exit(143 if isinstance(error, _Terminated) else 130)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # nobody reads the output any more: click ends quietly
+            reason = error.strerror or str(error)
+            click.echo(f"error: {error.filename or 'the system'}: {reason}", err=True)
+            ctx.exit(1)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _default(config: type, name: str) -> Any:

@@ -1,11 +1,54 @@
 """Durable file writing: a reader sees the whole new file or the old one, also after a crash."""
 
+import hashlib
 import os
+import platform
+import re
+import time
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
 from cache.errors import CacheError
 from cache.layout import TEMPORARY_SUFFIX
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux: process numbers mean something until the next boot
+_TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}" + re.escape(TEMPORARY_SUFFIX))
+_SECONDS_TO_LIVE = 86400  # of a temporary file whose writer cannot be asked for
+
+
+@cache
+def _machine() -> str:
+    """Eight hex digits for this machine since it started; containers differ by their host name."""
+    boot = _BOOT_ID.read_bytes() if _BOOT_ID.is_file() else b""
+    return hashlib.sha256(platform.node().encode() + boot).hexdigest()[:8]
+
+
+def temporary_name() -> str:
+    """A new name for a file being written; it says by which process of which machine."""
+    return f".{_machine()}-{os.getpid()}-{uuid4().hex}{TEMPORARY_SUFFIX}"
+
+
+def is_abandoned(temporary: Path) -> bool:
+    """Whether nobody writes this temporary file any more: its process has ended, or it is a day old."""
+    match = _TEMPORARY.fullmatch(temporary.name)
+    if match and match[1] == _machine():
+        process = int(match[2])
+        return process == os.getpid() or not _lives(process)
+    try:
+        return time.time() - temporary.stat().st_mtime > _SECONDS_TO_LIVE
+    except FileNotFoundError:
+        return True
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -13,13 +56,14 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
     CacheError where the system refuses; a file that was there before is kept.
     """
-    temporary = path.with_name(f".{uuid4().hex}{TEMPORARY_SUFFIX}")
+    temporary = path.with_name(temporary_name())
     try:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CacheError(
@@ -29,7 +73,6 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

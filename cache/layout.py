@@ -8,9 +8,11 @@ FORMAT_VERSION = 1
 
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = "writer.lock"
+HOLDER_FILE = "writer.json"  # who holds the lock, for the message that another process gets
 SHARD_FOLDER = "shards"
 SET_FOLDER = "sets"
 PROJECTION_FOLDER = "projections"
+FOLDERS = (SHARD_FOLDER, SET_FOLDER, PROJECTION_FOLDER)
 TEMPORARY_SUFFIX = ".tmp"
 
 FEATURES = "features"  # (N, D) <f2, contiguous

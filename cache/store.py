@@ -44,7 +44,7 @@ class FeatureCache:
             stored = Manifest.load(file)
             manifest = stored.merged_with(manifest, path)
         check_place(path)
-        for folder in (layout.SHARD_FOLDER, layout.SET_FOLDER, layout.PROJECTION_FOLDER):
+        for folder in layout.FOLDERS:
             (path / folder).mkdir(parents=True, exist_ok=True)
         if not file.is_file() or stored != manifest:
             manifest.save(file)
@@ -177,8 +177,9 @@ class FeatureCache:
 
 def check_place(path: Path) -> None:
     """CacheError where `path` is neither a cache, nor empty, nor absent."""
+    ours = {layout.LOCK_FILE, layout.HOLDER_FILE}
     known = path.is_dir() and (
-        (path / layout.MANIFEST_FILE).is_file() or {file.name for file in path.iterdir()} <= {layout.LOCK_FILE}
+        (path / layout.MANIFEST_FILE).is_file() or {file.name for file in path.iterdir()} <= ours
     )
     if path.exists() and not known:
         raise CacheError(f"{path} is not a feature cache and not empty: name another folder with --cache")

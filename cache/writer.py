@@ -1,42 +1,21 @@
-"""Writing a cache: rows collect into shards that land whole, one writer at a time, small shards merged at the end."""
+"""Writing rows: they collect into shards that land whole; small shards are merged at the end."""
 
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from cache import layout
-from cache.errors import CacheBusy
 from cache.files import sync_folder
 from cache.shard import Float16Array, RowKey, Shard, ShardHeader, write_shard
 
 ROWS_PER_SHARD = 1000
 SECONDS_PER_SHARD = 20.0  # what a kill can cost
 MERGE_BELOW = ROWS_PER_SHARD // 2
-
-
-@contextmanager
-def writing(cache: Path) -> Iterator[None]:
-    """Hold the cache for writing and clear what a killed writer left; CacheBusy if another process holds it."""
-    cache.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(cache / layout.LOCK_FILE)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise CacheBusy(f"another process is writing {cache}: wait until it ends, then run this again") from error
-    try:
-        for folder in (cache, cache / layout.SHARD_FOLDER, cache / layout.SET_FOLDER):
-            for left in folder.glob(f".*{layout.TEMPORARY_SUFFIX}"):
-                left.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.release()
 
 
 class ShardWriter:

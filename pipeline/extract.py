@@ -13,10 +13,11 @@ import torch
 from cache import layout
 from cache.errors import CacheError
 from cache.index import SkippedImage
+from cache.lock import writing
 from cache.manifest import Augmentation, Base, Manifest
 from cache.shard import RowKey, ShardHeader
 from cache.store import FeatureCache, check_place
-from cache.writer import ShardWriter, merge_small_shards, writing
+from cache.writer import ShardWriter, merge_small_shards
 from pipeline import augment, backbone
 from pipeline.augment import Views
 from pipeline.config import ExtractConfig

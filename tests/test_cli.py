@@ -1,6 +1,7 @@
 """The command line: options, exit status, one message, one JSON object."""
 
 import json
+import signal
 from dataclasses import fields
 from pathlib import Path
 
@@ -211,16 +212,32 @@ def test_a_program_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tm
         invoke("extract", tmp_path, "--cache", tmp_path / "c")
 
 
-def test_an_interrupt_says_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Ctrl-C is no traceback either."""
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_says_what_is_kept(
+    number: int, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ctrl-C is no traceback either, nor is a plain kill."""
+    before = signal.getsignal(signal.SIGTERM)
 
     def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr("pipeline.extract.extract", interrupted)
     result = invoke("extract", tmp_path, "--cache", tmp_path / "c")
-    assert result.exit_code == 130
+    assert result.exit_code == status
     assert "run the same command" in result.stderr
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_error_of_the_system_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A place that cannot be read or written is named."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/some/place")
+
+    monkeypatch.setattr("pipeline.extract.extract", refused)
+    result = invoke("extract", tmp_path, "--cache", tmp_path / "c")
+    assert (result.exit_code, result.stderr) == (1, "error: /some/place: Permission denied\n")
 
 
 def test_weights_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from conftest import key_of, some_base, some_manifest, some_rows
 
 from cache import layout
 from cache.errors import CacheBusy, CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
+from cache.files import temporary_name
 from cache.index import ImageRecord, SetIndex, SkippedImage
+from cache.lock import writing
 from cache.projections import load_projection, save_projection
 from cache.shard import Float16Array, RowKey, ShardHeader, write_shard
 from cache.store import FeatureCache
-from cache.writer import ShardWriter, merge_small_shards, writing
+from cache.writer import ShardWriter, merge_small_shards
 
 HEADER = ShardHeader(some_base().digest, (8, 2, 2), provenance={"device": "cpu", "weights": "NONE"})
 
@@ -292,7 +294,7 @@ def test_a_second_writing_process_is_refused(tmp_path: Path) -> None:
     """While another process holds the cache, writing raises CacheBusy; when it ends, the cache is free."""
     cache = filled(tmp_path / "c")
     hold = (
-        "import sys; from pathlib import Path; from cache.writer import writing\n"
+        "import sys; from pathlib import Path; from cache.lock import writing\n"
         "with writing(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -300,7 +302,7 @@ def test_a_second_writing_process_is_refused(tmp_path: Path) -> None:
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
-        with pytest.raises(CacheBusy, match="another process"), writing(cache.path):
+        with pytest.raises(CacheBusy, match=rf"process {child.pid} on .* is writing"), writing(cache.path):
             pass
         child.communicate("")
     with writing(cache.path):
@@ -308,13 +310,30 @@ def test_a_second_writing_process_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_writer_clears_what_a_killed_one_left(tmp_path: Path) -> None:
-    """Temporary files go when the next writer starts, and nothing else does."""
+    """Temporary files of dead processes go when the next writer starts; those of living ones stay."""
     cache = filled(tmp_path / "c", ([key_of(0)], some_rows(1, 32)))
-    left = cache.path / "shards" / ".0123.tmp"
-    left.write_bytes(b"half a shard")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True) as other:
+        name = temporary_name().replace(f"-{os.getpid()}-", f"-{other.pid}-")
+        left = cache.path / "shards" / name
+        left.write_bytes(b"half a shard")
+        with writing(cache.path):
+            assert left.exists()
+        other.communicate("\n")
     with writing(cache.path):
         assert not left.exists()
     assert len(FeatureCache.open(cache.path)) == 1
+
+
+def test_temporary_files_of_other_machines_live_a_day(tmp_path: Path) -> None:
+    """Whether their process lives cannot be asked from here."""
+    cache = filled(tmp_path / "c")
+    young, old = (cache.path / "sets" / f".{number}-1-{'0' * 32}.tmp" for number in ("00000000", "00000001"))
+    young.touch()
+    old.touch()
+    os.utime(old, (0, 0))
+    with writing(cache.path):
+        assert young.exists()
+        assert not old.exists()
 
 
 def test_a_damaged_projection_counts_as_absent(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""One writer at a time: the lock on a cache, who holds it, and clearing what a killed writer left.
+
+The lock keeps writers from doing work twice. Nothing that is served depends on it: shards land whole under the
+digest of their contents, and a writer's temporary files are left alone while it lives.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cache import layout
+from cache.errors import CacheBusy, CacheError
+from cache.files import is_abandoned
+
+
+@contextmanager
+def writing(cache: Path) -> Iterator[None]:
+    """Hold the cache for writing and clear what a killed writer left; CacheBusy says who else holds it."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(cache / layout.LOCK_FILE)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise CacheBusy(f"{_holder(cache)} is writing {cache}: wait until it ends, then run this again") from error
+    except OSError as error:
+        raise CacheError(f"cannot write in {cache}: {error.strerror}; name another folder with --cache") from error
+    holder = cache / layout.HOLDER_FILE
+    try:
+        about = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        holder.write_text(json.dumps(about))
+        _clear(cache)
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(cache: Path) -> str:
+    """Who holds the lock, in words; it wrote so itself."""
+    try:
+        about = json.loads((cache / layout.HOLDER_FILE).read_bytes())
+        return f"process {about['process']} on {about['machine']} (since {about['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _clear(cache: Path) -> None:
+    for folder in (cache, *(cache / name for name in layout.FOLDERS)):
+        for left in folder.glob(f".*{layout.TEMPORARY_SUFFIX}"):
+            if is_abandoned(left):
+                left.unlink(missing_ok=True)
