@@ -53,7 +53,8 @@ class SkippedImage:
 class SetIndex:
     """The index of one image set; `classes` are the names in the order of the head's outputs.
 
-    `data` is what was extracted, a folder or a CSV file; the records' paths start from `root`.
+    `data` is what was extracted, a folder or a CSV file; the records' paths start from `root`. `passes` is how many
+    augmented passes all of its training images had when it was written: should one be missing, it was lost.
     """
 
     name: str
@@ -63,6 +64,7 @@ class SetIndex:
     classes: tuple[str, ...]
     images: tuple[ImageRecord, ...]
     skipped: tuple[SkippedImage, ...] = ()
+    passes: int = 0
 
     @property
     def digest(self) -> str:
@@ -109,6 +111,7 @@ class SetIndex:
                 classes=tuple(stored["classes"]),
                 images=tuple(ImageRecord(**image) for image in stored["images"]),
                 skipped=tuple(SkippedImage(**image) for image in stored["skipped"]),
+                passes=stored["passes"],
             )
         except (KeyError, TypeError) as error:
             raise DamagedCache(f"{path} lacks or adds a field ({error}); run extract again to write it") from error

@@ -12,6 +12,7 @@ HOLDER_FILE = "writer.json"  # who holds the lock, for the message that another 
 SHARD_FOLDER = "shards"
 SET_FOLDER = "sets"
 PROJECTION_FOLDER = "projections"
+DAMAGED_FOLDER = "damaged"  # what repair set aside; never read
 FOLDERS = (SHARD_FOLDER, SET_FOLDER, PROJECTION_FOLDER)
 TEMPORARY_SUFFIX = ".tmp"
 

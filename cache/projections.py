@@ -23,3 +23,8 @@ def load_projection(cache: Path, source: str) -> bytes | None:
             return data
         path.unlink()
     return None
+
+
+def intact(path: Path) -> bool:
+    """Whether a kept projection has the bytes that its name promises."""
+    return path.name.endswith(f"-{xxhash.xxh3_128_hexdigest(path.read_bytes())}{_SUFFIX}")

@@ -75,39 +75,59 @@ class FeatureCache:
         return sorted(path for path in folder.glob("*.h5") if not path.name.startswith("."))
 
     @cached_property
-    def shards(self) -> tuple[Shard, ...]:
-        """Every shard, checked; DamagedCache names the ones that are not what was written."""
+    def examined(self) -> tuple[tuple[Shard, ...], dict[Path, CacheError]]:
+        """The sound shards, and the others with what is wrong with each: the one place where shards are opened."""
+        paths = self._shard_paths()
         with ThreadPoolExecutor(4) as pool:
-            results = list(pool.map(_open_or_error, self._shard_paths()))
-        bad = [str(result) for result in results if isinstance(result, DamagedCache)]
-        if bad:
-            raise DamagedCache(
-                "\n".join(bad) + "\nNothing was read from it. Move it out of the cache and run extract again: "
-                "only its rows are computed anew."
-            )
-        shards = tuple(result for result in results if isinstance(result, Shard))
-        for shard in shards:
-            self._check_identity(shard)
-        return shards
+            results = list(pool.map(self._examine, paths))
+        sound = tuple(result for result in results if isinstance(result, Shard))
+        return sound, {p: r for p, r in zip(paths, results, strict=True) if not isinstance(r, Shard)}
 
-    def _check_identity(self, shard: Shard) -> None:
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """Every shard, checked; DamagedCache, or ManifestMismatch, names the ones that are not what was written."""
+        sound, bad = self.examined
+        if bad:
+            damaged = any(isinstance(error, DamagedCache) for error in bad.values())
+            raise (DamagedCache if damaged else ManifestMismatch)(
+                "\n".join(map(str, bad.values()))
+                + f"\nNothing was read from it. Set it aside with `headgraft cache repair {self.path}`, "
+                "then run extract again: only its rows are computed anew."
+            )
+        return sound
+
+    def _examine(self, path: Path) -> Shard | CacheError:
+        try:
+            shard = Shard.open(path)
+        except DamagedCache as error:
+            return error
+        except FileNotFoundError:
+            return DamagedCache(f"{path} went while it was being read, as when a writer merges shards: run this again")
+        except OSError as error:
+            return DamagedCache(f"{path} cannot be read: {error.strerror}")
         augmentation = self.manifest.augmentation
         allowed = ("", augmentation.digest) if augmentation else ("",)
-        header = shard.header
-        if header.base_digest != self.manifest.base.digest or header.augmentation_digest not in allowed:
-            raise ManifestMismatch(
-                f"{shard.path} was made with other settings than {self.path}: move it out of the cache"
-            )
+        if shard.header.base_digest != self.manifest.base.digest or shard.header.augmentation_digest not in allowed:
+            return ManifestMismatch(f"{path} was made with other settings than {self.path}")
+        return shard
 
-    @cached_property
-    def _places(self) -> dict[RowKey, tuple[int, int]]:
+    def _whole_rows(self, shards: Sequence[Shard]) -> dict[RowKey, tuple[int, int]]:
         """Where each key is served from; a spare copy of a row is never looked at."""
         places: dict[RowKey, tuple[int, int]] = {}
-        for number, shard in enumerate(self.shards):
+        for number, shard in enumerate(shards):
             if shard.header.basis == "" and shard.header.row_shape == self.row_shape:
                 for row, key in enumerate(shard.keys):
                     places.setdefault(key, (number, row))
         return places
+
+    @cached_property
+    def _places(self) -> dict[RowKey, tuple[int, int]]:
+        return self._whole_rows(self.shards)
+
+    def lost(self, index: SetIndex) -> int:
+        """Rows that the set had when it was extracted and that no sound shard has."""
+        places = self._whole_rows(self.examined[0])
+        return sum(key not in places for key in index.row_keys(index.passes))
 
     def __len__(self) -> int:
         """Rows that can be served."""
@@ -183,12 +203,3 @@ def check_place(path: Path) -> None:
     )
     if path.exists() and not known:
         raise CacheError(f"{path} is not a feature cache and not empty: name another folder with --cache")
-
-
-def _open_or_error(path: Path) -> Shard | DamagedCache:
-    try:
-        return Shard.open(path)
-    except DamagedCache as error:
-        return error
-    except FileNotFoundError:
-        return DamagedCache(f"{path} went while it was being read, as when a writer merges shards: run this again")

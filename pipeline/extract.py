@@ -4,7 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +78,8 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
         bad = _compute(plan, cache, work, result, say) if work else []
         cache = FeatureCache.open(cache.path)
         merge_small_shards(cache.shards)
-        cache.save_index(plan.images.index(plan.name, bad))
+        index = plan.images.index(plan.name, bad)
+        cache.save_index(replace(index, passes=cache.complete_passes(index)))
     result.skipped = [{"path": image.path, "reason": image.reason} for image in bad]
     result.rows = result.computed + result.reused
     result.bytes = FeatureCache.open(cache.path).bytes

@@ -60,7 +60,8 @@ def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
     cache = FeatureCache.open(config.cache)
     index = cache.index(config.set)
     _refuse_stale(index)
-    passes = cache.complete_passes(index) if config.passes is None else config.passes
+    # A pass that the set had and has no more is an error, not a smaller default.
+    passes = max(index.passes, cache.complete_passes(index)) if config.passes is None else config.passes
     leaks = count_leaks(index)
     _say_leaks(leaks, say)
     basis, data = load_data(cache, index, passes, config.basis, say)

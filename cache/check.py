@@ -1,0 +1,104 @@
+"""verify: is every file of a cache what was written; repair: set aside what is not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cache import layout
+from cache.errors import CacheError
+from cache.files import sync_folder
+from cache.index import SetIndex
+from cache.lock import writing
+from cache.projections import intact
+from cache.store import FeatureCache
+
+Changes = Callable[[SetIndex], list[str]]  # how a set's images differ from its index, in words
+
+
+@dataclass
+class VerifyResult:
+    """What `verify` found; the fields of its JSON. `bad` has `shard` (a file's place in the cache) and `reason`."""
+
+    cache: str
+    shards: int
+    rows: int
+    bad: list[dict[str, str]] = field(default_factory=list)
+    missing: dict[str, int] = field(default_factory=dict)  # rows lost, by set
+    changed: dict[str, list[str]] = field(default_factory=dict)  # images that differ from the index, by set
+
+
+@dataclass
+class RepairResult:
+    """What `repair` did: the files it set aside, in words where, and the rows `extract` will compute again, by set."""
+
+    cache: str
+    set_aside: list[dict[str, str]]
+    place: str
+    missing: dict[str, int]
+
+
+def verify(path: Path, changes: Changes | None = None) -> VerifyResult:
+    """Check names, lengths, digests and structure of every file, and that no set lost a row.
+
+    `changes` compares a set's images with its index. A damaged manifest raises DamagedCache: without it nothing
+    can be told.
+    """
+    cache = FeatureCache.open(path)
+    sound, bad = cache.examined
+    rows = {(shard.header.row_shape, shard.header.basis, *key) for shard in sound for key in shard.keys}
+    result = VerifyResult(str(path), len(sound) + len(bad), len(rows))
+    result.bad += [_entry(path, file, str(error)) for file, error in bad.items()]
+    result.bad += [_entry(path, file, "its bytes lost their digest") for file in _damaged_projections(path)]
+    for name in cache.sets():
+        try:
+            index = cache.index(name)
+        except CacheError as error:
+            result.bad.append(_entry(path, path / layout.SET_FOLDER / f"{name}.json", str(error)))
+            continue
+        if lost := cache.lost(index):
+            result.missing[name] = lost
+            reason = f"{lost} of the rows it had are in no sound shard: run extract again"
+            result.bad.append(_entry(path, path / layout.SET_FOLDER / f"{name}.json", reason))
+        if changes and (changed := changes(index)):
+            result.changed[name] = changed
+    return result
+
+
+def repair(path: Path) -> RepairResult:
+    """Move shards and indexes that fail `verify` into `damaged/`, remove projections that do.
+
+    What remains can be used; rows that were only in a bad shard are counted and can be extracted again.
+    """
+    with writing(path):
+        for file in _damaged_projections(path):
+            file.unlink(missing_ok=True)
+        bad = [path / entry["shard"] for entry in verify(path).bad]
+        moved = [file for file in bad if file.suffix == ".h5" or _is_damaged_index(file)]
+        place = path / layout.DAMAGED_FOLDER
+        for file in moved:
+            place.mkdir(exist_ok=True)
+            file.replace(place / file.name)
+            sync_folder(file.parent)
+        result = verify(path)
+    return RepairResult(str(path), [{"shard": _inside(path, file)} for file in moved], str(place), result.missing)
+
+
+def _is_damaged_index(file: Path) -> bool:
+    try:
+        SetIndex.load(file)
+    except CacheError:
+        return True
+    return False
+
+
+def _damaged_projections(path: Path) -> list[Path]:
+    folder = path / layout.PROJECTION_FOLDER
+    return [file for file in sorted(folder.glob("*")) if not file.name.startswith(".") and not intact(file)]
+
+
+def _inside(path: Path, file: Path) -> str:
+    return file.relative_to(path).as_posix()
+
+
+def _entry(path: Path, file: Path, reason: str) -> dict[str, str]:
+    return {"shard": _inside(path, file), "reason": reason}
