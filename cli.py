@@ -210,6 +210,106 @@ def predict(as_json: bool, **options: Any) -> None:
 
 
 @main.group()
+def cache() -> None:
+    """Look after a feature cache: what is in it, whether it is sound, what it can do without."""
+
+
+@cache.command("info")
+@click.argument("cache", type=_PATH)
+@click.option("--duplicates", is_flag=True, help="Also list images whose features are nearly the same.")
+@click.option("--set", "name", help="Image set of the duplicates.  [default: the only one]")
+@click.option("--threshold", default=0.95, show_default=True, help="Least cosine of duplicates.")
+@_json
+def cache_info(as_json: bool, cache: Path, duplicates: bool, name: str | None, threshold: float) -> None:
+    """Say what is in CACHE."""
+    from cache.duplicates import near_duplicates
+    from cache.info import in_words, info
+
+    found = info(cache)
+    pairs = near_duplicates(cache, name, threshold) if duplicates else []
+    listed = {"duplicates": [asdict(pair) for pair in pairs]} if duplicates else {}
+    lines = [in_words(found), *map(str, pairs)]
+    if duplicates and not pairs:
+        lines.append(f"no two images have a cosine of {threshold} or more")
+    _emit({**asdict(found), **listed}, as_json, "\n".join(lines))
+
+
+@cache.command("verify")
+@click.argument("cache", type=_PATH)
+@click.option("--full", is_flag=True, help="Also hash every image and compare it with the index.")
+@_json
+def cache_verify(as_json: bool, cache: Path, full: bool) -> None:
+    """Check every file of CACHE against the digest it was written under; exit status 1 if any is bad."""
+    from cache.check import verify
+    from pipeline.images import changed_files
+
+    result = verify(cache, changed_files if full else None)
+    lines = [f"{result.shards} shards, {result.rows} rows, {len(result.bad)} bad"]
+    lines += [f"{bad['shard']}: {bad['reason']}" for bad in result.bad]
+    lines += [f"{name}: {change}" for name, changes in result.changed.items() for change in changes]
+    _emit(result, as_json, "\n".join(lines))
+    if result.bad or result.changed:
+        sys.exit(1)
+
+
+@cache.command("repair")
+@click.argument("cache", type=_PATH)
+@_json
+def cache_repair(as_json: bool, cache: Path) -> None:
+    """Set aside the files of CACHE that are not what was written."""
+    from cache.check import repair
+
+    result = repair(cache)
+    lost = sum(result.missing.values())
+    lines = (
+        [f"{len(result.set_aside)} files set aside in {result.place}"] if result.set_aside else ["nothing is damaged"]
+    )
+    lines += [moved["shard"] for moved in result.set_aside]
+    lines += [f"{lost} rows are missing: extract will compute them again"] if lost else []
+    _emit(result, as_json, "\n".join(lines))
+
+
+@cache.command("pack")
+@click.argument("cache", type=_PATH)
+@click.argument("file", type=_PATH)
+@click.option("--set", "name", help="Image set.  [default: the only one]")
+@click.option("--passes", type=click.IntRange(0), help="Augmented passes.  [default: all there are]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@_json
+def cache_pack(as_json: bool, cache: Path, file: Path, name: str | None, passes: int | None, overwrite: bool) -> None:
+    """Write a set's features, labels, paths, splits and passes as one plain HDF5 FILE."""
+    from cache.pack import pack
+
+    result = pack(cache, file, name, passes, overwrite)
+    _emit(result, as_json, f"{result.file}: {result.rows} rows of {result.set}, {result.bytes / 1e6:.0f} MB")
+
+
+@cache.command("forget")
+@click.argument("cache", type=_PATH)
+@click.option("--set", "name", required=True, help="Image set.")
+@_json
+def cache_forget(as_json: bool, cache: Path, name: str) -> None:
+    """Drop a set's index; its rows stay until prune."""
+    from cache.prune import forget
+
+    forget(cache, name)
+    _emit({"cache": str(cache), "set": name}, as_json, f"{name} is forgotten; prune drops rows that no set uses")
+
+
+@cache.command("prune")
+@click.argument("cache", type=_PATH)
+@click.option("--dry-run", is_flag=True, help="Say how much would go, and stop.")
+@_json
+def cache_prune(as_json: bool, cache: Path, dry_run: bool) -> None:
+    """Drop rows that no set uses, spare copies and projections."""
+    from cache.prune import prune
+
+    result = prune(cache, dry_run, say)
+    done = "would go" if dry_run else "dropped"
+    _emit(result, as_json, f"{result.rows} rows, {result.bytes / 1e6:.1f} MB {done}")
+
+
+@main.group()
 def weights() -> None:
     """Pretrained weights: which there are, and fetching them."""
 

@@ -89,7 +89,7 @@ def merge_small_shards(shards: Sequence[Shard]) -> int:
 
     The new shard is durable before an old one goes, so a kill leaves at most spare copies.
     """
-    spare = _spare_copies(shards)
+    spare = spare_copies(shards)
     groups: dict[str, list[Shard]] = {}
     for shard in shards:
         if shard not in spare and len(shard.keys) < MERGE_BELOW:
@@ -102,7 +102,7 @@ def merge_small_shards(shards: Sequence[Shard]) -> int:
     return len(spare) + len(merged)
 
 
-def _spare_copies(shards: Sequence[Shard]) -> list[Shard]:
+def spare_copies(shards: Sequence[Shard]) -> list[Shard]:
     """Shards whose every row also stands in a larger one, as a kill during a merge leaves them."""
     seen: set[tuple[object, ...]] = set()
     spare = []

@@ -61,10 +61,17 @@ class ImageSet:
         return SetIndex(name, str(self.data), str(self.root), self.split_seed, self.classes, kept, skipped)
 
 
-def stale_files(index: SetIndex) -> list[str]:
+def changed_files(index: SetIndex) -> list[str]:
+    """How the set's images differ from `index`, every one of them hashed; that they are out of reach counts."""
+    if not Path(index.data).exists():
+        return [f"{index.data} is out of reach: its images were not compared"]
+    return stale_files(index, trust_times=False)
+
+
+def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
     """How the set's folder differs from `index`, in words; empty where it agrees or is out of reach.
 
-    Only files whose size or time changed are hashed again.
+    With `trust_times` only files whose size or time changed are hashed again.
     """
     data = Path(index.data)
     if not data.exists():
@@ -84,7 +91,7 @@ def stale_files(index: SetIndex) -> list[str]:
             changes.append(
                 f"{path} is now {item.split} {item.label!r}, was {image.split} {image.label!r}".replace("  ", " ")
             )
-        elif (change := _content_change(item.path, image)) is not None:
+        elif (change := _content_change(item.path, image, trust_times)) is not None:
             changes.append(f"{path} {change}")
     return changes + [f"{path} is gone" for path in known if path not in seen]
 
@@ -102,10 +109,11 @@ def count_leaks(index: SetIndex) -> dict[str, int]:
     }
 
 
-def _content_change(path: Path, image: ImageRecord) -> str | None:
+def _content_change(path: Path, image: ImageRecord, trust_times: bool) -> str | None:
     try:
         found = path.stat()
-        if (found.st_size, found.st_mtime_ns) == (image.size, image.mtime_ns) or _digest(path) == image.digest:
+        same = (found.st_size, found.st_mtime_ns) == (image.size, image.mtime_ns)
+        if (trust_times and same) or _digest(path) == image.digest:
             return None
     except OSError as error:
         return f"cannot be read: {error.strerror}"

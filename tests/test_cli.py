@@ -257,3 +257,23 @@ def test_fetching_without_a_network_says_what_was_tried(monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert "--weights FILE" in refused("weights", "fetch", "alexnet")
+
+
+def test_the_cache_is_looked_after_from_the_command_line(data: Path, tiny: str, tmp_path: Path) -> None:
+    """info, verify, repair, pack, forget, prune: words or JSON, and exit status 1 for a bad cache."""
+    cache = tmp_path / "c"
+    small = ("--backbone", "tiny", "--weights", tiny, "--image-size", 32, "--precision", "float32", "--device", "cpu")
+    invoke_json("extract", data, "--cache", cache, *small)
+    assert invoke_json("cache", "info", cache)["rows"] == {"pass:0": 24}
+    assert "24 of the clean view" in invoke("cache", "info", cache, "--duplicates").stdout
+    verified = invoke_json("cache", "verify", cache, "--full")
+    assert (verified["shards"], verified["rows"], verified["bad"]) == (1, 24, [])
+    assert invoke_json("cache", "pack", cache, tmp_path / "packed.h5")["rows"] == 24
+    (shard,) = (cache / "shards").iterdir()
+    shard.write_bytes(shard.read_bytes()[:-1])
+    result = invoke("cache", "verify", cache, "--json")
+    assert result.exit_code == 1
+    assert shard.name in json.loads(result.stdout)["bad"][0]["shard"]
+    assert invoke_json("cache", "repair", cache)["missing"] == {"data": 24}
+    invoke_json("cache", "forget", cache, "--set", "data")
+    assert invoke_json("cache", "prune", cache)["rows"] == 0

@@ -239,7 +239,7 @@ def test_merging_keeps_every_row_exactly_once(tmp_path: Path) -> None:
     assert np.array_equal(cache.read(keys), rows)
 
 
-def test_merging_removes_spare_copies(tmp_path: Path) -> None:
+def test_merging_removesspare_copies(tmp_path: Path) -> None:
     """What a kill in the middle of a merge leaves, small shards beside the merged one, goes."""
     rows = some_rows(4, 32)
     keys = [key_of(n) for n in range(4)]

@@ -1,0 +1,106 @@
+"""What a cache holds, in numbers and in words."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cache import layout
+from cache.errors import CacheError
+from cache.store import FeatureCache
+
+
+@dataclass
+class CacheInfo:
+    """The fields of `cache info`'s JSON; `rows` counts those of each view, `sets` says what each index names."""
+
+    cache: str
+    format: int
+    base: dict[str, Any]
+    augmentation: dict[str, Any] | None
+    rows: dict[str, int]
+    shards: int
+    bytes: int
+    projections: int
+    sets: list[dict[str, Any]]
+
+
+def info(path: Path) -> CacheInfo:
+    """Read the manifest, the indexes and every shard's keys; a bad shard raises DamagedCache."""
+    cache = FeatureCache.open(path)
+    rows: dict[str, int] = {}
+    for _, view in sorted({key for shard in cache.shards for key in shard.keys}, key=lambda key: _order(key[1])):
+        rows[view] = rows.get(view, 0) + 1
+    manifest = cache.manifest
+    return CacheInfo(
+        cache=str(path),
+        format=manifest.base.format,
+        base=asdict(manifest.base),
+        augmentation=asdict(manifest.augmentation) if manifest.augmentation else None,
+        rows=rows,
+        shards=len(cache.shards),
+        bytes=cache.bytes,
+        projections=sum(not file.name.startswith(".") for file in cache.projections.glob("*")),
+        sets=[_set(cache, name) for name in cache.sets()],
+    )
+
+
+def _order(view: str) -> tuple[str, int]:
+    kind, number = view.split(":")
+    return kind, int(number)
+
+
+def _set(cache: FeatureCache, name: str) -> dict[str, Any]:
+    try:
+        index = cache.index(name)
+    except CacheError as error:
+        return {"set": name, "error": str(error)}
+    return {
+        "set": name,
+        "data": index.data,
+        "images": len(index.images),
+        "classes": len(index.classes),
+        "splits": index.counts(),
+        "passes": index.passes,
+        "skipped": len(index.skipped),
+        "missing": cache.lost(index),
+    }
+
+
+def in_words(found: CacheInfo) -> str:
+    """The same for a person."""
+    base, recipe = found.base, found.augmentation
+    shape = " x ".join(map(str, base["row_shape"]))
+    lines = [
+        f"{found.cache}: format {found.format}, {sum(found.rows.values())} rows in {found.shards} shards, "
+        f"{found.bytes / 1e6:.0f} MB",
+        f"backbone       {base['backbone']}, {base['layer']}, rows of {shape}, computed in {base['precision']}",
+        f"weights        {base['weights_digest']}",
+        f"preprocessing  short side to {base['resize']}, centre crop of {base['input_size']}, "
+        f"{base['interpolation']}, mean {base['mean']}, std {base['std']}, decoding {base['decoding']}",
+        f"augmentation   {recipe['recipe']}, version {recipe['version']}, seed {recipe['seed']}"
+        if recipe
+        else "augmentation   none yet",
+        *(f"rows           {count} of {_view_in_words(view)}" for view, count in found.rows.items()),
+        *(f"set            {_set_in_words(entry)}" for entry in found.sets),
+        f"projections    {found.projections} kept",
+    ]
+    return "\n".join(lines)
+
+
+def _view_in_words(view: str) -> str:
+    kind, number = view.split(":")
+    if view == layout.CLEAN_VIEW:
+        return "the clean view"
+    return f"augmented pass {number}" if kind == "pass" else f"dense view {number}"
+
+
+def _set_in_words(entry: dict[str, Any]) -> str:
+    if "error" in entry:
+        return f"{entry['set']}: {entry['error']}"
+    splits = ", ".join(f"{count} {split}" for split, count in entry["splits"].items())
+    lost = f", {entry['missing']} rows lost: run extract again" if entry["missing"] else ""
+    skipped = f", {entry['skipped']} skipped" if entry["skipped"] else ""
+    return (
+        f"{entry['set']}: {entry['images']} images ({splits}) of {entry['classes']} classes, "
+        f"{entry['passes']} augmented passes{skipped}{lost}, from {entry['data']}"
+    )

@@ -1,0 +1,128 @@
+"""pack: one plain HDF5 file with a set's features and what they are, for programs that know nothing of this format."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from cache.errors import CacheError
+from cache.files import sync_folder, temporary_name
+from cache.index import ImageRecord, SetIndex
+from cache.manifest import canonical_json
+from cache.store import FeatureCache
+
+_TEXT = h5py.string_dtype("utf-8")
+
+
+@dataclass
+class PackResult:
+    """What `pack` wrote: `rows` (file, pass) pairs, one after the other."""
+
+    file: str
+    set: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    image: ImageRecord
+    view: str
+
+
+def pack(
+    path: Path, file: Path, name: str | None = None, passes: int | None = None, overwrite: bool = False
+) -> PackResult:
+    """Write set `name` to `file`: a row for every file and each of its passes, unlike shards, which share rows.
+
+    Features are float32, since few programs read float16. Datasets and attributes: FORMAT.md, Packed files.
+    MissingRows where a pass asked for is not there; CacheError where the disk is full, and no file is left.
+    """
+    cache = FeatureCache.open(path)
+    index = cache.index(name)
+    if file.exists() and not overwrite:
+        raise CacheError(f"{file} exists: name another file, or replace it with --overwrite")
+    rows = _rows(index, index.passes if passes is None else passes)
+    temporary = file.with_name(temporary_name())
+    try:
+        offset = _write_all_but_features(temporary, cache, index, rows)
+        _write_features(temporary, offset, cache, rows)
+        os.replace(temporary, file)
+        sync_folder(file.absolute().parent)
+    except OSError as error:
+        raise CacheError(
+            f"could not write {file}: {error.strerror or error}; make room, or name another place"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return PackResult(str(file), index.name, len(rows), file.stat().st_size)
+
+
+def _rows(index: SetIndex, passes: int) -> list[_Row]:
+    return [_Row(image, view) for image in index.images for _, view in image.keys(passes)]
+
+
+def _write_all_but_features(file: Path, cache: FeatureCache, index: SetIndex, rows: Sequence[_Row]) -> int:
+    """The HDF5 file with room for the features; returns their offset.
+
+    Space for everything is claimed from the system before HDF5 writes, since a full disk would end the interpreter.
+    """
+    size = 4 * len(rows) * cache.in_features
+    descriptive = sum(len(row.image.path.encode(errors="surrogateescape")) + 256 for row in rows) + (1 << 20)
+    with open(file, "xb") as claim:
+        os.posix_fallocate(claim.fileno(), 0, size + descriptive)
+    with h5py.File(file, "w", libver=("v110", "v110")) as packed:
+        _describe(packed, cache, index, rows)
+        features = _create_features(packed, len(rows), cache.in_features)
+        features.dims[0].label, features.dims[1].label = "row", "feature"
+        for scale in ("labels", "paths", "splits", "passes"):
+            packed[scale].make_scale(scale)
+            features.dims[0].attach_scale(packed[scale])
+        offset = features.id.get_offset()
+    with open(file, "r+b") as claim:
+        os.posix_fallocate(claim.fileno(), offset, size)
+    return int(offset)
+
+
+def _describe(packed: h5py.File, cache: FeatureCache, index: SetIndex, rows: Sequence[_Row]) -> None:
+    place = {label: number for number, label in enumerate(index.classes)}
+    packed["labels"] = np.array([place[row.image.label] for row in rows], dtype="<i4")
+    packed["passes"] = np.array([int(row.view.removeprefix("pass:")) for row in rows], dtype="<i4")
+    packed["splits"] = np.array([row.image.split for row in rows], dtype="S5")
+    packed.create_dataset("paths", data=[_text(row.image.path) for row in rows], dtype=_TEXT)
+    packed.create_dataset("class_names", data=[_text(label) for label in index.classes], dtype=_TEXT)
+    manifest = cache.manifest
+    packed.attrs["set"] = _text(index.name)
+    packed.attrs["root"] = _text(index.root)
+    packed.attrs["row_shape"] = np.array(cache.row_shape, dtype="<i8")
+    packed.attrs["manifest"] = canonical_json(asdict(manifest)).decode()
+    packed.attrs["set_digest"] = index.digest
+
+
+def _text(name: str) -> str:
+    """Valid UTF-8: bytes of a file name that are not stand as \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _create_features(packed: h5py.File, rows: int, width: int) -> h5py.Dataset:
+    """Contiguous float32, allocated and not filled."""
+    created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    created.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    created.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple((rows, width))
+    return h5py.Dataset(h5py.h5d.create(packed.id, b"features", h5py.h5t.IEEE_F32LE, space, created))
+
+
+def _write_features(file: Path, offset: int, cache: FeatureCache, rows: Sequence[_Row]) -> None:
+    width = 4 * cache.in_features
+    handle = os.open(file, os.O_WRONLY)
+    try:
+        for positions, block in cache.blocks([(row.image.key, row.view) for row in rows]):
+            for position, values in zip(positions, block.astype("<f4"), strict=True):
+                os.pwrite(handle, values.tobytes(), offset + int(position) * width)
+        os.fsync(handle)
+    finally:
+        os.close(handle)

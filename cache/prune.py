@@ -1,0 +1,91 @@
+"""forget: drop a set's index; prune: drop the rows that no set uses."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cache import layout
+from cache.errors import UnknownSet
+from cache.files import sync_folder
+from cache.index import index_path
+from cache.lock import writing
+from cache.shard import RowKey, Shard, write_shard
+from cache.store import FeatureCache
+from cache.writer import spare_copies
+
+
+@dataclass
+class PruneResult:
+    """Rows and bytes, of shards and projections, that `prune` dropped or, where `dry_run`, would drop."""
+
+    cache: str
+    rows: int
+    bytes: int
+    dry_run: bool
+
+
+def forget(path: Path, name: str) -> None:
+    """Drop the index of set `name`; its rows stay until `prune`. UnknownSet if there is none."""
+    with writing(path):
+        cache = FeatureCache.open(path)
+        if name not in cache.sets():
+            raise UnknownSet(f"{path} has no set {name!r} (sets: {', '.join(cache.sets()) or 'none'})")
+        file = index_path(path / layout.SET_FOLDER, name)
+        file.unlink()
+        sync_folder(file.parent)
+
+
+def prune(path: Path, dry_run: bool = False, say: Callable[[str], None] = lambda _: None) -> PruneResult:
+    """Drop rows of images that no set has, passes of images that no set trains on, spare copies and projections.
+
+    What is kept of a shard is durable before the shard goes. An unreadable index raises: its rows would count as
+    unused.
+    """
+    with writing(path):
+        cache = FeatureCache.open(path)
+        spare = spare_copies(cache.shards)
+        used = _used(cache)
+        kept = [
+            (shard, [row for row, key in enumerate(shard.keys) if used(key)])
+            for shard in cache.shards
+            if shard not in spare
+        ]
+        projections = [file for file in cache.projections.glob("*") if not file.name.startswith(".")]
+        rows, size = _waste(kept, [*(shard.path for shard in spare), *projections])
+        counted = f"{rows} rows that no set uses, {len(spare)} spare shards, {len(projections)} projections"
+        say(f"{counted}: {size / 1e6:.1f} MB")
+        if not dry_run:
+            for shard, rows_kept in kept:
+                _keep_only(shard, rows_kept)
+            for file in (*(shard.path for shard in spare), *projections):
+                file.unlink(missing_ok=True)
+            sync_folder(path / layout.SHARD_FOLDER)
+    return PruneResult(str(path), rows, size, dry_run)
+
+
+def _used(cache: FeatureCache) -> Callable[[RowKey], bool]:
+    """Whether a set may ask for a row: any view of its images, augmented passes of those it trains on."""
+    indexes = [cache.index(name) for name in cache.sets()]
+    known = {image.key for index in indexes for image in index.images}
+    trained = {image.key for index in indexes for image in index.split("train")}
+    return lambda key: key[0] in (trained if layout.is_augmented(key[1]) else known)
+
+
+def _waste(kept: Sequence[tuple[Shard, list[int]]], whole: Sequence[Path]) -> tuple[int, int]:
+    """Rows and bytes that would go: single rows, and whole files."""
+    dropped = [(len(shard.keys) - len(rows), shard.rows.nbytes // len(shard.keys)) for shard, rows in kept]
+    size = sum(count * each for count, each in dropped) + sum(file.stat().st_size for file in whole)
+    return sum(count for count, _ in dropped), size
+
+
+def _keep_only(shard: Shard, used: list[int]) -> None:
+    if len(used) == len(shard.keys):
+        return
+    if used:
+        keys = [shard.keys[row] for row in used]
+        augmented = any(layout.is_augmented(view) for _, view in keys)
+        header = replace(shard.header, augmentation_digest=shard.header.augmentation_digest if augmented else "")
+        write_shard(shard.path.parent, header, keys, np.ascontiguousarray(shard.rows[used]))
+    shard.path.unlink(missing_ok=True)
