@@ -134,6 +134,12 @@ def extract(as_json: bool, **options: Any) -> None:
 @_option(TrainConfig, "weight_decay", "AdamW's weight decay.")
 @_option(TrainConfig, "basis", "full, pool or pyramid, then +white[:G], then +pca:R.")
 @_option(TrainConfig, "seed", "Seed of weights, order and dropout.")
+@_option(
+    TrainConfig,
+    "memory",
+    "GB that rows may take; more are read in each epoch.  [default: half of what is free]",
+    type=float,
+)
 @_option(TrainConfig, "overwrite", "Replace an existing run.")
 @_json
 def train_head(as_json: bool, **options: Any) -> None:

@@ -1,6 +1,7 @@
 """One immutable shard: an HDF5 file named by the digest of its bytes, written once, read through a memory map."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +86,16 @@ class Shard:
         rows: Float16Array = np.memmap(path, dtype=layout.FEATURE_DTYPE, mode="r", offset=offset, shape=shape)
         return cls(path, header, keys, rows)
 
+    def read(self) -> Float16Array:
+        """The rows, read whole and checked again: what was sound when it was opened may not be by now."""
+        data = self.path.read_bytes()
+        promised = layout.parse_shard_name(self.path.name)
+        if promised is None or promised != (xxhash.xxh3_128_hexdigest(data), len(data)):
+            raise DamagedCache(f"{self.path} is damaged: it changed after it was opened")
+        assert isinstance(self.rows, np.memmap)
+        offset, count = int(self.rows.offset), self.rows.size
+        return np.frombuffer(data, layout.FEATURE_DTYPE, count, offset).reshape(self.rows.shape)
+
 
 def _check_bytes(path: Path) -> None:
     promised = layout.parse_shard_name(path.name)
@@ -123,7 +134,7 @@ def _read_keys(file: h5py.File) -> tuple[RowKey, ...]:
     digests, views = file[layout.DIGESTS][()], file[layout.VIEWS][()]
     if digests.dtype != np.uint8 or digests.shape != (len(views), 32):
         raise ValueError(f"digests of shape {digests.shape} for {len(views)} views")
-    names = [bytes(view).decode("ascii") for view in views]
+    names = [sys.intern(bytes(view).decode("ascii")) for view in views]  # a few names, each in memory once
     if not all(map(layout.is_view, names)):
         raise ValueError("a view that this format does not know")
     return tuple(zip([bytes(digest) for digest in digests], names, strict=True))

@@ -137,10 +137,10 @@ class FeatureCache:
         """Those of `keys` that have no row, in their order."""
         return [key for key in keys if key not in self._places]
 
-    def blocks(self, keys: Sequence[RowKey], size: int = 1024) -> Iterator[tuple[Positions, Float16Array]]:
-        """Rows of `keys` shard by shard: (positions in `keys`, rows (n, D) float16), n at most `size`.
+    def groups(self, keys: Sequence[RowKey]) -> list[tuple[Shard, Positions, Positions]]:
+        """Where `keys` are: each shard with positions in `keys` and the rows there. MissingRows if one is nowhere.
 
-        Order within the file, so that a cold disk is read forwards. MissingRows if a key has no row.
+        Rows in the order of the file, so that a cold disk is read forwards.
         """
         absent = self.missing(keys)
         if absent:
@@ -150,10 +150,15 @@ class FeatureCache:
         places = np.array([self._places[key] for key in keys], dtype=np.intp).reshape(-1, 2)
         order = np.lexsort((places[:, 1], places[:, 0]))
         cuts = np.flatnonzero(np.diff(places[order, 0])) + 1
-        for group in np.split(order, cuts):
-            for start in range(0, len(group), size):
-                positions = group[start : start + size]
-                yield positions, self.shards[places[positions[0], 0]].rows[places[positions, 1]]
+        parts = np.split(order, cuts) if len(keys) else []
+        return [(self.shards[places[part[0], 0]], part, places[part, 1]) for part in parts]
+
+    def blocks(self, keys: Sequence[RowKey], size: int = 1024) -> Iterator[tuple[Positions, Float16Array]]:
+        """Rows of `keys` shard by shard: (positions in `keys`, rows (n, D) float16), n at most `size`."""
+        for shard, positions, rows in self.groups(keys):
+            for start in range(0, len(positions), size):
+                part = slice(start, start + size)
+                yield positions[part], shard.rows[rows[part]]
 
     def read(self, keys: Sequence[RowKey]) -> Float16Array:
         """Rows of `keys` in their order, (N, D) float16."""

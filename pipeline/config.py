@@ -62,7 +62,8 @@ class ExtractConfig:
 class TrainConfig:
     """Stage two, one head: Linear(D, hidden), ReLU, Dropout, Linear(hidden, C), LogSoftmax, trained in `basis`.
 
-    `passes` None takes every pass the cache has whole for the set.
+    `passes` None takes every pass the cache has whole for the set. `memory`, in GB, is what rows may take; None is half
+    of what is free. More rows than that are read from the cache in each epoch.
     """
 
     cache: Path
@@ -77,6 +78,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     basis: str = "pyramid+white"
     seed: int = 0
+    memory: float | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -84,6 +86,7 @@ class TrainConfig:
         for name in ("hidden", "epochs", "batch_size"):
             value = getattr(self, name)
             _require(value >= 1, f"--{name.replace('_', '-')} is {value}, expected 1 or more")
+        _require(self.memory is None or self.memory > 0, f"--memory is {self.memory}, expected GB above 0")
         _require(0 <= self.dropout < 1, f"--dropout is {self.dropout}, expected 0 or more and under 1")
         _require(0 < self.lr < float("inf"), f"--lr is {self.lr}, expected a number above 0")
         _require(0 <= self.weight_decay < float("inf"), f"--weight-decay is {self.weight_decay}, expected 0 or more")

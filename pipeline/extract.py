@@ -148,7 +148,8 @@ def _missing(plan: _Plan, cache: FeatureCache | None) -> tuple[list[Work], Extra
     for digest, view in missing:
         views.setdefault(digest, []).append(view)
     paths = {image.key: plan.images.root / image.path for image in reversed(index.images)}
-    work = [Work(paths[digest], digest, tuple(names)) for digest, names in views.items()]
+    # By digest, which is a random order: each shard then holds all classes, and can be trained on by itself.
+    work = [Work(paths[digest], digest, tuple(names)) for digest, names in sorted(views.items())]
     reused = len(keys) - len(missing)
     return work, ExtractResult(plan.name, len(index.images), len(keys), 0, reused, cache=str(plan.config.cache))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,8 +17,11 @@ from cache.shard import RowKey
 from cache.store import FeatureCache
 from pipeline.basis import BASIS_VERSION, Basis, fit_stages, region_stage, whitening_regions
 from pipeline.config import BasisName
-from pipeline.console import Say, silent
+from pipeline.console import Say, silent, size
 from pipeline.errors import RunError
+from pipeline.stream import StreamedData
+
+_FEWEST_TO_FIT = 1000  # rows that a basis is fitted on, however little memory there is
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,88 @@ class HeadData:
     valid_labels: Tensor
     num_classes: int
 
+    @property
+    def in_features(self) -> int:
+        """R, what the head sees of a row."""
+        return self.rows.shape[1]
+
+    @property
+    def num_images(self) -> int:
+        """N, training images: rows of an epoch."""
+        return len(self.train_rows)
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows (batch_size, R) and labels of an epoch, shuffled: one drawn pass of each training image."""
+        images, views = self.train_rows.shape
+        drawn = torch.randint(views, (images,), generator=generator)
+        for batch in torch.randperm(images, generator=generator).split(batch_size):
+            yield self.rows[self.train_rows[batch, drawn[batch]]], self.train_labels[batch]
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and labels of the validation images."""
+        for rows, labels in zip(self.valid_rows.split(1024), self.valid_labels.split(1024), strict=True):
+            yield self.rows[rows], labels
+
 
 def load_data(
-    cache: FeatureCache, index: SetIndex, passes: int, name: str, say: Say = silent
-) -> tuple[Basis, HeadData]:
-    """Fit basis `name` on the set's training rows and project training and validation rows; kept in the cache."""
+    cache: FeatureCache, index: SetIndex, passes: int, name: str, memory: int, say: Say = silent
+) -> tuple[Basis, HeadData | StreamedData]:
+    """Fit basis `name` on the set's training rows and project training and validation rows; kept in the cache.
+
+    Where that takes more than `memory` bytes, the basis is fitted on a sample, and rows are read in each epoch.
+    """
     train, valid = index.split("train"), index.split("valid")
     if not valid:
         raise RunError(f"set {index.name!r} has no validation images: extract a data set with a valid/ folder")
     keys = list(dict.fromkeys(key for image in (*train, *valid) for key in image.keys(passes)))
+    row_bytes = _row_bytes(cache, name)
+    if len(keys) * row_bytes > memory:
+        say(
+            f"{len(keys)} rows of {row_bytes} bytes are more than {size(memory)} of memory: they are read in each epoch"
+        )
+        return _streamed(cache, index, passes, name, memory, say)
+    return _in_memory(cache, index, keys, passes, name, say)
+
+
+def _row_bytes(cache: FeatureCache, name: str) -> int:
+    """Memory that a row takes while a basis is fitted: float32, and copies for what is fitted after the regions."""
+    parsed = BasisName.parse(name)
+    regions = None if parsed.shrinkage is not None else region_stage(parsed.regions, cache.row_shape)
+    fitted = name != "full"
+    width = cache.in_features if regions is None else cache.row_shape[0] * regions.weights.shape[1]
+    return 4 * width * (4 if fitted else 1)
+
+
+def _streamed(
+    cache: FeatureCache, index: SetIndex, passes: int, name: str, memory: int, say: Say
+) -> tuple[Basis, StreamedData]:
+    """The basis of a sample that half the memory holds, and a window in a quarter of it."""
+    train, valid = index.split("train"), index.split("valid")
+    keys = sorted({key for image in train for key in image.keys(passes)})  # of digests: a random order
+    sample = keys[: max(_FEWEST_TO_FIT, memory // 2 // _row_bytes(cache, name))]
+    label_of = dict(zip((image.key for image in train), label_tensor(index, train).tolist(), strict=True))
+    labels = torch.tensor([label_of[digest] for digest, _ in sample])
+    say(f"basis {name}: fitted on {len(sample)} of {len(keys)} training rows")
+    basis, fitted = _fit_basis(cache, sample, torch.arange(len(sample)), labels, name)
+    width = fitted.shape[1]
+    return basis, StreamedData(
+        cache,
+        basis,
+        train,
+        label_tensor(index, train),
+        valid,
+        label_tensor(index, valid),
+        len(index.classes),
+        passes,
+        width,
+        window=max(1, memory // 4 // (4 * width)),
+    )
+
+
+def _in_memory(
+    cache: FeatureCache, index: SetIndex, keys: list[RowKey], passes: int, name: str, say: Say
+) -> tuple[Basis, HeadData]:
+    train, valid = index.split("train"), index.split("valid")
     basis, rows = _projected(cache, index, keys, passes, name, say)
     place = {key: number for number, key in enumerate(keys)}
     return basis, HeadData(
@@ -73,7 +150,11 @@ def _projected(
         rows = tensors.pop("rows")
         return Basis.from_tensors(name, tensors), rows
     start = time.perf_counter()
-    basis, rows = _fit_basis(cache, index, keys, passes, name)
+    place = {key: number for number, key in enumerate(keys)}
+    train = index.split("train")
+    fit_on = torch.tensor([place[key] for image in train for key in image.keys(passes)])
+    labels_of = label_tensor(index, train).repeat_interleave(passes + 1)
+    basis, rows = _fit_basis(cache, keys, fit_on, labels_of, name)
     if basis.stages:
         save_projection(cache.path, source, save({"rows": rows.contiguous(), **basis.tensors()}))
     seconds = time.perf_counter() - start
@@ -82,9 +163,9 @@ def _projected(
 
 
 def _fit_basis(
-    cache: FeatureCache, index: SetIndex, keys: list[RowKey], passes: int, name: str
+    cache: FeatureCache, keys: list[RowKey], fit_on: Tensor, labels: Tensor, name: str
 ) -> tuple[Basis, Tensor]:
-    """The basis, fitted on training rows, and all of `keys` in it (M, R)."""
+    """The basis, fitted on the rows of `keys` at `fit_on` (N,) with `labels` (N,), and all of `keys` in it (M, R)."""
     parsed = BasisName.parse(name)
     first = region_stage(parsed.regions, cache.row_shape)
     if first is None and parsed.shrinkage is not None:
@@ -96,11 +177,7 @@ def _fit_basis(
         pooled = torch.empty(len(keys), part.shape[1]) if pooled is None else pooled
         pooled[torch.from_numpy(positions)] = part
     assert pooled is not None
-    place = {key: number for number, key in enumerate(keys)}
-    train = index.split("train")
-    rows = torch.tensor([place[key] for image in train for key in image.keys(passes)])
-    labels = label_tensor(index, train).repeat_interleave(passes + 1)
-    fitted = fit_stages(parsed, pooled[rows], labels, cache.row_shape)
+    fitted = fit_stages(parsed, pooled[fit_on], labels, cache.row_shape)
     for stage in fitted:
         pooled = stage.apply(pooled)
     return Basis(name, (*start.stages, *fitted)), pooled

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -18,8 +19,10 @@ from pipeline.console import Say, silent
 from pipeline.errors import RunError
 from pipeline.head import HeadConfig, build_head, training_log_probs
 from pipeline.images import count_leaks, stale_files
+from pipeline.memory import available_bytes
 from pipeline.rows import HeadData, load_data
 from pipeline.run import RUN_FORMAT, Run, refuse_other_kind, refuse_to_overwrite
+from pipeline.stream import StreamedData
 
 
 @dataclass
@@ -64,7 +67,8 @@ def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
     passes = max(index.passes, cache.complete_passes(index)) if config.passes is None else config.passes
     leaks = count_leaks(index)
     _say_leaks(leaks, say)
-    basis, data = load_data(cache, index, passes, config.basis, say)
+    memory = available_bytes() // 2 if config.memory is None else int(config.memory * 1e9)
+    basis, data = load_data(cache, index, passes, config.basis, memory, say)
     result = TrainResult(str(config.run), index.name, config.basis, cache.manifest.base.precision, leaks)
     head = _fit(config, data, result, say)
     result.seconds = time.perf_counter() - start
@@ -87,19 +91,19 @@ def _say_leaks(leaks: dict[str, int], say: Say) -> None:
         say(f"identical images: {leaks['across_splits']} across splits, {leaks['two_labels']} with two labels")
 
 
-def _fit(config: TrainConfig, data: HeadData, result: TrainResult, say: Say) -> nn.Sequential:
+def _fit(config: TrainConfig, data: HeadData | StreamedData, result: TrainResult, say: Say) -> nn.Sequential:
     """The epochs; fills in `result` and returns the head of the best one."""
     order = torch.Generator().manual_seed(config.seed)  # data seed: order, pass per image
     noise = torch.Generator().manual_seed(config.seed + (1 << 32))  # head seed: weights, dropout
-    head = build_head(HeadConfig(data.rows.shape[1], config.hidden, data.num_classes, config.dropout), noise)
+    head = build_head(HeadConfig(data.in_features, config.hidden, data.num_classes, config.dropout), noise)
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    steps = config.epochs * math.ceil(len(data.train_rows) / config.batch_size)
+    steps = config.epochs * math.ceil(data.num_images / config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     best: dict[str, Tensor] = {}
     for number in range(1, config.epochs + 1):
         start = time.perf_counter()
         loss = _train_epoch(head, data, config.batch_size, optimizer, schedule, order, noise)
-        valid = accuracy(head, data.rows, data.valid_rows, data.valid_labels)
+        valid = accuracy(head, data.validation())
         epoch = Epoch(number, loss, valid, time.perf_counter() - start)
         result.epochs.append(epoch)
         if not math.isfinite(loss):
@@ -114,7 +118,7 @@ def _fit(config: TrainConfig, data: HeadData, result: TrainResult, say: Say) -> 
 
 def _train_epoch(
     head: nn.Sequential,
-    data: HeadData,
+    data: HeadData | StreamedData,
     batch_size: int,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
@@ -122,29 +126,27 @@ def _train_epoch(
     noise: torch.Generator,
 ) -> float:
     """One pass over the training images, one drawn view of each; returns the mean loss."""
-    images, views = data.train_rows.shape
-    drawn = torch.randint(views, (images,), generator=order)
-    shuffled = torch.randperm(images, generator=order)
     total = 0.0
-    for batch in shuffled.split(batch_size):
-        rows = data.rows[data.train_rows[batch, drawn[batch]]]
-        loss = nll_loss(training_log_probs(head, rows, noise), data.train_labels[batch])
+    for rows, labels in data.batches(batch_size, order):
+        loss = nll_loss(training_log_probs(head, rows, noise), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-        total += loss.item() * len(batch)
-    return total / images
+        total += loss.item() * len(rows)
+    return total / data.num_images
 
 
 @torch.inference_mode()
-def accuracy(head: nn.Sequential, rows: Tensor, chosen: Tensor, labels: Tensor) -> float:
-    """Share of `chosen` rows whose most probable class is their label."""
+def accuracy(head: nn.Sequential, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Share of the rows in `batches` (rows, labels) whose most probable class is their label."""
     head.eval()
-    batches = zip(chosen.split(1024), labels.split(1024), strict=True)
-    hits = [int((head(rows[batch]).argmax(1) == truth).sum()) for batch, truth in batches]
+    hits = count = 0
+    for rows, labels in batches:
+        hits += int((head(rows).argmax(1) == labels).sum())
+        count += len(labels)
     head.train()
-    return sum(hits) / len(labels)
+    return hits / count
 
 
 def _record(

@@ -1,0 +1,48 @@
+"""How much memory this process may still use."""
+
+import resource
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
+_CGROUP = Path("/proc/self/cgroup")
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+def available_bytes() -> int:
+    """The least of: what the machine has free, what the process's control group allows, and its own limits."""
+    return max(0, min([_machine(), *_control_groups(), *_limits()]))
+
+
+def _machine() -> int:
+    return _kilobytes(_MEMINFO, "MemAvailable") if _MEMINFO.is_file() else 1 << 62
+
+
+def _kilobytes(file: Path, name: str) -> int:
+    for line in file.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _control_groups() -> list[int]:
+    """Of version 2: of the process's group and of every one above it; cached file pages can be given up."""
+    if not _CGROUP.is_file():
+        return []
+    place = next((line[3:] for line in _CGROUP.read_text().splitlines() if line.startswith("0::")), "/")
+    found = []
+    for folder in (_CGROUP_ROOT / place.lstrip("/"), *(_CGROUP_ROOT / place.lstrip("/")).parents):
+        try:
+            limit = (folder / "memory.max").read_text().strip()
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except OSError:
+            continue
+        if limit != "max":
+            found.append(int(limit) - int(stat["anon"]))
+    return found
+
+
+def _limits() -> list[int]:
+    used = {resource.RLIMIT_DATA: "VmData", resource.RLIMIT_AS: "VmSize"}
+    limits = ((resource.getrlimit(kind)[0], name) for kind, name in used.items())
+    return [soft - _kilobytes(_STATUS, name) for soft, name in limits if soft != resource.RLIM_INFINITY]

@@ -1,0 +1,73 @@
+"""Training rows that do not fit in memory: whole shards in random order, shuffled in a window."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cache import layout
+from cache.index import ImageRecord
+from cache.shard import Float16Array, RowKey
+from cache.store import FeatureCache
+from pipeline.basis import Basis
+
+_ROWS_AT_ONCE = 256  # turned to float32 and into the basis together
+
+
+@dataclass(frozen=True)
+class StreamedData:
+    """The same rows and labels as `HeadData`, read from the shards in each epoch; `window` rows (R) are held."""
+
+    cache: FeatureCache
+    basis: Basis
+    train: Sequence[ImageRecord]
+    train_labels: Tensor
+    valid: Sequence[ImageRecord]
+    valid_labels: Tensor
+    num_classes: int
+    passes: int
+    in_features: int
+    window: int
+
+    @property
+    def num_images(self) -> int:
+        """Training images: rows of an epoch."""
+        return len(self.train)
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows (batch_size, R) and labels of an epoch: one drawn pass of each training image.
+
+        A batch is a random draw from the window, so it mixes at least as many rows as the window holds; rows of a
+        shard are themselves a random part of the set, since they are extracted in the order of their digests.
+        """
+        drawn = torch.randint(self.passes + 1, (self.num_images,), generator=generator).tolist()
+        keys = [(image.key, layout.pass_view(number)) for image, number in zip(self.train, drawn, strict=True)]
+        rows, labels = torch.empty(0, self.in_features), torch.empty(0, dtype=torch.int64)
+        for positions, block in self._parts(keys, generator):
+            rows, labels = torch.cat([rows, block]), torch.cat([labels, self.train_labels[positions]])
+            if len(rows) >= max(self.window, 2 * batch_size):
+                order = torch.randperm(len(rows), generator=generator)
+                leaving = len(rows) // 2 // batch_size * batch_size
+                for batch in order[:leaving].split(batch_size):
+                    yield rows[batch], labels[batch]
+                rows, labels = rows[order[leaving:]], labels[order[leaving:]]
+        rest = torch.randperm(len(rows), generator=generator).split(batch_size) if len(rows) else ()
+        for batch in rest:
+            yield rows[batch], labels[batch]
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and labels of the validation images, in any order."""
+        keys = [(image.key, layout.CLEAN_VIEW) for image in self.valid]
+        for positions, block in self._parts(keys, torch.Generator().manual_seed(0)):
+            yield block, self.valid_labels[positions]
+
+    def _parts(self, keys: Sequence[RowKey], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Positions in `keys` and their rows in the basis, at most `_ROWS_AT_ONCE` together, shards in random order."""
+        groups = self.cache.groups(keys)
+        for number in torch.randperm(len(groups), generator=generator).tolist():
+            shard, positions, places = groups[number]
+            rows: Float16Array = shard.read()
+            for start in range(0, len(places), _ROWS_AT_ONCE):
+                part = slice(start, start + _ROWS_AT_ONCE)
+                yield torch.from_numpy(positions[part]), self.basis.apply(rows[places[part]])

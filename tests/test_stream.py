@@ -1,0 +1,107 @@
+"""Training on more rows than fit in memory."""
+
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Extract, train_config
+
+from cache.errors import DamagedCache
+from cache.layout import CLEAN_VIEW
+from cache.store import FeatureCache
+from pipeline.config import EvaluateConfig
+from pipeline.evaluate import evaluate
+from pipeline.memory import available_bytes
+from pipeline.rows import label_tensor, load_data
+from pipeline.stream import StreamedData
+from pipeline.train import train_head
+
+TINY = 2000  # bytes: about a dozen rows of the tiny backbone
+
+
+@pytest.fixture
+def features(run_extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with one augmented pass, in many small shards."""
+    monkeypatch.setattr("cache.writer.MERGE_BELOW", 0)
+    monkeypatch.setattr("pipeline.extract.ShardWriter.__init__.__defaults__", ("", 5, 20.0))
+    run_extract(passes=1, batch_size=5)
+    assert len(FeatureCache.open(tmp_path / "features").shards) >= 7
+    return tmp_path / "features"
+
+
+def streamed(features: Path, passes: int = 1, name: str = "pool") -> StreamedData:
+    """The set's rows with next to no memory."""
+    cache = FeatureCache.open(features)
+    _, data = load_data(cache, cache.index(), passes, name, TINY)
+    assert isinstance(data, StreamedData)
+    return data
+
+
+@pytest.mark.parametrize("name", ["full", "pool", "pyramid+white", "pyramid+pca:3"])
+def test_an_epoch_has_each_training_image_once_under_its_label(features: Path, name: str) -> None:
+    """In batches of the asked size, the last one aside, whichever pass was drawn."""
+    data = streamed(features, name=name)
+    cache = FeatureCache.open(features)
+    images = cache.index().split("train")
+    views = [data.basis.apply(cache.read([(i.key, view) for i in images])) for view in (CLEAN_VIEW, "pass:1")]
+    labels = label_tensor(cache.index(), images)
+    for epoch in range(3):
+        batches = list(data.batches(5, torch.Generator().manual_seed(epoch)))
+        assert [len(rows) for rows, _ in batches] == [5, 5, 2]
+        rows, found = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
+        distance = torch.stack([torch.cdist(rows, view) for view in views]).amin(0)  # (12 rows, 12 images)
+        nearest = distance.argmin(1)
+        assert distance.amin(1).max() < 1e-4
+        assert sorted(nearest.tolist()) == list(range(12))
+        assert torch.equal(labels[nearest], found)
+
+
+def test_both_passes_are_drawn_and_the_order_changes(features: Path) -> None:
+    """From epoch to epoch, by the generator alone."""
+    data = streamed(features)
+    generator = torch.Generator().manual_seed(0)
+    epochs = [torch.cat([rows for rows, _ in data.batches(4, generator)]) for _ in range(12)]
+    again = torch.Generator().manual_seed(0)
+    assert torch.equal(epochs[0], torch.cat([rows for rows, _ in data.batches(4, again)]))
+    assert not torch.equal(epochs[0], epochs[1])
+    assert len(torch.cat(epochs).unique(dim=0)) == 24
+
+
+def test_a_streamed_run_is_a_run(features: Path, tmp_path: Path) -> None:
+    """It learns, scores as it said, and the same seed gives the same bytes."""
+    lines: list[str] = []
+    for name in "ab":
+        config = train_config(features, tmp_path / name, epochs=30, hidden=16, memory=TINY / 1e9)
+        result = train_head(config, lines.append)
+    assert any("read in each epoch" in line for line in lines)
+    assert result.valid_accuracy >= 0.75
+    assert evaluate(EvaluateConfig(tmp_path / "a", split="valid")).top1 == result.valid_accuracy
+    assert (tmp_path / "a" / "head.safetensors").read_bytes() == (tmp_path / "b" / "head.safetensors").read_bytes()
+
+
+def test_a_shard_that_is_damaged_while_training_is_not_read(features: Path) -> None:
+    """It was sound when the cache was opened; each reading checks it again."""
+    data = streamed(features)
+    list(data.batches(4, torch.Generator().manual_seed(0)))
+    wanted = data.train[0].key
+    victim = next(shard.path for shard in data.cache.shards if (wanted, CLEAN_VIEW) in shard.keys)
+    whole = bytearray(victim.read_bytes())
+    whole[-1] ^= 1
+    victim.write_bytes(whole)
+    with pytest.raises(DamagedCache, match="changed after it was opened"):
+        for seed in range(5):
+            list(data.batches(4, torch.Generator().manual_seed(seed)))
+
+
+def test_available_memory_respects_the_process_limit() -> None:
+    """A limit below what the machine has free is what counts."""
+    assert 0 < available_bytes() < 1 << 62
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    free = available_bytes()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (used + free // 2, hard))
+        assert available_bytes() <= free // 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
