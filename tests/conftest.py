@@ -27,6 +27,18 @@ CLASSES = ("1", "10", "100", "2")  # in the order of sorted names, which is not 
 COLOURS = {"1": (220, 40, 40), "10": (40, 210, 60), "100": (50, 60, 220), "2": (230, 220, 60)}
 COUNTS = {"train": 3, "valid": 2, "test": 1}
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--soak` runs the long tests in full; `make test` runs a small share of each."""
+    parser.addoption("--soak", action="store_true", help="the long tests in full")
+
+
+@pytest.fixture
+def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """`times(few, many)`: how often a long test repeats, `many` with --soak."""
+    return lambda few, many: many if request.config.getoption("--soak") else few
+
+
 settings.register_profile(
     "headgraft",
     deadline=None,

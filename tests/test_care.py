@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -40,10 +41,10 @@ def test_a_sound_cache_verifies(cache: Path) -> None:
     assert (result.shards, result.rows, result.bad, result.changed) == (len(shards(cache)), 36, [], {})
 
 
-def test_every_flipped_bit_is_found(cache: Path) -> None:
+def test_every_flipped_bit_is_found(cache: Path, times: Callable[[int, int], int]) -> None:
     """Anywhere in a shard's file: header, keys, padding, features."""
     generator = random.Random(0)
-    for _ in range(40):
+    for _ in range(times(40, 1000)):
         shard = generator.choice(shards(cache))
         whole = shard.read_bytes()
         place = generator.randrange(8 * len(whole))
@@ -53,6 +54,21 @@ def test_every_flipped_bit_is_found(cache: Path) -> None:
         assert f"shards/{shard.name}" in [bad["shard"] for bad in verify(cache).bad], place
         shard.write_bytes(whole)
     assert verify(cache).bad == []
+
+
+def test_every_truncation_and_all_trailing_junk_is_found(cache: Path, times: Callable[[int, int], int]) -> None:
+    """At any length, with any bytes after the end."""
+    generator = random.Random(1)
+    for _ in range(times(10, 100)):
+        shard = generator.choice(shards(cache))
+        whole = shard.read_bytes()
+        for damaged in (
+            whole[: generator.randrange(len(whole))],
+            whole + generator.randbytes(generator.randint(1, 99)),
+        ):
+            shard.write_bytes(damaged)
+            assert f"shards/{shard.name}" in [bad["shard"] for bad in verify(cache).bad]
+        shard.write_bytes(whole)
 
 
 @pytest.mark.parametrize("change", ["cut", "grown", "gone", "renamed", "stray"])
