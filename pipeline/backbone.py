@@ -23,6 +23,7 @@ from pipeline.winograd import accelerate
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+CENTRE = tuple(float(round(255 * mean)) for mean in MEAN)  # (124, 116, 104)
 ROWS_WORTH_COMPILING = 1000  # below, compiling takes longer than it saves
 LAYER = "avgpool"  # its flattened output is the row
 
@@ -175,13 +176,9 @@ class Backbone:
         fixed = self.code_path.startswith("compiled")
         if fixed and len(views) < self.batch_size:  # one shape, one compilation
             batch = torch.cat([batch, batch[:1].expand(self.batch_size - len(views), -1, -1, -1)])
-        rows: Tensor = self.network(normalise(batch.to(self.device)).to(self.dtype))
+        batch = batch.to(self.device)
+        rows: Tensor = self.network(normalise(batch) if self.precision == "float32" else centre(batch))
         return rows[: len(views)].float().cpu()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating type it computes in."""
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -204,6 +201,27 @@ def normalise(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
+def centre(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 → bfloat16, less `CENTRE`: whole numbers that bfloat16 holds exactly."""
+    return (pixels.float() - torch.tensor(CENTRE, device=pixels.device).view(1, 3, 1, 1)).bfloat16()
+
+
+def _take_centred(network: nn.Module) -> None:
+    """Fold what `normalise` does beyond `centre` into the first convolution of `network`, in place.
+
+    Normalised pixels rounded to bfloat16 are off by the same amount all over an area of one colour, such as a black
+    corner, and that error does not average out. Zero padding here stands for CENTRE in place of MEAN, a difference
+    of at most half a grey level along the border.
+    """
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    mean, std, grey = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (MEAN, STD, CENTRE))
+    weight = first.weight.double()
+    shift = (weight * ((grey / 255 - mean) / std)).sum((1, 2, 3))
+    bias = shift if first.bias is None else first.bias.double() + shift
+    first.weight = nn.Parameter((weight / (255 * std)).float())
+    first.bias = nn.Parameter(bias.float())
+
+
 def load_backbone(
     name: str,
     tensors: dict[str, Tensor],
@@ -215,13 +233,14 @@ def load_backbone(
 ) -> Backbone:
     """Put `tensors` into backbone `name` on `device`, frozen.
 
-    bfloat16 on the CPU is compiled with frozen weights where `compiled`; float32 on the CPU goes through Winograd
-    convolutions.
+    bfloat16 is compiled with frozen weights where `compiled`; float32 on the CPU goes through Winograd convolutions.
     """
     with torch.device("meta"):
         network = build_trunk(name)
     network.load_state_dict(tensors, assign=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if precision == "bfloat16":
+        _take_centred(network)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     network = network.to(device, dtype).to(memory_format=torch.channels_last)
     network.requires_grad_(False)
