@@ -21,7 +21,7 @@ from pipeline.config import (
     PredictConfig,
     TrainConfig,
 )
-from pipeline.console import say
+from pipeline.console import named, say
 from pipeline.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -82,7 +82,7 @@ def _emit(result: Any, as_json: bool, text: str) -> None:
     if as_json:
         click.echo(json.dumps(asdict(result) if is_dataclass(result) and not isinstance(result, type) else result))
     else:
-        click.echo(text)
+        click.echo(text.encode("utf-8", "backslashreplace").decode())  # names may hold bytes that are not UTF-8
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -117,7 +117,7 @@ def extract(as_json: bool, **options: Any) -> None:
     rate = f", {result.images_per_second:.1f} images/s" if result.images_per_second else ""
     counts = f"{result.rows} rows in {result.cache}: {result.computed} computed, {result.reused} reused"
     text = f"{counts}, {result.seconds:.1f} s{rate}"
-    skipped = "".join(f"\nskipped {bad['path']}: {bad['reason']}" for bad in result.skipped)
+    skipped = "".join(f"\nskipped {named(bad['path'])}: {bad['reason']}" for bad in result.skipped)
     _emit(result, as_json, text + skipped)
 
 
@@ -206,10 +206,10 @@ def predict(as_json: bool, **options: Any) -> None:
 
     result = run(PredictConfig(**options), say)
     lines = [
-        f"{p['path']}: " + ", ".join(f"{t['name']} {t['probability']:.1%}" for t in p["top"])
+        f"{named(p['path'])}: " + ", ".join(f"{t['name']} {t['probability']:.1%}" for t in p["top"])
         for p in result.predictions
     ]
-    lines += [f"{bad['path']}: {bad['reason']}" for bad in result.failed]
+    lines += [f"{named(bad['path'])}: {bad['reason']}" for bad in result.failed]
     _emit(result, as_json, "\n".join(lines))
     if result.failed:
         sys.exit(1)

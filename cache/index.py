@@ -9,7 +9,7 @@ from typing import Any, Self
 from cache import layout
 from cache.errors import CacheError, DamagedCache
 from cache.files import write_atomically
-from cache.manifest import json_digest
+from cache.manifest import is_count, is_digest, json_digest
 from cache.shard import RowKey
 
 SPLITS = ("train", "valid", "test")
@@ -103,7 +103,9 @@ class SetIndex:
         if digest != json_digest(stored):
             raise DamagedCache(f"{path} was changed after it was written; run extract again to write it")
         try:
-            return cls(
+            if not all(isinstance(stored[name], list) for name in ("classes", "images", "skipped")):
+                raise TypeError("classes, images and skipped are lists")
+            index = cls(
                 name=stored["name"],
                 data=stored["data"],
                 root=stored["root"],
@@ -115,6 +117,34 @@ class SetIndex:
             )
         except (KeyError, TypeError) as error:
             raise DamagedCache(f"{path} lacks or adds a field ({error}); run extract again to write it") from error
+        if wrong := _impossible(index, path):
+            raise DamagedCache(f"{path} has {wrong}, which no index has; run extract again to write it")
+        return index
+
+
+def _impossible(index: SetIndex, path: Path) -> str:
+    """What is of another type, beyond all bounds, or leads out of the data set; "" where all is possible."""
+    texts = (index.data, index.root, *index.classes)
+    if index.name != path.stem or not all(isinstance(text, str) for text in texts):
+        return "another set's name, or no texts as places and classes"
+    if len(set(index.classes)) != len(index.classes) or not (is_count(index.passes) and type(index.split_seed) is int):
+        return "classes twice, or no counts"
+    from_csv = index.data != index.root  # a CSV may name files anywhere
+    bad = [record for record in index.images if not _is_possible(record, from_csv)]
+    return f"the entry {bad[0]!r}"[:300] if bad else ""
+
+
+def _is_possible(record: ImageRecord, from_csv: bool) -> bool:
+    if not all(isinstance(text, str) for text in (record.path, record.label, record.digest)):
+        return False
+    inside = from_csv or not (Path(record.path).is_absolute() or ".." in Path(record.path).parts)
+    return (
+        inside
+        and is_digest(record.digest)
+        and record.split in SPLITS
+        and is_count(record.size)
+        and type(record.mtime_ns) is int
+    )
 
 
 def index_path(folder: Path, name: str) -> Path:

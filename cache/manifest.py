@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -12,6 +14,9 @@ from cache.files import write_atomically
 from cache.layout import FEATURE_DTYPE, FORMAT_VERSION
 
 T = TypeVar("T")
+
+LARGEST_SIDE = 1 << 16  # of an image, in pixels
+LARGEST_ROW = 1 << 24  # features
 
 
 def canonical_json(value: object) -> bytes:
@@ -109,13 +114,64 @@ class Manifest:
             raise DamagedCache(f"{path} was changed after it was written; restore it, or extract anew")
         augmentation = stored["augmentation"]
         try:
-            return cls(_read(Base, base), augmentation and _read(Augmentation, augmentation))
+            manifest = cls(_read(Base, base), augmentation and _read(Augmentation, augmentation))
         except TypeError as error:
             raise DamagedCache(f"{path} lacks or adds a field ({error})") from error
+        if wrong := _impossible(manifest):
+            raise DamagedCache(f"{path} has a value that no manifest has: {wrong}; restore it, or extract anew")
+        return manifest
 
 
 def _read(kind: type[T], stored: Mapping[str, Any]) -> T:
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+
+
+def _impossible(manifest: Manifest) -> str:
+    """The first field with a value of another type or beyond all bounds, and the value; "" where all are possible."""
+    base, recipe = manifest.base, manifest.augmentation
+    texts = {"backbone", "layer", "interpolation", "decoding", "precision"}
+    possible = {
+        **{name: isinstance(getattr(base, name), str) for name in texts},
+        "weights_digest": is_digest(base.weights_digest),
+        "row_shape": _is_shape(base.row_shape),
+        "input_size": is_count(base.input_size, 1, LARGEST_SIDE),
+        "resize": is_count(base.resize, 1, 2 * LARGEST_SIDE),
+        "mean": _are_numbers(base.mean),
+        "std": _are_numbers(base.std) and min(base.std) > 0,
+        "dtype": base.dtype == FEATURE_DTYPE,
+    }
+    if recipe:
+        possible |= {
+            "recipe": isinstance(recipe.recipe, str),
+            "version": is_count(recipe.version, 0, LARGEST_SIDE),
+            "seed": type(recipe.seed) is int,
+        }
+    wrong = next((name for name, ok in possible.items() if not ok), None)
+    return f"{wrong} {getattr(base, wrong, None) or getattr(recipe, wrong, None)!r}"[:200] if wrong else ""
+
+
+def is_digest(value: object) -> bool:
+    """Whether `value` is a SHA-256 as 64 lower-case hex digits."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def is_count(value: object, least: int = 0, most: int = 1 << 62) -> bool:
+    """Whether `value` is a whole number in the range; True and 1.0 are not."""
+    return type(value) is int and least <= value <= most
+
+
+def _is_shape(value: Sequence[object]) -> bool:
+    sides = [side for side in value if type(side) is int and 1 <= side <= LARGEST_ROW] if _is_short(value) else []
+    return 0 < len(sides) == len(value) and math.prod(sides) <= LARGEST_ROW
+
+
+def _are_numbers(value: Sequence[object]) -> bool:
+    numbers = [n for n in value if isinstance(n, int | float) and math.isfinite(n)] if _is_short(value) else []
+    return len(numbers) == len(value) == 3
+
+
+def _is_short(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) <= 8
 
 
 def _differences(found: Base | Augmentation, asked: Base | Augmentation) -> list[str]:

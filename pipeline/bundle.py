@@ -16,7 +16,7 @@ from cache.files import write_atomically
 from cache.layout import CLEAN_VIEW
 from pipeline.augment import Views
 from pipeline.backbone import Backbone, build_trunk, load_backbone, normalise
-from pipeline.decode import DECODING_POLICY, decode_rgb
+from pipeline.decode import DECODING_POLICY, decode_rgb, read_image
 from pipeline.errors import BundleError, DecodeError
 from pipeline.head import head_from_tensors
 
@@ -83,10 +83,8 @@ class Bundle:
             views, places = [], []
             for place in range(start, min(start + backbone.batch_size, len(paths))):
                 try:
-                    views.append(self.views.render(decode_rgb(paths[place].read_bytes()), b"", CLEAN_VIEW))
+                    views.append(self.views.render(decode_rgb(read_image(paths[place])), b"", CLEAN_VIEW))
                     places.append(place)
-                except OSError as error:
-                    failed[place] = f"cannot be read: {error.strerror}"
                 except DecodeError as error:
                     failed[place] = str(error)
             if views:

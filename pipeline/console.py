@@ -19,6 +19,11 @@ def silent(_: str) -> None:
     """Print nothing: the library's default."""
 
 
+def named(path: object) -> str:
+    """A path as one line of printable text: control characters and bytes that are not UTF-8 are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+
+
 @contextmanager
 def progress(total: int, what: str, say: Say = silent) -> Iterator[Callable[[int], None]]:
     """Yield `advance(n)`; a bar with rate and time left on a terminal, elsewhere a line every ten seconds."""

@@ -1,7 +1,9 @@
 """Bytes of an image file → RGB pixels: one policy, used wherever an image is read."""
 
+import stat
 import warnings
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +18,23 @@ DECODING_POLICY = "rgb-1"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 PIXEL_LIMIT = 100_000_000
+BYTE_LIMIT = 1 << 30  # more than the pixel limit can need
 
 # Our own limit, taken from the header before any pixel is decoded, stands in for Pillow's warning.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of an image file; DecodeError where it is not a regular file, over `BYTE_LIMIT`, or unreadable."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise DecodeError("not a regular file")
+        if found.st_size > BYTE_LIMIT:
+            raise DecodeError(f"{found.st_size:,} bytes, over the limit of {BYTE_LIMIT:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise DecodeError(f"cannot be read: {error.strerror}") from error
 
 
 def decode_rgb(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
@@ -39,6 +55,8 @@ def decode_rgb(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
             return np.asarray(_to_rgb(upright))
     except DecodeError:
         raise
+    except Image.DecompressionBombError as error:
+        raise DecodeError(f"over the limit of {pixel_limit:,} pixels") from error
     except UnidentifiedImageError as error:
         raise DecodeError(f"not an image of a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's plugins raise anything from SyntaxError to struct.error on damaged files

@@ -66,7 +66,7 @@ def _evaluate_run(config: EvaluateConfig) -> EvaluateResult:
 def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
     bundle = load_bundle(config.target)
     data = config.data or bundle.card["data"]
-    images = ImageSet.scan(data, bundle.card["split_seed"])
+    images = ImageSet.scan(data, bundle.card["split_seed"], skip_bad=bool(bundle.card["skipped"]))
     _refuse_other_split(bundle, images)
     chosen = [image for image in images.images if image.split == config.split]
     unknown = sorted({image.label for image in chosen} - set(bundle.classes))

@@ -22,7 +22,7 @@ from pipeline.backbone import Backbone, available_cpus, computes_bfloat16, load_
 from pipeline.bundle import BUNDLE_FORMAT, write_bundle
 from pipeline.config import ExportConfig
 from pipeline.console import Say, silent
-from pipeline.decode import decode_rgb
+from pipeline.decode import decode_rgb, read_image
 from pipeline.errors import ParityError, RunError, WeightsError
 from pipeline.predict import read_names
 from pipeline.run import Run, refuse_other_kind, refuse_to_overwrite
@@ -197,7 +197,7 @@ def _trained_log_probs(
     else:
         say("the cache came from another kind of device: comparison rows are computed here")
         views = Views(cache.manifest.base.input_size, cache.manifest.base.resize)
-        pixels = [views.render(decode_rgb((root / i.path).read_bytes()), i.key, layout.CLEAN_VIEW) for i in images]
+        pixels = [views.render(decode_rgb(read_image(root / i.path)), i.key, layout.CLEAN_VIEW) for i in images]
         size = network.batch_size
         rows = torch.cat([torch.from_numpy(network(pixels[n : n + size])) for n in range(0, len(pixels), size)]).numpy()
     with torch.inference_mode():

@@ -21,7 +21,7 @@ from cache.writer import ShardWriter, merge_small_shards
 from pipeline import augment, backbone
 from pipeline.augment import Views
 from pipeline.config import ExtractConfig
-from pipeline.console import Say, duration, progress, silent, size
+from pipeline.console import Say, duration, named, progress, silent, size
 from pipeline.decode import DECODING_POLICY, Pixels
 from pipeline.errors import DecodeError, PipelineError
 from pipeline.images import ImageSet
@@ -80,7 +80,7 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
         merge_small_shards(cache.shards)
         index = plan.images.index(plan.name, bad)
         cache.save_index(replace(index, passes=cache.complete_passes(index)))
-    result.skipped = [{"path": image.path, "reason": image.reason} for image in bad]
+    result.skipped = [{"path": image.path, "reason": image.reason} for image in index.skipped]
     result.rows = result.computed + result.reused
     result.bytes = FeatureCache.open(cache.path).bytes
     result.seconds = time.perf_counter() - start
@@ -89,7 +89,7 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
 
 def _plan(config: ExtractConfig, say: Say) -> _Plan:
     check_place(config.cache)
-    images = ImageSet.scan(config.data, config.split_seed)
+    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad)
     stored = _stored_manifest(config.cache)
     device = backbone.resolve_device(config.device)
     precision = backbone.resolve_precision(config.precision, device, stored.base.precision if stored else None)
@@ -291,7 +291,7 @@ def _run_batch(
 
 
 def _all_bad(bad: list[tuple[Work, str]]) -> DecodeError:
-    lines = "\n".join(f"  {item.path}: {reason}" for item, reason in bad)
+    lines = "\n".join(f"  {named(item.path)}: {reason}" for item, reason in bad)
     return DecodeError(
         f"{len(bad)} image files cannot be decoded:\n{lines}\n"
         "Mend or remove them, or leave them out with --skip-bad; rows computed so far are kept."

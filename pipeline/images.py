@@ -3,12 +3,14 @@
 import csv
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from cache.index import SPLITS, ImageRecord, SetIndex, SkippedImage
+from pipeline.console import named
 from pipeline.decode import EXTENSIONS
 from pipeline.errors import ImageSetError
 
@@ -20,11 +22,15 @@ class _Listed:
     path: Path
     label: str
     split: str
+    fault: str = ""  # why it cannot be an image of the set
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A scanned data set; `classes` are the names found in train, sorted, whatever the other splits hold."""
+    """A scanned data set; `classes` are the names found in train, sorted, whatever the other splits hold.
+
+    `faults` are the entries that cannot be read, with the reason, where those are tolerated.
+    """
 
     data: Path
     root: Path
@@ -32,30 +38,38 @@ class ImageSet:
     classes: tuple[str, ...]
     images: tuple[ImageRecord, ...]
     has_splits: bool  # its own, rather than chosen by `split_seed`
+    faults: tuple[SkippedImage, ...] = ()
 
     @classmethod
-    def scan(cls, data: str | Path, split_seed: int = 0) -> "ImageSet":
+    def scan(cls, data: str | Path, split_seed: int = 0, skip_bad: bool = False) -> "ImageSet":
         """List and hash the images of `data`.
 
         `data` is a folder with train/, valid/ (or val/) and test/, each of class folders; or one folder of class
         folders, which gets a stratified 80/10/10 split by `split_seed`; or a CSV with path,label,split.
-        Hidden files and folders are ignored. Raises ImageSetError where the data cannot be used.
+        Hidden files and folders are ignored. Links to files are followed wherever they lead, links to folders within
+        the set. Raises ImageSetError where the data cannot be used, and, unless `skip_bad` records them, for entries
+        that cannot be read.
         """
         data = Path(data)
         root, listed = _list(data)
         if not listed:
             raise ImageSetError(f"{data} holds no images, expected a folder per class with {_extensions()} files")
-        images = _hash_all(root, listed)
+        images, faults = _hash_all(root, listed)
+        if faults and not skip_bad:
+            lines = "\n".join(f"  {named(root / image.path)}: {image.reason}" for image in faults)
+            raise ImageSetError(
+                f"{len(faults)} files cannot be read:\n{lines}\nMend or remove them, or leave them out with --skip-bad."
+            )
         has_splits = any(image.split for image in images)
         if not has_splits:
             images = _split_by_class(images, split_seed)
         classes = tuple(sorted({image.label for image in images if image.split == "train"}))
         _check_classes(data, classes, images)
-        return cls(data.absolute(), root.absolute(), split_seed, classes, tuple(images), has_splits)
+        return cls(data.absolute(), root.absolute(), split_seed, classes, tuple(images), has_splits, tuple(faults))
 
     def index(self, name: str, skipped: Iterable[SkippedImage] = ()) -> SetIndex:
         """The index of this set under `name`, without the files in `skipped`."""
-        skipped = tuple(skipped)
+        skipped = (*self.faults, *skipped)
         bad = {image.path for image in skipped}
         kept = tuple(image for image in self.images if image.path not in bad)
         return SetIndex(name, str(self.data), str(self.root), self.split_seed, self.classes, kept, skipped)
@@ -82,18 +96,21 @@ def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
     changes, seen = [], set()
     for item in listed:
         path = os.path.relpath(item.path, root)
+        shown = named(path)
         seen.add(path)
         image = known.get(path)
         if image is None:
-            if path not in skipped or _digest(item.path) != skipped[path]:
-                changes.append(f"{path} is new" + (" since it was skipped" if path in skipped else ""))
+            if path not in skipped or _digest_if_readable(item) != skipped[path]:
+                changes.append(f"{shown} is new" + (" since it was skipped" if path in skipped else ""))
+        elif item.fault:
+            changes.append(f"{shown} is {item.fault}")
         elif image.label != item.label or (item.split and image.split != item.split):
             changes.append(
-                f"{path} is now {item.split} {item.label!r}, was {image.split} {image.label!r}".replace("  ", " ")
+                f"{shown} is now {item.split} {item.label!r}, was {image.split} {image.label!r}".replace("  ", " ")
             )
         elif (change := _content_change(item.path, image, trust_times)) is not None:
-            changes.append(f"{path} {change}")
-    return changes + [f"{path} is gone" for path in known if path not in seen]
+            changes.append(f"{shown} {change}")
+    return changes + [f"{named(path)} is gone" for path in known if path not in seen]
 
 
 def count_leaks(index: SetIndex) -> dict[str, int]:
@@ -121,7 +138,19 @@ def _content_change(path: Path, image: ImageRecord, trust_times: bool) -> str | 
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of a regular file; OSError for anything else, which might never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(0, "not a regular file")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_if_readable(item: _Listed) -> str:
+    """As an index records what was skipped: "" for what could not even be read."""
+    try:
+        return "" if item.fault else _digest(item.path)
+    except OSError:
+        return ""
 
 
 def _list(data: Path) -> tuple[Path, list[_Listed]]:
@@ -133,11 +162,11 @@ def _list(data: Path) -> tuple[Path, list[_Listed]]:
     folders = {folder.name: folder for folder in _folders(data)}
     splits = {name: folder for name, folder in folders.items() if name in _SPLIT_OF}
     if "train" in splits:
-        return data, [item for name, folder in splits.items() for item in _list_classes(folder, _SPLIT_OF[name])]
+        return data, [item for name, folder in splits.items() for item in _list_classes(data, folder, _SPLIT_OF[name])]
     if folders and folders.keys() <= _SPLIT_OF.keys():
         raise ImageSetError(f"{data} has {', '.join(sorted(folders))} but no train folder, expected one")
     _refuse_wrong_level(data, folders)
-    return data, _list_classes(data, "")
+    return data, _list_classes(data, data, "")
 
 
 def _refuse_wrong_level(data: Path, folders: dict[str, Path]) -> None:
@@ -155,8 +184,10 @@ def _refuse_wrong_level(data: Path, folders: dict[str, Path]) -> None:
         )
 
 
-def _list_classes(folder: Path, split: str) -> list[_Listed]:
-    return [_Listed(path, label.name, split) for label in _folders(folder) for path in _images_below(label, ())]
+def _list_classes(root: Path, folder: Path, split: str) -> list[_Listed]:
+    above = (root.resolve(), folder.resolve())
+    entries = ((label.name, entry) for label in _folders(folder) for entry in _entries_below(root, label, above))
+    return [_Listed(path, label, split, fault) for label, (path, fault) in entries]
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -167,19 +198,27 @@ def _is_image(path: Path) -> bool:
     return not path.name.startswith(".") and path.suffix.lower() in EXTENSIONS and not path.is_dir()
 
 
-def _images_below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Image files in `folder` at any depth; links are followed, a link back to a folder above is refused."""
-    found = folder.stat()
-    here = (found.st_dev, found.st_ino)
+def _entries_below(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
+    """Image files in `folder` at any depth with "", and with the reason what cannot be looked into."""
+    here = folder.resolve()
     if here in above:
-        raise ImageSetError(f"{folder} is a link to a folder above it, a loop: remove it")
-    for entry in sorted(folder.iterdir()):
+        yield folder, "a link to a folder above it, a loop"
+        return
+    if not here.is_relative_to(root.resolve()):
+        yield folder, f"a link to a folder outside {root}; only links to files are followed there"
+        return
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        yield folder, f"cannot be listed: {error.strerror}"
+        return
+    for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _images_below(entry, (*above, here))
+            yield from _entries_below(root, entry, (*above, here))
         elif _is_image(entry):
-            yield entry
+            yield entry, ""
 
 
 def _list_csv(file: Path) -> list[_Listed]:
@@ -208,21 +247,23 @@ def _csv_row(file: Path, number: int, row: dict[str, str | None]) -> _Listed:
     return _Listed(file.parent / path, label, _SPLIT_OF[split])
 
 
-def _hash_all(root: Path, listed: list[_Listed]) -> list[ImageRecord]:
-    def record(item: _Listed) -> ImageRecord | str:
+def _hash_all(root: Path, listed: list[_Listed]) -> tuple[list[ImageRecord], list[SkippedImage]]:
+    """Records of what can be read, and the rest with the reason."""
+
+    def record(item: _Listed) -> ImageRecord | SkippedImage:
+        path = os.path.relpath(item.path, root)
+        if item.fault:
+            return SkippedImage(path, "", item.fault)
         try:
             found, digest = item.path.stat(), _digest(item.path)
         except OSError as error:
-            return f"{item.path}: {error.strerror}"
-        path = os.path.relpath(item.path, root)
+            return SkippedImage(path, "", f"cannot be read: {error.strerror}")
         return ImageRecord(path, digest, item.label, item.split, found.st_size, found.st_mtime_ns)
 
     with ThreadPoolExecutor() as pool:
         records = list(pool.map(record, listed))
-    unreadable = [item for item in records if isinstance(item, str)]
-    if unreadable:
-        raise ImageSetError(f"{len(unreadable)} files cannot be read:\n  " + "\n  ".join(unreadable))
-    return [item for item in records if isinstance(item, ImageRecord)]
+    faults = [item for item in records if isinstance(item, SkippedImage)]
+    return [item for item in records if isinstance(item, ImageRecord)], faults
 
 
 def _split_by_class(images: list[ImageRecord], seed: int) -> list[ImageRecord]:

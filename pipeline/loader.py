@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.augment import Views
-from pipeline.decode import Pixels, decode_rgb
+from pipeline.decode import Pixels, decode_rgb, read_image
 from pipeline.errors import DecodeError, ImageSetError
 
 Rendered = list[tuple[str, Pixels]]  # (view, pixels)
@@ -83,10 +83,7 @@ class Loader:
 
 
 def _read(item: Work) -> bytes:
-    try:
-        data = item.path.read_bytes()
-    except OSError as error:
-        raise DecodeError(f"cannot be read: {error.strerror}") from error
+    data = read_image(item.path)
     if hashlib.sha256(data).digest() != item.digest:
         raise ImageSetError(f"{item.path} changed while it was being extracted: run the same command again")
     return data

@@ -217,15 +217,21 @@ def test_a_loop_of_links_is_refused(data: Path) -> None:
         ImageSet.scan(data)
 
 
-def test_links_to_files_and_folders_are_followed(data: Path, tmp_path: Path) -> None:
-    """A linked file counts under its own name with its target's digest, and so does a linked class folder."""
+def test_links_to_files_are_followed_and_links_to_folders_within_the_set(data: Path, tmp_path: Path) -> None:
+    """A linked file counts under its own name with its target's digest; a folder outside is not looked into."""
     outside = draw_image(tmp_path / "outside" / "x.png", 97)
     (data / "train" / "1" / "link.png").symlink_to(outside)
-    (data / "train" / "3").symlink_to(outside.parent, target_is_directory=True)
+    (data / "train" / "3").symlink_to(data / "train" / "2", target_is_directory=True)
     images = ImageSet.scan(data)
     found = {image.path: image.digest for image in images.images}
-    assert found["train/1/link.png"] == found["train/3/x.png"]
+    assert "train/1/link.png" in found
     assert images.classes == ("1", "10", "100", "2", "3")
+    (data / "train" / "4").symlink_to(outside.parent, target_is_directory=True)
+    with pytest.raises(ImageSetError, match="outside"):
+        ImageSet.scan(data)
+    tolerant = ImageSet.scan(data, skip_bad=True)
+    assert [fault.path for fault in tolerant.faults] == ["train/4"]
+    assert tolerant.images == images.images
 
 
 def test_a_dangling_link_is_named(data: Path) -> None:
