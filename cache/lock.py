@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,7 +33,8 @@ def writing(cache: Path) -> Iterator[None]:
     holder = cache / layout.HOLDER_FILE
     try:
         about = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        holder.write_text(json.dumps(about))
+        with suppress(OSError):  # only a courtesy to others: what a full disk means, the first shard will say
+            holder.write_text(json.dumps(about))
         _clear(cache)
         yield
     finally:

@@ -147,7 +147,9 @@ def _impossible(manifest: Manifest) -> str:
             "seed": type(recipe.seed) is int,
         }
     wrong = next((name for name, ok in possible.items() if not ok), None)
-    return f"{wrong} {getattr(base, wrong, None) or getattr(recipe, wrong, None)!r}"[:200] if wrong else ""
+    if wrong is None:
+        return ""
+    return f"{wrong} {getattr(base if hasattr(base, wrong) else recipe, wrong)!r}"[:200]
 
 
 def is_digest(value: object) -> bool:

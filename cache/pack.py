@@ -68,7 +68,8 @@ def _rows(index: SetIndex, passes: int) -> list[_Row]:
 def _write_all_but_features(file: Path, cache: FeatureCache, index: SetIndex, rows: Sequence[_Row]) -> int:
     """The HDF5 file with room for the features; returns their offset.
 
-    Space for everything is claimed from the system before HDF5 writes, since a full disk would end the interpreter.
+    A full disk under HDF5's own writes would end the interpreter: so the whole space is asked for and given back first,
+    and that of the features, by far the most, is claimed again before they are written.
     """
     size = 4 * len(rows) * cache.in_features
     descriptive = sum(len(row.image.path.encode(errors="surrogateescape")) + 256 for row in rows) + (1 << 20)

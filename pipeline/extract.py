@@ -190,14 +190,14 @@ def _bring_up(plan: _Plan, rows: int, say: Say) -> tuple[backbone.Backbone, floa
     wanted = rows >= backbone.ROWS_WORTH_COMPILING
     network = _load(plan, wanted)
     if wanted and network.code_path == "eager":
-        say("no C++ compiler here, or nowhere to keep what it makes: the slower eager path is used")
+        say("no C++ compiler here, or nowhere to keep what it makes: computing goes on uncompiled")
     try:
         return network, _warm_up(network, plan, rows, say)
     except RuntimeError as error:  # the compiler is there but does not work: no headers, no room, another standard
         if network.code_path != "compiled":
             raise
         reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-        say(f"torch could not compile here ({reason[:200]}): the slower eager path is used")
+        say(f"torch could not compile here ({reason[:200]}): computing goes on uncompiled")
     network = _load(plan, compiled=False)
     return network, _warm_up(network, plan, rows, say)
 
