@@ -29,6 +29,11 @@ def temporary_name() -> str:
     return f".{_machine()}-{os.getpid()}-{uuid4().hex}{TEMPORARY_SUFFIX}"
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether this is the name of a file being written."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def is_abandoned(temporary: Path) -> bool:
     """Whether nobody writes this temporary file any more: its process has ended, or it is a day old."""
     match = _TEMPORARY.fullmatch(temporary.name)

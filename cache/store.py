@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from cache import layout
 from cache.errors import CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
+from cache.files import is_temporary
 from cache.index import SetIndex, index_path, list_sets
 from cache.manifest import Manifest
 from cache.shard import Float16Array, RowKey, Shard
@@ -44,10 +45,11 @@ class FeatureCache:
             stored = Manifest.load(file)
             manifest = stored.merged_with(manifest, path)
         check_place(path)
-        for folder in layout.FOLDERS:
-            (path / folder).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         if not file.is_file() or stored != manifest:
-            manifest.save(file)
+            manifest.save(file)  # before the folders: at no moment is there something that is neither empty nor a cache
+        for folder in layout.FOLDERS:
+            (path / folder).mkdir(exist_ok=True)
         return cls(path, manifest)
 
     @property
@@ -201,10 +203,11 @@ class FeatureCache:
 
 
 def check_place(path: Path) -> None:
-    """CacheError where `path` is neither a cache, nor empty, nor absent."""
-    ours = {layout.LOCK_FILE, layout.HOLDER_FILE}
-    known = path.is_dir() and (
-        (path / layout.MANIFEST_FILE).is_file() or {file.name for file in path.iterdir()} <= ours
-    )
-    if path.exists() and not known:
+    """CacheError where `path` is neither a cache, nor one that a writer is beginning, nor empty, nor absent."""
+    if not path.exists():
+        return
+    ours = (layout.LOCK_FILE, layout.HOLDER_FILE)
+    begun = path.is_dir() and all(file.name in ours or is_temporary(file) for file in path.iterdir())
+    # The manifest is looked for after the others: it may have landed meanwhile, and from then on it is a cache.
+    if not begun and not (path / layout.MANIFEST_FILE).is_file():
         raise CacheError(f"{path} is not a feature cache and not empty: name another folder with --cache")

@@ -1,6 +1,8 @@
 """The manifest: its digest covers every field, and differences are refused field by field."""
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.errors import CacheError, DamagedCache, ManifestMismatch
+from cache.lock import writing
 from cache.manifest import Augmentation, Base, Manifest, canonical_json
-from cache.store import FeatureCache
+from cache.store import FeatureCache, check_place
 
 OTHER = {
     "str": st.text(min_size=1, max_size=9),
@@ -115,6 +118,28 @@ def test_a_cache_is_not_made_in_a_folder_of_other_things(tmp_path: Path) -> None
         with pytest.raises(CacheError, match="not a feature cache"):
             FeatureCache.create(place, some_manifest())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_cache_being_made_is_a_cache_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process that looks while the first makes it, or after that one was killed, is not turned away."""
+    place = tmp_path / "features"
+    seen: list[list[str]] = []
+    for module, name in ((os, "mkdir"), (os, "fsync"), (os, "replace"), (Path, "write_text")):
+        step = getattr(module, name)
+
+        def watched(*given: object, step: Callable[..., object] = step, **named: object) -> object:
+            check_place(place)
+            result = step(*given, **named)
+            seen.append(sorted(file.name for file in place.iterdir()))
+            check_place(place)
+            return result
+
+        monkeypatch.setattr(module, name, watched)
+    with writing(place):
+        FeatureCache.create(place, some_manifest())
+    assert len(seen) >= 5
+    assert any(name.endswith(".tmp") for name in seen[2])
+    assert len(FeatureCache.open(place)) == 0
 
 
 def test_opening_what_is_no_cache_says_what_is_there(tmp_path: Path) -> None:
