@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.index import ImageRecord
+from cache.keys import RowKey
 from cache.layout import CLEAN_VIEW
-from cache.shard import RowKey
 from cache.store import FeatureCache
 
 _BLOCK = 1024  # rows

@@ -1,6 +1,7 @@
 """One image set's index: which files it has, their digests, labels and splits, and the order of its classes."""
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Any, Self
 from cache import layout
 from cache.errors import CacheError, DamagedCache
 from cache.files import write_atomically
+from cache.keys import RowKey
 from cache.manifest import is_count, is_digest, json_digest
-from cache.shard import RowKey
 
 SPLITS = ("train", "valid", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One file of a set: `path` relative to the set's root, SHA-256 as 64 hex digits, size in bytes.
 
@@ -111,7 +112,7 @@ class SetIndex:
                 root=stored["root"],
                 split_seed=stored["split_seed"],
                 classes=tuple(stored["classes"]),
-                images=tuple(ImageRecord(**image) for image in stored["images"]),
+                images=tuple(_record(**image) for image in stored["images"]),
                 skipped=tuple(SkippedImage(**image) for image in stored["skipped"]),
                 passes=stored["passes"],
             )
@@ -120,6 +121,11 @@ class SetIndex:
         if wrong := _impossible(index, path):
             raise DamagedCache(f"{path} has {wrong}, which no index has; run extract again to write it")
         return index
+
+
+def _record(label: str, split: str, **others: Any) -> ImageRecord:
+    """The record, with each label and split in memory once."""
+    return ImageRecord(label=sys.intern(label), split=sys.intern(split), **others)
 
 
 def _impossible(index: SetIndex, path: Path) -> str:

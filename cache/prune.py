@@ -10,8 +10,9 @@ from cache import layout
 from cache.errors import UnknownSet
 from cache.files import sync_folder
 from cache.index import index_path
+from cache.keys import RowKey, unpack_keys
 from cache.lock import writing
-from cache.shard import RowKey, Shard, write_shard
+from cache.shard import Shard, write_shard
 from cache.store import FeatureCache
 from cache.writer import spare_copies
 
@@ -75,16 +76,16 @@ def _used(cache: FeatureCache) -> Callable[[RowKey], bool]:
 
 def _waste(kept: Sequence[tuple[Shard, list[int]]], whole: Sequence[Path]) -> tuple[int, int]:
     """Rows and bytes that would go: single rows, and whole files."""
-    dropped = [(len(shard.keys) - len(rows), shard.rows.nbytes // len(shard.keys)) for shard, rows in kept]
+    dropped = [(len(shard) - len(rows), shard.rows.nbytes // len(shard)) for shard, rows in kept]
     size = sum(count * each for count, each in dropped) + sum(file.stat().st_size for file in whole)
     return sum(count for count, _ in dropped), size
 
 
 def _keep_only(shard: Shard, used: list[int]) -> None:
-    if len(used) == len(shard.keys):
+    if len(used) == len(shard):
         return
     if used:
-        keys = [shard.keys[row] for row in used]
+        keys = unpack_keys(shard.packed_keys[used])
         augmented = any(layout.is_augmented(view) for _, view in keys)
         header = replace(shard.header, augmentation_digest=shard.header.augmentation_digest if augmented else "")
         write_shard(shard.path.parent, header, keys, np.ascontiguousarray(shard.rows[used]))

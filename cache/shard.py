@@ -1,7 +1,6 @@
 """One immutable shard: an HDF5 file named by the digest of its bytes, written once, read through a memory map."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,9 @@ import xxhash
 from cache import layout
 from cache.errors import DamagedCache
 from cache.files import write_atomically
+from cache.keys import PackedKeys, RowKey, join_keys, unpack_keys
 
 Float16Array = npt.NDArray[np.float16]
-RowKey = tuple[bytes, str]  # (SHA-256 of the image file, view)
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,17 @@ class Shard:
 
     path: Path
     header: ShardHeader
-    keys: tuple[RowKey, ...]
+    packed_keys: PackedKeys
     rows: Float16Array  # (N, D), a read-only memory map
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.packed_keys)
+
+    @property
+    def keys(self) -> list[RowKey]:
+        """The key of each row; made anew each time."""
+        return unpack_keys(self.packed_keys)
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
@@ -130,14 +138,13 @@ def _read_header(file: h5py.File) -> ShardHeader:
     )
 
 
-def _read_keys(file: h5py.File) -> tuple[RowKey, ...]:
+def _read_keys(file: h5py.File) -> PackedKeys:
     digests, views = file[layout.DIGESTS][()], file[layout.VIEWS][()]
-    if digests.dtype != np.uint8 or digests.shape != (len(views), 32):
+    if digests.dtype != np.uint8 or digests.shape != (len(views), 32) or views.dtype != layout.VIEW_DTYPE:
         raise ValueError(f"digests of shape {digests.shape} for {len(views)} views")
-    names = [sys.intern(bytes(view).decode("ascii")) for view in views]  # a few names, each in memory once
-    if not all(map(layout.is_view, names)):
+    if not all(layout.is_view(view.decode("ascii")) for view in set(views.tolist())):
         raise ValueError("a view that this format does not know")
-    return tuple(zip([bytes(digest) for digest in digests], names, strict=True))
+    return join_keys(digests, views)
 
 
 def _mappable(file: h5py.File, size: int) -> tuple[int, tuple[int, ...]]:

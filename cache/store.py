@@ -14,8 +14,9 @@ from cache import layout
 from cache.errors import CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
 from cache.files import is_temporary
 from cache.index import SetIndex, index_path, list_sets
+from cache.keys import KeyTable, RowKey, pack_keys
 from cache.manifest import Manifest
-from cache.shard import Float16Array, RowKey, Shard
+from cache.shard import Float16Array, Shard
 
 Positions = npt.NDArray[np.intp]
 
@@ -113,47 +114,43 @@ class FeatureCache:
             return ManifestMismatch(f"{path} was made with other settings than {self.path}")
         return shard
 
-    def _whole_rows(self, shards: Sequence[Shard]) -> dict[RowKey, tuple[int, int]]:
+    def _whole_rows(self, shards: Sequence[Shard]) -> KeyTable:
         """Where each key is served from; a spare copy of a row is never looked at."""
-        places: dict[RowKey, tuple[int, int]] = {}
-        for number, shard in enumerate(shards):
-            if shard.header.basis == "" and shard.header.row_shape == self.row_shape:
-                for row, key in enumerate(shard.keys):
-                    places.setdefault(key, (number, row))
-        return places
+        whole = [(n, s) for n, s in enumerate(shards) if s.header.basis == "" and s.header.row_shape == self.row_shape]
+        return KeyTable([(number, shard.packed_keys) for number, shard in whole])
 
     @cached_property
-    def _places(self) -> dict[RowKey, tuple[int, int]]:
+    def _places(self) -> KeyTable:
         return self._whole_rows(self.shards)
 
     def lost(self, index: SetIndex) -> int:
         """Rows that the set had when it was extracted and that no sound shard has."""
-        places = self._whole_rows(self.examined[0])
-        return sum(key not in places for key in index.row_keys(index.passes))
+        shards, _ = self._whole_rows(self.examined[0]).find(pack_keys(index.row_keys(index.passes)))
+        return int((shards < 0).sum())
 
     def __len__(self) -> int:
         """Rows that can be served."""
         return len(self._places)
 
-    def missing(self, keys: Iterable[RowKey]) -> list[RowKey]:
+    def missing(self, keys: Sequence[RowKey]) -> list[RowKey]:
         """Those of `keys` that have no row, in their order."""
-        return [key for key in keys if key not in self._places]
+        shards, _ = self._places.find(pack_keys(keys))
+        return [keys[number] for number in np.flatnonzero(shards < 0).tolist()]
 
     def groups(self, keys: Sequence[RowKey]) -> list[tuple[Shard, Positions, Positions]]:
         """Where `keys` are: each shard with positions in `keys` and the rows there. MissingRows if one is nowhere.
 
         Rows in the order of the file, so that a cold disk is read forwards.
         """
-        absent = self.missing(keys)
-        if absent:
+        shards, rows = self._places.find(pack_keys(keys))
+        if absent := int((shards < 0).sum()):
             raise MissingRows(
-                f"{len(absent)} of {len(keys)} rows are not in {self.path}: run extract again on the same data"
+                f"{absent} of {len(keys)} rows are not in {self.path}: run extract again on the same data"
             )
-        places = np.array([self._places[key] for key in keys], dtype=np.intp).reshape(-1, 2)
-        order = np.lexsort((places[:, 1], places[:, 0]))
-        cuts = np.flatnonzero(np.diff(places[order, 0])) + 1
+        order = np.lexsort((rows, shards))
+        cuts = np.flatnonzero(np.diff(shards[order])) + 1
         parts = np.split(order, cuts) if len(keys) else []
-        return [(self.shards[places[part[0], 0]], part, places[part, 1]) for part in parts]
+        return [(self.shards[shards[part[0]]], part, rows[part]) for part in parts]
 
     def blocks(self, keys: Sequence[RowKey], size: int = 1024) -> Iterator[tuple[Positions, Float16Array]]:
         """Rows of `keys` shard by shard: (positions in `keys`, rows (n, D) float16), n at most `size`."""
@@ -171,8 +168,8 @@ class FeatureCache:
 
     def provenance(self, keys: Iterable[RowKey]) -> list[Mapping[str, Any]]:
         """What computed the rows of `keys`: device, processor capability, versions, code path, place of the weights."""
-        shards = sorted({self._places[key][0] for key in keys if key in self._places})
-        return [self.shards[number].header.provenance for number in shards]
+        shards, _ = self._places.find(pack_keys(keys))
+        return [self.shards[number].header.provenance for number in np.unique(shards[shards >= 0])]
 
     def sets(self) -> list[str]:
         """Names of the image sets."""
@@ -197,7 +194,7 @@ class FeatureCache:
         """The largest K for which all passes 1..K of the set's training images have rows."""
         train = {image.key for image in index.split("train")}
         passes = 0
-        while train and all((key, layout.pass_view(passes + 1)) in self._places for key in train):
+        while train and not self.missing([(key, layout.pass_view(passes + 1)) for key in train]):
             passes += 1
         return passes
 

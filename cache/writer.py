@@ -11,7 +11,8 @@ import numpy as np
 
 from cache import layout
 from cache.files import sync_folder
-from cache.shard import Float16Array, RowKey, Shard, ShardHeader, write_shard
+from cache.keys import RowKey
+from cache.shard import Float16Array, Shard, ShardHeader, write_shard
 
 ROWS_PER_SHARD = 1000
 SECONDS_PER_SHARD = 20.0  # what a kill can cost
@@ -92,7 +93,7 @@ def merge_small_shards(shards: Sequence[Shard]) -> int:
     spare = spare_copies(shards)
     groups: dict[str, list[Shard]] = {}
     for shard in shards:
-        if shard not in spare and len(shard.keys) < MERGE_BELOW:
+        if shard not in spare and len(shard) < MERGE_BELOW:
             groups.setdefault(repr(replace(shard.header, augmentation_digest="")), []).append(shard)
     merged = [shard for group in groups.values() for batch in _batches(group) for shard in _merge(batch)]
     for shard in (*spare, *merged):
@@ -106,7 +107,7 @@ def spare_copies(shards: Sequence[Shard]) -> list[Shard]:
     """Shards whose every row also stands in a larger one, as a kill during a merge leaves them."""
     seen: set[tuple[object, ...]] = set()
     spare = []
-    for shard in sorted(shards, key=lambda s: (-len(s.keys), s.path.name)):
+    for shard in sorted(shards, key=lambda s: (-len(s), s.path.name)):
         keys = {(shard.header.basis, shard.header.row_shape, *key) for key in shard.keys}
         if keys <= seen:
             spare.append(shard)
@@ -118,7 +119,7 @@ def _batches(group: Sequence[Shard]) -> Iterator[list[Shard]]:
     batch: list[Shard] = []
     for shard in group:
         batch.append(shard)
-        if sum(len(s.keys) for s in batch) >= ROWS_PER_SHARD:
+        if sum(len(s) for s in batch) >= ROWS_PER_SHARD:
             yield batch
             batch = []
     yield batch

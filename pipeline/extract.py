@@ -13,9 +13,10 @@ import torch
 from cache import layout
 from cache.errors import CacheError
 from cache.index import SkippedImage
+from cache.keys import RowKey
 from cache.lock import writing
 from cache.manifest import Augmentation, Base, Manifest
-from cache.shard import RowKey, ShardHeader
+from cache.shard import ShardHeader
 from cache.store import FeatureCache, check_place
 from cache.writer import ShardWriter, merge_small_shards
 from pipeline import augment, backbone

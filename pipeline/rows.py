@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cache import layout
 from cache.index import ImageRecord, SetIndex
+from cache.keys import RowKey
 from cache.manifest import json_digest
 from cache.projections import load_projection, save_projection
-from cache.shard import RowKey
 from cache.store import FeatureCache
 from pipeline.basis import BASIS_VERSION, Basis, fit_stages, region_stage, whitening_regions
 from pipeline.config import BasisName

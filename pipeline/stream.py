@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cache import layout
 from cache.index import ImageRecord
-from cache.shard import Float16Array, RowKey
+from cache.keys import RowKey
+from cache.shard import Float16Array
 from cache.store import FeatureCache
 from pipeline.basis import Basis
 

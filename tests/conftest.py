@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cache.keys import RowKey
 from cache.manifest import Augmentation, Base, Manifest
-from cache.shard import Float16Array, RowKey
+from cache.shard import Float16Array
 from pipeline import backbone
 from pipeline.backbone import BackboneSpec, backbone_spec, load_tensors
 from pipeline.config import ExtractConfig, TrainConfig

@@ -19,7 +19,8 @@ import numpy as np
 
 import cache.writer
 from cache.check import verify
-from cache.shard import Float16Array, RowKey
+from cache.keys import RowKey
+from cache.shard import Float16Array
 from cache.store import FeatureCache
 from pipeline.config import ExtractConfig
 from pipeline.extract import extract

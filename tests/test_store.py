@@ -16,9 +16,10 @@ from cache import layout
 from cache.errors import CacheBusy, CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
 from cache.files import temporary_name
 from cache.index import ImageRecord, SetIndex, SkippedImage
+from cache.keys import RowKey
 from cache.lock import writing
 from cache.projections import load_projection, save_projection
-from cache.shard import Float16Array, RowKey, ShardHeader, write_shard
+from cache.shard import Float16Array, ShardHeader, write_shard
 from cache.store import FeatureCache
 from cache.writer import ShardWriter, merge_small_shards
 

@@ -1,0 +1,58 @@
+"""Row keys, one by one and in bulk: as arrays they take 48 bytes each, as Python objects some hundreds."""
+
+import sys
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+RowKey = tuple[bytes, str]  # (SHA-256 of the image file, view)
+PackedKeys = npt.NDArray[np.bytes_]  # (N,) S48: the digest, then the view, which never ends in a zero byte
+Places = npt.NDArray[np.int64]
+
+_PACKED = np.dtype("S48")
+
+
+def pack_keys(keys: Iterable[RowKey]) -> PackedKeys:
+    """Keys as one array, in their order."""
+    return np.array([digest + view.encode("ascii") for digest, view in keys], dtype=_PACKED)
+
+
+def unpack_keys(packed: PackedKeys) -> list[RowKey]:
+    """The keys of an array, in its order; each view's name is in memory once."""
+    return [(key[:32], sys.intern(key[32:].decode("ascii"))) for key in packed.tolist()]
+
+
+def join_keys(digests: npt.NDArray[np.uint8], views: npt.NDArray[np.bytes_]) -> PackedKeys:
+    """Digests (N, 32) and views (N,) S16, as a shard stores them, as one array."""
+    letters = np.ascontiguousarray(views).view(np.uint8).reshape(len(views), 16)
+    return np.concatenate([digests, letters], axis=1).view(_PACKED).reshape(len(views))
+
+
+class KeyTable:
+    """In which of several key arrays, and where in it, each key is found first."""
+
+    def __init__(self, parts: Sequence[tuple[int, PackedKeys]]) -> None:
+        keys = np.concatenate([np.empty(0, _PACKED), *(part for _, part in parts)])
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+        first = np.ones(len(keys), dtype=bool)
+        first[1:] = ordered[1:] != ordered[:-1]
+        numbers = [np.full(len(part), number, dtype=np.int32) for number, part in parts]
+        rows = [np.arange(len(part), dtype=np.int32) for _, part in parts]
+        self._keys = ordered[first]
+        self._parts = np.concatenate([np.empty(0, np.int32), *numbers])[order[first]]
+        self._rows = np.concatenate([np.empty(0, np.int32), *rows])[order[first]]
+
+    def __len__(self) -> int:
+        """Distinct keys."""
+        return len(self._keys)
+
+    def find(self, keys: PackedKeys) -> tuple[Places, Places]:
+        """Part and row of each of `keys`, (N,) each; -1 for a key that is nowhere."""
+        if not len(self):
+            nowhere = np.full(len(keys), -1)
+            return nowhere, nowhere.copy()
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self) - 1)
+        found = self._keys[place] == keys
+        return np.where(found, self._parts[place], -1), np.where(found, self._rows[place], -1)
