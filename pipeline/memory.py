@@ -26,19 +26,29 @@ def _kilobytes(file: Path, name: str) -> int:
 
 
 def _control_groups() -> list[int]:
-    """Of version 2: of the process's group and of every one above it; cached file pages can be given up."""
-    if not _CGROUP.is_file():
-        return []
-    place = next((line[3:] for line in _CGROUP.read_text().splitlines() if line.startswith("0::")), "/")
+    """Of the process's group and every one above it, in version 2 or 1; cached file pages can be given up."""
     found = []
-    for folder in (_CGROUP_ROOT / place.lstrip("/"), *(_CGROUP_ROOT / place.lstrip("/")).parents):
+    for line in _CGROUP.read_text().splitlines() if _CGROUP.is_file() else ():
+        number, controllers, place = line.split(":", 2)
+        if number == "0":
+            found += _group(_CGROUP_ROOT, place, "memory.max", "anon")
+        elif "memory" in controllers.split(","):
+            found += _group(_CGROUP_ROOT / "memory", place, "memory.limit_in_bytes", "total_rss")
+    return found
+
+
+def _group(root: Path, place: str, limit_file: str, used: str) -> list[int]:
+    """What the group at `place` and those above it have left, where they are limited."""
+    inside = root / place.lstrip("/")
+    found = []
+    for folder in (inside, *inside.parents):
         try:
-            limit = (folder / "memory.max").read_text().strip()
+            limit = (folder / limit_file).read_text().strip()
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         except OSError:
             continue
         if limit != "max":
-            found.append(int(limit) - int(stat["anon"]))
+            found.append(int(limit) - int(stat[used]))
     return found
 
 

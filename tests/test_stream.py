@@ -105,3 +105,25 @@ def test_available_memory_respects_the_process_limit() -> None:
         assert available_bytes() <= free // 2
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "limit", "used"),
+    [
+        ("0::/job/step", "job", "memory.max", "anon"),
+        ("4:cpu,memory:/job/step", "memory/job", "memory.limit_in_bytes", "total_rss"),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_available_memory_respects_control_groups(
+    line: str, folder: str, limit: str, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the group above the process's, whose limit is less what is used and cannot be given up."""
+    group = tmp_path / folder
+    (group / "step").mkdir(parents=True)
+    (group / limit).write_text("100000000\n")
+    (group / "memory.stat").write_text(f"cache 70000000\n{used} 40000000\n")
+    (tmp_path / "self").write_text(f"3:cpuset:/\n{line}\n")
+    monkeypatch.setattr("pipeline.memory._CGROUP", tmp_path / "self")
+    monkeypatch.setattr("pipeline.memory._CGROUP_ROOT", tmp_path)
+    assert available_bytes() == 60000000
