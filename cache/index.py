@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,7 +88,7 @@ class SetIndex:
 
     def save(self, folder: Path) -> None:
         """Write the index whole or not at all."""
-        body = asdict(self)
+        body = {**asdict(replace(self, images=())), "images": _columns(self.images)}
         data = json.dumps({"format": layout.FORMAT_VERSION, **body, "sha256": json_digest(body)})
         write_atomically(index_path(folder, self.name), data.encode("ascii"))
 
@@ -104,28 +105,38 @@ class SetIndex:
         if digest != json_digest(stored):
             raise DamagedCache(f"{path} was changed after it was written; run extract again to write it")
         try:
-            if not all(isinstance(stored[name], list) for name in ("classes", "images", "skipped")):
-                raise TypeError("classes, images and skipped are lists")
+            columns = stored["images"].values() if isinstance(stored["images"], dict) else [None]
+            if not all(isinstance(part, list) for part in (stored["classes"], stored["skipped"], *columns)):
+                raise TypeError("classes, skipped and the columns of images are lists")
             index = cls(
                 name=stored["name"],
                 data=stored["data"],
                 root=stored["root"],
                 split_seed=stored["split_seed"],
                 classes=tuple(stored["classes"]),
-                images=tuple(_record(**image) for image in stored["images"]),
+                images=_records(stored.pop("images")),
                 skipped=tuple(SkippedImage(**image) for image in stored["skipped"]),
                 passes=stored["passes"],
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise DamagedCache(f"{path} lacks or adds a field ({error}); run extract again to write it") from error
         if wrong := _impossible(index, path):
             raise DamagedCache(f"{path} has {wrong}, which no index has; run extract again to write it")
         return index
 
 
-def _record(label: str, split: str, **others: Any) -> ImageRecord:
-    """The record, with each label and split in memory once."""
-    return ImageRecord(label=sys.intern(label), split=sys.intern(split), **others)
+def _columns(images: Sequence[ImageRecord]) -> dict[str, list[Any]]:
+    """By field: as one object an image, an index of a million would take gigabytes of memory to read."""
+    return {field.name: [getattr(image, field.name) for image in images] for field in fields(ImageRecord)}
+
+
+def _records(columns: dict[str, list[Any]]) -> tuple[ImageRecord, ...]:
+    """The records of the columns, each label and split in memory once."""
+    names = [field.name for field in fields(ImageRecord)]
+    if sorted(columns) != sorted(names):
+        raise TypeError(f"images have the columns {sorted(columns)}")
+    shared = {name: list(map(sys.intern, columns[name])) for name in ("label", "split")}
+    return tuple(starmap(ImageRecord, zip(*({**columns, **shared}[name] for name in names), strict=True)))
 
 
 def _impossible(index: SetIndex, path: Path) -> str:

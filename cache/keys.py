@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 RowKey = tuple[bytes, str]  # (SHA-256 of the image file, view)
 PackedKeys = npt.NDArray[np.bytes_]  # (N,) S48: the digest, then the view, which never ends in a zero byte
+Digests = npt.NDArray[np.uint8]  # (N, 32)
 Places = npt.NDArray[np.int64]
 
 _PACKED = np.dtype("S48")
@@ -23,10 +24,15 @@ def unpack_keys(packed: PackedKeys) -> list[RowKey]:
     return [(key[:32], sys.intern(key[32:].decode("ascii"))) for key in packed.tolist()]
 
 
-def join_keys(digests: npt.NDArray[np.uint8], views: npt.NDArray[np.bytes_]) -> PackedKeys:
-    """Digests (N, 32) and views (N,) S16, as a shard stores them, as one array."""
+def join_keys(digests: Digests, views: npt.NDArray[np.bytes_]) -> PackedKeys:
+    """Digests and views (N,) S16, as a shard stores them, as one array."""
     letters = np.ascontiguousarray(views).view(np.uint8).reshape(len(views), 16)
     return np.concatenate([digests, letters], axis=1).view(_PACKED).reshape(len(views))
+
+
+def pack_digests(digests: Iterable[str]) -> Digests:
+    """SHA-256 of images, 64 hex digits each, as an array (N, 32)."""
+    return np.frombuffer(bytes.fromhex("".join(digests)), dtype=np.uint8).reshape(-1, 32)
 
 
 class KeyTable:

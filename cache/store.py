@@ -14,7 +14,7 @@ from cache import layout
 from cache.errors import CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
 from cache.files import is_temporary
 from cache.index import SetIndex, index_path, list_sets
-from cache.keys import KeyTable, RowKey, pack_keys
+from cache.keys import KeyTable, PackedKeys, RowKey, pack_keys
 from cache.manifest import Manifest
 from cache.shard import Float16Array, Shard
 
@@ -137,12 +137,12 @@ class FeatureCache:
         shards, _ = self._places.find(pack_keys(keys))
         return [keys[number] for number in np.flatnonzero(shards < 0).tolist()]
 
-    def groups(self, keys: Sequence[RowKey]) -> list[tuple[Shard, Positions, Positions]]:
+    def groups(self, keys: PackedKeys) -> list[tuple[Shard, Positions, Positions]]:
         """Where `keys` are: each shard with positions in `keys` and the rows there. MissingRows if one is nowhere.
 
         Rows in the order of the file, so that a cold disk is read forwards.
         """
-        shards, rows = self._places.find(pack_keys(keys))
+        shards, rows = self._places.find(keys)
         if absent := int((shards < 0).sum()):
             raise MissingRows(
                 f"{absent} of {len(keys)} rows are not in {self.path}: run extract again on the same data"
@@ -154,7 +154,7 @@ class FeatureCache:
 
     def blocks(self, keys: Sequence[RowKey], size: int = 1024) -> Iterator[tuple[Positions, Float16Array]]:
         """Rows of `keys` shard by shard: (positions in `keys`, rows (n, D) float16), n at most `size`."""
-        for shard, positions, rows in self.groups(keys):
+        for shard, positions, rows in self.groups(pack_keys(keys)):
             for start in range(0, len(positions), size):
                 part = slice(start, start + size)
                 yield positions[part], shard.rows[rows[part]]

@@ -2,8 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from heapq import nsmallest
 
 import torch
 from safetensors.torch import load, save
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from cache import layout
 from cache.index import ImageRecord, SetIndex
-from cache.keys import RowKey
+from cache.keys import RowKey, pack_digests
 from cache.manifest import json_digest
 from cache.projections import load_projection, save_projection
 from cache.store import FeatureCache
@@ -68,14 +69,11 @@ def load_data(
     train, valid = index.split("train"), index.split("valid")
     if not valid:
         raise RunError(f"set {index.name!r} has no validation images: extract a data set with a valid/ folder")
-    keys = list(dict.fromkeys(key for image in (*train, *valid) for key in image.keys(passes)))
-    row_bytes = _row_bytes(cache, name)
-    if len(keys) * row_bytes > memory:
-        say(
-            f"{len(keys)} rows of {row_bytes} bytes are more than {size(memory)} of memory: they are read in each epoch"
-        )
+    count, each = len(train) * (passes + 1) + len(valid), _row_bytes(cache, name)
+    if count * each > memory:
+        say(f"{count} rows of {each} bytes are more than {size(memory)} of memory: they are read in each epoch")
         return _streamed(cache, index, passes, name, memory, say)
-    return _in_memory(cache, index, keys, passes, name, say)
+    return _in_memory(cache, index, passes, name, say)
 
 
 def _row_bytes(cache: FeatureCache, name: str) -> int:
@@ -92,19 +90,16 @@ def _streamed(
 ) -> tuple[Basis, StreamedData]:
     """The basis of a sample that half the memory holds, and a window in a quarter of it."""
     train, valid = index.split("train"), index.split("valid")
-    keys = sorted({key for image in train for key in image.keys(passes)})  # of digests: a random order
-    sample = keys[: max(_FEWEST_TO_FIT, memory // 2 // _row_bytes(cache, name))]
-    label_of = dict(zip((image.key for image in train), label_tensor(index, train).tolist(), strict=True))
-    labels = torch.tensor([label_of[digest] for digest, _ in sample])
-    say(f"basis {name}: fitted on {len(sample)} of {len(keys)} training rows")
+    sample, labels = _sample(index, train, passes, max(_FEWEST_TO_FIT, memory // 2 // _row_bytes(cache, name)))
+    say(f"basis {name}: fitted on {len(sample)} of {len(train) * (passes + 1)} training rows")
     basis, fitted = _fit_basis(cache, sample, torch.arange(len(sample)), labels, name)
     width = fitted.shape[1]
     return basis, StreamedData(
         cache,
         basis,
-        train,
+        pack_digests(image.digest for image in train),
         label_tensor(index, train),
-        valid,
+        pack_digests(image.digest for image in valid),
         label_tensor(index, valid),
         len(index.classes),
         passes,
@@ -113,10 +108,16 @@ def _streamed(
     )
 
 
-def _in_memory(
-    cache: FeatureCache, index: SetIndex, keys: list[RowKey], passes: int, name: str, say: Say
-) -> tuple[Basis, HeadData]:
+def _sample(index: SetIndex, train: Sequence[ImageRecord], passes: int, count: int) -> tuple[list[RowKey], Tensor]:
+    """At most `count` training rows, those of the lowest digests, which is a random choice; and their labels."""
+    rows = {key: image for image in train for key in image.keys(passes)}
+    keys = nsmallest(count, rows)
+    return keys, label_tensor(index, [rows[key] for key in keys])
+
+
+def _in_memory(cache: FeatureCache, index: SetIndex, passes: int, name: str, say: Say) -> tuple[Basis, HeadData]:
     train, valid = index.split("train"), index.split("valid")
+    keys = list(dict.fromkeys(key for image in (*train, *valid) for key in image.keys(passes)))
     basis, rows = _projected(cache, index, keys, passes, name, say)
     place = {key: number for number, key in enumerate(keys)}
     return basis, HeadData(
@@ -129,7 +130,7 @@ def _in_memory(
     )
 
 
-def label_tensor(index: SetIndex, images: tuple[ImageRecord, ...]) -> Tensor:
+def label_tensor(index: SetIndex, images: Sequence[ImageRecord]) -> Tensor:
     """Places of the images' labels in the set's class order, (N,) int64."""
     place = {name: number for number, name in enumerate(index.classes)}
     return torch.tensor([place[image.label] for image in images])

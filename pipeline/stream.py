@@ -1,14 +1,14 @@
 """Training rows that do not fit in memory: whole shards in random order, shuffled in a window."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cache import layout
-from cache.index import ImageRecord
-from cache.keys import RowKey
+from cache.keys import Digests, PackedKeys, join_keys
 from cache.shard import Float16Array
 from cache.store import FeatureCache
 from pipeline.basis import Basis
@@ -22,9 +22,9 @@ class StreamedData:
 
     cache: FeatureCache
     basis: Basis
-    train: Sequence[ImageRecord]
+    train: Digests
     train_labels: Tensor
-    valid: Sequence[ImageRecord]
+    valid: Digests
     valid_labels: Tensor
     num_classes: int
     passes: int
@@ -42,8 +42,9 @@ class StreamedData:
         A batch is a random draw from the window, so it mixes at least as many rows as the window holds; rows of a
         shard are themselves a random part of the set, since they are extracted in the order of their digests.
         """
-        drawn = torch.randint(self.passes + 1, (self.num_images,), generator=generator).tolist()
-        keys = [(image.key, layout.pass_view(number)) for image, number in zip(self.train, drawn, strict=True)]
+        drawn = torch.randint(self.passes + 1, (self.num_images,), generator=generator).numpy()
+        views = np.array([layout.pass_view(number) for number in range(self.passes + 1)], dtype=layout.VIEW_DTYPE)
+        keys = join_keys(self.train, views[drawn])
         rows, labels = torch.empty(0, self.in_features), torch.empty(0, dtype=torch.int64)
         for positions, block in self._parts(keys, generator):
             rows, labels = torch.cat([rows, block]), torch.cat([labels, self.train_labels[positions]])
@@ -59,11 +60,11 @@ class StreamedData:
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of the validation images, in any order."""
-        keys = [(image.key, layout.CLEAN_VIEW) for image in self.valid]
+        keys = join_keys(self.valid, np.full(len(self.valid), layout.CLEAN_VIEW, dtype=layout.VIEW_DTYPE))
         for positions, block in self._parts(keys, torch.Generator().manual_seed(0)):
             yield block, self.valid_labels[positions]
 
-    def _parts(self, keys: Sequence[RowKey], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self, keys: PackedKeys, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Positions in `keys` and their rows in the basis, at most `_ROWS_AT_ONCE` together, shards in random order."""
         groups = self.cache.groups(keys)
         for number in torch.randperm(len(groups), generator=generator).tolist():

@@ -258,8 +258,8 @@ def test_a_crafted_index_is_refused(field: str, value: object, run_extract: Extr
 
     def change(stored: dict[str, object]) -> None:
         images = stored["images"]
-        assert isinstance(images, list)
-        images[0][field] = value
+        assert isinstance(images, dict)
+        images[field][0] = value
 
     rewritten(file, change, "sha256")
     with pytest.raises(DamagedCache):
@@ -274,7 +274,11 @@ def test_a_crafted_index_is_refused(field: str, value: object, run_extract: Extr
         ("classes", "abc"),
         ("classes", [1, 2]),
         ("classes", ["1", "1"]),
+        ("images", [1]),
         ("images", {"a": 1}),
+        ("images", {"a": []}),
+        ("images", {name: [] for name in ("path", "digest", "label", "split", "size")}),
+        ("images", {"path": ["a"], **{name: [] for name in ("digest", "label", "split", "size", "mtime_ns")}}),
         ("passes", -1),
         ("root", 5),
     ],

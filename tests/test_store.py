@@ -73,7 +73,7 @@ def test_an_edited_index_is_refused(tmp_path: Path) -> None:
     cache.save_index(index(image(1)))
     path = tmp_path / "c" / "sets" / "flowers.json"
     stored = json.loads(path.read_text())
-    stored["images"][0]["label"] = "10"
+    stored["images"]["label"][0] = "10"
     path.write_text(json.dumps(stored))
     with pytest.raises(DamagedCache, match="changed after it was written"):
         cache.index()

@@ -84,7 +84,7 @@ def test_a_shard_that_is_damaged_while_training_is_not_read(features: Path) -> N
     """It was sound when the cache was opened; each reading checks it again."""
     data = streamed(features)
     list(data.batches(4, torch.Generator().manual_seed(0)))
-    wanted = data.train[0].key
+    wanted = bytes(data.train[0])
     victim = next(shard.path for shard in data.cache.shards if (wanted, CLEAN_VIEW) in shard.keys)
     whole = bytearray(victim.read_bytes())
     whole[-1] ^= 1
