@@ -23,6 +23,7 @@ from pipeline.errors import RunError
 from pipeline.stream import StreamedData
 
 _FEWEST_TO_FIT = 1000  # rows that a basis is fitted on, however little memory there is
+_ROWS_AT_ONCE = 256  # turned to float32 together
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def load_data(
 def _row_bytes(cache: FeatureCache, name: str) -> int:
     """Memory that a row takes while a basis is fitted: float32, and copies for what is fitted after the regions."""
     parsed = BasisName.parse(name)
-    regions = None if parsed.shrinkage is not None else region_stage(parsed.regions, cache.row_shape)
+    regions = region_stage(parsed.regions, cache.row_shape)
     fitted = name != "full"
     width = cache.in_features if regions is None else cache.row_shape[0] * regions.weights.shape[1]
     return 4 * width * (4 if fitted else 1)
@@ -173,7 +174,7 @@ def _fit_basis(
         first = whitening_regions(cache.row_shape)
     start = Basis(name, (first,) if first else ())
     pooled: Tensor | None = None
-    for positions, block in cache.blocks(keys):
+    for positions, block in cache.blocks(keys, _ROWS_AT_ONCE):
         part = start.apply(block)
         pooled = torch.empty(len(keys), part.shape[1]) if pooled is None else pooled
         pooled[torch.from_numpy(positions)] = part
