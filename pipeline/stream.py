@@ -73,3 +73,4 @@ class StreamedData:
             for start in range(0, len(places), _ROWS_AT_ONCE):
                 part = slice(start, start + _ROWS_AT_ONCE)
                 yield torch.from_numpy(positions[part]), self.basis.apply(rows[places[part]])
+            del rows  # before the next shard is read
