@@ -112,13 +112,21 @@ class Manifest:
             )
         if digest != json_digest(stored):
             raise DamagedCache(f"{path} was changed after it was written; restore it, or extract anew")
-        augmentation = stored["augmentation"]
         try:
+            return cls.parse(stored)
+        except ValueError as error:
+            raise DamagedCache(f"{path} has {error}; restore it, or extract anew") from error
+
+    @classmethod
+    def parse(cls, stored: Mapping[str, Any]) -> Self:
+        """The manifest of the fields of manifest.json; ValueError says what no manifest has."""
+        try:
+            base, augmentation = stored["base"], stored["augmentation"]
             manifest = cls(_read(Base, base), augmentation and _read(Augmentation, augmentation))
-        except TypeError as error:
-            raise DamagedCache(f"{path} lacks or adds a field ({error})") from error
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"a field too many or too few ({error})") from error
         if wrong := _impossible(manifest):
-            raise DamagedCache(f"{path} has a value that no manifest has: {wrong}; restore it, or extract anew")
+            raise ValueError(f"a value that no manifest has: {wrong}")
         return manifest
 
 

@@ -83,16 +83,21 @@ def load_tensors(name: str, weights: str | None, say: Callable[[str], None]) -> 
     else:
         raise WeightsError(f"--weights {weights}: expected {spec.weights.name} or an existing file")
     tensors = {key: value.float().contiguous() for key, value in tensors.items() if key.startswith("features.")}
+    if wrong := misfit(name, tensors):
+        raise WeightsError(f"the weights do not fit {name}: {wrong}")
+    return tensors
+
+
+def misfit(name: str, tensors: dict[str, Tensor]) -> str:
+    """The first tensor that backbone `name` lacks, or has in another shape, in words; "" where all fit."""
     with torch.device("meta"):
         wanted = {key: value.shape for key, value in build_trunk(name).state_dict().items()}
     found = {key: value.shape for key, value in tensors.items()}
-    if found != wanted:
-        wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))[0]
-        raise WeightsError(
-            f"the weights do not fit {name}: {wrong} is {found.get(wrong, 'missing')}, "
-            f"expected {wanted.get(wrong, 'no such tensor')}"
-        )
-    return tensors
+    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if not wrong:
+        return ""
+    first = wrong[0]
+    return f"{first} is {found.get(first, 'missing')}, expected {wanted.get(first, 'no such tensor')}"
 
 
 def weights_source(name: str, weights: str | None) -> str:

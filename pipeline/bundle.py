@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from torch import Tensor, nn
 from cache.files import write_atomically
 from cache.layout import CLEAN_VIEW
 from pipeline.augment import Views
-from pipeline.backbone import Backbone, build_trunk, load_backbone, normalise
-from pipeline.decode import DECODING_POLICY, decode_rgb, read_image
+from pipeline.backbone import Backbone, build_trunk, load_backbone, misfit, normalise, row_shape
+from pipeline.card import card_fault
+from pipeline.decode import decode_rgb, read_image
 from pipeline.errors import BundleError, DecodeError
 from pipeline.head import head_from_tensors
 
 BUNDLE_FORMAT = 1
 METADATA_KEY = "headgraft"
-_CARD = {"classes", "names", "backbone", "preprocessing", "manifest", "data", "split_seed", "set_digest", "skipped"}
 
 
 def write_bundle(path: Path, backbone: dict[str, Tensor], head: nn.Sequential, card: dict[str, Any]) -> None:
@@ -147,12 +148,29 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{path} is not a model that headgraft exported: {error}") from error
     if not isinstance(card, dict) or card.get("format") != BUNDLE_FORMAT:
         raise BundleError(f"{path} is not of bundle format {BUNDLE_FORMAT}: export it again")
-    missing = _CARD - card.keys()
-    if missing or card["preprocessing"].get("decoding") != DECODING_POLICY:
-        raise BundleError(f"{path} lacks {sorted(missing) or f'decoding policy {DECODING_POLICY}'}: export it again")
-    head = {name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")}
-    backbone = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
     try:
-        return Bundle(path, card, backbone, head_from_tensors(head))
+        head = head_from_tensors(_part(tensors, "head."))
     except (KeyError, RuntimeError, ValueError) as error:
         raise BundleError(f"{path} holds no whole head ({error}): export it again") from error
+    if wrong := card_fault(card, outputs=len(head.state_dict()["3.bias"])):
+        raise BundleError(f"{path} has {wrong}: export it again")
+    bundle = Bundle(path, card, _part(tensors, "backbone."), head)
+    if wrong := _misfit(bundle):
+        raise BundleError(f"{path} holds tensors that do not fit {card['backbone']}: {wrong}; export it again")
+    return bundle
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _misfit(bundle: Bundle) -> str:
+    """What of the backbone or between it and the head is of another shape or type; "" where all fit."""
+    name, size = bundle.card["backbone"], bundle.card["preprocessing"]["input_size"]
+    wrong = misfit(name, bundle.backbone_tensors)
+    tensors = [*bundle.backbone_tensors.values(), *bundle.head.state_dict().values()]
+    types = {str(tensor.dtype) for tensor in tensors} - {"torch.float32"}
+    if wrong or types:
+        return wrong or f"{', '.join(sorted(types))} in place of torch.float32"
+    found, wanted = bundle.head.state_dict()["0.weight"].shape[1], prod(row_shape(name, size))
+    return "" if found == wanted else f"the head takes {found} features, the backbone gives {wanted}"

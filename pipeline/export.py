@@ -20,6 +20,7 @@ from cache.store import FeatureCache
 from pipeline.augment import Views
 from pipeline.backbone import Backbone, available_cpus, computes_bfloat16, load_backbone, load_tensors
 from pipeline.bundle import BUNDLE_FORMAT, write_bundle
+from pipeline.card import PREPROCESSING
 from pipeline.config import ExportConfig
 from pipeline.console import Say, silent
 from pipeline.decode import decode_rgb, read_image
@@ -85,14 +86,13 @@ def _backbone_tensors(cache: FeatureCache, index: SetIndex, say: Say) -> dict[st
 def _card(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) -> dict[str, Any]:
     base = asdict(cache.manifest.base)
     record = run.record
-    preprocessing = ("input_size", "resize", "interpolation", "mean", "std", "decoding")
     return {
         "format": BUNDLE_FORMAT,
         "classes": list(run.classes),
         "names": {name: names[name] for name in run.classes if name in names},
         "backbone": base["backbone"],
         "weights": {"digest": base["weights_digest"], "licence": WEIGHTS_LICENCE},
-        "preprocessing": {name: base[name] for name in preprocessing},
+        "preprocessing": {name: base[name] for name in PREPROCESSING},
         "basis": record["basis"],
         "manifest": asdict(cache.manifest),
         "set_digest": record["set_digest"],

@@ -1,0 +1,60 @@
+"""The card of a model file, its JSON: what must be in it for the model to be used, and what that may be."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cache.manifest import Base, Manifest
+from pipeline.augment import INTERPOLATION
+from pipeline.backbone import MEAN, STD
+from pipeline.decode import DECODING_POLICY
+
+_TYPES = {
+    "backbone": str,
+    "classes": list,
+    "data": str,
+    "manifest": dict,
+    "names": dict,
+    "preprocessing": dict,
+    "set_digest": str,
+    "skipped": list,
+    "split_seed": int,
+}
+PREPROCESSING = ("input_size", "resize", "interpolation", "mean", "std", "decoding")
+PRECISIONS = ("float32", "bfloat16")
+
+
+def card_fault(card: dict[str, Any], outputs: int) -> str:
+    """What a card of a model of `outputs` classes lacks, or has that no model has; "" where it can be used."""
+    missing = sorted(name for name, kind in _TYPES.items() if type(card.get(name)) is not kind)
+    if missing:
+        return f"no usable {missing[0]}"
+    try:
+        base = Manifest.parse(card["manifest"]).base
+    except ValueError as error:
+        return f"a manifest with {error}"
+    if wrong := _unknown_preprocessing(base, card["preprocessing"]):
+        return f"preprocessing by another {wrong}, which this program does not know"
+    if base.backbone != card["backbone"] or base.precision not in PRECISIONS:
+        return f"backbone {card['backbone']!r} in {base.precision}, unlike its manifest or this program"
+    if not _are_texts(card["classes"]) or not len(set(card["classes"])) == len(card["classes"]) == outputs:
+        return f"{len(card['classes'])} classes for {outputs} outputs, or classes that are no distinct texts"
+    if not _are_texts([*card["names"].keys(), *card["names"].values()]):
+        return "names that are no texts"
+    if not all(isinstance(e, dict) and sorted(e) == ["digest", "path", "reason"] for e in card["skipped"]):
+        return "skipped files without path, digest and reason"
+    return ""
+
+
+def _unknown_preprocessing(base: Base, stated: dict[str, Any]) -> str:
+    """The first step that is stated twice differently, or that this program does otherwise."""
+    ours = {"interpolation": INTERPOLATION, "mean": MEAN, "std": STD, "decoding": DECODING_POLICY}
+    for name in PREPROCESSING:
+        value = getattr(base, name)
+        said = tuple(stated[name]) if isinstance(stated.get(name), list) else stated.get(name)
+        if said != value or value != ours.get(name, value):
+            return name
+    return ""
+
+
+def _are_texts(values: Sequence[object]) -> bool:
+    return all(isinstance(value, str) for value in values)

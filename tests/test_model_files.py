@@ -1,0 +1,170 @@
+"""Files of tensors that someone crafted: refused in one sentence, nothing run, nothing written."""
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Extract, register_tiny, some_base, tiny_tensors, train_config
+from torch import Tensor
+
+from cache.errors import HeadgraftError
+from cache.manifest import Manifest
+from pipeline.bundle import load_bundle, write_bundle
+from pipeline.errors import BundleError, RunError, WeightsError
+from pipeline.head import HeadConfig, build_head
+from pipeline.run import HEAD_FILE, Run
+from pipeline.train import train_head
+from pipeline.weights import load_weights_file
+
+
+def tensor(start: int, end: int, shape: list[int] | None = None, kind: str = "F32") -> dict[str, object]:
+    """One entry of a safetensors header."""
+    return {"dtype": kind, "shape": [(end - start) // 4] if shape is None else shape, "data_offsets": [start, end]}
+
+
+def crafted(header: dict[str, object] | bytes, data: int = 16, length: int | None = None) -> bytes:
+    """A safetensors file of this header and `data` zeros; its length field may lie."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + bytes(data)
+
+
+HEADERS = {
+    "longer than the file": crafted({"a": tensor(0, 16)}, length=1 << 20),
+    "of 2^63 bytes": crafted({"a": tensor(0, 16)}, length=1 << 63),
+    "of 2^64 - 1 bytes": crafted({"a": tensor(0, 16)}, length=(1 << 64) - 1),
+    "overlapping tensors": crafted({"a": tensor(0, 12), "b": tensor(4, 16)}),
+    "the same bytes twice": crafted({"a": tensor(0, 16), "b": tensor(0, 16)}),
+    "a gap": crafted({"a": tensor(0, 4), "b": tensor(8, 16)}),
+    "bytes after the tensors": crafted({"a": tensor(0, 8)}),
+    "a tensor outside the file": crafted({"a": tensor(0, 1 << 40)}),
+    "a shape for more bytes": crafted({"a": tensor(0, 16, [1 << 40, 1 << 40])}),
+    "a shape that overflows": crafted({"a": tensor(0, 0, [1 << 63, 2])}, data=0),
+    "offsets backwards": crafted({"a": tensor(16, 0, [0])}),
+    "negative numbers": crafted({"a": {"dtype": "F32", "shape": [-4], "data_offsets": [-16, 0]}}),
+    "an unknown type": crafted({"a": tensor(0, 16, kind="PICKLE")}),
+    "no JSON": crafted(b"\x80\x04cos\nsystem\n"),
+    "JSON nested without end": crafted(b'{"a":' + b"[" * 100_000),
+    "metadata that is no text": crafted({"a": tensor(0, 16), "__metadata__": {"headgraft": {"format": 1}}}),
+    "nothing": b"",
+    "seven bytes": b"\0" * 7,
+}
+
+
+@pytest.fixture
+def run(run_extract: Extract, tmp_path: Path) -> Path:
+    """A small trained run."""
+    run_extract()
+    train_head(train_config(tmp_path / "features", tmp_path / "run", epochs=1, hidden=4))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("content", HEADERS.values(), ids=HEADERS)
+def test_a_crafted_header_is_refused(content: bytes, run: Path, tmp_path: Path) -> None:
+    """As weights, as a model, and as the head of a run."""
+    file = tmp_path / "crafted.safetensors"
+    file.write_bytes(content)
+    (run / HEAD_FILE).write_bytes(content)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    with pytest.raises(WeightsError, match="crafted"):
+        load_weights_file(file)
+    with pytest.raises(BundleError, match="crafted"):
+        load_bundle(file)
+    with pytest.raises(RunError, match="not a whole run"):
+        Run.load(run)
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def good_card() -> dict[str, Any]:
+    """The card of a model of the tiny backbone with two classes."""
+    base = json.loads(json.dumps(asdict(Manifest(some_base()))))
+    stated = {name: base["base"][name] for name in ("input_size", "resize", "interpolation", "mean", "std", "decoding")}
+    return {
+        "format": 1,
+        "backbone": "tiny",
+        "classes": ["a", "b"],
+        "names": {},
+        "data": "/data",
+        "manifest": base,
+        "preprocessing": stated,
+        "set_digest": "0" * 64,
+        "skipped": [],
+        "split_seed": 0,
+    }
+
+
+def written(path: Path, card: dict[str, Any], **others: Tensor) -> Path:
+    """A model file of the tiny backbone and this card."""
+    register_tiny()
+    write_bundle(path, {**tiny_tensors(), **others}, build_head(HeadConfig(32, 4, 2)), card)
+    return path
+
+
+def test_the_good_card_is_good(tmp_path: Path) -> None:
+    """So that the refusals below have their reason in what was changed."""
+    assert load_bundle(written(tmp_path / "good.safetensors", good_card())).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card: card.update(classes="ab"),
+        lambda card: card.update(classes=["a", "a"]),
+        lambda card: card.update(classes=["a", "b", "c"]),
+        lambda card: card.update(classes=[1, 2]),
+        lambda card: card.update(names=["a"]),
+        lambda card: card.update(names={"a": 1}),
+        lambda card: card.update(backbone="../../vgg16"),
+        lambda card: card.update(backbone=["tiny"]),
+        lambda card: card.update(data=None),
+        lambda card: card.update(split_seed="0"),
+        lambda card: card.update(skipped=[{"path": "x"}]),
+        lambda card: card.update(skipped="none"),
+        lambda card: card.update(manifest={}),
+        lambda card: card.update(manifest=None),
+        lambda card: card["manifest"]["base"].update(input_size=1 << 40),
+        lambda card: card["manifest"]["base"].update(precision="float8"),
+        lambda card: card["preprocessing"].update(input_size=-1),
+        lambda card: card["preprocessing"].update(mean=[0, 0, 0]),
+        lambda card: card["preprocessing"].update(decoding="other"),
+        lambda card: card["preprocessing"].clear(),
+        lambda card: card.pop("set_digest"),
+        lambda card: card.update(format=2),
+    ],
+)
+def test_a_crafted_card_is_refused(change: Callable[[dict[str, Any]], object], tmp_path: Path) -> None:
+    """Wrong types, huge numbers, other classes than outputs, preprocessing that this program does not do."""
+    card = good_card()
+    change(card)
+    with pytest.raises(HeadgraftError) as refused:
+        load_bundle(written(tmp_path / "model.safetensors", card))
+    assert "export it again" in str(refused.value)
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"features.0.weight": torch.zeros(8, 3, 1, 1)},
+        {"features.9.weight": torch.zeros(1)},
+        {"features.0.weight": torch.zeros(8, 3, 3, 3, dtype=torch.float64)},
+    ],
+    ids=["another shape", "one more", "another type"],
+)
+def test_tensors_that_do_not_fit_the_backbone_are_refused(others: dict[str, Tensor], tmp_path: Path) -> None:
+    """Before anything is predicted."""
+    with pytest.raises(BundleError, match="do not fit tiny"):
+        load_bundle(written(tmp_path / "model.safetensors", good_card(), **others))
+
+
+def test_a_head_of_other_features_is_refused(tmp_path: Path) -> None:
+    """A whole head, only not of this backbone."""
+    register_tiny()
+    head = build_head(HeadConfig(31, 4, 2))
+    write_bundle(tmp_path / "model.safetensors", tiny_tensors(), head, good_card())
+    with pytest.raises(BundleError, match="takes 31 features, the backbone gives 32"):
+        load_bundle(tmp_path / "model.safetensors")
