@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 
 from cache.shard import Float16Array
-from pipeline.config import BasisName
 from pipeline.errors import PipelineError
-
-Shape = tuple[int, ...]
-
-# Kept projections were made by this version of the fit: change it with any number below.
-BASIS_VERSION = 1
 
 
 class Stage(Protocol):
@@ -102,7 +96,10 @@ class Basis:
 
     def apply(self, rows: Float16Array) -> Tensor:
         """Rows (N, D) float16 → (N, R) float32."""
-        x = torch.from_numpy(np.asarray(rows, dtype=np.float32))
+        return self.transform(torch.from_numpy(np.asarray(rows, dtype=np.float32)))
+
+    def transform(self, x: Tensor) -> Tensor:
+        """(N, D) float32 → (N, R) float32."""
         for stage in self.stages:
             x = stage.apply(x)
         return x
@@ -134,85 +131,3 @@ class Basis:
         except (KeyError, TypeError, ValueError) as error:
             raise PipelineError(f"these tensors are not a basis: {error!r}") from error
         return cls(name, stages)
-
-
-def region_stage(name: str, row_shape: Shape) -> Regions | None:
-    """First stage of a basis on rows of (channels, height, width); None for whole rows as they lie."""
-    if name == "full":
-        return None
-    if len(row_shape) != 3:
-        raise PipelineError(f"basis {name} needs rows of channels x height x width, these are {row_shape}; use full")
-    _, height, width = row_shape
-    boxes = _boxes(height, width) if name == "pyramid" else [(slice(None), slice(None))]
-    weights = torch.zeros(height, width, len(boxes))
-    for number, (rows, columns) in enumerate(boxes):
-        weights[rows, columns, number] = 1 / weights[rows, columns, number].numel()
-    return Regions(weights.view(height * width, -1))
-
-
-def _boxes(height: int, width: int) -> list[tuple[slice, slice]]:
-    """The whole, four quadrants that share the middle line of an odd side, and the centre third."""
-
-    def parts(side: int) -> tuple[slice, slice, slice]:
-        return slice(0, -(-side // 2)), slice(side // 2, side), slice(side // 3, side - side // 3)
-
-    (top, bottom, middle), (left, right, centre) = parts(height), parts(width)
-    quadrants = [(top, left), (top, right), (bottom, left), (bottom, right)]
-    return [(slice(None), slice(None)), *quadrants, (middle, centre)]
-
-
-def whitening_regions(row_shape: Shape) -> Regions:
-    """Whole rows as blocks of channels, one a position, so that channels can be mixed."""
-    return Regions(torch.eye(int(np.prod(row_shape[1:]))))
-
-
-def fit_stages(name: BasisName, pooled: Tensor, labels: Tensor, row_shape: Shape) -> list[Stage]:
-    """Fit what follows the regions on training rows: `pooled` (N, R0) float32, `labels` (N,) int64."""
-    if name.regions == "full" and name.shrinkage is None and name.components is None:
-        return []
-    stages: list[Stage] = [_standardise(pooled)]
-    z = stages[0].apply(pooled)
-    if name.shrinkage is not None:
-        blocks = z.view(len(z), -1, row_shape[0])  # (N, K, channels); a pyramid's first block is the whole map
-        means = blocks[:, 0] if name.regions == "pyramid" else blocks.mean(1)
-        mix = Mix(_whitening(means, labels, name.shrinkage))
-        z = mix.apply(z)
-        # One scale for all: scaling each direction by itself would undo the shrinkage.
-        spread = Scale(torch.zeros(z.shape[1]), z.std().clamp_min(1e-6).expand(z.shape[1]).contiguous())
-        z = spread.apply(z)
-        stages += [mix, spread]
-    if name.components is not None:
-        stages += _principal(z, name.components)
-    return stages
-
-
-def _standardise(x: Tensor) -> Scale:
-    """Unit deviation, softened by a tenth of the overall one so that nearly constant features stay small."""
-    deviation = x.std(0)
-    return Scale(x.mean(0), deviation + 0.1 * x.std() + 1e-6)
-
-
-def _whitening(means: Tensor, labels: Tensor, shrinkage: float) -> Tensor:
-    """U w^(-1/2) of the shrunken within-class covariance of channel means (N, C): (C, C)."""
-    means, channels = means.double(), means.shape[1]
-    centres = torch.zeros(int(labels.max()) + 1, channels, dtype=torch.float64).index_add_(0, labels, means)
-    counts = torch.bincount(labels, minlength=len(centres)).clamp_min(1).unsqueeze(1)
-    within = means - (centres / counts)[labels]
-    covariance = within.T @ within / len(within)
-    covariance += shrinkage * covariance.diagonal().mean() * torch.eye(channels, dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(covariance)
-    whitening: Tensor = (vectors * values.rsqrt()).float().contiguous()
-    return whitening
-
-
-def _principal(z: Tensor, components: int) -> list[Stage]:
-    """The first `components` principal directions, all scaled alike to a mean variance of 1."""
-    from sklearn.decomposition import PCA
-
-    most = min(z.shape)
-    if components > most:
-        raise PipelineError(f"+pca:{components} asks for more than the {most} components these rows have")
-    pca = PCA(components, svd_solver="randomized", random_state=0).fit(z.numpy())
-    scale = float(np.sqrt(pca.explained_variance_.mean()))
-    centre = Scale(torch.from_numpy(pca.mean_).float(), torch.ones(z.shape[1]))
-    return [centre, Project(torch.from_numpy(np.ascontiguousarray(pca.components_.T / scale)).float())]

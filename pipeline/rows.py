@@ -4,26 +4,26 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from heapq import nsmallest
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from cache import layout
 from cache.index import ImageRecord, SetIndex
-from cache.keys import RowKey, pack_digests
+from cache.keys import RowKey, join_keys, pack_digests
 from cache.manifest import json_digest
 from cache.projections import load_projection, save_projection
-from cache.store import FeatureCache
-from pipeline.basis import BASIS_VERSION, Basis, fit_stages, region_stage, whitening_regions
+from cache.store import FeatureCache, Positions
+from pipeline.basis import Basis
 from pipeline.config import BasisName
 from pipeline.console import Say, silent, size
 from pipeline.errors import RunError
-from pipeline.stream import StreamedData
+from pipeline.fit import BASIS_VERSION, fit_basis, region_stage, start_basis
+from pipeline.stream import ROWS_AT_ONCE, StreamedData, read_shards
 
-_FEWEST_TO_FIT = 1000  # rows that a basis is fitted on, however little memory there is
-_ROWS_AT_ONCE = 256  # turned to float32 together
+_FEWEST_FOR_COMPONENTS = 1000  # rows that principal directions are fitted on, however little memory there is
 
 
 @dataclass(frozen=True)
@@ -78,28 +78,43 @@ def load_data(
 
 
 def _row_bytes(cache: FeatureCache, name: str) -> int:
-    """Memory that a row takes while a basis is fitted: float32, and copies for what is fitted after the regions."""
+    """Memory that a row takes while a basis is fitted and applied, with copies where principal directions are."""
     parsed = BasisName.parse(name)
     regions = region_stage(parsed.regions, cache.row_shape)
-    fitted = name != "full"
     width = cache.in_features if regions is None else cache.row_shape[0] * regions.weights.shape[1]
-    return 4 * width * (4 if fitted else 1)
+    return 4 * width * (1 if parsed.components is None else 4)
 
 
 def _streamed(
     cache: FeatureCache, index: SetIndex, passes: int, name: str, memory: int, say: Say
 ) -> tuple[Basis, StreamedData]:
-    """The basis of a sample that half the memory holds, and a window in a quarter of it."""
+    """A basis fitted shard by shard, its components on a sample that half the memory holds; a window in a quarter."""
     train, valid = index.split("train"), index.split("valid")
-    sample, labels = _sample(index, train, passes, max(_FEWEST_TO_FIT, memory // 2 // _row_bytes(cache, name)))
-    say(f"basis {name}: fitted on {len(sample)} of {len(train) * (passes + 1)} training rows")
-    basis, fitted = _fit_basis(cache, sample, torch.arange(len(sample)), labels, name)
-    width = fitted.shape[1]
+    digests, labels = pack_digests(image.digest for image in train), label_tensor(index, train)
+    views = [np.full(len(train), layout.pass_view(number), layout.VIEW_DTYPE) for number in range(passes + 1)]
+    keys = np.concatenate([join_keys(digests, view) for view in views])
+    start = start_basis(name, cache.row_shape)
+
+    def blocks(chosen: Positions) -> Iterator[tuple[Tensor, Tensor]]:
+        for positions, rows in read_shards(cache, keys[chosen]):
+            yield start.apply(rows), labels[torch.from_numpy(chosen)[positions] % len(train)]
+
+    most = max(_FEWEST_FOR_COMPONENTS, memory // 2 // _row_bytes(cache, name))
+    sample = np.argsort(keys)[:most]  # of the lowest digests: a random choice
+    basis = fit_basis(
+        start,
+        lambda: blocks(np.arange(len(keys))),
+        len(index.classes),
+        cache.row_shape,
+        lambda: blocks(sample),
+    )
+    say(f"basis {name}: fitted on {len(keys)} training rows")
+    width = basis.transform(torch.zeros(1, cache.in_features)).shape[1]
     return basis, StreamedData(
         cache,
         basis,
-        pack_digests(image.digest for image in train),
-        label_tensor(index, train),
+        digests,
+        labels,
         pack_digests(image.digest for image in valid),
         label_tensor(index, valid),
         len(index.classes),
@@ -107,13 +122,6 @@ def _streamed(
         width,
         window=max(1, memory // 4 // (4 * width)),
     )
-
-
-def _sample(index: SetIndex, train: Sequence[ImageRecord], passes: int, count: int) -> tuple[list[RowKey], Tensor]:
-    """At most `count` training rows, those of the lowest digests, which is a random choice; and their labels."""
-    rows = {key: image for image in train for key in image.keys(passes)}
-    keys = nsmallest(count, rows)
-    return keys, label_tensor(index, [rows[key] for key in keys])
 
 
 def _in_memory(cache: FeatureCache, index: SetIndex, passes: int, name: str, say: Say) -> tuple[Basis, HeadData]:
@@ -156,7 +164,7 @@ def _projected(
     train = index.split("train")
     fit_on = torch.tensor([place[key] for image in train for key in image.keys(passes)])
     labels_of = label_tensor(index, train).repeat_interleave(passes + 1)
-    basis, rows = _fit_basis(cache, keys, fit_on, labels_of, name)
+    basis, rows = _fit_and_apply(cache, keys, fit_on, labels_of, name, len(index.classes))
     if basis.stages:
         save_projection(cache.path, source, save({"rows": rows.contiguous(), **basis.tensors()}))
     seconds = time.perf_counter() - start
@@ -164,22 +172,23 @@ def _projected(
     return basis, rows
 
 
-def _fit_basis(
-    cache: FeatureCache, keys: list[RowKey], fit_on: Tensor, labels: Tensor, name: str
+def _fit_and_apply(
+    cache: FeatureCache, keys: list[RowKey], fit_on: Tensor, labels: Tensor, name: str, num_classes: int
 ) -> tuple[Basis, Tensor]:
     """The basis, fitted on the rows of `keys` at `fit_on` (N,) with `labels` (N,), and all of `keys` in it (M, R)."""
-    parsed = BasisName.parse(name)
-    first = region_stage(parsed.regions, cache.row_shape)
-    if first is None and parsed.shrinkage is not None:
-        first = whitening_regions(cache.row_shape)
-    start = Basis(name, (first,) if first else ())
-    pooled: Tensor | None = None
-    for positions, block in cache.blocks(keys, _ROWS_AT_ONCE):
-        part = start.apply(block)
-        pooled = torch.empty(len(keys), part.shape[1]) if pooled is None else pooled
-        pooled[torch.from_numpy(positions)] = part
-    assert pooled is not None
-    fitted = fit_stages(parsed, pooled[fit_on], labels, cache.row_shape)
-    for stage in fitted:
-        pooled = stage.apply(pooled)
-    return Basis(name, (*start.stages, *fitted)), pooled
+    start = start_basis(name, cache.row_shape)
+    rows = torch.empty(len(keys), start.transform(torch.zeros(1, cache.in_features)).shape[1])
+    for positions, block in cache.blocks(keys, ROWS_AT_ONCE):
+        rows[torch.from_numpy(positions)] = start.apply(block)
+
+    def blocks() -> Iterator[tuple[Tensor, Tensor]]:
+        for places, their in zip(fit_on.split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE), strict=True):
+            yield rows[places], their
+
+    basis = fit_basis(start, blocks, num_classes, cache.row_shape)
+    rest = Basis(name, basis.stages[len(start.stages) :])
+    width = rest.transform(rows[:1]).shape[1]
+    projected = rows if width == rows.shape[1] else torch.empty(len(rows), width)
+    for part in torch.arange(len(rows)).split(ROWS_AT_ONCE):
+        projected[part] = rest.transform(rows[part])
+    return basis, projected

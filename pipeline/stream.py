@@ -13,7 +13,7 @@ from cache.shard import Float16Array
 from cache.store import FeatureCache
 from pipeline.basis import Basis
 
-_ROWS_AT_ONCE = 256  # turned to float32 and into the basis together
+ROWS_AT_ONCE = 256  # turned to float32 and into the basis together
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,24 @@ class StreamedData:
             yield block, self.valid_labels[positions]
 
     def _parts(self, keys: PackedKeys, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Positions in `keys` and their rows in the basis, at most `_ROWS_AT_ONCE` together, shards in random order."""
-        groups = self.cache.groups(keys)
-        for number in torch.randperm(len(groups), generator=generator).tolist():
-            shard, positions, places = groups[number]
-            rows: Float16Array = shard.read()
-            for start in range(0, len(places), _ROWS_AT_ONCE):
-                part = slice(start, start + _ROWS_AT_ONCE)
-                yield torch.from_numpy(positions[part]), self.basis.apply(rows[places[part]])
-            del rows  # before the next shard is read
+        """Positions in `keys` and their rows in the basis, shards in random order."""
+        for positions, rows in read_shards(self.cache, keys, generator):
+            yield positions, self.basis.apply(rows)
+
+
+def read_shards(
+    cache: FeatureCache, keys: PackedKeys, generator: torch.Generator | None = None
+) -> Iterator[tuple[Tensor, Float16Array]]:
+    """Positions in `keys` (n,) and their rows (n, D), `ROWS_AT_ONCE` at most; each shard is read once, and checked.
+
+    Shards in their own order or, with a `generator`, in a random one.
+    """
+    groups = cache.groups(keys)
+    order = range(len(groups)) if generator is None else torch.randperm(len(groups), generator=generator).tolist()
+    for number in order:
+        shard, positions, places = groups[number]
+        rows = shard.read()
+        for start in range(0, len(places), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            yield torch.from_numpy(positions[part]), rows[places[part]]
+        del rows  # before the next shard is read

@@ -7,9 +7,10 @@ from conftest import some_rows
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.basis import Basis, fit_stages, region_stage, whitening_regions
+from pipeline.basis import Basis, Scale
 from pipeline.config import BasisName
 from pipeline.errors import PipelineError
+from pipeline.fit import Blocks, fit_basis, region_stage, start_basis
 from pipeline.head import HeadConfig, build_head, head_from_tensors
 
 NAMES = ["full", "pool", "pyramid", "pyramid+white", "pool+white:3", "pyramid+white+pca:4", "pca:4", "full+white"]
@@ -20,12 +21,13 @@ def fitted(name: str, shape: tuple[int, ...], count: int = 40) -> tuple[Basis, n
     """A basis fitted on random rows of three classes, as train.py fits it, and the rows."""
     rows = np.abs(some_rows(count, int(np.prod(shape)))) + np.float16(0.1)
     labels = torch.arange(count) % 3
-    parsed = BasisName.parse(name)
-    first = region_stage(parsed.regions, shape)
-    if first is None and parsed.shrinkage is not None:
-        first = whitening_regions(shape)
-    start = Basis(name, (first,) if first else ())
-    return Basis(name, (*start.stages, *fit_stages(parsed, start.apply(rows), labels, shape))), rows
+    start = start_basis(name, shape)
+    return fit_basis(start, in_blocks(start.apply(rows), labels), 3, shape), rows
+
+
+def in_blocks(rows: Tensor, labels: Tensor, size: int = 7) -> Blocks:
+    """Rows and labels, a few at a time."""
+    return lambda: zip(rows.split(size), labels.split(size), strict=True)
 
 
 def folded_difference(basis: Basis, rows: np.ndarray) -> float:
@@ -140,10 +142,35 @@ def test_whitening_makes_the_within_class_spread_alike() -> None:
     values = (generator.normal(size=(600, 4)) @ mixing)[:, :, None] * np.ones((1, 1, 4))
     rows = torch.from_numpy(values.reshape(600, 16).astype(np.float32))
     labels = torch.arange(600) % 3
-    stage = region_stage("pool", (4, 2, 2))
-    assert stage is not None
-    z = stage.apply(rows)
-    for step in fit_stages(BasisName.parse("pool+white:0.000001"), z, labels, (4, 2, 2)):
-        z = step.apply(z)
-    covariance = np.cov(z.numpy().T)
+    start = start_basis("pool+white:0.000001", (4, 2, 2))
+    basis = fit_basis(start, in_blocks(start.transform(rows), labels), 3, (4, 2, 2))
+    covariance = np.cov(basis.transform(rows).numpy().T)
     assert np.allclose(covariance, np.eye(4), atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["pool+white", "pyramid+white", "full+white:2", "pyramid+white+pca:4", "pca:4"])
+def test_a_fit_does_not_depend_on_how_rows_come(name: str) -> None:
+    """One at a time or all together: the same stages to rounding."""
+    rows = torch.from_numpy(np.abs(some_rows(60, 128)).astype(np.float32))
+    labels, start = torch.arange(60) % 3, start_basis(name, (8, 4, 4))
+    found = [
+        fit_basis(start, in_blocks(start.transform(rows), labels, size), 3, (8, 4, 4)).transform(rows)
+        for size in (1, 7, 60)
+    ]
+    for other in found[1:]:
+        assert torch.allclose(found[0].abs(), other.abs(), atol=1e-3)  # a direction's sign is free
+
+
+def test_the_fit_has_the_moments_of_its_rows() -> None:
+    """Mean 0, the softened deviation, and a whitening that leaves unit overall spread."""
+    rows = torch.from_numpy(np.abs(some_rows(60, 128)).astype(np.float32))
+    start = start_basis("pyramid+white", (8, 4, 4))
+    x = start.transform(rows)
+    basis = fit_basis(start, in_blocks(x, torch.arange(60) % 3), 3, (8, 4, 4))
+    scale = basis.stages[1]
+    assert isinstance(scale, Scale)
+    assert torch.allclose(scale.mean, x.mean(0), atol=1e-5)
+    assert torch.allclose(scale.scale, x.std(0) + 0.1 * x.std() + 1e-6, atol=1e-5)
+    z = basis.transform(rows)
+    assert torch.allclose(z.mean(0), torch.zeros(48), atol=1e-4)
+    assert abs(float(z.std()) - 1) < 1e-4

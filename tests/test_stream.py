@@ -17,7 +17,7 @@ from pipeline.rows import label_tensor, load_data
 from pipeline.stream import StreamedData
 from pipeline.train import train_head
 
-TINY = 2000  # bytes: about a dozen rows of the tiny backbone
+TINY = 500  # bytes: a few rows of the tiny backbone
 
 
 @pytest.fixture
@@ -55,6 +55,16 @@ def test_an_epoch_has_each_training_image_once_under_its_label(features: Path, n
         assert distance.amin(1).max() < 1e-4
         assert sorted(nearest.tolist()) == list(range(12))
         assert torch.equal(labels[nearest], found)
+
+
+@pytest.mark.parametrize("name", ["pool", "pyramid+white", "full+white:2"])
+def test_a_streamed_basis_is_the_one_fitted_in_memory(features: Path, name: str) -> None:
+    """On all rows of all passes, to rounding."""
+    cache = FeatureCache.open(features)
+    index = cache.index()
+    in_memory, _ = load_data(cache, index, 1, name, 1 << 40)
+    rows = cache.read(index.row_keys(1))
+    assert torch.allclose(in_memory.apply(rows), streamed(features, name=name).basis.apply(rows), atol=1e-4)
 
 
 def test_both_passes_are_drawn_and_the_order_changes(features: Path) -> None:

@@ -1,0 +1,136 @@
+"""Fitting a basis on training rows, block by block: what it needs of them are moments, however many rows there are."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.basis import Basis, Mix, Project, Regions, Scale, Stage
+from pipeline.config import BasisName
+from pipeline.errors import PipelineError
+
+Shape = tuple[int, ...]
+Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # each call: the same rows (n, R0) float32, and labels (n,)
+
+# Kept projections were made by this version of the fit: change it with any number below.
+BASIS_VERSION = 2
+
+
+def start_basis(name: str, row_shape: Shape) -> Basis:
+    """What of a basis needs no fitting: its regions."""
+    parsed = BasisName.parse(name)
+    first = region_stage(parsed.regions, row_shape)
+    if first is None and parsed.shrinkage is not None:
+        first = whitening_regions(row_shape)
+    return Basis(name, (first,) if first else ())
+
+
+def region_stage(name: str, row_shape: Shape) -> Regions | None:
+    """First stage of a basis on rows of (channels, height, width); None for whole rows as they lie."""
+    if name == "full":
+        return None
+    if len(row_shape) != 3:
+        raise PipelineError(f"basis {name} needs rows of channels x height x width, these are {row_shape}; use full")
+    _, height, width = row_shape
+    boxes = _boxes(height, width) if name == "pyramid" else [(slice(None), slice(None))]
+    weights = torch.zeros(height, width, len(boxes))
+    for number, (rows, columns) in enumerate(boxes):
+        weights[rows, columns, number] = 1 / weights[rows, columns, number].numel()
+    return Regions(weights.view(height * width, -1))
+
+
+def _boxes(height: int, width: int) -> list[tuple[slice, slice]]:
+    """The whole, four quadrants that share the middle line of an odd side, and the centre third."""
+
+    def parts(side: int) -> tuple[slice, slice, slice]:
+        return slice(0, -(-side // 2)), slice(side // 2, side), slice(side // 3, side - side // 3)
+
+    (top, bottom, middle), (left, right, centre) = parts(height), parts(width)
+    quadrants = [(top, left), (top, right), (bottom, left), (bottom, right)]
+    return [(slice(None), slice(None)), *quadrants, (middle, centre)]
+
+
+def whitening_regions(row_shape: Shape) -> Regions:
+    """Whole rows as blocks of channels, one a position, so that channels can be mixed."""
+    return Regions(torch.eye(int(np.prod(row_shape[1:]))))
+
+
+def fit_basis(start: Basis, blocks: Blocks, num_classes: int, row_shape: Shape, sample: Blocks | None = None) -> Basis:
+    """Fit what follows `start` on `blocks` of training rows in it; principal directions on `sample`, if given.
+
+    All rows are read once, for a whitening twice; only those that principal directions are fitted on are held.
+    """
+    name = BasisName.parse(start.name)
+    if name.regions == "full" and name.shrinkage is None and name.components is None:
+        return start
+    stages: list[Stage] = [_standardise(blocks)]
+    if name.shrinkage is not None:
+        stages += _whiten(name, stages[0], blocks, num_classes, row_shape[0])
+    if name.components is not None:
+        stages += _principal(Basis(start.name, tuple(stages)), sample or blocks, name.components)
+    return Basis(start.name, (*start.stages, *stages))
+
+
+def _standardise(blocks: Blocks) -> Scale:
+    """Unit deviation, softened by a tenth of the overall one so that nearly constant features stay small."""
+    count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for rows, _ in blocks():
+        x = rows.double()
+        count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
+    deviation = _deviation(squares, total, count)
+    overall = _deviation(squares.sum(), total.sum(), count * len(total))
+    return Scale((total / count).float(), (deviation + 0.1 * overall + 1e-6).float())
+
+
+def _deviation(squares: Tensor, total: Tensor, count: int) -> Tensor:
+    """Standard deviation of `count` values from their sum and sum of squares, float64."""
+    return ((squares - total.square() / count) / max(count - 1, 1)).clamp_min(0).sqrt()
+
+
+def _whiten(name: BasisName, scale: Stage, blocks: Blocks, num_classes: int, channels: int) -> list[Stage]:
+    """Whiten channels by the shrunken within-class covariance of their means over the map; one scale for all."""
+    assert name.shrinkage is not None
+    counts = torch.zeros(num_classes, 1, dtype=torch.float64)
+    sums = torch.zeros(num_classes, channels, dtype=torch.float64)
+    products, all_products = torch.zeros(2, channels, channels, dtype=torch.float64)
+    all_sums, vectors = torch.zeros(channels, dtype=torch.float64), 0
+    for rows, labels in blocks():
+        z = scale.apply(rows).view(len(rows), -1, channels)  # (n, K, channels); a pyramid's first is the whole map
+        means = (z[:, 0] if name.regions == "pyramid" else z.mean(1)).double()
+        counts += torch.bincount(labels, minlength=num_classes).unsqueeze(1)
+        sums.index_add_(0, labels, means)
+        products += means.T @ means
+        every = z.reshape(-1, channels)
+        all_products += every.T @ every
+        all_sums += every.sum(0)
+        vectors += len(every)
+    within = (products - sums.T @ (sums / counts.clamp_min(1))) / counts.sum()
+    matrix = _whitening(within, name.shrinkage)
+    # Scaling each direction by itself would undo the shrinkage.
+    squares, total = (matrix * (all_products @ matrix)).sum(), (all_sums @ matrix).sum()
+    spread = _deviation(squares, total, vectors * channels).clamp_min(1e-6)
+    width = channels * z.shape[1]
+    return [Mix(matrix.float().contiguous()), Scale(torch.zeros(width), spread.float().expand(width).contiguous())]
+
+
+def _whitening(covariance: Tensor, shrinkage: float) -> Tensor:
+    """U w^(-1/2) of a covariance (C, C) to which `shrinkage` times its mean diagonal is added: (C, C) float64."""
+    identity = torch.eye(len(covariance), dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(covariance + shrinkage * covariance.diagonal().mean() * identity)
+    whitening: Tensor = vectors * values.rsqrt()
+    return whitening
+
+
+def _principal(before: Basis, blocks: Blocks, components: int) -> list[Stage]:
+    """The first `components` principal directions, all scaled alike to a mean variance of 1."""
+    from sklearn.decomposition import PCA
+
+    z = torch.cat([before.transform(rows) for rows, _ in blocks()])
+    most = min(z.shape)
+    if components > most:
+        raise PipelineError(f"+pca:{components} asks for more than the {most} components these rows have")
+    pca = PCA(components, svd_solver="randomized", random_state=0).fit(z.numpy())
+    scale = float(np.sqrt(pca.explained_variance_.mean()))
+    centre = Scale(torch.from_numpy(pca.mean_).float(), torch.ones(z.shape[1]))
+    return [centre, Project(torch.from_numpy(np.ascontiguousarray(pca.components_.T / scale)).float())]
