@@ -13,7 +13,7 @@ PASSES ?= 1
 DATA ?= $(wildcard $(HEADGRAFT_FLOWERS))
 ARGS ?=
 
-.PHONY: help setup extract train-head evaluate export predict demo test lint types bench clean
+.PHONY: help setup extract train-head evaluate export predict demo test soak lint types bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ demo: setup ## The whole way on handwritten digits, from nothing
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: setup ## Run the long tests in full (about 20 minutes)
+	$(BIN)/python -m pytest --soak -s -m soak $(ARGS)
 
 lint: setup ## Check style
 	$(BIN)/ruff check .

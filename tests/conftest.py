@@ -23,6 +23,8 @@ from pipeline.errors import WeightsError
 from pipeline.extract import ExtractResult
 from pipeline.weights import NamedWeights
 
+Times = Callable[[int, int], int]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLASSES = ("1", "10", "100", "2")  # in the order of sorted names, which is not that of numbers
 COLOURS = {"1": (220, 40, 40), "10": (40, 210, 60), "100": (50, 60, 220), "2": (230, 220, 60)}
@@ -34,8 +36,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="the long tests in full")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What repeats by `times` is what `make soak` selects."""
+    for item in items:
+        if "times" in getattr(item, "fixturenames", ()):
+            item.add_marker("soak")
+
+
 @pytest.fixture
-def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+def times(request: pytest.FixtureRequest) -> Times:
     """`times(few, many)`: how often a long test repeats, `many` with --soak."""
     return lambda few, many: many if request.config.getoption("--soak") else few
 

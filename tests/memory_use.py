@@ -57,15 +57,16 @@ def train(cache: FeatureCache, run: Path, memory: str) -> tuple[int, str]:
     """Train in a process of its own; its highest anonymous memory in bytes, and what it printed."""
     command = [sys.executable, "-m", "cli", "train-head", "--cache", str(cache.path), "--run", str(run)]
     options = ["--memory", memory, "--epochs", "2", "--overwrite", "--json"]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
     highest = 0
-    while process.poll() is None:
-        highest = max(highest, anonymous(process.pid))
-        time.sleep(0.01)
-    assert process.stdout is not None
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while process.poll() is None:
+            highest = max(highest, anonymous(process.pid))
+            time.sleep(0.01)
+        printed = process.stdout.read()
     if process.returncode:
         raise SystemExit(f"training ended with status {process.returncode}")
-    return highest, process.stdout.read()
+    return highest, printed
 
 
 def anonymous(process: int) -> int:
@@ -74,14 +75,14 @@ def anonymous(process: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-def main(folder: Path, images: int, memory: str) -> None:
-    """Print rows, bytes on disk, the highest anonymous memory, the accuracy and the seconds."""
+def measure(folder: Path, images: int, memory: str) -> dict[str, float]:
+    """Rows, bytes on disk, the highest anonymous memory, the accuracy and the seconds."""
     cache = make(folder / f"cache_{images}", images)
     highest, printed = train(cache, folder / f"run_{images}", memory)
     result = json.loads(printed)
     found = {"rows": len(cache), "bytes": cache.bytes, "anonymous": highest}
-    print(json.dumps({**found, "valid_accuracy": result["valid_accuracy"], "seconds": result["seconds"]}))
+    return {**found, "valid_accuracy": result["valid_accuracy"], "seconds": result["seconds"]}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    print(json.dumps(measure(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])))

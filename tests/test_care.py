@@ -3,13 +3,12 @@
 import os
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from conftest import Extract, draw_image
+from conftest import Extract, Times, draw_image
 
 from cache.check import repair, verify
 from cache.duplicates import near_duplicates
@@ -41,7 +40,7 @@ def test_a_sound_cache_verifies(cache: Path) -> None:
     assert (result.shards, result.rows, result.bad, result.changed) == (len(shards(cache)), 36, [], {})
 
 
-def test_every_flipped_bit_is_found(cache: Path, times: Callable[[int, int], int]) -> None:
+def test_every_flipped_bit_is_found(cache: Path, times: Times) -> None:
     """Anywhere in a shard's file: header, keys, padding, features."""
     generator = random.Random(0)
     for _ in range(times(40, 1000)):
@@ -56,7 +55,7 @@ def test_every_flipped_bit_is_found(cache: Path, times: Callable[[int, int], int
     assert verify(cache).bad == []
 
 
-def test_every_truncation_and_all_trailing_junk_is_found(cache: Path, times: Callable[[int, int], int]) -> None:
+def test_every_truncation_and_all_trailing_junk_is_found(cache: Path, times: Times) -> None:
     """At any length, with any bytes after the end."""
     generator = random.Random(1)
     for _ in range(times(10, 100)):

@@ -6,17 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Extract
+from conftest import REPOSITORY, Extract, Times
 
 from cache.check import verify
 from cache.errors import CacheError
 from cache.store import FeatureCache
-
-Times = Callable[[int, int], int]
 
 EXTRACT = """
 import sys

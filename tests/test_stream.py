@@ -3,9 +3,10 @@
 import resource
 from pathlib import Path
 
+import memory_use
 import pytest
 import torch
-from conftest import Extract, train_config
+from conftest import Extract, Times, train_config
 
 from cache.errors import DamagedCache
 from cache.layout import CLEAN_VIEW
@@ -102,6 +103,18 @@ def test_a_shard_that_is_damaged_while_training_is_not_read(features: Path) -> N
     with pytest.raises(DamagedCache, match="changed after it was opened"):
         for seed in range(5):
             list(data.batches(4, torch.Generator().manual_seed(seed)))
+
+
+def test_memory_stays_flat_as_rows_grow(tmp_path: Path, times: Times) -> None:
+    """Anonymous memory of the whole process, from N to 4 N images, rows of VGG16's size: less than 10 % more."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("anonymous memory is read from /proc, which is not there")
+    images = times(1000, 16000)
+    small, large = (memory_use.measure(tmp_path, count, "0.01") for count in (images, 4 * images))
+    print(small, large)
+    assert large["rows"] == 4 * small["rows"]
+    assert large["anonymous"] < 1.1 * small["anonymous"]
+    assert small["valid_accuracy"] == large["valid_accuracy"] == 1
 
 
 def test_available_memory_respects_the_process_limit() -> None:
