@@ -1,7 +1,8 @@
 """Training rows that do not fit in memory: whole shards in random order, shuffled in a window."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -58,14 +59,21 @@ class StreamedData:
         for batch in rest:
             yield rows[batch], labels[batch]
 
-    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows and labels of the validation images, in any order."""
+    def validation(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Rows and labels of the validation images, in any order; held where the window could hold them."""
+        return self._validation if len(self.valid) <= self.window else self._read_validation()
+
+    @cached_property
+    def _validation(self) -> list[tuple[Tensor, Tensor]]:
+        return list(self._read_validation())
+
+    def _read_validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         keys = join_keys(self.valid, np.full(len(self.valid), layout.CLEAN_VIEW, dtype=layout.VIEW_DTYPE))
-        for positions, block in self._parts(keys, torch.Generator().manual_seed(0)):
+        for positions, block in self._parts(keys):
             yield block, self.valid_labels[positions]
 
-    def _parts(self, keys: PackedKeys, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Positions in `keys` and their rows in the basis, shards in random order."""
+    def _parts(self, keys: PackedKeys, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Positions in `keys` and their rows in the basis."""
         for positions, rows in read_shards(self.cache, keys, generator):
             yield positions, self.basis.apply(rows)
 
