@@ -46,7 +46,8 @@ class _Group(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
         except KeyboardInterrupt as error:
-            click.echo("interrupted: what was written is kept; run the same command to go on", err=True)
+            kept = "what was written is kept; run the same command to go on"
+            click.echo(f"interrupted: {kept if ctx.invoked_subcommand == 'extract' else 'run it again'}", err=True)
             ctx.exit(143 if isinstance(error, _Terminated) else 130)
         except OSError as error:
             if error.errno == errno.EPIPE:
@@ -103,8 +104,8 @@ def main() -> None:
 @_option(ExtractConfig, "split_seed", "Seed of the split where DATA has none.")
 @_option(ExtractConfig, "precision", "What the backbone computes in.", type=click.Choice(PRECISIONS))
 @_option(ExtractConfig, "device", "Where it computes.", type=click.Choice(DEVICES))
-@_option(ExtractConfig, "batch_size", "Views a batch.", type=int)
-@_option(ExtractConfig, "workers", "Decoding threads; 0 decodes in line.", type=int)
+@_option(ExtractConfig, "batch_size", "Views a batch.  [default: 8, on CUDA 64]", type=int)
+@_option(ExtractConfig, "workers", "Decoding threads; 0 decodes in line.  [default: 1]", type=int)
 @_option(ExtractConfig, "threads", "Computing threads.  [default: all processors]", type=int)
 @_option(ExtractConfig, "skip_bad", "Record files that cannot be decoded, and go on.")
 @_option(ExtractConfig, "dry_run", "Say what would be done, and stop.")
@@ -117,6 +118,8 @@ def extract(as_json: bool, **options: Any) -> None:
     rate = f", {result.images_per_second:.1f} images/s" if result.images_per_second else ""
     counts = f"{result.rows} rows in {result.cache}: {result.computed} computed, {result.reused} reused"
     text = f"{counts}, {result.seconds:.1f} s{rate}"
+    if options["dry_run"]:
+        text = f"dry run: of {result.rows} rows, {result.rows - result.reused} would be computed"
     skipped = "".join(f"\nskipped {named(bad['path'])}: {bad['reason']}" for bad in result.skipped)
     _emit(result, as_json, text + skipped)
 
@@ -223,14 +226,16 @@ def cache() -> None:
 @cache.command("info")
 @click.argument("cache", type=_PATH)
 @click.option("--duplicates", is_flag=True, help="Also list images whose features are nearly the same.")
-@click.option("--set", "name", help="Image set of the duplicates.  [default: the only one]")
-@click.option("--threshold", default=0.95, show_default=True, help="Least cosine of duplicates.")
+@click.option("--set", "name", help="With --duplicates: image set.  [default: the only one]")
+@click.option("--threshold", type=click.FloatRange(-1, 1), default=0.95, show_default=True, help="Least cosine.")
 @_json
 def cache_info(as_json: bool, cache: Path, duplicates: bool, name: str | None, threshold: float) -> None:
     """Say what is in CACHE."""
     from cache.duplicates import near_duplicates
     from cache.info import in_words, info
 
+    if name is not None and not duplicates:
+        raise ConfigError("--set is for --duplicates: add that, or leave --set out")
     found = info(cache)
     pairs = near_duplicates(cache, name, threshold) if duplicates else []
     listed = {"duplicates": [asdict(pair) for pair in pairs]} if duplicates else {}

@@ -69,6 +69,7 @@ def repair(path: Path) -> RepairResult:
 
     What remains can be used; rows that were only in a bad shard are counted and can be extracted again.
     """
+    FeatureCache.open(path)  # where there is no cache, nothing is made, not even a lock
     with writing(path):
         for file in _damaged_projections(path):
             file.unlink(missing_ok=True)

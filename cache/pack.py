@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cache.errors import CacheError
+from cache.errors import CacheError, MissingRows
 from cache.files import sync_folder, temporary_name
 from cache.index import ImageRecord, SetIndex
 from cache.manifest import canonical_json
@@ -45,7 +45,13 @@ def pack(
     index = cache.index(name)
     if file.exists() and not overwrite:
         raise CacheError(f"{file} exists: name another file, or replace it with --overwrite")
-    rows = _rows(index, index.passes if passes is None else passes)
+    known = max(index.passes, cache.complete_passes(index))
+    if passes is not None and passes > known:
+        raise MissingRows(
+            f"set {index.name!r} of {path} has {known} augmented passes, {passes} were asked for: "
+            f"run extract with --passes {passes}, or pack with --passes {known}"
+        )
+    rows = _rows(index, known if passes is None else passes)
     temporary = file.with_name(temporary_name())
     try:
         offset = _write_all_but_features(temporary, cache, index, rows)

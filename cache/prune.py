@@ -29,6 +29,7 @@ class PruneResult:
 
 def forget(path: Path, name: str) -> None:
     """Drop the index of set `name`; its rows stay until `prune`. UnknownSet if there is none."""
+    FeatureCache.open(path)  # where there is no cache, nothing is made, not even a lock
     with writing(path):
         cache = FeatureCache.open(path)
         if name not in cache.sets():
@@ -44,6 +45,7 @@ def prune(path: Path, dry_run: bool = False, say: Callable[[str], None] = lambda
     What is kept of a shard is durable before the shard goes. An unreadable index raises: its rows would count as
     unused.
     """
+    FeatureCache.open(path)  # where there is no cache, nothing is made, not even a lock
     with writing(path):
         cache = FeatureCache.open(path)
         spare = spare_copies(cache.shards)

@@ -109,6 +109,11 @@ def weights_source(name: str, weights: str | None) -> str:
 def build_trunk(name: str) -> nn.Module:
     """The network up to its flattened `avgpool`, with random weights: (B, 3, H, W) → (B, D)."""
     model = backbone_spec(name).build(weights=None)
+    lacking = [part for part in ("features", "avgpool", "classifier") if not hasattr(model, part)]
+    if lacking:
+        raise PipelineError(
+            f"backbone {name} has no {lacking[0]}, expected features, avgpool and classifier as in VGG and AlexNet"
+        )
     model.classifier = nn.Identity()
     return model.eval().requires_grad_(False)
 
@@ -261,13 +266,16 @@ def load_backbone(
 def _compile(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The network compiled with its weights frozen in; None without a compiler or a folder for what it makes."""
     from torch._inductor import config, cpp_builder, exc
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     try:
         cpp_builder.get_cpp_compiler()
-        # Compiled code is code: nobody else may write it, so not in a shared temporary folder.
-        folder = weights_folder().with_name("compiled")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        # Compiled code is code: nobody else may write it, so not in a shared temporary folder, which torch chooses as
+        # soon as it is imported. Another folder is the user's choice.
+        if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+            folder = weights_folder().with_name("compiled")
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     except (exc.InvalidCxxCompiler, OSError):
         return None
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of a CUDA that nothing here needs

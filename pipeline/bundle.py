@@ -138,14 +138,18 @@ class _Combined(nn.Module):
 def load_bundle(path: str | Path) -> Bundle:
     """Read a model file; BundleError if it is not one that `export` wrote."""
     path = Path(path)
+    if path.is_dir():
+        raise BundleError(f"{path} is a folder, expected a model file: make one from a run with export")
     try:
         with safe_open(path, "pt") as file:
-            card = json.loads((file.metadata() or {})[METADATA_KEY])
+            card = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except FileNotFoundError as error:
         raise BundleError(f"{path} does not exist, expected a model file: make one with export") from error
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise BundleError(f"{path} is not a model that headgraft exported: {error}") from error
+    if card is None:
+        raise BundleError(f"{path} holds tensors but no model card, expected a model file: make one with export")
     if not isinstance(card, dict) or card.get("format") != BUNDLE_FORMAT:
         raise BundleError(f"{path} is not of bundle format {BUNDLE_FORMAT}: export it again")
     try:

@@ -4,8 +4,9 @@ Free of torch, so that `headgraft --help` starts at once and both entry points s
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import ConfigError
 
@@ -20,6 +21,14 @@ _BASIS = re.compile(
 def _require(ok: bool, message: str) -> None:
     if not ok:
         raise ConfigError(message)
+
+
+def _take_texts_as_paths(config: Any) -> None:
+    """Let callers from Python give a path as text."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type in (Path, Path | None) and isinstance(value, str):
+            object.__setattr__(config, field.name, Path(value))
 
 
 def _check_computing(precision: str, device: str) -> None:
@@ -49,6 +58,7 @@ class ExtractConfig:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        _take_texts_as_paths(self)
         _require(self.passes >= 0, f"--passes is {self.passes}, expected 0 or more")
         _require(self.image_size >= 32, f"--image-size is {self.image_size}, expected 32 pixels or more")
         _check_computing(self.precision, self.device)
@@ -82,6 +92,7 @@ class TrainConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        _take_texts_as_paths(self)
         _require(self.passes is None or self.passes >= 0, f"--passes is {self.passes}, expected 0 or more")
         for name in ("hidden", "epochs", "batch_size"):
             value = getattr(self, name)
@@ -134,6 +145,9 @@ class ExportConfig:
     names: Path | None = None
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        _take_texts_as_paths(self)
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -147,6 +161,7 @@ class EvaluateConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        _take_texts_as_paths(self)
         _check_computing(self.precision, self.device)
         _require(self.split in ("train", "valid", "test"), f"--split is {self.split!r}, expected train, valid or test")
 
@@ -163,5 +178,6 @@ class PredictConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        _take_texts_as_paths(self)
         _check_computing(self.precision, self.device)
         _require(self.top_k >= 1, f"--top-k is {self.top_k}, expected 1 or more")

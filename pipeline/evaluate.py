@@ -1,6 +1,6 @@
 """Scores of one split: of a run from the cache, of a model from image files."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 
 import numpy as np
@@ -14,7 +14,7 @@ from pipeline.backbone import available_cpus, resolve_device
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import EvaluateConfig
 from pipeline.console import Say, silent
-from pipeline.errors import DecodeError, PipelineError, RunError
+from pipeline.errors import ConfigError, DecodeError, PipelineError, RunError
 from pipeline.images import ImageSet
 from pipeline.predict import bundle_precision
 from pipeline.rows import label_tensor
@@ -39,10 +39,21 @@ def evaluate(config: EvaluateConfig, say: Say = silent) -> EvaluateResult:
     """Score a run folder from its cache, or a model file on the images of `data`."""
     torch.set_num_threads(available_cpus())
     if (config.target / RUN_FILE).is_file():
+        _refuse_unused(config, "a run is scored from its cache", ("data", "precision", "device"))
         return _evaluate_run(config)
-    if config.target.is_dir():
-        raise RunError(f"{config.target} holds no {RUN_FILE}: expected a run folder or a model file")
+    if not config.target.is_file():
+        found = f"holds no {RUN_FILE}" if config.target.is_dir() else "does not exist"
+        raise RunError(f"{config.target} {found}: expected a run folder or a model file")
+    _refuse_unused(config, "a model is scored on image files", ("cache",))
     return _evaluate_model(config, say)
+
+
+def _refuse_unused(config: EvaluateConfig, why: str, unused: tuple[str, ...]) -> None:
+    """ConfigError for an option that this kind of target makes no use of."""
+    for field in fields(config):
+        if field.name in unused and getattr(config, field.name) != field.default:
+            option = "DATA" if field.name == "data" else f"--{field.name}"
+            raise ConfigError(f"{option} is not for {config.target}: {why}; leave it out")
 
 
 def _evaluate_run(config: EvaluateConfig) -> EvaluateResult:

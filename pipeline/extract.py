@@ -94,7 +94,7 @@ def _plan(config: ExtractConfig, say: Say) -> _Plan:
     stored = _stored_manifest(config.cache)
     device = backbone.resolve_device(config.device)
     precision = backbone.resolve_precision(config.precision, device, stored.base.precision if stored else None)
-    name = layout.check_set_name(config.set or images.data.name)
+    name = layout.check_set_name(images.data.name if config.set is None else config.set)
     _keep_other_roots(config, images, name)
     tensors = backbone.load_tensors(config.backbone, config.weights, say)
     manifest = _manifest(config, tensors, precision)

@@ -1,28 +1,17 @@
 """ImageSet: the files of a data set with their digests, labels and splits."""
 
-import csv
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from cache.index import SPLITS, ImageRecord, SetIndex, SkippedImage
 from pipeline.console import named
-from pipeline.decode import EXTENSIONS
 from pipeline.errors import ImageSetError
-
-_SPLIT_OF = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
-
-
-@dataclass(frozen=True)
-class _Listed:
-    path: Path
-    label: str
-    split: str
-    fault: str = ""  # why it cannot be an image of the set
+from pipeline.listing import Listed, extensions, list_files
 
 
 @dataclass(frozen=True)
@@ -51,9 +40,9 @@ class ImageSet:
         that cannot be read.
         """
         data = Path(data)
-        root, listed = _list(data)
+        root, listed = list_files(data)
         if not listed:
-            raise ImageSetError(f"{data} holds no images, expected a folder per class with {_extensions()} files")
+            raise ImageSetError(f"{data} holds no images, expected a folder per class with {extensions()} files")
         images, faults = _hash_all(root, listed)
         if faults and not skip_bad:
             lines = "\n".join(f"  {named(root / image.path)}: {image.reason}" for image in faults)
@@ -90,7 +79,7 @@ def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
     data = Path(index.data)
     if not data.exists():
         return []
-    root, listed = _list(data)
+    root, listed = list_files(data)
     known = {image.path: image for image in index.images}
     skipped = {image.path: image.digest for image in index.skipped}
     changes, seen = [], set()
@@ -145,7 +134,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest_if_readable(item: _Listed) -> str:
+def _digest_if_readable(item: Listed) -> str:
     """As an index records what was skipped: "" for what could not even be read."""
     try:
         return "" if item.fault else _digest(item.path)
@@ -153,104 +142,10 @@ def _digest_if_readable(item: _Listed) -> str:
         return ""
 
 
-def _list(data: Path) -> tuple[Path, list[_Listed]]:
-    """Root of the records' paths, and every image file with label and split ("" where it is still to be chosen)."""
-    if data.is_file():
-        return data.parent, _list_csv(data)
-    if not data.is_dir():
-        raise ImageSetError(f"{data} does not exist, expected a folder of images or a CSV file")
-    folders = {folder.name: folder for folder in _folders(data)}
-    splits = {name: folder for name, folder in folders.items() if name in _SPLIT_OF}
-    if "train" in splits:
-        return data, [item for name, folder in splits.items() for item in _list_classes(data, folder, _SPLIT_OF[name])]
-    if folders and folders.keys() <= _SPLIT_OF.keys():
-        raise ImageSetError(f"{data} has {', '.join(sorted(folders))} but no train folder, expected one")
-    _refuse_wrong_level(data, folders)
-    return data, _list_classes(data, data, "")
-
-
-def _refuse_wrong_level(data: Path, folders: dict[str, Path]) -> None:
-    """A split given for the whole set, a folder above it, or images without class folders."""
-    siblings = {folder.name for folder in _folders(data.absolute().parent)}
-    if data.name in _SPLIT_OF and len(siblings & _SPLIT_OF.keys()) > 1:
-        raise ImageSetError(f"{data} is one split of a data set; did you mean {data.parent}?")
-    for folder in folders.values():
-        if (folder / "train").is_dir():
-            raise ImageSetError(f"{data} is not a data set, but holds one; did you mean {folder}?")
-    if not folders and any(_is_image(entry) for entry in data.iterdir()):
-        raise ImageSetError(
-            f"{data} holds images but no class folders, expected a folder per class; "
-            f"did you mean {data.absolute().parent}?"
-        )
-
-
-def _list_classes(root: Path, folder: Path, split: str) -> list[_Listed]:
-    above = (root.resolve(), folder.resolve())
-    entries = ((label.name, entry) for label in _folders(folder) for entry in _entries_below(root, label, above))
-    return [_Listed(path, label, split, fault) for label, (path, fault) in entries]
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in EXTENSIONS and not path.is_dir()
-
-
-def _entries_below(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
-    """Image files in `folder` at any depth with "", and with the reason what cannot be looked into."""
-    here = folder.resolve()
-    if here in above:
-        yield folder, "a link to a folder above it, a loop"
-        return
-    if not here.is_relative_to(root.resolve()):
-        yield folder, f"a link to a folder outside {root}; only links to files are followed there"
-        return
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        yield folder, f"cannot be listed: {error.strerror}"
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _entries_below(root, entry, (*above, here))
-        elif _is_image(entry):
-            yield entry, ""
-
-
-def _list_csv(file: Path) -> list[_Listed]:
-    with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-        reader = csv.DictReader(lines)
-        try:
-            if not {"path", "label", "split"} <= set(reader.fieldnames or ()):
-                raise ImageSetError(f"{file} has columns {reader.fieldnames}, expected path,label,split")
-            listed = [_csv_row(file, number, row) for number, row in enumerate(reader, 2)]
-        except csv.Error as error:
-            raise ImageSetError(f"{file} is not a CSV file ({error}), expected path,label,split") from error
-    missing = [str(item.path) for item in listed if not item.path.is_file()]
-    if missing:
-        raise ImageSetError(f"{file} names {len(missing)} files that are not there, the first {missing[0]}")
-    if len({item.path for item in listed}) != len(listed):
-        raise ImageSetError(f"{file} names a file twice; give each file one label and one split")
-    return listed
-
-
-def _csv_row(file: Path, number: int, row: dict[str, str | None]) -> _Listed:
-    path, label, split = row["path"], row["label"], row["split"]
-    if not path or not label or split not in _SPLIT_OF:
-        raise ImageSetError(
-            f"{file}, line {number}: expected a path, a label and a split of {sorted(_SPLIT_OF)}, got {row}"
-        )
-    return _Listed(file.parent / path, label, _SPLIT_OF[split])
-
-
-def _hash_all(root: Path, listed: list[_Listed]) -> tuple[list[ImageRecord], list[SkippedImage]]:
+def _hash_all(root: Path, listed: list[Listed]) -> tuple[list[ImageRecord], list[SkippedImage]]:
     """Records of what can be read, and the rest with the reason."""
 
-    def record(item: _Listed) -> ImageRecord | SkippedImage:
+    def record(item: Listed) -> ImageRecord | SkippedImage:
         path = os.path.relpath(item.path, root)
         if item.fault:
             return SkippedImage(path, "", item.fault)
@@ -289,9 +184,5 @@ def _check_classes(data: Path, classes: tuple[str, ...], images: list[ImageRecor
             names = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
             raise ImageSetError(
                 f"{data}: {split} has classes that train does not: {names}; "
-                "add images of them to train, or rename the folders"
+                "add images of them to train, or give them a label of train"
             )
-
-
-def _extensions() -> str:
-    return ", ".join(sorted(EXTENSIONS))

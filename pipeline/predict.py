@@ -29,12 +29,12 @@ def predict(config: PredictConfig, say: Say = silent) -> PredictResult:
     """The `top_k` classes of every image file; files that cannot be decoded are listed, the others predicted."""
     bundle = load_bundle(config.model)
     names = read_names(config.names) if config.names else bundle.names
-    paths = find_images(config.images)
+    paths, nothing = find_images(config.images)
     torch.set_num_threads(available_cpus())
     device = resolve_device(config.device)
     precision = bundle_precision(bundle, config.precision, device, say)
     log_probs, failed = bundle.log_probs(bundle.backbone(device, precision), paths)
-    result = PredictResult(precision)
+    result = PredictResult(precision, failed=nothing)
     for place, path in enumerate(paths):
         if place in failed:
             result.failed.append({"path": str(path), "reason": failed[place]})
@@ -58,9 +58,10 @@ def bundle_precision(bundle: Bundle, asked: str, device: torch.device, say: Say)
     return resolve_precision(asked, device, bundle.precision)
 
 
-def find_images(given: tuple[str, ...]) -> list[Path]:
-    """Files as they are, the images below folders, and what globs match; PipelineError names what matches nothing."""
+def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[dict[str, str]]]:
+    """Files as they are, the images below folders, and what globs match; and what is none of these, with the reason."""
     found: list[Path] = []
+    nothing: list[dict[str, str]] = []
     for text in given:
         path = Path(text)
         if path.is_dir():
@@ -69,16 +70,18 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
         else:
             matches = [path] if path.is_file() else sorted(map(Path, glob.glob(text, recursive=True)))
         if not matches:
-            raise PipelineError(f"{text} is no image, no folder with images, and matches nothing")
+            nothing.append({"path": text, "reason": "no image, no folder with images, and matches nothing"})
         found += matches
-    return found
+    return found, nothing
 
 
 def read_names(path: Path) -> dict[str, str]:
     """Display names by class from a JSON object such as cat_to_name.json."""
     try:
         names = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be read: {error.strerror}; expected an object of class: name") from error
+    except ValueError as error:
         raise PipelineError(f"{path} cannot be read as JSON ({error}); expected an object of class: name") from error
     if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()):
         raise PipelineError(f"{path} is not a JSON object of class: name")

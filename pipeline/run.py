@@ -9,9 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from cache.files import write_atomically
+from cache.files import is_temporary, write_atomically
 from cache.store import FeatureCache
 from pipeline.basis import Basis
+from pipeline.console import named
 from pipeline.errors import RunError
 from pipeline.head import head_from_tensors
 
@@ -61,12 +62,13 @@ class Run:
             raise RunError(f"{path} holds no {RUN_FILE}, expected a run: make one with train-head --run {path}")
         try:
             record = json.loads((path / RUN_FILE).read_bytes())
-            if record["format"] != RUN_FORMAT:
-                raise RunError(f"{path} is a run of format {record['format']}, expected {RUN_FORMAT}: train it again")
+            if record.get("format") != RUN_FORMAT:
+                found = record.get("format", "no number")
+                raise RunError(f"{path} is a run of format {found}, expected {RUN_FORMAT}: train it again")
             basis = Basis.from_tensors(record["basis"], load((path / BASIS_FILE).read_bytes()))
             tensors = load((path / HEAD_FILE).read_bytes())
             head = head_from_tensors({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise RunError(f"{path} is not a whole run ({error}): train it again with --overwrite") from error
         return cls(path, record, basis, head)
 
@@ -83,9 +85,17 @@ class Run:
         if index.digest != self.record["set_digest"]:
             raise RunError(
                 f"set {index.name!r} of {opened.path} changed since {self.path} was trained: "
-                "train again with --overwrite"
+                "train again with --overwrite, or extract again as it was (--split-seed)"
             )
         return opened
+
+
+def refuse_other_things(path: Path) -> None:
+    """RunError where the folder `path` holds anything that no run holds: --overwrite replaces runs only."""
+    ours = {RUN_FILE, HEAD_FILE, BASIS_FILE}
+    others = [file.name for file in path.iterdir() if file.name not in ours and not is_temporary(file)]
+    if others:
+        raise RunError(f"{path} holds {named(others[0])}, which is no part of a run: choose another folder with --run")
 
 
 def refuse_to_overwrite(path: Path, overwrite: bool) -> None:

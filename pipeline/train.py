@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import nll_loss
 
+from cache.errors import MissingRows
 from cache.index import SetIndex
 from cache.store import FeatureCache
 from pipeline.backbone import available_cpus
@@ -21,7 +22,7 @@ from pipeline.head import HeadConfig, build_head, training_log_probs
 from pipeline.images import count_leaks, stale_files
 from pipeline.memory import available_bytes
 from pipeline.rows import HeadData, load_data
-from pipeline.run import RUN_FORMAT, Run, refuse_other_kind, refuse_to_overwrite
+from pipeline.run import RUN_FORMAT, Run, refuse_other_kind, refuse_other_things, refuse_to_overwrite
 from pipeline.stream import StreamedData
 
 
@@ -59,12 +60,15 @@ def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
     start = time.perf_counter()
     refuse_other_kind(config.run, folder=True)
     refuse_to_overwrite(config.run, config.overwrite)
+    if config.run.is_dir():
+        refuse_other_things(config.run)
     torch.set_num_threads(available_cpus())
     cache = FeatureCache.open(config.cache)
     index = cache.index(config.set)
+    if len(index.classes) < 2:
+        raise RunError(f"set {index.name!r} has one class, {index.classes[0]!r}: expected two or more to tell apart")
     _refuse_stale(index)
-    # A pass that the set had and has no more is an error, not a smaller default.
-    passes = max(index.passes, cache.complete_passes(index)) if config.passes is None else config.passes
+    passes = _passes(config, cache, index)
     leaks = count_leaks(index)
     _say_leaks(leaks, say)
     memory = available_bytes() // 2 if config.memory is None else int(config.memory * 1e9)
@@ -74,6 +78,17 @@ def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
     result.seconds = time.perf_counter() - start
     _record(config, cache, index, passes, result, basis, head).save()
     return result
+
+
+def _passes(config: TrainConfig, cache: FeatureCache, index: SetIndex) -> int:
+    """As many augmented passes as were asked for; else all there are, or were: one that is lost is an error."""
+    known = max(index.passes, cache.complete_passes(index))
+    if config.passes is not None and config.passes > known:
+        raise MissingRows(
+            f"set {index.name!r} of {cache.path} has {known} augmented passes, {config.passes} were asked for: "
+            f"run extract with --passes {config.passes}, or train with --passes {known}"
+        )
+    return known if config.passes is None else config.passes
 
 
 def _refuse_stale(index: SetIndex) -> None:
@@ -88,7 +103,8 @@ def _refuse_stale(index: SetIndex) -> None:
 
 def _say_leaks(leaks: dict[str, int], say: Say) -> None:
     if any(leaks.values()):
-        say(f"identical images: {leaks['across_splits']} across splits, {leaks['two_labels']} with two labels")
+        counts = f"{leaks['across_splits']} across splits, {leaks['two_labels']} with two labels"
+        say(f"identical images: {counts}; headgraft cache info --duplicates lists them")
 
 
 def _fit(config: TrainConfig, data: HeadData | StreamedData, result: TrainResult, say: Say) -> nn.Sequential:

@@ -73,8 +73,10 @@ def load_weights_file(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on garbage torch.load raises KeyError, IndexError and others; nothing has run
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} is not a file of weights that can be read safely: {first}") from error
+        raise WeightsError(
+            f"{path} is not a file of weights that can be read without running code: expected a .safetensors file, "
+            "or a state dict that torch.save wrote"
+        ) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise WeightsError(f"{path} holds a {type(tensors).__name__}, expected a state dict of tensors")
     return tensors

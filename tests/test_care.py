@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -229,3 +230,23 @@ def test_near_duplicates_come_with_other_labels_first(data: Path, run_extract: E
     assert any(not pair.identical and {pair.a, pair.b} >= {"train/1/again.bmp", "train/1/again.png"} for pair in pairs)
     assert all(pair.cosine >= 0.99999 for pair in pairs)
     assert pairs == sorted(pairs, key=lambda p: (p.labels[0] == p.labels[1], -p.cosine, p.a, p.b))
+
+
+@pytest.mark.parametrize("look_after", [repair, prune, lambda path: forget(path, "data")])
+@pytest.mark.parametrize("exists", [True, False])
+def test_where_there_is_no_cache_nothing_is_made(
+    look_after: Callable[[Path], object], exists: bool, tmp_path: Path
+) -> None:
+    """A misspelt path does not become a folder, a folder of images gets no lock."""
+    place = tmp_path / "pictures"
+    if exists:
+        draw_image(place / "a.png", 1)
+    with pytest.raises(CacheError, match="expected a feature cache"):
+        look_after(place)
+    assert sorted(file.name for file in tmp_path.rglob("*")) == (["a.png", "pictures"] if exists else [])
+
+
+def test_more_passes_than_there_are_cannot_be_packed(cache: Path, tmp_path: Path) -> None:
+    """How many there are, and what to do."""
+    with pytest.raises(MissingRows, match="has 1 augmented passes, 3 were asked for"):
+        pack(cache, tmp_path / "packed.h5", passes=3)

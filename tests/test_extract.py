@@ -1,6 +1,7 @@
 """Stage one with the tiny backbone: counts, reuse, refusals, bad files, resume."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -285,6 +286,23 @@ def test_the_code_path_changes_features_by_rounding_only() -> None:
     pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
     assert fast.code_path == "winograd"
     assert torch.allclose(fast.features(views), plain(normalise(pixels)), atol=1e-4, rtol=1e-3)
+
+
+def test_compiled_code_is_kept_in_the_users_own_folder(tmp_path: Path) -> None:
+    """Not in a temporary folder that others share."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++ to compile with")
+    program = (
+        "import os, torch; from pipeline.backbone import _compile;"
+        "net = torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.ReLU()).requires_grad_(False);"
+        "torch.inference_mode()(_compile(net))(torch.ones(2, 9))"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    places = {"XDG_CACHE_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, env={**kept, **places}, check=True)
+    made = [file.relative_to(tmp_path) for file in tmp_path.rglob("*.so")]
+    assert made
+    assert {file.parts[:3] for file in made} == {("home", "headgraft", "compiled")}
 
 
 @pytest.mark.parametrize(

@@ -139,14 +139,14 @@ def test_a_folder_called_like_a_csv_is_its_own_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("file,label\na.png,x\n", "expected path,label,split"),
-        ("", "expected path,label,split"),
+        ("file,label\na.png,x\n", "with the columns path,label,split"),
+        ("", "with the columns path,label,split"),
         ("path,label,split\na.png,x,dev\n", "line 2"),
         ("path,label,split\na.png,,train\n", "line 2"),
         ("path,label,split\na.png\n", "line 2"),
         ("path,label,split\nb.png,x,train\n", "1 files that are not there"),
         ("path,label,split\na.png,x,train\n./a.png,y,valid\n", "names a file twice"),
-        ("path,label,split\n", "holds no images"),
+        ("path,label,split\n", "no row below its header"),
         ("path,label,split\na.png,x,test\n", "no images in train"),
     ],
 )

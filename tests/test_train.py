@@ -11,11 +11,11 @@ from conftest import CLASSES, Extract, draw_image, train_config
 
 from cache.errors import CacheError, MissingRows
 from cache.store import FeatureCache
-from pipeline.config import EvaluateConfig, TrainConfig
-from pipeline.errors import PipelineError, RunError
+from pipeline.config import EvaluateConfig, ExportConfig, TrainConfig
+from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.evaluate import calibration_error, evaluate, score
 from pipeline.head import HeadConfig, build_head, head_from_tensors, training_log_probs
-from pipeline.run import Run
+from pipeline.run import HEAD_FILE, Run
 from pipeline.train import train_head
 
 
@@ -138,14 +138,6 @@ def test_validation_is_needed(run_extract: Extract, data: Path, tmp_path: Path) 
     run_extract()
     with pytest.raises(RunError, match="no validation images"):
         train_head(train_config(tmp_path / "features", tmp_path / "run"))
-
-
-def test_passes_that_are_not_there_are_refused(features: Path, tmp_path: Path) -> None:
-    """By default all there are; more is an error."""
-    with pytest.raises(MissingRows, match="run extract again"):
-        train_head(train_config(features, tmp_path / "run", passes=2))
-    train_head(train_config(features, tmp_path / "run", passes=0))
-    assert Run.load(tmp_path / "run").record["config"]["passes"] == 0
 
 
 def test_leaks_are_counted(run_extract: Extract, data: Path, tmp_path: Path) -> None:
@@ -286,3 +278,50 @@ def test_calibration_error_over_15_bins_is_as_defined() -> None:
     high = abs(correct[[0, 1, 4]].mean() - confidence[[0, 1, 4]].mean()) * 3
     middle = abs(correct[2:4].mean() - confidence[2:4].mean()) * 2
     assert calibration_error(confidence, correct) == pytest.approx((high + middle) / 5)
+
+
+def test_more_passes_than_there_are_say_what_to_do(features: Path, tmp_path: Path) -> None:
+    """Extracting "again" would not help: how many there are, and both ways on."""
+    with pytest.raises(MissingRows, match="has 1 augmented passes, 4 were asked for: run extract with --passes 4"):
+        train_head(train_config(features, tmp_path / "run", passes=4))
+
+
+def test_overwriting_replaces_runs_only(features: Path, data: Path, tmp_path: Path) -> None:
+    """A folder of images given by mistake stays as it is; what a killed training left does not stand in the way."""
+    before = sorted(data.rglob("*"))
+    with pytest.raises(RunError, match="no part of a run"):
+        train_head(train_config(features, data, overwrite=True))
+    assert sorted(data.rglob("*")) == before
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / HEAD_FILE).write_bytes(b"half")
+    train_head(train_config(features, tmp_path / "run", overwrite=True))
+    Run.load(tmp_path / "run")
+
+
+def test_one_class_is_nothing_to_train_on(run_extract: Extract, tmp_path: Path) -> None:
+    """Everything would be right."""
+    for split in ("train", "valid"):
+        draw_image(tmp_path / "one" / split / "rose" / "a.png", 1)
+    run_extract(data=tmp_path / "one")
+    with pytest.raises(RunError, match="one class, 'rose'"):
+        train_head(train_config(tmp_path / "features", tmp_path / "run"))
+
+
+def test_options_that_a_target_has_no_use_for_are_refused(features: Path, tmp_path: Path) -> None:
+    """Rather than ignored."""
+    train_head(train_config(features, tmp_path / "run"))
+    for unused in ({"data": tmp_path}, {"precision": "float32"}, {"device": "cpu"}):
+        with pytest.raises(ConfigError, match="leave it out"):
+            evaluate(EvaluateConfig(tmp_path / "run", **unused))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match="--cache is not for"):
+        evaluate(EvaluateConfig(tmp_path / "model.safetensors", cache=features))
+    with pytest.raises(RunError, match="does not exist: expected a run folder or a model file"):
+        evaluate(EvaluateConfig(tmp_path / "none"))
+
+
+def test_paths_may_be_given_as_text(features: Path, tmp_path: Path) -> None:
+    """As most callers from Python do."""
+    config = TrainConfig(cache=str(features), run=str(tmp_path / "run"))  # type: ignore[arg-type]
+    assert (config.cache, config.run) == (features, tmp_path / "run")
+    assert ExportConfig(run="a", model="b", names="c").names == Path("c")  # type: ignore[arg-type]
