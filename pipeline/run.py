@@ -1,5 +1,6 @@
 """A run folder: run.json, head.safetensors (the head in its basis) and basis.safetensors."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,8 +48,10 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / RUN_FILE).unlink(missing_ok=True)
         head: dict[str, Tensor] = {f"head.{name}": t.contiguous() for name, t in self.head.state_dict().items()}
-        write_atomically(self.path / HEAD_FILE, save(head))
-        write_atomically(self.path / BASIS_FILE, save(self.basis.tensors()))
+        contents = {HEAD_FILE: save(head), BASIS_FILE: save(self.basis.tensors())}
+        for name, data in contents.items():
+            write_atomically(self.path / name, data)
+        self.record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
         self.save_record()
 
     def save_record(self) -> None:
@@ -65,8 +68,12 @@ class Run:
             if record.get("format") != RUN_FORMAT:
                 found = record.get("format", "no number")
                 raise RunError(f"{path} is a run of format {found}, expected {RUN_FORMAT}: train it again")
-            basis = Basis.from_tensors(record["basis"], load((path / BASIS_FILE).read_bytes()))
-            tensors = load((path / HEAD_FILE).read_bytes())
+            contents = {name: (path / name).read_bytes() for name in (HEAD_FILE, BASIS_FILE)}
+            for name, data in contents.items():
+                if hashlib.sha256(data).hexdigest() != record["files"][name]:
+                    raise ValueError(f"{name} is not the one it was trained with")
+            basis = Basis.from_tensors(record["basis"], load(contents[BASIS_FILE]))
+            tensors = load(contents[HEAD_FILE])
             head = head_from_tensors({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise RunError(f"{path} is not a whole run ({error}): train it again with --overwrite") from error

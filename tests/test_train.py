@@ -15,7 +15,7 @@ from pipeline.config import EvaluateConfig, ExportConfig, TrainConfig
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.evaluate import calibration_error, evaluate, score
 from pipeline.head import HeadConfig, build_head, head_from_tensors, training_log_probs
-from pipeline.run import HEAD_FILE, Run
+from pipeline.run import BASIS_FILE, HEAD_FILE, Run
 from pipeline.train import train_head
 
 
@@ -325,3 +325,13 @@ def test_paths_may_be_given_as_text(features: Path, tmp_path: Path) -> None:
     config = TrainConfig(cache=str(features), run=str(tmp_path / "run"))  # type: ignore[arg-type]
     assert (config.cache, config.run) == (features, tmp_path / "run")
     assert ExportConfig(run="a", model="b", names="c").names == Path("c")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [HEAD_FILE, BASIS_FILE])
+def test_parts_of_another_run_are_refused(name: str, features: Path, tmp_path: Path) -> None:
+    """A head behind another basis would still give numbers."""
+    for seed, run in enumerate(("a", "b")):
+        train_head(train_config(features, tmp_path / run, seed=seed, passes=seed, basis="pyramid+white"))
+    shutil.copy(tmp_path / "a" / name, tmp_path / "b" / name)
+    with pytest.raises(RunError, match=f"{name} is not the one it was trained with"):
+        Run.load(tmp_path / "b")
