@@ -1,0 +1,108 @@
+"""Heads of one shape trained at once on the same rows: one multiplication serves the first layers of all.
+
+A head in a group is trained exactly as it would be alone: it has its own weights, learning rate, weight decay, dropout
+and random numbers, and shares with the others only the rows of each batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.head import HeadConfig, build_head
+
+
+@dataclass(frozen=True)
+class Member:
+    """How one head of a group is trained. `seed` is of its weights and dropout, not of the order of rows."""
+
+    lr: float
+    weight_decay: float = 0.0
+    dropout: float = 0.5
+    seed: int = 0
+
+
+class HeadGroup:
+    """G heads Linear(R, H), ReLU, Dropout, Linear(H, C), LogSoftmax, as arrays over all of them.
+
+    AdamW (Loshchilov and Hutter, ICLR 2019), each learning rate falling to 0 over `steps` as a cosine.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        in_features: int,
+        hidden: int,
+        num_classes: int,
+        steps: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.members = tuple(members)
+        self.steps = steps
+        self.taken = 0
+        self._noise = [torch.Generator().manual_seed(member.seed) for member in members]
+        configs = [HeadConfig(in_features, hidden, num_classes, member.dropout) for member in members]
+        heads = [build_head(config, noise).to(dtype) for config, noise in zip(configs, self._noise, strict=True)]
+        states = [head.state_dict() for head in heads]
+        self.tensors = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        groups = [
+            {"params": [tensor[number] for tensor in self.tensors.values()], "lr": m.lr, "weight_decay": m.weight_decay}
+            for number, m in enumerate(members)
+        ]
+        self._optimizer = torch.optim.AdamW(groups, fused=True)
+
+    def __len__(self) -> int:
+        """G, heads."""
+        return len(self.members)
+
+    def step(self, x: Tensor, labels: Tensor) -> Tensor:
+        """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step."""
+        w1, _, w2, b2 = self.tensors.values()
+        hidden = self._first(x).relu_()  # (G, B, H)
+        kept = self._dropout(hidden)
+        seen = hidden * kept
+        log_probs = torch.log_softmax(torch.baddbmm(b2.unsqueeze(1), seen, w2.mT), 2)  # (G, B, C)
+        target = labels.expand(len(self), -1).unsqueeze(2)
+        losses = -log_probs.gather(2, target).mean((1, 2))
+        # The gradient of this chain in four lines: automatic differentiation would keep and copy the stacked weights.
+        d_logits = log_probs.exp().scatter_add_(2, target, torch.full_like(target, -1, dtype=x.dtype)).div_(len(x))
+        d_hidden = torch.bmm(d_logits, w2).mul_(kept).mul_(hidden > 0)
+        d_first = d_hidden.transpose(0, 1).reshape(len(x), -1).T @ x
+        gradients = (d_first.view_as(w1), d_hidden.sum(1), torch.bmm(d_logits.mT, seen), d_logits.sum(1))
+        self._update(gradients)
+        return losses
+
+    def _first(self, x: Tensor) -> Tensor:
+        """The first layers of all heads: (B, R) → (G, B, H)."""
+        w1, b1, *_ = self.tensors.values()
+        flat = torch.addmm(b1.flatten(), x, w1.flatten(0, 1).T)
+        return flat.view(len(x), len(self), -1).transpose(0, 1).contiguous()
+
+    def _dropout(self, hidden: Tensor) -> Tensor:
+        """What each hidden unit is multiplied by: 0, or what keeps the mean; drawn head by head."""
+        kept = torch.empty_like(hidden)
+        for number, (member, noise) in enumerate(zip(self.members, self._noise, strict=True)):
+            drawn = torch.rand(hidden.shape[1:], generator=noise) >= member.dropout
+            kept[number] = drawn.to(hidden.dtype).div_(1 - member.dropout)
+        return kept
+
+    def _update(self, gradients: Sequence[Tensor]) -> None:
+        rate = (1 + math.cos(math.pi * self.taken / self.steps)) / 2
+        for number, (group, member) in enumerate(zip(self._optimizer.param_groups, self.members, strict=True)):
+            group["lr"] = member.lr * rate
+            for parameter, gradient in zip(group["params"], gradients, strict=True):
+                parameter.grad = gradient[number]
+        self._optimizer.step()
+        self.taken += 1
+
+    @torch.inference_mode()
+    def log_probs(self, x: Tensor) -> Tensor:
+        """Log-probabilities of rows (B, R) by every head, (G, B, C); nothing is left out."""
+        _, _, w2, b2 = self.tensors.values()
+        return torch.log_softmax(torch.baddbmm(b2.unsqueeze(1), self._first(x).relu_(), w2.mT), 2)
+
+    def state(self, number: int) -> dict[str, Tensor]:
+        """A copy of the weights of one head, as `nn.Sequential` names them."""
+        return {name: tensor[number].clone() for name, tensor in self.tensors.items()}
