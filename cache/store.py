@@ -19,6 +19,7 @@ from cache.manifest import Manifest
 from cache.shard import Float16Array, Shard
 
 Positions = npt.NDArray[np.intp]
+Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,18 @@ class FeatureCache:
         for positions, block in self.blocks(keys):
             rows[positions] = block
         return rows
+
+    def arrays(self, split: str, name: str | None = None, passes: int = 0) -> tuple[Float16Array, Labels]:
+        """Rows and labels of one split, for anything that takes plain arrays: (N, D) float16 and (N,) int64.
+
+        A row for each file in the order of the index of set `name`, labels as places in its `classes`; in train then
+        the same for augmented passes 1 to `passes`. MissingRows where one is not there.
+        """
+        index = self.index(name)
+        images, place = index.split(split), {label: number for number, label in enumerate(index.classes)}
+        views = [layout.pass_view(number) for number in range(1 + (passes if split == "train" else 0))]
+        rows = self.read([(image.key, view) for view in views for image in images])
+        return rows, np.tile(np.array([place[image.label] for image in images], dtype=np.int64), len(views))
 
     def provenance(self, keys: Iterable[RowKey]) -> list[Mapping[str, Any]]:
         """What computed the rows of `keys`: device, processor capability, versions, code path, place of the weights."""
