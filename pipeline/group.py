@@ -5,7 +5,7 @@ and random numbers, and shares with the others only the rows of each batch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +96,22 @@ class HeadGroup:
                 parameter.grad = gradient[number]
         self._optimizer.step()
         self.taken += 1
+
+    def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """A step on every batch of (rows, labels); the mean loss of each head over all rows, (G,) float64."""
+        total, count = torch.zeros(len(self), dtype=torch.float64), 0
+        for x, labels in batches:
+            total += self.step(x, labels) * len(x)
+            count += len(x)
+        return total / count
+
+    def accuracy(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """Share of the rows in `batches` whose most probable class is their label, (G,) float64."""
+        hits, count = torch.zeros(len(self), dtype=torch.float64), 0
+        for x, labels in batches:
+            hits += (self.log_probs(x).argmax(2) == labels).sum(1)
+            count += len(labels)
+        return hits / count
 
     @torch.inference_mode()
     def log_probs(self, x: Tensor) -> Tensor:

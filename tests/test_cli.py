@@ -220,6 +220,7 @@ def test_an_interrupt_says_what_is_kept(
     before = signal.getsignal(signal.SIGTERM)
 
     def interrupted(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         signal.raise_signal(number)
 
     monkeypatch.setattr("pipeline.extract.extract", interrupted)
