@@ -7,6 +7,7 @@ and random numbers, and shares with the others only the rows of each batch.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,19 +48,23 @@ class HeadGroup:
         heads = [build_head(config, noise).to(dtype) for config, noise in zip(configs, self._noise, strict=True)]
         states = [head.state_dict() for head in heads]
         self.tensors = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-        groups = [
-            {"params": [tensor[number] for tensor in self.tensors.values()], "lr": m.lr, "weight_decay": m.weight_decay}
-            for number, m in enumerate(members)
-        ]
-        self._optimizer = torch.optim.AdamW(groups, fused=True)
+        self._gradients = {name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()}
+        self._optimizer = torch.optim.AdamW([self._parameters(number) for number in range(len(members))], fused=True)
 
     def __len__(self) -> int:
         """G, heads."""
         return len(self.members)
 
+    def _parameters(self, number: int) -> dict[str, Any]:
+        """One head's part of the arrays, as the optimizer takes them: it writes through these views."""
+        parameters = [tensor[number] for tensor in self.tensors.values()]
+        for parameter, gradients in zip(parameters, self._gradients.values(), strict=True):
+            parameter.grad = gradients[number]
+        return {"params": parameters, "weight_decay": self.members[number].weight_decay}
+
     def step(self, x: Tensor, labels: Tensor) -> Tensor:
         """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step."""
-        w1, _, w2, b2 = self.tensors.values()
+        _, _, w2, b2 = self.tensors.values()
         hidden = self._first(x).relu_()  # (G, B, H)
         kept = self._dropout(hidden)
         seen = hidden * kept
@@ -69,9 +74,12 @@ class HeadGroup:
         # The gradient of this chain in four lines: automatic differentiation would keep and copy the stacked weights.
         d_logits = log_probs.exp().scatter_add_(2, target, torch.full_like(target, -1, dtype=x.dtype)).div_(len(x))
         d_hidden = torch.bmm(d_logits, w2).mul_(kept).mul_(hidden > 0)
-        d_first = d_hidden.transpose(0, 1).reshape(len(x), -1).T @ x
-        gradients = (d_first.view_as(w1), d_hidden.sum(1), torch.bmm(d_logits.mT, seen), d_logits.sum(1))
-        self._update(gradients)
+        g1, c1, g2, c2 = self._gradients.values()
+        torch.mm(d_hidden.transpose(0, 1).reshape(len(x), -1).T, x, out=g1.view(-1, x.shape[1]))
+        torch.sum(d_hidden, 1, out=c1)
+        torch.bmm(d_logits.mT, seen, out=g2)
+        torch.sum(d_logits, 1, out=c2)
+        self._update()
         return losses
 
     def _first(self, x: Tensor) -> Tensor:
@@ -88,12 +96,10 @@ class HeadGroup:
             kept[number] = drawn.to(hidden.dtype).div_(1 - member.dropout)
         return kept
 
-    def _update(self, gradients: Sequence[Tensor]) -> None:
+    def _update(self) -> None:
         rate = (1 + math.cos(math.pi * self.taken / self.steps)) / 2
-        for number, (group, member) in enumerate(zip(self._optimizer.param_groups, self.members, strict=True)):
+        for group, member in zip(self._optimizer.param_groups, self.members, strict=True):
             group["lr"] = member.lr * rate
-            for parameter, gradient in zip(group["params"], gradients, strict=True):
-                parameter.grad = gradient[number]
         self._optimizer.step()
         self.taken += 1
 

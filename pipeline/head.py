@@ -19,13 +19,7 @@ class HeadConfig:
 
 def build_head(config: HeadConfig, generator: torch.Generator | None = None) -> nn.Sequential:
     """A new head, (B, D) → log-probabilities (B, C); weights as `nn.Linear` draws them, from `generator`."""
-    head = nn.Sequential(
-        nn.utils.skip_init(nn.Linear, config.in_features, config.hidden),
-        nn.ReLU(),
-        nn.Dropout(config.dropout),
-        nn.utils.skip_init(nn.Linear, config.hidden, config.num_classes),
-        nn.LogSoftmax(dim=1),
-    )
+    head = _layers(config)
     for layer in (head[0], head[3]):
         assert isinstance(layer, nn.Linear)
         bound = 1 / math.sqrt(layer.in_features)
@@ -34,20 +28,19 @@ def build_head(config: HeadConfig, generator: torch.Generator | None = None) -> 
     return head
 
 
-def training_log_probs(head: nn.Sequential, x: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, D) → (B, C) with dropout drawn from `generator`, never from the global one."""
-    hidden = head[1](head[0](x))
-    dropout = head[2]
-    assert isinstance(dropout, nn.Dropout)
-    rate = dropout.p
-    keep = torch.rand(hidden.shape, generator=generator) >= rate
-    log_probs: Tensor = head[4](head[3](hidden * keep / (1 - rate)))
-    return log_probs
+def _layers(config: HeadConfig) -> nn.Sequential:
+    return nn.Sequential(
+        nn.utils.skip_init(nn.Linear, config.in_features, config.hidden),
+        nn.ReLU(),
+        nn.Dropout(config.dropout),
+        nn.utils.skip_init(nn.Linear, config.hidden, config.num_classes),
+        nn.LogSoftmax(dim=1),
+    )
 
 
 def head_from_tensors(tensors: dict[str, Tensor], dropout: float = 0.0) -> nn.Sequential:
     """The head of `0.weight (H, D), 0.bias, 3.weight (C, H), 3.bias`, in eval mode."""
     hidden, in_features = tensors["0.weight"].shape
-    head = build_head(HeadConfig(in_features, hidden, len(tensors["3.weight"]), dropout))
+    head = _layers(HeadConfig(in_features, hidden, len(tensors["3.weight"]), dropout))
     head.load_state_dict(tensors)
     return head.eval().requires_grad_(False)

@@ -2,13 +2,11 @@
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import nll_loss
 
 from cache.errors import MissingRows
 from cache.index import SetIndex
@@ -18,7 +16,8 @@ from pipeline.basis import Basis
 from pipeline.config import TrainConfig
 from pipeline.console import Say, silent
 from pipeline.errors import RunError
-from pipeline.head import HeadConfig, build_head, training_log_probs
+from pipeline.group import HeadGroup, Member
+from pipeline.head import head_from_tensors
 from pipeline.images import count_leaks, stale_files
 from pipeline.memory import available_bytes
 from pipeline.rows import HeadData, load_data
@@ -110,16 +109,14 @@ def _say_leaks(leaks: dict[str, int], say: Say) -> None:
 def _fit(config: TrainConfig, data: HeadData | StreamedData, result: TrainResult, say: Say) -> nn.Sequential:
     """The epochs; fills in `result` and returns the head of the best one."""
     order = torch.Generator().manual_seed(config.seed)  # data seed: order, pass per image
-    noise = torch.Generator().manual_seed(config.seed + (1 << 32))  # head seed: weights, dropout
-    head = build_head(HeadConfig(data.in_features, config.hidden, data.num_classes, config.dropout), noise)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    member = Member(config.lr, config.weight_decay, config.dropout, seed=config.seed + (1 << 32))  # head seed
     steps = config.epochs * math.ceil(data.num_images / config.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    group = HeadGroup([member], data.in_features, config.hidden, data.num_classes, steps)
     best: dict[str, Tensor] = {}
     for number in range(1, config.epochs + 1):
         start = time.perf_counter()
-        loss = _train_epoch(head, data, config.batch_size, optimizer, schedule, order, noise)
-        valid = accuracy(head, data.validation())
+        loss = float(group.epoch(data.batches(config.batch_size, order)))
+        valid = float(group.accuracy(data.validation()))
         epoch = Epoch(number, loss, valid, time.perf_counter() - start)
         result.epochs.append(epoch)
         if not math.isfinite(loss):
@@ -127,42 +124,8 @@ def _fit(config: TrainConfig, data: HeadData | StreamedData, result: TrainResult
         say(f"epoch {number:3d}  loss {loss:.4f}  valid {valid:.2%}  {epoch.seconds:.2f} s")
         if not best or valid > result.valid_accuracy:
             result.kept_epoch, result.valid_accuracy = number, valid
-            best = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    head.load_state_dict(best)
-    return head.eval().requires_grad_(False)
-
-
-def _train_epoch(
-    head: nn.Sequential,
-    data: HeadData | StreamedData,
-    batch_size: int,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    order: torch.Generator,
-    noise: torch.Generator,
-) -> float:
-    """One pass over the training images, one drawn view of each; returns the mean loss."""
-    total = 0.0
-    for rows, labels in data.batches(batch_size, order):
-        loss = nll_loss(training_log_probs(head, rows, noise), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        total += loss.item() * len(rows)
-    return total / data.num_images
-
-
-@torch.inference_mode()
-def accuracy(head: nn.Sequential, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Share of the rows in `batches` (rows, labels) whose most probable class is their label."""
-    head.eval()
-    hits = count = 0
-    for rows, labels in batches:
-        hits += int((head(rows).argmax(1) == labels).sum())
-        count += len(labels)
-    head.train()
-    return hits / count
+            best = group.state(0)
+    return head_from_tensors(best, config.dropout)
 
 
 def _record(

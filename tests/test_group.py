@@ -91,3 +91,24 @@ def test_log_probabilities_are_those_of_each_head() -> None:
         head.load_state_dict(group.state(number))
         with torch.inference_mode():
             assert torch.allclose(found[number], head(x))
+
+
+def test_dropout_keeps_the_mean_and_is_drawn_head_by_head() -> None:
+    """Half of the units doubled, none at rate 0; equal seeds draw alike, others do not."""
+    members = [Member(1e-3, dropout=rate, seed=seed) for rate, seed in ((0.5, 1), (0.5, 1), (0.5, 2), (0.0, 3))]
+    kept = HeadGroup(members, 8, 50, 3, STEPS)._dropout(torch.empty(4, 200, 50))
+    assert abs(float(kept[0].mean()) - 1) < 0.05
+    assert set(kept[0].unique().tolist()) == {0, 2}
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[0], kept[2])
+    assert torch.equal(kept[3], torch.ones(200, 50))
+
+
+def test_an_epoch_means_over_rows_and_accuracy_counts_them() -> None:
+    """A smaller last batch weighs less."""
+    group, single = (HeadGroup(MEMBERS, 8, 5, 3, STEPS, torch.float64) for _ in range(2))
+    losses = torch.stack([single.step(x, labels) * len(x) for x, labels in batches()])
+    assert torch.allclose(group.epoch(batches()), losses.sum(0) / sum(len(x) for x, _ in batches()))
+    everything = torch.cat([x for x, _ in batches()]), torch.cat([labels for _, labels in batches()])
+    hits = (group.log_probs(everything[0]).argmax(2) == everything[1]).double().mean(1)
+    assert torch.allclose(group.accuracy(batches()), hits)
