@@ -80,6 +80,10 @@ def _standardise(blocks: Blocks) -> Scale:
         count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
     deviation = _deviation(squares, total, count)
     overall = _deviation(squares.sum(), total.sum(), count * len(total))
+    if not float(deviation.max()) > 0:
+        raise PipelineError(
+            "the features of all training rows are the same, expected differences: check the backbone's weights"
+        )
     return Scale((total / count).float(), (deviation + 0.1 * overall + 1e-6).float())
 
 

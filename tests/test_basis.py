@@ -174,3 +174,11 @@ def test_the_fit_has_the_moments_of_its_rows() -> None:
     z = basis.transform(rows)
     assert torch.allclose(z.mean(0), torch.zeros(48), atol=1e-4)
     assert abs(float(z.std()) - 1) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["pool", "pyramid+white", "pca:2"])
+def test_features_that_never_differ_are_refused(name: str) -> None:
+    """As a backbone of useless weights gives them; a whitening would divide by zero."""
+    start = start_basis(name, (8, 2, 2))
+    with pytest.raises(PipelineError, match="all training rows are the same"):
+        fit_basis(start, in_blocks(start.transform(torch.zeros(20, 32)), torch.arange(20) % 3), 3, (8, 2, 2))
