@@ -98,11 +98,12 @@ class SetIndex:
         try:
             stored: dict[str, Any] = json.loads(path.read_bytes())
             version, digest = stored.pop("format"), stored.pop("sha256")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            expected = json_digest(stored)  # no NaN, and no nesting without end
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedCache(f"{path} is not an index ({error!r}); run extract again to write it") from error
         if version != layout.FORMAT_VERSION:
             raise CacheError(f"{path} is of format {version!r}, expected {layout.FORMAT_VERSION}; run extract again")
-        if digest != json_digest(stored):
+        if digest != expected:
             raise DamagedCache(f"{path} was changed after it was written; run extract again to write it")
         try:
             columns = stored["images"].values() if isinstance(stored["images"], dict) else [None]

@@ -103,14 +103,15 @@ class Manifest:
             stored = json.loads(path.read_bytes())
             digest, base = stored.pop("digest"), stored["base"]
             version = base["format"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            expected = json_digest(stored)  # no NaN, and no nesting without end
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedCache(f"{path} is not a manifest ({error!r}); restore it, or extract anew") from error
         if version != FORMAT_VERSION:
             raise CacheError(
                 f"{path} is of format {version!r}, this program reads format {FORMAT_VERSION}: "
                 "use the version of headgraft that wrote it, or extract into another folder"
             )
-        if digest != json_digest(stored):
+        if digest != expected:
             raise DamagedCache(f"{path} was changed after it was written; restore it, or extract anew")
         try:
             return cls.parse(stored)

@@ -12,6 +12,7 @@ _SUFFIX = ".safetensors"
 
 def save_projection(cache: Path, source: str, data: bytes) -> None:
     """Keep `data` under `source`, the SHA-256 (hex) of everything it was made from."""
+    (cache / PROJECTION_FOLDER).mkdir(exist_ok=True)  # it may be deleted at any time
     write_atomically(cache / PROJECTION_FOLDER / f"{source}-{xxhash.xxh3_128_hexdigest(data)}{_SUFFIX}", data)
 
 

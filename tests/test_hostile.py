@@ -292,3 +292,14 @@ def test_an_index_with_a_crafted_head_is_refused(
     rewritten(file, lambda stored: stored.update({field: value}), "sha256")
     with pytest.raises(DamagedCache):
         SetIndex.load(file)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 200_000, '{"format": 1, "base": {"format": 1}, "digest": "", "sha256": "", "x": NaN}']
+)
+def test_json_that_no_program_wrote_is_refused(content: str, tmp_path: Path) -> None:
+    """Nested without end, or with numbers that JSON does not have."""
+    (tmp_path / "any.json").write_text(content)
+    for load in (Manifest.load, SetIndex.load):
+        with pytest.raises(DamagedCache, match=r"is not (a manifest|an index)"):
+            load(tmp_path / "any.json")

@@ -90,6 +90,13 @@ def test_the_projection_is_kept_and_made_anew_when_damaged(features: Path, tmp_p
     assert heads[0] == heads[1] == heads[2]
 
 
+def test_projections_may_be_deleted_folder_and_all(features: Path, tmp_path: Path) -> None:
+    """They are made again."""
+    shutil.rmtree(features / "projections")
+    train_head(train_config(features, tmp_path / "run"))
+    assert len(list((features / "projections").iterdir())) == 1
+
+
 def test_the_global_generator_is_left_alone(features: Path, tmp_path: Path) -> None:
     """Training draws from its own generators."""
     torch.manual_seed(0)
