@@ -51,7 +51,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         rows, labels = torch.from_numpy(np.asarray(X)), torch.from_numpy(places)
         order = torch.Generator().manual_seed(self.seed)
         steps = self.epochs * math.ceil(len(rows) / self.batch_size)
-        member = Member(self.lr, self.weight_decay, self.dropout, self.seed + (1 << 32))
+        member = Member(self.lr, self.weight_decay, self.dropout, self.seed)
         group = HeadGroup([member], rows.shape[1], self.hidden, len(self.classes_), steps)
         for _ in range(self.epochs):
             batches = torch.randperm(len(rows), generator=order).split(self.batch_size)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pipeline.head import HeadConfig, build_head
 
+HEAD_SEEDS = 1 << 32  # added to a head's seed: its numbers are not those that order the rows under the same seed
+
 
 @dataclass(frozen=True)
 class Member:
@@ -43,7 +45,7 @@ class HeadGroup:
         self.members = tuple(members)
         self.steps = steps
         self.taken = 0
-        self._noise = [torch.Generator().manual_seed(member.seed) for member in members]
+        self._noise = [torch.Generator().manual_seed(member.seed + HEAD_SEEDS) for member in members]
         configs = [HeadConfig(in_features, hidden, num_classes, member.dropout) for member in members]
         heads = [build_head(config, noise).to(dtype) for config, noise in zip(configs, self._noise, strict=True)]
         states = [head.state_dict() for head in heads]

@@ -109,7 +109,7 @@ def _say_leaks(leaks: dict[str, int], say: Say) -> None:
 def _fit(config: TrainConfig, data: HeadData | StreamedData, result: TrainResult, say: Say) -> nn.Sequential:
     """The epochs; fills in `result` and returns the head of the best one."""
     order = torch.Generator().manual_seed(config.seed)  # data seed: order, pass per image
-    member = Member(config.lr, config.weight_decay, config.dropout, seed=config.seed + (1 << 32))  # head seed
+    member = Member(config.lr, config.weight_decay, config.dropout, config.seed)
     steps = config.epochs * math.ceil(data.num_images / config.batch_size)
     group = HeadGroup([member], data.in_features, config.hidden, data.num_classes, steps)
     best: dict[str, Tensor] = {}

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
-from pipeline.group import HeadGroup, Member
+from pipeline.group import HEAD_SEEDS, HeadGroup, Member
 from pipeline.head import HeadConfig, build_head
 
 MEMBERS = [
@@ -34,7 +34,7 @@ def trained(members: list[Member], dtype: torch.dtype = torch.float64) -> tuple[
 
 def by_hand(member: Member) -> tuple[dict[str, Tensor], Tensor]:
     """The same head by automatic differentiation, torch's AdamW and its cosine schedule."""
-    noise = torch.Generator().manual_seed(member.seed)
+    noise = torch.Generator().manual_seed(member.seed + HEAD_SEEDS)
     head = build_head(HeadConfig(8, 5, 3, member.dropout), noise).double()
     optimizer = torch.optim.AdamW(head.parameters(), lr=member.lr, weight_decay=member.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
