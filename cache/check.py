@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 
 from cache import layout
@@ -9,7 +10,7 @@ from cache.errors import CacheError
 from cache.files import sync_folder
 from cache.index import SetIndex
 from cache.lock import writing
-from cache.projections import intact
+from cache.projections import intact, projection_files
 from cache.store import FeatureCache
 
 Changes = Callable[[SetIndex], list[str]]  # how a set's images differ from its index, in words
@@ -78,10 +79,16 @@ def repair(path: Path) -> RepairResult:
         place = path / layout.DAMAGED_FOLDER
         for file in moved:
             place.mkdir(exist_ok=True)
-            file.replace(place / file.name)
+            file.replace(_free_name(place / file.name))
             sync_folder(file.parent)
         result = verify(path)
     return RepairResult(str(path), [{"shard": _inside(path, file)} for file in moved], str(place), result.missing)
+
+
+def _free_name(file: Path) -> Path:
+    """Beside what was set aside under this name before, nothing of which is lost."""
+    names = (file.with_name(f"{file.stem}-{number}{file.suffix}") for number in count(2))
+    return next(name for name in chain((file,), names) if not name.exists())
 
 
 def _is_damaged_index(file: Path) -> bool:
@@ -93,8 +100,7 @@ def _is_damaged_index(file: Path) -> bool:
 
 
 def _damaged_projections(path: Path) -> list[Path]:
-    folder = path / layout.PROJECTION_FOLDER
-    return [file for file in sorted(folder.glob("*")) if not file.name.startswith(".") and not intact(file)]
+    return [file for file in projection_files(path) if not intact(file)]
 
 
 def _inside(path: Path, file: Path) -> str:

@@ -1,9 +1,10 @@
 """One image set's index: which files it has, their digests, labels and splits, and the order of its classes."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from itertools import starmap
 from pathlib import Path
 from typing import Any, Self
@@ -142,18 +143,31 @@ def _records(columns: dict[str, list[Any]]) -> tuple[ImageRecord, ...]:
 
 def _impossible(index: SetIndex, path: Path) -> str:
     """What is of another type, beyond all bounds, or leads out of the data set; "" where all is possible."""
-    texts = (index.data, index.root, *index.classes)
-    if index.name != path.stem or not all(isinstance(text, str) for text in texts):
+    if index.name != path.stem or not all(map(is_file_name, (index.data, index.root, *index.classes))):
         return "another set's name, or no texts as places and classes"
-    if len(set(index.classes)) != len(index.classes) or not (is_count(index.passes) and type(index.split_seed) is int):
-        return "classes twice, or no counts"
-    from_csv = index.data != index.root  # a CSV may name files anywhere
-    bad = [record for record in index.images if not _is_possible(record, from_csv)]
-    return f"the entry {bad[0]!r}"[:300] if bad else ""
+    if not index.classes or len(set(index.classes)) != len(index.classes):
+        return "no classes, or one twice"
+    if not is_count(index.passes, most=layout.MOST_PASSES) or type(index.split_seed) is not int:
+        return "no counts as passes and split_seed"
+    from_csv, classes = index.data != index.root, frozenset(index.classes)  # a CSV may name files anywhere
+    bad = next((record for record in index.images if not _is_possible(record, from_csv, classes)), None)
+    if bad is None and len({record.path for record in index.images}) != len(index.images):
+        return "one path twice"
+    if bad is None and not all(is_file_name(text) for image in index.skipped for text in astuple(image)):
+        return "skipped files that are no texts"
+    return "" if bad is None else f"the entry {bad!r}"[:300]
 
 
-def _is_possible(record: ImageRecord, from_csv: bool) -> bool:
-    if not all(isinstance(text, str) for text in (record.path, record.label, record.digest)):
+def is_file_name(value: object) -> bool:
+    """Whether `value` is a text that a file system can name a file by: no NUL, no half characters but stray bytes."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_possible(record: ImageRecord, from_csv: bool, classes: frozenset[str]) -> bool:
+    if not is_file_name(record.path) or record.label not in classes:
         return False
     inside = from_csv or not (Path(record.path).is_absolute() or ".." in Path(record.path).parts)
     return (

@@ -32,6 +32,7 @@ VIEW_DTYPE = "S16"
 ALIGNMENT = 4096
 
 CLEAN_VIEW = "pass:0"
+MOST_PASSES = 1000  # of a set: what an index may say before it is taken for a forgery
 
 _VIEW = re.compile(r"(pass|dense):(0|[1-9][0-9]{0,8})")
 _SHARD = re.compile(r"([0-9a-f]{32})-([1-9][0-9]{0,15})\.h5")

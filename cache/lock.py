@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from cache import layout
 from cache.errors import CacheBusy, CacheError
-from cache.files import is_abandoned
+from cache.files import is_abandoned, write_atomically
 
 
 @contextmanager
@@ -33,8 +33,8 @@ def writing(cache: Path) -> Iterator[None]:
     holder = cache / layout.HOLDER_FILE
     try:
         about = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        with suppress(OSError):  # only a courtesy to others: what a full disk means, the first shard will say
-            holder.write_text(json.dumps(about))
+        with suppress(CacheError):  # only a courtesy to others: what a full disk means, the first shard will say
+            write_atomically(holder, json.dumps(about).encode())  # not through a link that lies there
         _clear(cache)
         yield
     finally:
@@ -47,7 +47,7 @@ def _holder(cache: Path) -> str:
     try:
         about = json.loads((cache / layout.HOLDER_FILE).read_bytes())
         return f"process {about['process']} on {about['machine']} (since {about['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
 
 

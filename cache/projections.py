@@ -1,4 +1,4 @@
-"""Rows already reduced by a basis, kept beside the shards; named by what made them and by their own digest."""
+"""Rows already reduced by a basis, kept beside the shards; named by what made them and by a digest of that and them."""
 
 from pathlib import Path
 
@@ -13,19 +13,33 @@ _SUFFIX = ".safetensors"
 def save_projection(cache: Path, source: str, data: bytes) -> None:
     """Keep `data` under `source`, the SHA-256 (hex) of everything it was made from."""
     (cache / PROJECTION_FOLDER).mkdir(exist_ok=True)  # it may be deleted at any time
-    write_atomically(cache / PROJECTION_FOLDER / f"{source}-{xxhash.xxh3_128_hexdigest(data)}{_SUFFIX}", data)
+    write_atomically(cache / PROJECTION_FOLDER / _name(source, data), data)
 
 
 def load_projection(cache: Path, source: str) -> bytes | None:
     """What is kept under `source`; a file whose bytes lost their digest is removed and counts as absent."""
-    for path in sorted((cache / PROJECTION_FOLDER).glob(f"{source}-*{_SUFFIX}")):
-        data = path.read_bytes()
-        if path.name == f"{source}-{xxhash.xxh3_128_hexdigest(data)}{_SUFFIX}":
-            return data
-        path.unlink()
+    for path in projection_files(cache):
+        if path.name.startswith(f"{source}-"):
+            data = path.read_bytes()
+            if path.name == _name(source, data):
+                return data
+            path.unlink()
     return None
 
 
+def projection_files(cache: Path) -> list[Path]:
+    """The files kept, damaged ones among them."""
+    folder = cache / PROJECTION_FOLDER
+    return [file for file in sorted(folder.glob("*")) if file.is_file() and not file.name.startswith(".")]
+
+
 def intact(path: Path) -> bool:
-    """Whether a kept projection has the bytes that its name promises."""
-    return path.name.endswith(f"-{xxhash.xxh3_128_hexdigest(path.read_bytes())}{_SUFFIX}")
+    """Whether a kept projection has the source and the bytes that its name promises."""
+    return path.name == _name(path.name.partition("-")[0], path.read_bytes())
+
+
+def _name(source: str, data: bytes) -> str:
+    """The digest is of the source too: under another one, the file is not what its name says."""
+    digest = xxhash.xxh3_128(source.encode("utf-8", "surrogateescape"))
+    digest.update(data)
+    return f"{source}-{digest.hexdigest()}{_SUFFIX}"

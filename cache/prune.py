@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from cache import layout
 from cache.errors import UnknownSet
 from cache.files import sync_folder
 from cache.index import index_path
 from cache.keys import RowKey, unpack_keys
 from cache.lock import writing
+from cache.projections import projection_files
 from cache.shard import Shard, write_shard
 from cache.store import FeatureCache
 from cache.writer import spare_copies
@@ -55,7 +54,7 @@ def prune(path: Path, dry_run: bool = False, say: Callable[[str], None] = lambda
             for shard in cache.shards
             if shard not in spare
         ]
-        projections = [file for file in cache.projections.glob("*") if not file.name.startswith(".")]
+        projections = projection_files(path)
         rows, size = _waste(kept, [*(shard.path for shard in spare), *projections])
         counted = f"{rows} rows that no set uses, {len(spare)} spare shards, {len(projections)} projections"
         say(f"{counted}: {size / 1e6:.1f} MB")
@@ -90,5 +89,5 @@ def _keep_only(shard: Shard, used: list[int]) -> None:
         keys = unpack_keys(shard.packed_keys[used])
         augmented = any(layout.is_augmented(view) for _, view in keys)
         header = replace(shard.header, augmentation_digest=shard.header.augmentation_digest if augmented else "")
-        write_shard(shard.path.parent, header, keys, np.ascontiguousarray(shard.rows[used]))
+        write_shard(shard.path.parent, header, keys, shard.read()[used])
     shard.path.unlink(missing_ok=True)

@@ -18,6 +18,8 @@ from cache.keys import PackedKeys, RowKey, join_keys, unpack_keys
 
 Float16Array = npt.NDArray[np.float16]
 
+_INFINITY, _NEGATIVE_INFINITY = 0x7C00, 0xFC00  # bits of float16
+
 
 @dataclass(frozen=True)
 class ShardHeader:
@@ -85,13 +87,16 @@ class Shard:
         _check_bytes(path)
         try:
             with h5py.File(path, "r") as file:
-                header, keys = _read_header(file), _read_keys(file)
+                header = _read_header(file)
+                keys = _read_keys(file, augmented=header.augmentation_digest != "")
                 offset, shape = _mappable(file, path.stat().st_size)
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:  # RecursionError is a RuntimeError
             raise DamagedCache(f"{path} is not a shard of this format: {error}") from error
         if shape != (len(keys), int(np.prod(header.row_shape))):
             raise DamagedCache(f"{path} holds {shape} features for {len(keys)} keys of {header.row_shape}")
         rows: Float16Array = np.memmap(path, dtype=layout.FEATURE_DTYPE, mode="r", offset=offset, shape=shape)
+        if not _all_finite(rows):
+            raise DamagedCache(f"{path} has a feature that is not finite, which no shard has")
         return cls(path, header, keys, rows)
 
     def read(self) -> Float16Array:
@@ -129,30 +134,56 @@ def _read_header(file: h5py.File) -> ShardHeader:
     version = int(file.attrs[layout.ATTR_FORMAT])
     if version != layout.FORMAT_VERSION:
         raise ValueError(f"format {version}, expected {layout.FORMAT_VERSION}")
+    provenance = json.loads(file.attrs[layout.ATTR_PROVENANCE])
+    if not isinstance(provenance, dict):
+        raise TypeError("provenance is no object")
     return ShardHeader(
         base_digest=str(file.attrs[layout.ATTR_BASE]),
         row_shape=tuple(int(n) for n in file.attrs[layout.ATTR_ROW_SHAPE]),
         augmentation_digest=str(file.attrs[layout.ATTR_AUGMENTATION]),
         basis=str(file.attrs[layout.ATTR_BASIS]),
-        provenance=json.loads(file.attrs[layout.ATTR_PROVENANCE]),
+        provenance=provenance,
     )
 
 
-def _read_keys(file: h5py.File) -> PackedKeys:
-    digests, views = file[layout.DIGESTS][()], file[layout.VIEWS][()]
+def _read_keys(file: h5py.File, augmented: bool) -> PackedKeys:
+    """The distinct keys of the rows; `augmented` says whether views of the recipe may be among them."""
+    stored = [_own(file, name) for name in (layout.DIGESTS, layout.VIEWS)]
+    if max(dataset.nbytes for dataset in stored) > file.id.get_filesize():
+        raise ValueError("more keys than the file has room for")
+    digests, views = (dataset[()] for dataset in stored)
     if digests.dtype != np.uint8 or digests.shape != (len(views), 32) or views.dtype != layout.VIEW_DTYPE:
         raise ValueError(f"digests of shape {digests.shape} for {len(views)} views")
-    if not all(layout.is_view(view.decode("ascii")) for view in set(views.tolist())):
-        raise ValueError("a view that this format does not know")
-    return join_keys(digests, views)
+    names = [view.decode("ascii") for view in set(views.tolist())]
+    if not all(map(layout.is_view, names)) or (any(map(layout.is_augmented, names)) and not augmented):
+        raise ValueError("a view that this format does not know, or an augmented one without its recipe")
+    keys = join_keys(digests, views)
+    if len(np.unique(keys)) != len(keys):
+        raise ValueError("two rows of one key")
+    return keys
+
+
+def _own(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset of the file itself: a link or external storage would have HDF5 open other files."""
+    here = isinstance(file.get(name, getlink=True), h5py.HardLink)
+    dataset = file[name] if here else None
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        raise ValueError(f"{name} is no dataset of the file itself")
+    return dataset
+
+
+def _all_finite(rows: Float16Array) -> bool:
+    """By their bits, ten times faster than `isfinite`: from infinity on, nothing is a number."""
+    positive, negative = rows.view(np.int16), rows.view(np.uint16)
+    return not rows.size or bool(positive.max() < _INFINITY and negative.max() < _NEGATIVE_INFINITY)
 
 
 def _mappable(file: h5py.File, size: int) -> tuple[int, tuple[int, ...]]:
     """Offset and shape of the features, if they may be mapped without HDF5."""
-    features = file[layout.FEATURES]
+    features = _own(file, layout.FEATURES)
     offset = features.id.get_offset()
-    plain = features.chunks is None and not features.external and not features.is_virtual
-    if not plain or features.dtype.str != layout.FEATURE_DTYPE or features.ndim != 2 or offset is None:
+    plain = features.chunks is None and features.dtype.str == layout.FEATURE_DTYPE and features.ndim == 2
+    if not plain or offset is None:
         raise ValueError("features must be one contiguous two-dimensional <f2 dataset, allocated in the file")
     if offset % 2 or offset + features.nbytes > size or features.id.get_storage_size() != features.nbytes:
         raise ValueError("features reach outside the file")

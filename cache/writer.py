@@ -129,10 +129,9 @@ def _merge(batch: Sequence[Shard]) -> Sequence[Shard]:
     """Write one shard with the rows of `batch` and return the shards it replaces."""
     if len(batch) < 2:
         return ()
-    places = {key: (shard, row) for shard in batch for row, key in enumerate(shard.keys)}  # shards may overlap
-    keys = list(places)
-    rows = np.stack([shard.rows[row] for shard, row in places.values()])
+    contents = [(shard.keys, shard.read()) for shard in batch]  # checked anew: what is copied gets a digest of its own
+    places = {key: row for keys, rows in contents for key, row in zip(keys, rows, strict=True)}  # shards may overlap
     augmentation = max(shard.header.augmentation_digest for shard in batch)  # one manifest: "" or that one digest
     header = replace(batch[0].header, augmentation_digest=augmentation)
-    write_shard(batch[0].path.parent, header, keys, rows)
+    write_shard(batch[0].path.parent, header, list(places), np.stack(list(places.values())))
     return batch

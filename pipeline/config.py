@@ -8,19 +8,46 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cache.layout import MOST_PASSES
 from pipeline.errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
 
+# Beyond these, a number is a slip of the hand; without them it would end in an overflow or the machine's memory.
+LARGEST_SEED = (1 << 32) - 1
+_EXTRACT_BOUNDS = {
+    "passes": (0, MOST_PASSES),
+    "image_size": (32, 1024),
+    "seed": (0, LARGEST_SEED),
+    "split_seed": (0, LARGEST_SEED),
+    "batch_size": (1, 4096),
+    "workers": (0, 256),
+    "threads": (1, 1024),
+}
+_TRAIN_BOUNDS = {
+    "passes": (0, MOST_PASSES),
+    "hidden": (1, 1 << 16),
+    "epochs": (1, 100_000),
+    "batch_size": (1, 1 << 20),
+    "seed": (0, LARGEST_SEED),
+}
+
 _BASIS = re.compile(
-    r"(?:(?:full|pool|pyramid)(?:\+white(?::(?P<g>\d+(?:\.\d+)?))?)?(?:\+pca:(?P<r>\d+))?|pca:(?P<r2>\d+))"
+    r"(?:(?:full|pool|pyramid)(?:\+white(?::(?P<g>\d{1,9}(?:\.\d{1,9})?))?)?(?:\+pca:(?P<r>\d{1,9}))?|pca:(?P<r2>\d{1,9}))"
 )
 
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
         raise ConfigError(message)
+
+
+def _require_count(name: str, value: int | None, least: int, most: int) -> None:
+    """A count that was left open is chosen later."""
+    option = f"--{name.replace('_', '-')}"
+    _require(value is None or value >= least, f"{option} is {value}, expected {least} or more")
+    _require(value is None or value <= most, f"{option} is {value}, expected at most {most:,}")
 
 
 def _take_texts_as_paths(config: Any) -> None:
@@ -59,13 +86,9 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         _take_texts_as_paths(self)
-        _require(self.passes >= 0, f"--passes is {self.passes}, expected 0 or more")
-        _require(self.image_size >= 32, f"--image-size is {self.image_size}, expected 32 pixels or more")
         _check_computing(self.precision, self.device)
-        for name in ("batch_size", "threads"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, expected 1 or more")
-        _require(self.workers is None or self.workers >= 0, f"--workers is {self.workers}, expected 0 or more")
+        for name, (least, most) in _EXTRACT_BOUNDS.items():
+            _require_count(name, getattr(self, name), least, most)
 
 
 @dataclass(frozen=True)
@@ -93,11 +116,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _take_texts_as_paths(self)
-        _require(self.passes is None or self.passes >= 0, f"--passes is {self.passes}, expected 0 or more")
-        for name in ("hidden", "epochs", "batch_size"):
-            value = getattr(self, name)
-            _require(value >= 1, f"--{name.replace('_', '-')} is {value}, expected 1 or more")
-        _require(self.memory is None or self.memory > 0, f"--memory is {self.memory}, expected GB above 0")
+        for name, (least, most) in _TRAIN_BOUNDS.items():
+            _require_count(name, getattr(self, name), least, most)
+        _require(self.memory is None or 0 < self.memory < 1e9, f"--memory is {self.memory}, expected GB above 0")
         _require(0 <= self.dropout < 1, f"--dropout is {self.dropout}, expected 0 or more and under 1")
         _require(0 < self.lr < float("inf"), f"--lr is {self.lr}, expected a number above 0")
         _require(0 <= self.weight_decay < float("inf"), f"--weight-decay is {self.weight_decay}, expected 0 or more")

@@ -18,6 +18,7 @@ DECODING_POLICY = "rgb-1"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 PIXEL_LIMIT = 100_000_000
+LONGEST = 100  # times the short side: scaled by the short side, a longer image would fill the memory
 BYTE_LIMIT = 1 << 30  # more than the pixel limit can need
 
 # Our own limit, taken from the header before any pixel is decoded, stands in for Pillow's warning.
@@ -42,7 +43,8 @@ def decode_rgb(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
 
     EXIF orientation is applied, colour profiles are ignored. CMYK goes through Pillow's conversion; grey is
     repeated; palettes are looked up; alpha is laid over white; 16-bit grey is scaled (v / 257, rounded), not
-    clipped. Formats outside `FORMATS`, images over `pixel_limit` pixels and floating-point images are refused.
+    clipped. Formats outside `FORMATS`, images over `pixel_limit` pixels or `LONGEST`
+    times longer than wide, and floating-point images are refused.
     Raises DecodeError with the reason.
     """
     if not data:
@@ -51,6 +53,8 @@ def decode_rgb(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > pixel_limit:
                 raise DecodeError(f"{image.width} x {image.height} pixels, over the limit of {pixel_limit:,}")
+            if max(image.size) > LONGEST * min(image.size):
+                raise DecodeError(f"{image.width} x {image.height} pixels, over {LONGEST} times longer than wide")
             upright = ImageOps.exif_transpose(image)
             return np.asarray(_to_rgb(upright))
     except DecodeError:

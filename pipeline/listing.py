@@ -12,6 +12,7 @@ from pipeline.errors import ImageSetError
 
 _SPLIT_OF = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
 _COLUMNS = ("path", "label", "split")
+_DEEPEST = 100  # folders inside one another
 
 
 @dataclass(frozen=True)
@@ -75,24 +76,30 @@ def _is_image(path: Path) -> bool:
 def _entries_below(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
     """Image files in `folder` at any depth with "", and with the reason what cannot be looked into."""
     here = folder.resolve()
-    if here in above:
-        yield folder, "a link to a folder above it, a loop"
-        return
-    if not here.is_relative_to(root.resolve()):
-        yield folder, f"a link to a folder outside {root}; only links to files are followed there"
+    if fault := _folder_fault(root, here, above):
+        yield folder, fault
         return
     try:
-        entries = sorted(folder.iterdir())
+        entries = [(entry, entry.is_dir()) for entry in sorted(folder.iterdir())]
     except OSError as error:
         yield folder, f"cannot be listed: {error.strerror}"
         return
-    for entry in entries:
+    for entry, is_folder in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if is_folder:
             yield from _entries_below(root, entry, (*above, here))
         elif _is_image(entry):
             yield entry, ""
+
+
+def _folder_fault(root: Path, here: Path, above: tuple[Path, ...]) -> str:
+    """Why the folder that resolves to `here` is not looked into; "" where it is."""
+    if here in above:
+        return "a link to a folder above it, a loop"
+    if not here.is_relative_to(root.resolve()):
+        return f"a link to a folder outside {root}; only links to files are followed there"
+    return f"a folder in {_DEEPEST} others, more than are looked into" if len(above) > _DEEPEST else ""
 
 
 def _list_csv(file: Path) -> list[Listed]:
@@ -122,8 +129,8 @@ def _list_csv(file: Path) -> list[Listed]:
 
 def _csv_row(file: Path, number: int, row: dict[str, str | None]) -> Listed:
     path, label, split = row["path"], row["label"], row["split"]
-    if not path or not label or split not in _SPLIT_OF:
-        lacks = "no path" if not path else "no label" if not label else f"the split {split!r}"
+    if not path or not label or "\0" in label or split not in _SPLIT_OF:
+        lacks = "no path" if not path else "no usable label" if not label or "\0" in label else f"the split {split!r}"
         raise ImageSetError(
             f"{file}, line {number} has {lacks}, expected a path, a label and one of {', '.join(_SPLIT_OF)}: mend it"
         )

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,39 @@ def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[dict[str, str]
     for text in given:
         path = Path(text)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-            matches = [p for p in matches if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            matches, unlisted = _images_below(path)
+            nothing += unlisted
         else:
-            matches = [path] if path.is_file() else sorted(map(Path, glob.glob(text, recursive=True)))
+            matches = [path] if path.is_file() else _matches(text)
         if not matches:
             nothing.append({"path": text, "reason": "no image, no folder with images, and matches nothing"})
         found += matches
     return found, nothing
+
+
+def _matches(pattern: str) -> list[Path]:
+    try:
+        return sorted(map(Path, glob.glob(pattern, recursive=True)))
+    except RecursionError:  # hundreds of folders in one another
+        return []
+
+
+def _images_below(folder: Path) -> tuple[list[Path], list[dict[str, str]]]:
+    """Images in `folder` at any depth, hidden ones aside; and folders that cannot be listed, with the reason."""
+    found: list[Path] = []
+    unlisted: list[dict[str, str]] = []
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        try:
+            entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
+        except OSError as error:
+            unlisted.append({"path": str(place), "reason": f"cannot be listed: {error.strerror}"})
+            continue
+        waiting += [place / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        files = (place / entry.name for entry in entries if entry.is_file())
+        found += [path for path in files if path.suffix.lower() in EXTENSIONS]
+    return sorted(found), unlisted
 
 
 def read_names(path: Path) -> dict[str, str]:
@@ -81,7 +107,7 @@ def read_names(path: Path) -> dict[str, str]:
         names = json.loads(path.read_bytes())
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error.strerror}; expected an object of class: name") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{path} cannot be read as JSON ({error}); expected an object of class: name") from error
     if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()):
         raise PipelineError(f"{path} is not a JSON object of class: name")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -21,6 +22,20 @@ RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 BASIS_FILE = "basis.safetensors"
 RUN_FORMAT = 1
+
+_TYPES = {
+    "base_digest": str,
+    "basis": str,
+    "cache": str,
+    "classes": list,
+    "config": dict,
+    "files": dict,
+    "scored": list,
+    "set": str,
+    "set_digest": str,
+    "valid_accuracy": float,
+    "versions": dict,
+}
 
 
 @dataclass
@@ -41,7 +56,7 @@ class Run:
         """The head over whole rows (B, D)."""
         tensors = dict(self.head.state_dict())
         tensors["0.weight"], tensors["0.bias"] = self.basis.fold(tensors["0.weight"], tensors["0.bias"])
-        return head_from_tensors(tensors, self.record["config"]["dropout"])
+        return head_from_tensors(tensors)
 
     def save(self) -> None:
         """Write the three files; run.json last, so that a folder with it is whole."""
@@ -66,8 +81,10 @@ class Run:
         try:
             record = json.loads((path / RUN_FILE).read_bytes())
             if record.get("format") != RUN_FORMAT:
-                found = record.get("format", "no number")
+                found = str(record.get("format", "no number"))[:20]
                 raise RunError(f"{path} is a run of format {found}, expected {RUN_FORMAT}: train it again")
+            if missing := sorted(name for name, kind in _TYPES.items() if not isinstance(record.get(name), kind)):
+                raise ValueError(f"{RUN_FILE} has no usable {missing[0]}")
             contents = {name: (path / name).read_bytes() for name in (HEAD_FILE, BASIS_FILE)}
             for name, data in contents.items():
                 if hashlib.sha256(data).hexdigest() != record["files"][name]:
@@ -75,6 +92,8 @@ class Run:
             basis = Basis.from_tensors(record["basis"], load(contents[BASIS_FILE]))
             tensors = load(contents[HEAD_FILE])
             head = head_from_tensors({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
+            if not len(set(record["classes"])) == len(record["classes"]) == head[3].out_features:
+                raise ValueError(f"{head[3].out_features} outputs for {len(record['classes'])} distinct classes")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise RunError(f"{path} is not a whole run ({error}): train it again with --overwrite") from error
         return cls(path, record, basis, head)
@@ -94,7 +113,16 @@ class Run:
                 f"set {index.name!r} of {opened.path} changed since {self.path} was trained: "
                 "train again with --overwrite, or extract again as it was (--split-seed)"
             )
+        if list(index.classes) != self.record["classes"] or self._width(opened.in_features) != self.head[0].in_features:
+            raise RunError(f"{self.path} has other classes or a head for another basis: train again with --overwrite")
         return opened
+
+    def _width(self, in_features: int) -> int:
+        """R, that the basis makes of rows of D features; 0 where it is made for others."""
+        try:
+            return self.basis.transform(torch.zeros(1, in_features)).shape[1]
+        except RuntimeError:
+            return 0
 
 
 def refuse_other_things(path: Path) -> None:

@@ -14,7 +14,7 @@ from cache.store import FeatureCache
 from pipeline.backbone import available_cpus
 from pipeline.basis import Basis
 from pipeline.config import TrainConfig
-from pipeline.console import Say, silent
+from pipeline.console import Say, silent, size
 from pipeline.errors import RunError
 from pipeline.group import HeadGroup, Member
 from pipeline.head import head_from_tensors
@@ -111,6 +111,7 @@ def _fit(config: TrainConfig, data: HeadData | StreamedData, result: TrainResult
     order = torch.Generator().manual_seed(config.seed)  # data seed: order, pass per image
     member = Member(config.lr, config.weight_decay, config.dropout, config.seed)
     steps = config.epochs * math.ceil(data.num_images / config.batch_size)
+    _refuse_beyond_memory(config.hidden, data)
     group = HeadGroup([member], data.in_features, config.hidden, data.num_classes, steps)
     best: dict[str, Tensor] = {}
     for number in range(1, config.epochs + 1):
@@ -126,6 +127,16 @@ def _fit(config: TrainConfig, data: HeadData | StreamedData, result: TrainResult
             result.kept_epoch, result.valid_accuracy = number, valid
             best = group.state(0)
     return head_from_tensors(best, config.dropout)
+
+
+def _refuse_beyond_memory(hidden: int, data: HeadData | StreamedData) -> None:
+    """Weights, gradients, both moments of AdamW and the best epoch's weights, in float32."""
+    needed = 5 * 4 * hidden * (data.in_features + data.num_classes)
+    if needed > (free := available_bytes()):
+        raise RunError(
+            f"a head of {hidden} hidden units on {data.in_features} features takes {size(needed)}, {size(free)} are "
+            "free: choose a smaller --hidden, or a smaller --basis"
+        )
 
 
 def _record(

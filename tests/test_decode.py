@@ -190,6 +190,14 @@ def test_the_pixel_limit_is_taken_from_the_header() -> None:
         decode_rgb(data, pixel_limit=1_000_000)
 
 
+def test_a_thread_of_an_image_is_refused() -> None:
+    """Scaled by its short side it would be 256 x 25,600,000 pixels: refused, before any is decoded."""
+    for size in ((200_000, 1), (1, 200_000)):
+        with pytest.raises(DecodeError, match="over 100 times longer than wide"):
+            decode_rgb(encoded(Image.new("L", size), "PNG"))
+    assert decode_rgb(encoded(Image.new("L", (100, 1)), "PNG")).shape == (1, 100, 3)
+
+
 def test_a_decompression_bomb_is_refused() -> None:
     """Beyond Pillow's own limit too, as our error."""
     data = encoded(Image.new("1", (20_000, 10_000)))

@@ -243,7 +243,7 @@ def test_hidden_images_in_a_folder_are_not_predicted(tmp_path: Path) -> None:
     assert [path.name for path in find_images((str(tmp_path / "images"),))[0]] == ["a.png"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"1": 2}', "{"])
+@pytest.mark.parametrize("content", ["", "[]", '{"1": 2}', "{", "[" * 100_000])
 def test_names_that_are_no_object_of_texts_are_refused(tmp_path: Path, content: str) -> None:
     """And a file that is not there."""
     (tmp_path / "names.json").write_text(content)

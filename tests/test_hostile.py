@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Extract, draw_dataset
+from conftest import Extract, draw_dataset, draw_image
 from PIL import Image
 
 from cache.check import verify
@@ -21,6 +21,8 @@ from cache.store import FeatureCache
 from pipeline.decode import Pixels, decode_rgb, read_image
 from pipeline.errors import ImageSetError
 from pipeline.images import changed_files
+from pipeline.listing import list_files
+from pipeline.predict import find_images
 
 SIDE = 40
 RED, BLUE = (254, 0, 0), (0, 0, 254)
@@ -242,6 +244,9 @@ def test_a_crafted_manifest_is_refused(field: str, value: object, run_extract: E
         ("path", "../../../etc/passwd"),
         ("path", "/etc/passwd"),
         ("path", 7),
+        ("path", "train/1/\0.png"),
+        ("path", "train/1/\ud800.png"),
+        ("label", "no class of the set"),
         ("digest", "xyz"),
         ("digest", 1),
         ("label", None),
@@ -280,6 +285,10 @@ def test_a_crafted_index_is_refused(field: str, value: object, run_extract: Extr
         ("images", {name: [] for name in ("path", "digest", "label", "split", "size")}),
         ("images", {"path": ["a"], **{name: [] for name in ("digest", "label", "split", "size", "mtime_ns")}}),
         ("passes", -1),
+        ("passes", 10**15),
+        ("classes", []),
+        ("classes", ["1", "\ud800"]),
+        ("skipped", [{"path": 1, "digest": "", "reason": ""}]),
         ("root", 5),
     ],
 )
@@ -292,6 +301,41 @@ def test_an_index_with_a_crafted_head_is_refused(
     rewritten(file, lambda stored: stored.update({field: value}), "sha256")
     with pytest.raises(DamagedCache):
         SetIndex.load(file)
+
+
+def test_an_index_that_names_a_file_twice_is_refused(run_extract: Extract, tmp_path: Path) -> None:
+    """One of the two labels or splits would be wrong."""
+    run_extract()
+    file = tmp_path / "features" / "sets" / "data.json"
+
+    def change(stored: dict[str, object]) -> None:
+        assert isinstance(stored["images"], dict)
+        paths = stored["images"]["path"]
+        paths[1] = paths[0]
+
+    rewritten(file, change, "sha256")
+    with pytest.raises(DamagedCache, match="one path twice"):
+        SetIndex.load(file)
+
+
+def test_folders_nested_without_end_are_a_reason_or_no_hindrance(tmp_path: Path) -> None:
+    """Some tools make them; extract names the folder it stops at, predict finds what lies at the bottom."""
+    place = tmp_path / "deep"
+    place.mkdir()
+    here = os.open(place, os.O_RDONLY)
+    for _ in range(1200):  # no path that long can be given to the system, but it can be made step by step
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    draw_image(place / "train" / "d" / "a.png", 1)
+    (place / "d").rename(place / "train" / "d" / "d")
+    _, listed = list_files(place)
+    assert [bool(item.fault) for item in listed] == [False, True]
+    assert "more than are looked into" in listed[1].fault
+    assert find_images((str(place),)) == ([place / "train" / "d" / "a.png"], [])
+    assert find_images((f"{place}/**/*.jpg",))[0] == []
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,7 @@ def test_a_folder_called_like_a_csv_is_its_own_root(tmp_path: Path) -> None:
         ("", "with the columns path,label,split"),
         ("path,label,split\na.png,x,dev\n", "line 2"),
         ("path,label,split\na.png,,train\n", "line 2"),
+        ("path,label,split\na.png,x\0,train\n", "no usable label"),
         ("path,label,split\na.png\n", "line 2"),
         ("path,label,split\nb.png,x,train\n", "1 files that are not there"),
         ("path,label,split\na.png,x,train\n./a.png,y,valid\n", "names a file twice"),

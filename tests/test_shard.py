@@ -3,11 +3,13 @@
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import xxhash
 from conftest import key_of, some_base, some_rows
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,8 +115,6 @@ def test_a_renamed_shard_is_found(tmp_path: Path) -> None:
 
 def test_junk_under_a_true_name_is_found(tmp_path: Path) -> None:
     """Bytes that carry the right digest and length but are no shard are refused too."""
-    import xxhash
-
     junk = b"no HDF5 file at all" * 99
     path = tmp_path / layout.shard_name(xxhash.xxh3_128_hexdigest(junk), len(junk))
     path.write_bytes(junk)
@@ -122,18 +122,78 @@ def test_junk_under_a_true_name_is_found(tmp_path: Path) -> None:
         Shard.open(path)
 
 
-def test_a_chunked_dataset_is_refused(tmp_path: Path) -> None:
-    """Features that cannot be mapped without HDF5 are refused, also under a true name."""
-    import xxhash
+def _chunk(file: h5py.File) -> None:
+    rows = file["features"][()]
+    del file["features"]
+    file.create_dataset("features", data=rows, chunks=(1, rows.shape[1]), compression="gzip")
 
-    with h5py.File(written(tmp_path), "r+") as file:
-        rows = file["features"][()]
-        del file["features"]
-        file.create_dataset("features", data=rows, chunks=(1, rows.shape[1]), compression="gzip")
-    old = next(tmp_path.iterdir())
+
+def _link(name: str, kind: type) -> Callable[[h5py.File], None]:
+    """Put what `name` holds elsewhere, a link in its place."""
+
+    def change(file: h5py.File) -> None:
+        file.move(name, "elsewhere")
+        file[name] = kind("elsewhere") if kind is h5py.SoftLink else kind("other.h5", name)
+
+    return change
+
+
+def _replace(name: str, value: object) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[name]
+        if value is None:
+            file.create_group(name)
+        else:
+            file[name] = value
+
+    return change
+
+
+def _vast(file: h5py.File) -> None:
+    del file["digests"]
+    file.create_dataset("digests", (1 << 40, 32), np.uint8, chunks=(1024, 32))
+
+
+def _first_twice(file: h5py.File) -> None:
+    file["digests"][1] = file["digests"][0]
+    file["views"][1] = file["views"][0]
+
+
+def _not_finite(file: h5py.File) -> None:
+    file["features"][1, 3] = -np.inf
+
+
+def _augment(file: h5py.File) -> None:
+    file["views"][0] = b"pass:1"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_chunk, "contiguous"),
+        (_not_finite, "not finite"),
+        (_first_twice, "two rows of one key"),
+        (_augment, "augmented one without its recipe"),
+        (_vast, "more keys than the file has room for"),
+        (_link("digests", h5py.ExternalLink), "no dataset of the file itself"),
+        (_link("views", h5py.SoftLink), "no dataset of the file itself"),
+        (_link("features", h5py.ExternalLink), "no dataset of the file itself"),
+        (_replace("features", None), "no dataset of the file itself"),
+        (_replace("features", np.dtype("<f2")), "no dataset of the file itself"),
+        (_replace("digests", np.zeros((3, 31), np.uint8)), "digests of shape"),
+        (lambda file: file.attrs.update(provenance="[]"), "provenance"),
+        (lambda file: file.attrs.update(provenance="[" * 100_000), "not a shard"),
+        (lambda file: file.attrs.update(row_shape=32), "not a shard"),
+    ],
+)
+def test_a_crafted_shard_is_refused(change: Callable[[h5py.File], None], reason: str, tmp_path: Path) -> None:
+    """What no writer writes is refused, also under a name whose digest holds; no other file is opened."""
+    old = written(tmp_path)
+    with h5py.File(old, "r+") as file:
+        change(file)
     whole = old.read_bytes()
     path = old.rename(tmp_path / layout.shard_name(xxhash.xxh3_128_hexdigest(whole), len(whole)))
-    with pytest.raises(DamagedCache, match="contiguous"):
+    with pytest.raises(DamagedCache, match=reason):
         Shard.open(path)
 
 

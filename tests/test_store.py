@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,15 @@ import pytest
 from conftest import key_of, some_base, some_manifest, some_rows
 
 from cache import layout
+from cache.check import repair, verify
 from cache.errors import CacheBusy, CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
 from cache.files import temporary_name
 from cache.index import ImageRecord, SetIndex, SkippedImage
 from cache.keys import RowKey
 from cache.lock import writing
-from cache.projections import load_projection, save_projection
-from cache.shard import Float16Array, ShardHeader, write_shard
+from cache.projections import intact, load_projection, save_projection
+from cache.prune import prune
+from cache.shard import Float16Array, Shard, ShardHeader, write_shard
 from cache.store import FeatureCache
 from cache.writer import ShardWriter, merge_small_shards
 
@@ -361,3 +364,60 @@ def test_a_damaged_projection_counts_as_absent(tmp_path: Path) -> None:
     path.write_bytes(b"numberz")
     assert load_projection(cache.path, "a" * 64) is None
     assert list(cache.projections.iterdir()) == []
+
+
+def test_a_projection_under_another_source_counts_as_absent(tmp_path: Path) -> None:
+    """Its digest is of its source too: renamed, it is not what its name says. Folders there are nobody's business."""
+    cache = filled(tmp_path / "c")
+    save_projection(cache.path, "a" * 64, b"numbers")
+    (path,) = cache.projections.iterdir()
+    renamed = path.rename(path.with_name(path.name.replace("a" * 64, "b" * 64)))
+    (cache.projections / f"{'b' * 64}-folder.safetensors").mkdir()
+    assert not intact(renamed)
+    assert load_projection(cache.path, "b" * 64) is None
+    assert not renamed.exists()
+    assert verify(cache.path).bad == []
+    assert repair(cache.path).set_aside == []
+    assert prune(cache.path).rows == 0
+
+
+def test_the_note_of_who_writes_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """What a planted link points to stays as it is."""
+    cache = filled(tmp_path / "c")
+    (tmp_path / "victim").write_text("precious")
+    (cache.path / layout.HOLDER_FILE).symlink_to(tmp_path / "victim")
+    with writing(cache.path):
+        assert json.loads((cache.path / layout.HOLDER_FILE).read_text())["process"] == os.getpid()
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+@pytest.mark.parametrize("how", [merge_small_shards, lambda shards: prune(shards[0].path.parents[1])])
+def test_rows_damaged_after_they_were_opened_are_not_copied(
+    how: Callable[[Sequence[Shard]], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge or prune gives what it copies a new digest: it reads each shard whole, and checks it once more."""
+    cache = filled(tmp_path / "c", ([key_of(0), key_of(1)], some_rows(2, 32)), ([key_of(2)], some_rows(1, 32)))
+    cache.save_index(index(image(0)))
+    shards = FeatureCache.open(cache.path).shards
+    victim = max(shards, key=len).path
+    monkeypatch.setattr(FeatureCache, "examined", (shards, {}))
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(DamagedCache, match="changed after it was opened"):
+        how(shards)
+    assert victim.exists()
+
+
+def test_what_repair_set_aside_before_is_kept(tmp_path: Path) -> None:
+    """Another damaged file of the same name goes beside it."""
+    cache = filled(tmp_path / "c")
+    for content in ("one", "two", "three"):
+        (cache.path / "sets" / "flowers.json").write_text(content)
+        repair(cache.path)
+    kept = sorted((cache.path / layout.DAMAGED_FOLDER).iterdir())
+    assert {file.name: file.read_text() for file in kept} == {
+        "flowers.json": "one",
+        "flowers-2.json": "two",
+        "flowers-3.json": "three",
+    }

@@ -208,6 +208,43 @@ def test_a_damaged_run_is_refused(features: Path, tmp_path: Path, name: str) -> 
         Run.load(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("set", None), ("cache", 3), ("classes", "roses"), ("classes", ["1", "1", "1"]), ("classes", [[], [], []]),
+     ("config", []), ("files", {}), ("scored", 1), ("valid_accuracy", "good"), ("versions", [])],
+)  # fmt: skip
+def test_a_record_with_a_field_of_another_type_is_refused(
+    name: str, value: object, features: Path, tmp_path: Path
+) -> None:
+    """run.json edited by hand or by another program: one clear error, also where the field is not there at all."""
+    train_head(train_config(features, tmp_path / "run"))
+    file = tmp_path / "run" / "run.json"
+    record = json.loads(file.read_text())
+    for changed in ({**record, name: value}, {key: kept for key, kept in record.items() if key != name}):
+        file.write_text(json.dumps(changed))
+        with pytest.raises(RunError, match="not a whole run"):
+            Run.load(tmp_path / "run")
+
+
+def test_a_head_for_another_basis_is_refused(features: Path, tmp_path: Path) -> None:
+    """Where files and record were exchanged together, the widths still tell."""
+    for run, basis in (("a", "pool"), ("b", "pyramid")):
+        train_head(train_config(features, tmp_path / run, basis=basis))
+    shutil.copy(tmp_path / "a" / HEAD_FILE, tmp_path / "b" / HEAD_FILE)
+    records = {run: json.loads((tmp_path / run / "run.json").read_text()) for run in ("a", "b")}
+    records["b"]["files"][HEAD_FILE] = records["a"]["files"][HEAD_FILE]
+    (tmp_path / "b" / "run.json").write_text(json.dumps(records["b"]))
+    with pytest.raises(RunError, match="a head for another basis"):
+        evaluate(EvaluateConfig(tmp_path / "b"))
+
+
+def test_a_head_larger_than_memory_is_refused(features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than asked of the system, which may end the process."""
+    monkeypatch.setattr("pipeline.train.available_bytes", lambda: 10**6)
+    with pytest.raises(RunError, match=r"60000 hidden units .* smaller --hidden"):
+        train_head(train_config(features, tmp_path / "run", hidden=60_000, memory=1.0))
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     """An empty folder, given to evaluate."""
     with pytest.raises(RunError, match=r"run\.json"):
@@ -217,7 +254,10 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "option",
     [{"hidden": 0}, {"epochs": 0}, {"batch_size": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"lr": 0.0},
-     {"lr": float("nan")}, {"weight_decay": -1.0}, {"passes": -1}, {"basis": "middle"}],
+     {"lr": float("nan")}, {"weight_decay": -1.0}, {"passes": -1}, {"basis": "middle"}, {"hidden": 10**12},
+     {"batch_size": 10**30}, {"epochs": 10**9}, {"passes": 10**9}, {"seed": -1}, {"seed": 1 << 80},
+     {"memory": float("inf")}, {"memory": float("nan")}, {"basis": "pool+white:" + "9" * 400},
+     {"basis": "pool+pca:" + "9" * 5000}],
 )  # fmt: skip
 def test_values_outside_their_range_are_refused(option: dict[str, object]) -> None:
     """When the configuration is made, before any work."""
