@@ -91,7 +91,8 @@ def _images_below(folder: Path) -> tuple[list[Path], list[dict[str, str]]]:
     while waiting:
         place = waiting.pop()
         try:
-            entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
+            with os.scandir(place) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
         except OSError as error:
             unlisted.append({"path": str(place), "reason": f"cannot be listed: {error.strerror}"})
             continue
