@@ -45,24 +45,31 @@ def verify(path: Path, changes: Changes | None = None) -> VerifyResult:
     can be told.
     """
     cache = FeatureCache.open(path)
+    indexes = {name: _index_or_fault(cache, name) for name in cache.sets()}  # before the shards: those only grow
     sound, bad = cache.examined
     rows = {(shard.header.row_shape, shard.header.basis, *key) for shard in sound for key in shard.keys}
     result = VerifyResult(str(path), len(sound) + len(bad), len(rows))
     result.bad += [_entry(path, file, str(error)) for file, error in bad.items()]
     result.bad += [_entry(path, file, "its bytes lost their digest") for file in _damaged_projections(path)]
-    for name in cache.sets():
-        try:
-            index = cache.index(name)
-        except CacheError as error:
-            result.bad.append(_entry(path, path / layout.SET_FOLDER / f"{name}.json", str(error)))
+    for name, index in indexes.items():
+        file = path / layout.SET_FOLDER / f"{name}.json"
+        if isinstance(index, CacheError):
+            result.bad.append(_entry(path, file, str(index)))
             continue
         if lost := cache.lost(index):
             result.missing[name] = lost
             reason = f"{lost} of the rows it had are in no sound shard: run extract again"
-            result.bad.append(_entry(path, path / layout.SET_FOLDER / f"{name}.json", reason))
+            result.bad.append(_entry(path, file, reason))
         if changes and (changed := changes(index)):
             result.changed[name] = changed
     return result
+
+
+def _index_or_fault(cache: FeatureCache, name: str) -> SetIndex | CacheError:
+    try:
+        return cache.index(name)
+    except CacheError as error:
+        return error
 
 
 def repair(path: Path) -> RepairResult:

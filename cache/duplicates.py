@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cache.errors import CacheError
 from cache.index import ImageRecord
 from cache.keys import RowKey
 from cache.layout import CLEAN_VIEW
@@ -38,6 +39,8 @@ def near_duplicates(path: Path, name: str | None = None, threshold: float = 0.95
 
     Compares all with all, N² D multiplications, with at most two blocks of rows in memory as float32.
     """
+    if not -1 <= threshold <= 1:
+        raise CacheError(f"--threshold is {threshold}, expected a cosine from -1 to 1")
     cache = FeatureCache.open(path)
     images = cache.index(name).images
     keys = [(image.key, CLEAN_VIEW) for image in images]

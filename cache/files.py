@@ -1,9 +1,11 @@
 """Durable file writing: a reader sees the whole new file or the old one, also after a crash."""
 
+import errno
 import hashlib
 import os
 import platform
 import re
+import stat
 import time
 from functools import cache
 from pathlib import Path
@@ -54,6 +56,13 @@ def _lives(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; OSError for a pipe or a device, which might never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

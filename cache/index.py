@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from cache import layout
 from cache.errors import CacheError, DamagedCache
-from cache.files import write_atomically
+from cache.files import read_regular, write_atomically
 from cache.keys import RowKey
 from cache.manifest import is_count, is_digest, json_digest
 
@@ -97,10 +97,10 @@ class SetIndex:
     def load(cls, path: Path) -> Self:
         """Read an index and check it against its digest."""
         try:
-            stored: dict[str, Any] = json.loads(path.read_bytes())
+            stored: dict[str, Any] = json.loads(read_regular(path))
             version, digest = stored.pop("format"), stored.pop("sha256")
             expected = json_digest(stored)  # no NaN, and no nesting without end
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedCache(f"{path} is not an index ({error!r}); run extract again to write it") from error
         if version != layout.FORMAT_VERSION:
             raise CacheError(f"{path} is of format {version!r}, expected {layout.FORMAT_VERSION}; run extract again")

@@ -32,11 +32,12 @@ VIEW_DTYPE = "S16"
 ALIGNMENT = 4096
 
 CLEAN_VIEW = "pass:0"
+LARGEST_SIDE = 1024  # of the backbone's input, in pixels
 MOST_PASSES = 1000  # of a set: what an index may say before it is taken for a forgery
 
 _VIEW = re.compile(r"(pass|dense):(0|[1-9][0-9]{0,8})")
 _SHARD = re.compile(r"([0-9a-f]{32})-([1-9][0-9]{0,15})\.h5")
-_SET = re.compile(r"[^\x00-\x1f/\\.][^\x00-\x1f/\\]{0,99}")
+_SET = re.compile(r"[^\x00-\x1f\x7f-\x9f/\\.][^\x00-\x1f\x7f-\x9f/\\]{0,99}")
 
 
 def pass_view(number: int) -> str:

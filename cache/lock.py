@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from cache import layout
 from cache.errors import CacheBusy, CacheError
-from cache.files import is_abandoned, write_atomically
+from cache.files import is_abandoned, read_regular, write_atomically
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def writing(cache: Path) -> Iterator[None]:
 def _holder(cache: Path) -> str:
     """Who holds the lock, in words; it wrote so itself."""
     try:
-        about = json.loads((cache / layout.HOLDER_FILE).read_bytes())
+        about = json.loads(read_regular(cache / layout.HOLDER_FILE))
         return f"process {about['process']} on {about['machine']} (since {about['since']})"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from cache.errors import CacheError, DamagedCache, ManifestMismatch
-from cache.files import write_atomically
-from cache.layout import FEATURE_DTYPE, FORMAT_VERSION
+from cache.files import read_regular, write_atomically
+from cache.layout import FEATURE_DTYPE, FORMAT_VERSION, LARGEST_SIDE
 
 T = TypeVar("T")
 
-LARGEST_SIDE = 1 << 16  # of an image, in pixels
 LARGEST_ROW = 1 << 24  # features
 
 
@@ -100,7 +99,7 @@ class Manifest:
     def load(cls, path: Path) -> Self:
         """Read manifest.json; a damaged one, or one of another format version, is an error that says so."""
         try:
-            stored = json.loads(path.read_bytes())
+            stored = json.loads(read_regular(path))
             digest, base = stored.pop("digest"), stored["base"]
             version = base["format"]
             expected = json_digest(stored)  # no NaN, and no nesting without end
@@ -144,7 +143,7 @@ def _impossible(manifest: Manifest) -> str:
         "weights_digest": is_digest(base.weights_digest),
         "row_shape": _is_shape(base.row_shape),
         "input_size": is_count(base.input_size, 1, LARGEST_SIDE),
-        "resize": is_count(base.resize, 1, 2 * LARGEST_SIDE),
+        "resize": is_count(base.resize, 1, 2 * LARGEST_SIDE) and base.resize >= base.input_size,
         "mean": _are_numbers(base.mean),
         "std": _are_numbers(base.std) and min(base.std) > 0,
         "dtype": base.dtype == FEATURE_DTYPE,

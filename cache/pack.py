@@ -43,6 +43,10 @@ def pack(
     """
     cache = FeatureCache.open(path)
     index = cache.index(name)
+    if not index.images:
+        raise CacheError(f"set {index.name!r} of {path} has no images: there is nothing to pack")
+    if file.is_dir():
+        raise CacheError(f"{file} is a folder: name a file, such as features.h5")
     if file.exists() and not overwrite:
         raise CacheError(f"{file} exists: name another file, or replace it with --overwrite")
     known = max(index.passes, cache.complete_passes(index))

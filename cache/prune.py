@@ -59,10 +59,11 @@ def prune(path: Path, dry_run: bool = False, say: Callable[[str], None] = lambda
         counted = f"{rows} rows that no set uses, {len(spare)} spare shards, {len(projections)} projections"
         say(f"{counted}: {size / 1e6:.1f} MB")
         if not dry_run:
-            for shard, rows_kept in kept:
-                _keep_only(shard, rows_kept)
+            # What is kept of a shard may be a spare copy, byte for byte: then that one stays.
+            written = {_keep_only(shard, rows_kept) for shard, rows_kept in kept}
             for file in (*(shard.path for shard in spare), *projections):
-                file.unlink(missing_ok=True)
+                if file not in written:
+                    file.unlink(missing_ok=True)
             sync_folder(path / layout.SHARD_FOLDER)
     return PruneResult(str(path), rows, size, dry_run)
 
@@ -82,12 +83,15 @@ def _waste(kept: Sequence[tuple[Shard, list[int]]], whole: Sequence[Path]) -> tu
     return sum(count for count, _ in dropped), size
 
 
-def _keep_only(shard: Shard, used: list[int]) -> None:
+def _keep_only(shard: Shard, used: list[int]) -> Path | None:
+    """Rewrite a shard with its rows `used` and return where they are now; None where there are none."""
     if len(used) == len(shard):
-        return
+        return shard.path
+    written = None
     if used:
         keys = unpack_keys(shard.packed_keys[used])
         augmented = any(layout.is_augmented(view) for _, view in keys)
         header = replace(shard.header, augmentation_digest=shard.header.augmentation_digest if augmented else "")
-        write_shard(shard.path.parent, header, keys, shard.read()[used])
+        written = write_shard(shard.path.parent, header, keys, shard.read()[used])
     shard.path.unlink(missing_ok=True)
+    return written

@@ -1,6 +1,7 @@
 """One immutable shard: an HDF5 file named by the digest of its bytes, written once, read through a memory map."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,9 +91,16 @@ class Shard:
                 header = _read_header(file)
                 keys = _read_keys(file, augmented=header.augmentation_digest != "")
                 offset, shape = _mappable(file, path.stat().st_size)
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:  # RecursionError is a RuntimeError
+        except (
+            OSError,
+            KeyError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+            OverflowError,
+        ) as error:  # RecursionError is a RuntimeError
             raise DamagedCache(f"{path} is not a shard of this format: {error}") from error
-        if shape != (len(keys), int(np.prod(header.row_shape))):
+        if shape != (len(keys), math.prod(header.row_shape)) or min(header.row_shape) < 1:
             raise DamagedCache(f"{path} holds {shape} features for {len(keys)} keys of {header.row_shape}")
         rows: Float16Array = np.memmap(path, dtype=layout.FEATURE_DTYPE, mode="r", offset=offset, shape=shape)
         if not _all_finite(rows):

@@ -82,8 +82,11 @@ class FeatureCache:
     def examined(self) -> tuple[tuple[Shard, ...], dict[Path, CacheError]]:
         """The sound shards, and the others with what is wrong with each: the one place where shards are opened."""
         paths = self._shard_paths()
+        # A writer may have added the recipe of its augmented rows since this was opened, always before the rows.
+        augmentation = Manifest.load(self.path / layout.MANIFEST_FILE).augmentation
+        allowed = ("", augmentation.digest) if augmentation else ("",)
         with ThreadPoolExecutor(4) as pool:
-            results = list(pool.map(self._examine, paths))
+            results = list(pool.map(lambda path: self._examine(path, allowed), paths))
         sound = tuple(result for result in results if isinstance(result, Shard))
         return sound, {p: r for p, r in zip(paths, results, strict=True) if not isinstance(r, Shard)}
 
@@ -100,7 +103,7 @@ class FeatureCache:
             )
         return sound
 
-    def _examine(self, path: Path) -> Shard | CacheError:
+    def _examine(self, path: Path, recipes: Sequence[str]) -> Shard | CacheError:
         try:
             shard = Shard.open(path)
         except DamagedCache as error:
@@ -109,9 +112,7 @@ class FeatureCache:
             return DamagedCache(f"{path} went while it was being read, as when a writer merges shards: run this again")
         except OSError as error:
             return DamagedCache(f"{path} cannot be read: {error.strerror}")
-        augmentation = self.manifest.augmentation
-        allowed = ("", augmentation.digest) if augmentation else ("",)
-        if shard.header.base_digest != self.manifest.base.digest or shard.header.augmentation_digest not in allowed:
+        if shard.header.base_digest != self.manifest.base.digest or shard.header.augmentation_digest not in recipes:
             return ManifestMismatch(f"{path} was made with other settings than {self.path}")
         return shard
 

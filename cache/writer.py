@@ -95,9 +95,11 @@ def merge_small_shards(shards: Sequence[Shard]) -> int:
     for shard in shards:
         if shard not in spare and len(shard) < MERGE_BELOW:
             groups.setdefault(repr(replace(shard.header, augmentation_digest="")), []).append(shard)
-    merged = [shard for group in groups.values() for batch in _batches(group) for shard in _merge(batch)]
+    kept = {path for group in groups.values() for batch in _batches(group) if (path := _merge(batch))}
+    merged = [shard for group in groups.values() for batch in _batches(group) if len(batch) > 1 for shard in batch]
     for shard in (*spare, *merged):
-        shard.path.unlink(missing_ok=True)
+        if shard.path not in kept:
+            shard.path.unlink(missing_ok=True)
     if shards:
         sync_folder(shards[0].path.parent)
     return len(spare) + len(merged)
@@ -125,13 +127,12 @@ def _batches(group: Sequence[Shard]) -> Iterator[list[Shard]]:
     yield batch
 
 
-def _merge(batch: Sequence[Shard]) -> Sequence[Shard]:
-    """Write one shard with the rows of `batch` and return the shards it replaces."""
+def _merge(batch: Sequence[Shard]) -> Path | None:
+    """Write one shard with the rows of `batch` and return its path; nothing where one is all there is."""
     if len(batch) < 2:
-        return ()
+        return None
     contents = [(shard.keys, shard.read()) for shard in batch]  # checked anew: what is copied gets a digest of its own
     places = {key: row for keys, rows in contents for key, row in zip(keys, rows, strict=True)}  # shards may overlap
     augmentation = max(shard.header.augmentation_digest for shard in batch)  # one manifest: "" or that one digest
     header = replace(batch[0].header, augmentation_digest=augmentation)
-    write_shard(batch[0].path.parent, header, list(places), np.stack(list(places.values())))
-    return batch
+    return write_shard(batch[0].path.parent, header, list(places), np.stack(list(places.values())))

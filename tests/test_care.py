@@ -250,3 +250,34 @@ def test_more_passes_than_there_are_cannot_be_packed(cache: Path, tmp_path: Path
     """How many there are, and what to do."""
     with pytest.raises(MissingRows, match="has 1 augmented passes, 3 were asked for"):
         pack(cache, tmp_path / "packed.h5", passes=3)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_not_read(kind: str, cache: Path) -> None:
+    """A pipe or a link to a device among the indexes is bad, and set aside; nothing waits for its end."""
+    place = cache / "sets" / "other.json"
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("/dev/zero")
+    assert [entry["shard"] for entry in verify(cache).bad] == ["sets/other.json"]
+    assert "not a regular file" in verify(cache).bad[0]["reason"]
+    assert [entry["shard"] for entry in repair(cache).set_aside] == ["sets/other.json"]
+    assert verify(cache).bad == []
+
+
+def test_a_pass_that_another_process_begins_is_no_other_cache(cache: Path, run_extract: Extract) -> None:
+    """A cache opened before its first augmented rows has their recipe by the time it reads them."""
+    shutil.rmtree(cache)
+    run_extract()
+    before = FeatureCache.open(cache)
+    run_extract(passes=1)
+    assert len(before) == 36
+
+
+def test_what_cannot_be_packed_is_said(cache: Path, tmp_path: Path) -> None:
+    """A folder as the file, and a threshold that is no number."""
+    with pytest.raises(CacheError, match="is a folder"):
+        pack(cache, tmp_path, overwrite=True)
+    with pytest.raises(CacheError, match="expected a cosine"):
+        near_duplicates(cache, threshold=float("nan"))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def filled(path: Path, *shards: tuple[list[RowKey], Float16Array]) -> FeatureCac
             path / "shards", replace(HEADER, augmentation_digest=recipe.digest if augmented else ""), keys, rows
         )
     return cache
+
+
+def opened(path: Path) -> FeatureCache:
+    """The cache as another process would see it."""
+    return FeatureCache.open(path)
 
 
 def test_an_index_comes_back_as_it_was_saved(tmp_path: Path) -> None:
@@ -421,3 +427,35 @@ def test_what_repair_set_aside_before_is_kept(tmp_path: Path) -> None:
         "flowers-2.json": "two",
         "flowers-3.json": "three",
     }
+
+
+@pytest.mark.parametrize("step", range(8))
+@pytest.mark.parametrize("work", [lambda path: prune(path), lambda path: merge_small_shards(opened(path).shards)])
+def test_prune_or_merge_killed_at_any_step_loses_no_row_in_use(
+    work: Callable[[Path], object], step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it wrote or removed before, the same again finds every row in use, and ends with nothing else."""
+    used, other = [key_of(n) for n in range(4)], [key_of(n) for n in range(4, 7)]
+    cache = filled(tmp_path / "c", (used[:2] + other, some_rows(5, 32)), (used[2:], some_rows(2, 32, seed=1)))
+    cache.save_index(index(*map(image, range(4))))
+    expected = cache.read(used)
+    with monkeypatch.context() as patch:
+        left = step
+        for kind, name in ((Path, "unlink"), (os, "replace"), (os, "fsync")):
+            real = getattr(kind, name)
+
+            def killed(*given: object, real: Callable[..., object] = real, **named: object) -> object:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise KeyboardInterrupt
+                return real(*given, **named)
+
+            patch.setattr(kind, name, killed)
+        with suppress(KeyboardInterrupt):
+            work(cache.path)
+    for _ in range(2):
+        work(cache.path)
+        assert np.array_equal(opened(cache.path).read(used), expected)
+    prune(cache.path)
+    assert len(opened(cache.path)) == len(used)
