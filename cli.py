@@ -13,12 +13,15 @@ import click
 
 from cache.errors import HeadgraftError
 from pipeline.config import (
+    CLASS_WEIGHTS,
     DEVICES,
     PRECISIONS,
+    SEARCHES,
     EvaluateConfig,
     ExportConfig,
     ExtractConfig,
     PredictConfig,
+    SweepConfig,
     TrainConfig,
 )
 from pipeline.console import named, say
@@ -47,7 +50,8 @@ class _Group(click.Group):
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
         except KeyboardInterrupt as error:
             kept = "what was written is kept; run the same command to go on"
-            click.echo(f"interrupted: {kept if ctx.invoked_subcommand == 'extract' else 'run it again'}", err=True)
+            resumes = ctx.invoked_subcommand in ("extract", "sweep")
+            click.echo(f"interrupted: {kept if resumes else 'run it again'}", err=True)
             ctx.exit(143 if isinstance(error, _Terminated) else 130)
         except OSError as error:
             if error.errno == errno.EPIPE:
@@ -135,6 +139,7 @@ def extract(as_json: bool, **options: Any) -> None:
 @_option(TrainConfig, "epochs", "Epochs; the one that validates best is kept.")
 @_option(TrainConfig, "batch_size", "Images a step.")
 @_option(TrainConfig, "weight_decay", "AdamW's weight decay.")
+@_option(TrainConfig, "class_weights", "balanced: every class weighs the same.", type=click.Choice(CLASS_WEIGHTS))
 @_option(TrainConfig, "basis", "full, pool or pyramid, then +white[:G], then +pca:R.")
 @_option(TrainConfig, "seed", "Seed of weights, order and dropout.")
 @_option(
@@ -152,6 +157,40 @@ def train_head(as_json: bool, **options: Any) -> None:
     result = run(TrainConfig(**options), say)
     text = f"{result.run}: {result.valid_accuracy:.2%} validation at epoch {result.kept_epoch}, {result.seconds:.1f} s"
     _emit(result, as_json, text)
+
+
+@main.command()
+@_option(SweepConfig, "cache", "Cache folder.", type=_PATH)
+@_option(SweepConfig, "run", "Run folder to write, or to go on in.", type=_PATH)
+@_option(SweepConfig, "set", "Image set.  [default: the only one]", type=str)
+@_option(SweepConfig, "passes", "Augmented passes to train on.  [default: all there are]", type=int)
+@_option(SweepConfig, "heads", "Heads to try.")
+@_option(SweepConfig, "epochs", "Epochs of a head that is not stopped.")
+@_option(SweepConfig, "time_limit", "Seconds after which the best so far is chosen.", type=float)
+@_option(
+    SweepConfig, "space", "TOML file of what to search.  [default: bases, hidden units, dropout, rates]", type=_PATH
+)
+@_option(SweepConfig, "search", "How heads are found in the space.", type=click.Choice(SEARCHES))
+@click.option(
+    "--halving/--no-halving", default=SweepConfig.halving, show_default=True, help="Stop heads that fall back."
+)
+@_option(SweepConfig, "seeds", "Seeds that the chosen head is trained anew with.")
+@_option(SweepConfig, "seed", "Seed of the search and of all its heads.")
+@_option(
+    SweepConfig,
+    "memory",
+    "GB that rows may take; more are read in each epoch.  [default: half of what is free]",
+    type=float,
+)
+@_option(SweepConfig, "overwrite", "Begin anew in place of an existing run.")
+@_json
+def sweep(as_json: bool, **options: Any) -> None:
+    """Stage two: try many heads, keep the best as a run."""
+    from pipeline.leaderboard import table
+    from pipeline.sweep import sweep as run
+
+    result = run(SweepConfig(**options), say)
+    _emit(result, as_json, "" if as_json else table(asdict(result)))
 
 
 @main.command()
@@ -209,7 +248,7 @@ def predict(as_json: bool, **options: Any) -> None:
 
     result = run(PredictConfig(**options), say)
     lines = [
-        f"{named(p['path'])}: " + ", ".join(f"{t['name']} {t['probability']:.1%}" for t in p["top"])
+        f"{named(p['path'])}: " + ", ".join(f"{named(t['name'])} {t['probability']:.1%}" for t in p["top"])
         for p in result.predictions
     ]
     lines += [f"{named(bad['path'])}: {bad['reason']}" for bad in result.failed]

@@ -143,7 +143,7 @@ def _impossible(manifest: Manifest) -> str:
         "weights_digest": is_digest(base.weights_digest),
         "row_shape": _is_shape(base.row_shape),
         "input_size": is_count(base.input_size, 1, LARGEST_SIDE),
-        "resize": is_count(base.resize, 1, 2 * LARGEST_SIDE) and base.resize >= base.input_size,
+        "resize": is_count(base.input_size) and is_count(base.resize, base.input_size, 2 * LARGEST_SIDE),
         "mean": _are_numbers(base.mean),
         "std": _are_numbers(base.std) and min(base.std) > 0,
         "dtype": base.dtype == FEATURE_DTYPE,

@@ -138,15 +138,16 @@ class _Combined(nn.Module):
 def load_bundle(path: str | Path) -> Bundle:
     """Read a model file; BundleError if it is not one that `export` wrote."""
     path = Path(path)
-    if path.is_dir():
-        raise BundleError(f"{path} is a folder, expected a model file: make one from a run with export")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise BundleError(f"{path} is {kind}, expected a model file: make one from a run with export")
     try:
         with safe_open(path, "pt") as file:
             card = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except FileNotFoundError as error:
         raise BundleError(f"{path} does not exist, expected a model file: make one with export") from error
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not a model that headgraft exported: {error}") from error
     if card is None:
         raise BundleError(f"{path} holds tensors but no model card, expected a model file: make one with export")
@@ -176,5 +177,7 @@ def _misfit(bundle: Bundle) -> str:
     types = {str(tensor.dtype) for tensor in tensors} - {"torch.float32"}
     if wrong or types:
         return wrong or f"{', '.join(sorted(types))} in place of torch.float32"
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        return "numbers that are not finite"
     found, wanted = bundle.head.state_dict()["0.weight"].shape[1], prod(row_shape(name, size))
     return "" if found == wanted else f"the head takes {found} features, the backbone gives {wanted}"

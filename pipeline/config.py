@@ -4,38 +4,37 @@ Free of torch, so that `headgraft --help` starts at once and both entry points s
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cache.layout import MOST_PASSES
+from cache.layout import LARGEST_SIDE, MOST_PASSES
 from pipeline.errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
+CLASS_WEIGHTS = ("none", "balanced")
+SEARCHES = ("random", "grid", "optuna")
 
 # Beyond these, a number is a slip of the hand; without them it would end in an overflow or the machine's memory.
-LARGEST_SEED = (1 << 32) - 1
+LARGEST_SEED = (1 << 32) - 1  # seeds.py counts on it
 _EXTRACT_BOUNDS = {
     "passes": (0, MOST_PASSES),
-    "image_size": (32, 1024),
+    "image_size": (32, LARGEST_SIDE),
     "seed": (0, LARGEST_SEED),
     "split_seed": (0, LARGEST_SEED),
     "batch_size": (1, 4096),
     "workers": (0, 256),
     "threads": (1, 1024),
 }
-_TRAIN_BOUNDS = {
-    "passes": (0, MOST_PASSES),
-    "hidden": (1, 1 << 16),
-    "epochs": (1, 100_000),
-    "batch_size": (1, 1 << 20),
-    "seed": (0, LARGEST_SEED),
-}
+_HEAD_BOUNDS = {"hidden": (1, 1 << 16), "batch_size": (1, 1 << 20)}
+_TRAIN_BOUNDS = {"passes": (0, MOST_PASSES), "epochs": (1, 100_000), "seed": (0, LARGEST_SEED)}
+_SWEEP_BOUNDS = {**_TRAIN_BOUNDS, "heads": (1, 100_000), "seeds": (1, 100)}
 
-_BASIS = re.compile(
-    r"(?:(?:full|pool|pyramid)(?:\+white(?::(?P<g>\d{1,9}(?:\.\d{1,9})?))?)?(?:\+pca:(?P<r>\d{1,9}))?|pca:(?P<r2>\d{1,9}))"
-)
+REGIONS = ("full", "pool", "pyramid")
+_PART = re.compile(r"(?P<kind>white|lda)(?::(?P<number>\d{1,9}(?:\.\d{1,9})?))?|(?P<pca>pca):(?P<count>\d{1,9})")
+_CHAINS: tuple[list[str], ...] = ([], ["white"], ["pca"], ["lda"], ["white", "pca"], ["white", "lda"])
 
 
 def _require(ok: bool, message: str) -> None:
@@ -56,6 +55,10 @@ def _take_texts_as_paths(config: Any) -> None:
         value = getattr(config, field.name)
         if field.type in (Path, Path | None) and isinstance(value, str):
             object.__setattr__(config, field.name, Path(value))
+
+
+def _check_memory(memory: float | None) -> None:
+    _require(memory is None or 0 < memory < 1e9, f"--memory is {memory}, expected GB above 0")
 
 
 def _check_computing(precision: str, device: str) -> None:
@@ -92,8 +95,34 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True)
+class HeadSettings:
+    """One head, Linear(D, hidden) to Linear(hidden, C), and how it is trained: what a sweep varies.
+
+    The head is trained in `basis`; `class_weights` balanced has every class weigh the same in the loss.
+    """
+
+    basis: str = "pyramid+white"
+    hidden: int = 512
+    dropout: float = 0.5
+    lr: float = 1e-3
+    batch_size: int = 64
+    weight_decay: float = 0.0
+    class_weights: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _HEAD_BOUNDS.items():
+            _require_count(name, getattr(self, name), least, most)
+        _require(0 <= self.dropout < 1, f"--dropout is {self.dropout}, expected 0 or more and under 1")
+        _require(0 < self.lr < float("inf"), f"--lr is {self.lr}, expected a number above 0")
+        _require(0 <= self.weight_decay < float("inf"), f"--weight-decay is {self.weight_decay}, expected 0 or more")
+        known = ", ".join(CLASS_WEIGHTS)
+        _require(self.class_weights in CLASS_WEIGHTS, f"--class-weights is {self.class_weights!r}, expected {known}")
+        BasisName.parse(self.basis)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
-    """Stage two, one head: Linear(D, hidden), ReLU, Dropout, Linear(hidden, C), LogSoftmax, trained in `basis`.
+    """Stage two, one head of `HeadSettings`.
 
     `passes` None takes every pass the cache has whole for the set. `memory`, in GB, is what rows may take; None is half
     of what is free. More rows than that are read from the cache in each epoch.
@@ -103,13 +132,14 @@ class TrainConfig:
     run: Path
     set: str | None = None
     passes: int | None = None
-    hidden: int = 512
-    dropout: float = 0.5
-    lr: float = 1e-3
+    hidden: int = HeadSettings.hidden
+    dropout: float = HeadSettings.dropout
+    lr: float = HeadSettings.lr
     epochs: int = 20
-    batch_size: int = 64
-    weight_decay: float = 0.0
-    basis: str = "pyramid+white"
+    batch_size: int = HeadSettings.batch_size
+    weight_decay: float = HeadSettings.weight_decay
+    class_weights: str = HeadSettings.class_weights
+    basis: str = HeadSettings.basis
     seed: int = 0
     memory: float | None = None
     overwrite: bool = False
@@ -118,41 +148,89 @@ class TrainConfig:
         _take_texts_as_paths(self)
         for name, (least, most) in _TRAIN_BOUNDS.items():
             _require_count(name, getattr(self, name), least, most)
-        _require(self.memory is None or 0 < self.memory < 1e9, f"--memory is {self.memory}, expected GB above 0")
-        _require(0 <= self.dropout < 1, f"--dropout is {self.dropout}, expected 0 or more and under 1")
-        _require(0 < self.lr < float("inf"), f"--lr is {self.lr}, expected a number above 0")
-        _require(0 <= self.weight_decay < float("inf"), f"--weight-decay is {self.weight_decay}, expected 0 or more")
-        BasisName.parse(self.basis)
+        _check_memory(self.memory)
+        _ = self.settings  # which checks them
+
+    @property
+    def settings(self) -> HeadSettings:
+        """What is said of the head."""
+        return HeadSettings(**{field.name: getattr(self, field.name) for field in fields(HeadSettings)})
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Stage two, many heads: `heads` of a space, found by `search`, each for up to `epochs`.
+
+    `space` is a TOML file, None the default space. With `halving`, heads that fall behind are stopped. `time_limit`, in
+    seconds, ends the search; the chosen head is then trained anew with `seeds` seeds. The rest as in `TrainConfig`.
+    """
+
+    cache: Path
+    run: Path
+    set: str | None = None
+    passes: int | None = None
+    heads: int = 64
+    epochs: int = 20
+    time_limit: float | None = None
+    space: Path | None = None
+    search: str = "random"
+    halving: bool = True
+    seeds: int = 5
+    seed: int = 0
+    memory: float | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _take_texts_as_paths(self)
+        for name, (least, most) in _SWEEP_BOUNDS.items():
+            _require_count(name, getattr(self, name), least, most)
+        _check_memory(self.memory)
+        limit = self.time_limit
+        _require(limit is None or 0 < limit < float("inf"), f"--time-limit is {limit}, expected seconds above 0")
+        _require(self.search in SEARCHES, f"--search is {self.search!r}, expected one of {', '.join(SEARCHES)}")
+        last = self.seed + self.seeds
+        _require(last <= LARGEST_SEED, f"--seed is {self.seed}, and {self.seeds} more follow: at most {LARGEST_SEED:,}")
 
 
 @dataclass(frozen=True)
 class BasisName:
-    """A basis as its name says: regions, then shrinkage of the whitening if any, then components if any."""
+    """A basis as its name says: regions, then what follows them, None where it does not."""
 
     regions: str
-    shrinkage: float | None
-    components: int | None
+    shrinkage: float | None = None  # of the whitening
+    components: int | None = None  # principal ones
+    discriminant: float | None = None  # shrinkage of the linear discriminants
 
     @classmethod
     def parse(cls, name: str) -> "BasisName":
-        """`full`, `pool` or `pyramid`, each with `+white[:G]`, each then with `+pca:R`; `pca:R` is `full+pca:R`."""
-        match = _BASIS.fullmatch(name)
-        _require(
-            match is not None,
-            f"{name!r} is not a basis: expected full, pool or pyramid, optionally +white or +white:G, then +pca:R",
-        )
-        assert match is not None
+        """`full`, `pool` or `pyramid`, then `+white[:G]`, then `+pca:R` or `+lda[:G]`; `pca:R` is `full+pca:R`."""
         parts = name.split("+")
-        white = next((part for part in parts if part.startswith("white")), None)
-        components = match["r"] or match["r2"]
-        shrinkage = None if white is None else float(match["g"] or DEFAULT_SHRINKAGE)
-        _require(shrinkage is None or shrinkage > 0, f"{name!r}: the shrinkage must be above 0")
-        _require(components is None or int(components) > 0, f"{name!r}: pca needs one component or more")
-        regions = "full" if parts[0].startswith("pca") else parts[0]
-        return cls(regions, shrinkage, int(components) if components else None)
+        regions = parts.pop(0) if parts[0] in REGIONS else None
+        found = [_PART.fullmatch(part) for part in parts]
+        kinds = [match and (match["kind"] or match["pca"]) for match in found]
+        _require(
+            kinds in _CHAINS and (regions is not None or kinds in (["pca"], ["lda"])),
+            f"{name[:60]!r} is not a basis: expected full, pool or pyramid, then +white[:G], then +pca:R or +lda[:G]",
+        )
+        values = {kind: match["number"] or match["count"] for kind, match in zip(kinds, found, strict=True) if match}
+        white, lda = (
+            _shrinkage(name, values, *known) for known in (("white", WHITE_SHRINKAGE), ("lda", LDA_SHRINKAGE))
+        )
+        components = int(values["pca"]) if "pca" in values else None
+        _require(components != 0, f"{name!r}: pca needs one component or more")
+        return cls(regions or "full", white, components, lda)
 
 
-DEFAULT_SHRINKAGE = 6.0
+def _shrinkage(name: str, values: Mapping[str | None, str | None], kind: str, default: float) -> float | None:
+    if kind not in values:
+        return None
+    number = default if values[kind] is None else float(values[kind] or 0)
+    _require(number > 0, f"{name!r}: the shrinkage must be above 0")
+    return number
+
+
+WHITE_SHRINKAGE = 6.0
+LDA_SHRINKAGE = 4.0
 
 
 @dataclass(frozen=True)

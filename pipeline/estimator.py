@@ -10,8 +10,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.group import HeadGroup, Member
+from pipeline.group import HeadGroup, Member, Shape
 from pipeline.head import head_from_tensors
+from pipeline.seeds import order_of
 
 Array = npt.NDArray[np.float32]
 
@@ -49,14 +50,13 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         if len(self.classes_) < 2:
             raise ValueError(f"these labels are of 1 class, {self.classes_[0]!r}: expected 2 or more")
         rows, labels = torch.from_numpy(np.asarray(X)), torch.from_numpy(places)
-        order = torch.Generator().manual_seed(self.seed)
         steps = self.epochs * math.ceil(len(rows) / self.batch_size)
         member = Member(self.lr, self.weight_decay, self.dropout, self.seed)
-        group = HeadGroup([member], rows.shape[1], self.hidden, len(self.classes_), steps)
-        for _ in range(self.epochs):
-            batches = torch.randperm(len(rows), generator=order).split(self.batch_size)
+        group = HeadGroup.new([member], Shape(rows.shape[1], self.hidden, len(self.classes_), steps))
+        for epoch in range(1, self.epochs + 1):
+            batches = torch.randperm(len(rows), generator=order_of(self.seed, epoch)).split(self.batch_size)
             group.epoch((rows[batch], labels[batch]) for batch in batches)
-        self.head_ = head_from_tensors(group.state(0), self.dropout)
+        self.head_ = head_from_tensors(group.weights(0), self.dropout)
         return self
 
     def predict_log_proba(self, X: npt.ArrayLike) -> Array:

@@ -68,7 +68,8 @@ def _backbone_tensors(cache: FeatureCache, index: SetIndex, say: Say) -> dict[st
     """The tensors the cache was made with, from where stage one found them."""
     base = cache.manifest.base
     # Provenance is free: a shard that does not say where its weights were stands for the named ones.
-    sources = list(dict.fromkeys(made.get("weights") for made in cache.provenance(index.row_keys(0))))
+    named = (made.get("weights") for made in cache.provenance(index.row_keys(0)))
+    sources = list(dict.fromkeys(name for name in named if name is None or isinstance(name, str)))
     for source in sources:
         try:
             tensors = load_tensors(base.backbone, source, say)

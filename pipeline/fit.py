@@ -1,20 +1,18 @@
 """Fitting a basis on training rows, block by block: what it needs of them are moments, however many rows there are."""
 
-from collections.abc import Callable, Iterable
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.basis import Basis, Mix, Project, Regions, Scale, Stage
+from pipeline.basis import Basis, Mix, Regions, Scale, Stage
 from pipeline.config import BasisName
+from pipeline.directions import Blocks, discriminant, principal
 from pipeline.errors import PipelineError
 
 Shape = tuple[int, ...]
-Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # each call: the same rows (n, R0) float32, and labels (n,)
 
 # Kept projections were made by this version of the fit: change it with any number below.
-BASIS_VERSION = 2
+BASIS_VERSION = 3
 
 
 def start_basis(name: str, row_shape: Shape) -> Basis:
@@ -62,13 +60,15 @@ def fit_basis(start: Basis, blocks: Blocks, num_classes: int, row_shape: Shape, 
     All rows are read once, for a whitening twice; only those that principal directions are fitted on are held.
     """
     name = BasisName.parse(start.name)
-    if name.regions == "full" and name.shrinkage is None and name.components is None:
+    if name == BasisName("full"):
         return start
     stages: list[Stage] = [_standardise(blocks)]
     if name.shrinkage is not None:
         stages += _whiten(name, stages[0], blocks, num_classes, row_shape[0])
     if name.components is not None:
-        stages += _principal(Basis(start.name, tuple(stages)), sample or blocks, name.components)
+        stages += principal(Basis(start.name, tuple(stages)), sample or blocks, name.components)
+    if name.discriminant is not None:
+        stages += discriminant(Basis(start.name, tuple(stages)), blocks, num_classes, name.discriminant)
     return Basis(start.name, (*start.stages, *stages))
 
 
@@ -124,17 +124,3 @@ def _whitening(covariance: Tensor, shrinkage: float) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance + shrinkage * covariance.diagonal().mean() * identity)
     whitening: Tensor = vectors * values.rsqrt()
     return whitening
-
-
-def _principal(before: Basis, blocks: Blocks, components: int) -> list[Stage]:
-    """The first `components` principal directions, all scaled alike to a mean variance of 1."""
-    from sklearn.decomposition import PCA
-
-    z = torch.cat([before.transform(rows) for rows, _ in blocks()])
-    most = min(z.shape)
-    if components > most:
-        raise PipelineError(f"+pca:{components} asks for more than the {most} components these rows have")
-    pca = PCA(components, svd_solver="randomized", random_state=0).fit(z.numpy())
-    scale = float(np.sqrt(pca.explained_variance_.mean()))
-    centre = Scale(torch.from_numpy(pca.mean_).float(), torch.ones(z.shape[1]))
-    return [centre, Project(torch.from_numpy(np.ascontiguousarray(pca.components_.T / scale)).float())]

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.head import HeadConfig, build_head
-
-HEAD_SEEDS = 1 << 32  # added to a head's seed: its numbers are not those that order the rows under the same seed
+from pipeline.seeds import numbers_of_head
 
 
 @dataclass(frozen=True)
@@ -27,31 +26,69 @@ class Member:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What all heads of a group share: R inputs, H hidden units, C classes, and the steps of their schedule."""
+
+    in_features: int
+    hidden: int
+    num_classes: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class HeadState:
+    """One head in the middle of its training: what it takes to go on exactly as if nothing had happened."""
+
+    member: Member
+    tensors: dict[str, Tensor]
+    moments: tuple[dict[str, Tensor], dict[str, Tensor]]  # AdamW's first and second
+    taken: int
+    noise: Tensor  # state of the head's generator
+
+    @classmethod
+    def new(cls, member: Member, shape: Shape, dtype: torch.dtype = torch.float32) -> "HeadState":
+        """Before the first step."""
+        noise = numbers_of_head(member.seed)
+        config = HeadConfig(shape.in_features, shape.hidden, shape.num_classes, member.dropout)
+        tensors = {name: tensor.to(dtype) for name, tensor in build_head(config, noise).state_dict().items()}
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        return cls(member, tensors, (zeros, zeros), 0, noise.get_state())
+
+
 class HeadGroup:
     """G heads Linear(R, H), ReLU, Dropout, Linear(H, C), LogSoftmax, as arrays over all of them.
 
-    AdamW (Loshchilov and Hutter, ICLR 2019), each learning rate falling to 0 over `steps` as a cosine.
+    AdamW (Loshchilov and Hutter, ICLR 2019), each learning rate falling to 0 over the steps of `shape` as a cosine.
+    `class_weights` (C,) weigh the loss of each row by its label, as `NLLLoss` does. `products` is what the two large
+    multiplications are computed in, float32 unless said.
     """
 
     def __init__(
         self,
-        members: Sequence[Member],
-        in_features: int,
-        hidden: int,
-        num_classes: int,
-        steps: int,
-        dtype: torch.dtype = torch.float32,
+        states: Sequence[HeadState],
+        shape: Shape,
+        class_weights: Tensor | None = None,
+        products: torch.dtype | None = None,
     ) -> None:
-        self.members = tuple(members)
-        self.steps = steps
-        self.taken = 0
-        self._noise = [torch.Generator().manual_seed(member.seed + HEAD_SEEDS) for member in members]
-        configs = [HeadConfig(in_features, hidden, num_classes, member.dropout) for member in members]
-        heads = [build_head(config, noise).to(dtype) for config, noise in zip(configs, self._noise, strict=True)]
-        states = [head.state_dict() for head in heads]
-        self.tensors = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        self.members = tuple(state.member for state in states)
+        self.shape = shape
+        self.taken = states[0].taken
+        self.class_weights = class_weights
+        self.products = products
+        self.tensors = _stacked([state.tensors for state in states])
+        self._moments = tuple(_stacked([state.moments[number] for state in states]) for number in (0, 1))
         self._gradients = {name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()}
-        self._optimizer = torch.optim.AdamW([self._parameters(number) for number in range(len(members))], fused=True)
+        self._noise = [torch.Generator() for _ in states]
+        for noise, state in zip(self._noise, states, strict=True):
+            noise.set_state(state.noise)
+        self._optimizer = torch.optim.AdamW([self._parameters(number) for number in range(len(states))], fused=True)
+        self._set_moments()
+
+    @classmethod
+    def new(cls, members: Sequence[Member], shape: Shape, dtype: torch.dtype = torch.float32) -> "HeadGroup":
+        """A group before its first step."""
+        return cls([HeadState.new(member, shape, dtype) for member in members], shape)
 
     def __len__(self) -> int:
         """G, heads."""
@@ -64,6 +101,14 @@ class HeadGroup:
             parameter.grad = gradients[number]
         return {"params": parameters, "weight_decay": self.members[number].weight_decay}
 
+    def _set_moments(self) -> None:
+        """Have the optimizer go on from these moments, and keep them here: it writes through views of them too."""
+        for number, group in enumerate(self._optimizer.param_groups):
+            for name, parameter in zip(self.tensors, group["params"], strict=True):
+                first, second = (moments[name][number] for moments in self._moments)
+                step = torch.tensor(float(self.taken))
+                self._optimizer.state[parameter] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+
     def step(self, x: Tensor, labels: Tensor) -> Tensor:
         """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step."""
         _, _, w2, b2 = self.tensors.values()
@@ -72,23 +117,41 @@ class HeadGroup:
         seen = hidden * kept
         log_probs = torch.log_softmax(torch.baddbmm(b2.unsqueeze(1), seen, w2.mT), 2)  # (G, B, C)
         target = labels.expand(len(self), -1).unsqueeze(2)
-        losses = -log_probs.gather(2, target).mean((1, 2))
+        shares = self._shares(labels, log_probs.dtype)
+        losses = -(log_probs.gather(2, target).squeeze(2) @ shares)
         # The gradient of this chain in four lines: automatic differentiation would keep and copy the stacked weights.
-        d_logits = log_probs.exp().scatter_add_(2, target, torch.full_like(target, -1, dtype=x.dtype)).div_(len(x))
+        ones = torch.full_like(target, -1, dtype=log_probs.dtype)
+        d_logits = log_probs.exp().scatter_add_(2, target, ones).mul_(shares.unsqueeze(1))
         d_hidden = torch.bmm(d_logits, w2).mul_(kept).mul_(hidden > 0)
-        g1, c1, g2, c2 = self._gradients.values()
-        torch.mm(d_hidden.transpose(0, 1).reshape(len(x), -1).T, x, out=g1.view(-1, x.shape[1]))
+        _, c1, g2, c2 = self._gradients.values()
+        self._first_gradient(d_hidden, x)
         torch.sum(d_hidden, 1, out=c1)
         torch.bmm(d_logits.mT, seen, out=g2)
         torch.sum(d_logits, 1, out=c2)
         self._update()
         return losses
 
+    def _shares(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """Each row's share of the mean loss, (B,)."""
+        if self.class_weights is None:
+            return torch.full((len(labels),), 1 / len(labels), dtype=dtype)
+        weights = self.class_weights.to(dtype)[labels]
+        return weights / weights.sum()
+
     def _first(self, x: Tensor) -> Tensor:
         """The first layers of all heads: (B, R) → (G, B, H)."""
         w1, b1, *_ = self.tensors.values()
-        flat = torch.addmm(b1.flatten(), x, w1.flatten(0, 1).T)
+        flat = (x @ w1.flatten(0, 1).to(x.dtype).T).to(b1.dtype) + b1.flatten()
         return flat.view(len(x), len(self), -1).transpose(0, 1).contiguous()
+
+    def _first_gradient(self, d_hidden: Tensor, x: Tensor) -> None:
+        """(G, B, H), (B, R) → the gradient of the first layers (G, H, R)."""
+        gradient = next(iter(self._gradients.values())).view(-1, x.shape[1])
+        flat = d_hidden.transpose(0, 1).reshape(len(x), -1).T
+        if x.dtype == gradient.dtype:
+            torch.mm(flat, x, out=gradient)
+        else:
+            gradient.copy_(flat.to(x.dtype) @ x)
 
     def _dropout(self, hidden: Tensor) -> Tensor:
         """What each hidden unit is multiplied by: 0, or what keeps the mean; drawn head by head."""
@@ -99,7 +162,7 @@ class HeadGroup:
         return kept
 
     def _update(self) -> None:
-        rate = (1 + math.cos(math.pi * self.taken / self.steps)) / 2
+        rate = (1 + math.cos(math.pi * self.taken / self.shape.steps)) / 2
         for group, member in zip(self._optimizer.param_groups, self.members, strict=True):
             group["lr"] = member.lr * rate
         self._optimizer.step()
@@ -109,7 +172,7 @@ class HeadGroup:
         """A step on every batch of (rows, labels); the mean loss of each head over all rows, (G,) float64."""
         total, count = torch.zeros(len(self), dtype=torch.float64), 0
         for x, labels in batches:
-            total += self.step(x, labels) * len(x)
+            total += self.step(x if self.products is None else x.to(self.products), labels) * len(x)
             count += len(x)
         return total / count
 
@@ -127,6 +190,20 @@ class HeadGroup:
         _, _, w2, b2 = self.tensors.values()
         return torch.log_softmax(torch.baddbmm(b2.unsqueeze(1), self._first(x).relu_(), w2.mT), 2)
 
-    def state(self, number: int) -> dict[str, Tensor]:
+    def finite(self) -> Tensor:
+        """Whether all weights of each head are numbers, (G,)."""
+        return torch.stack([tensor.flatten(1).isfinite().all(1) for tensor in self.tensors.values()]).all(0)
+
+    def weights(self, number: int) -> dict[str, Tensor]:
         """A copy of the weights of one head, as `nn.Sequential` names them."""
         return {name: tensor[number].clone() for name, tensor in self.tensors.items()}
+
+    def state(self, number: int) -> HeadState:
+        """A copy of one head as it is now."""
+        first, second = ({name: part[number].clone() for name, part in moments.items()} for moments in self._moments)
+        noise = self._noise[number].get_state()
+        return HeadState(self.members[number], self.weights(number), (first, second), self.taken, noise)
+
+
+def _stacked(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}

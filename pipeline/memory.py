@@ -14,6 +14,11 @@ def available_bytes() -> int:
     return max(0, min([_machine(), *_control_groups(), *_limits()]))
 
 
+def allowed_bytes(asked: float | None) -> int:
+    """`asked` GB in bytes; where nothing is asked, half of what is free."""
+    return available_bytes() // 2 if asked is None else int(asked * 1e9)
+
+
 def _machine() -> int:
     return _kilobytes(_MEMINFO, "MemAvailable") if _MEMINFO.is_file() else 1 << 62
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cache.files import read_regular
 from pipeline.backbone import available_cpus, computes_bfloat16, resolve_device, resolve_precision
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import PredictConfig
@@ -105,7 +106,7 @@ def _images_below(folder: Path) -> tuple[list[Path], list[dict[str, str]]]:
 def read_names(path: Path) -> dict[str, str]:
     """Display names by class from a JSON object such as cat_to_name.json."""
     try:
-        names = json.loads(path.read_bytes())
+        names = json.loads(read_regular(path))
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error.strerror}; expected an object of class: name") from error
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from cache.store import FeatureCache, Positions
 from pipeline.basis import Basis
 from pipeline.config import BasisName
 from pipeline.console import Say, silent, size
-from pipeline.errors import RunError
+from pipeline.errors import PipelineError
 from pipeline.fit import BASIS_VERSION, fit_basis, region_stage, start_basis
 from pipeline.stream import ROWS_AT_ONCE, StreamedData, read_shards
 
@@ -54,6 +55,16 @@ class HeadData:
         for batch in torch.randperm(images, generator=generator).split(batch_size):
             yield self.rows[self.train_rows[batch, drawn[batch]]], self.train_labels[batch]
 
+    @property
+    def bytes(self) -> int:
+        """Memory that the rows take."""
+        return self.rows.nbytes
+
+    def clean(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and labels of the clean view of the training images."""
+        for rows, labels in zip(self.train_rows[:, 0].split(1024), self.train_labels.split(1024), strict=True):
+            yield self.rows[rows], labels
+
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of the validation images."""
         for rows, labels in zip(self.valid_rows.split(1024), self.valid_labels.split(1024), strict=True):
@@ -61,28 +72,33 @@ class HeadData:
 
 
 def load_data(
-    cache: FeatureCache, index: SetIndex, passes: int, name: str, memory: int, say: Say = silent
+    cache: FeatureCache,
+    index: SetIndex,
+    passes: int,
+    name: str,
+    memory: int,
+    say: Say = silent,
+    regions: dict[str, Tensor] | None = None,
 ) -> tuple[Basis, HeadData | StreamedData]:
     """Fit basis `name` on the set's training rows and project training and validation rows; kept in the cache.
 
-    Where that takes more than `memory` bytes, the basis is fitted on a sample, and rows are read in each epoch.
+    Where that takes more than `memory` bytes, the basis is fitted block by block, and rows are read in each epoch.
+    `regions` keeps, for further bases of the same rows, what they are made from.
     """
     train, valid = index.split("train"), index.split("valid")
-    if not valid:
-        raise RunError(f"set {index.name!r} has no validation images: extract a data set with a valid/ folder")
     count, each = len(train) * (passes + 1) + len(valid), _row_bytes(cache, name)
     if count * each > memory:
         say(f"{count} rows of {each} bytes are more than {size(memory)} of memory: they are read in each epoch")
         return _streamed(cache, index, passes, name, memory, say)
-    return _in_memory(cache, index, passes, name, say)
+    return _in_memory(cache, index, passes, name, say, {} if regions is None else regions)
 
 
 def _row_bytes(cache: FeatureCache, name: str) -> int:
-    """Memory that a row takes while a basis is fitted and applied, with copies where principal directions are."""
+    """Memory of a row while a basis is fitted and applied: before and after, with components twice as often."""
     parsed = BasisName.parse(name)
     regions = region_stage(parsed.regions, cache.row_shape)
     width = cache.in_features if regions is None else cache.row_shape[0] * regions.weights.shape[1]
-    return 4 * width * (1 if parsed.components is None else 4)
+    return 4 * width * (2 if parsed.components is None else 4)
 
 
 def _streamed(
@@ -124,10 +140,12 @@ def _streamed(
     )
 
 
-def _in_memory(cache: FeatureCache, index: SetIndex, passes: int, name: str, say: Say) -> tuple[Basis, HeadData]:
+def _in_memory(
+    cache: FeatureCache, index: SetIndex, passes: int, name: str, say: Say, regions: dict[str, Tensor]
+) -> tuple[Basis, HeadData]:
     train, valid = index.split("train"), index.split("valid")
     keys = list(dict.fromkeys(key for image in (*train, *valid) for key in image.keys(passes)))
-    basis, rows = _projected(cache, index, keys, passes, name, say)
+    basis, rows = _projected(cache, index, keys, passes, name, say, regions)
     place = {key: number for number, key in enumerate(keys)}
     return basis, HeadData(
         rows=rows,
@@ -146,7 +164,13 @@ def label_tensor(index: SetIndex, images: Sequence[ImageRecord]) -> Tensor:
 
 
 def _projected(
-    cache: FeatureCache, index: SetIndex, keys: list[RowKey], passes: int, name: str, say: Say
+    cache: FeatureCache,
+    index: SetIndex,
+    keys: list[RowKey],
+    passes: int,
+    name: str,
+    say: Say,
+    regions: dict[str, Tensor],
 ) -> tuple[Basis, Tensor]:
     augmentation = cache.manifest.augmentation
     labels = sorted((image.digest, image.label, image.split) for image in index.images)
@@ -154,17 +178,16 @@ def _projected(
     recipe = augmentation.digest if augmentation and passes else ""
     fitting = [BASIS_VERSION, asdict(BasisName.parse(name))]
     source = json_digest([*fitting, cache.manifest.base.digest, recipe, labels, key_digest])
-    kept = load_projection(cache.path, source)
-    if kept is not None:
-        tensors = load(kept)
-        rows = tensors.pop("rows")
-        return Basis.from_tensors(name, tensors), rows
+    if kept := _kept(cache, source, name, keys):
+        return kept
     start = time.perf_counter()
     place = {key: number for number, key in enumerate(keys)}
     train = index.split("train")
     fit_on = torch.tensor([place[key] for image in train for key in image.keys(passes)])
     labels_of = label_tensor(index, train).repeat_interleave(passes + 1)
-    basis, rows = _fit_and_apply(cache, keys, fit_on, labels_of, name, len(index.classes))
+    start_of = start_basis(name, cache.row_shape)
+    rows = _started(cache, keys, start_of, regions)
+    basis, rows = _fit_and_apply(cache, rows, start_of, fit_on, labels_of, len(index.classes))
     if basis.stages:
         save_projection(cache.path, source, save({"rows": rows.contiguous(), **basis.tensors()}))
     seconds = time.perf_counter() - start
@@ -172,23 +195,49 @@ def _projected(
     return basis, rows
 
 
+def _kept(cache: FeatureCache, source: str, name: str, keys: list[RowKey]) -> tuple[Basis, Tensor] | None:
+    """The basis and rows kept under `source`, if they are what such a file has and agree with the cache."""
+    data = load_projection(cache.path, source)
+    if data is None:
+        return None
+    try:
+        tensors = load(data)
+        rows = tensors.pop("rows")
+        basis = Basis.from_tensors(name, tensors)
+        ends = basis.apply(cache.read([keys[0], keys[-1]]))
+        sound = rows.shape == (len(keys), ends.shape[1]) and rows.dtype == torch.float32
+        if sound and torch.allclose(rows[[0, -1]], ends, rtol=1e-3, atol=1e-3):
+            return basis, rows
+    except (SafetensorError, PipelineError, KeyError, IndexError, ValueError, RuntimeError):
+        pass
+    return None  # not made by this program, and only a copy: it is made again
+
+
+def _started(cache: FeatureCache, keys: list[RowKey], start: Basis, regions: dict[str, Tensor]) -> Tensor:
+    """Rows of `keys` in their regions, (M, R0); kept in `regions`."""
+    name = "" if not start.stages else BasisName.parse(start.name).regions
+    if name not in regions:
+        rows = torch.empty(len(keys), start.transform(torch.zeros(1, cache.in_features)).shape[1])
+        for positions, block in cache.blocks(keys, ROWS_AT_ONCE):
+            rows[torch.from_numpy(positions)] = start.apply(block)
+        regions[name] = rows
+    return regions[name]
+
+
 def _fit_and_apply(
-    cache: FeatureCache, keys: list[RowKey], fit_on: Tensor, labels: Tensor, name: str, num_classes: int
+    cache: FeatureCache, rows: Tensor, start: Basis, fit_on: Tensor, labels: Tensor, num_classes: int
 ) -> tuple[Basis, Tensor]:
-    """The basis, fitted on the rows of `keys` at `fit_on` (N,) with `labels` (N,), and all of `keys` in it (M, R)."""
-    start = start_basis(name, cache.row_shape)
-    rows = torch.empty(len(keys), start.transform(torch.zeros(1, cache.in_features)).shape[1])
-    for positions, block in cache.blocks(keys, ROWS_AT_ONCE):
-        rows[torch.from_numpy(positions)] = start.apply(block)
+    """The basis, fitted on `rows` (M, R0) at `fit_on` (N,) with `labels` (N,), and all of `rows` in it (M, R)."""
 
     def blocks() -> Iterator[tuple[Tensor, Tensor]]:
         for places, their in zip(fit_on.split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE), strict=True):
             yield rows[places], their
 
     basis = fit_basis(start, blocks, num_classes, cache.row_shape)
-    rest = Basis(name, basis.stages[len(start.stages) :])
-    width = rest.transform(rows[:1]).shape[1]
-    projected = rows if width == rows.shape[1] else torch.empty(len(rows), width)
+    rest = Basis(basis.name, basis.stages[len(start.stages) :])
+    if not rest.stages:
+        return basis, rows
+    projected = torch.empty(len(rows), rest.transform(rows[:1]).shape[1])
     for part in torch.arange(len(rows)).split(ROWS_AT_ONCE):
         projected[part] = rest.transform(rows[part])
     return basis, projected

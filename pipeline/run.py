@@ -1,4 +1,4 @@
-"""A run folder: run.json, head.safetensors (the head in its basis) and basis.safetensors."""
+"""A run folder: run.json, head.safetensors (the head in its basis), basis.safetensors, and what a sweep leaves."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from cache.files import is_temporary, write_atomically
+from cache.files import is_temporary, read_regular, write_atomically
 from cache.store import FeatureCache
 from pipeline.basis import Basis
 from pipeline.console import named
@@ -21,6 +21,10 @@ from pipeline.head import head_from_tensors
 RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 BASIS_FILE = "basis.safetensors"
+JOURNAL_FILE = "journal.jsonl"
+RESULTS_FILE = "sweep.json"
+TABLE_FILE = "heads.csv"
+SWEEP_FILES = (JOURNAL_FILE, RESULTS_FILE, TABLE_FILE)
 RUN_FORMAT = 1
 
 _TYPES = {
@@ -79,19 +83,21 @@ class Run:
         if not (path / RUN_FILE).is_file():
             raise RunError(f"{path} holds no {RUN_FILE}, expected a run: make one with train-head --run {path}")
         try:
-            record = json.loads((path / RUN_FILE).read_bytes())
+            record = json.loads(read_regular(path / RUN_FILE))
             if record.get("format") != RUN_FORMAT:
                 found = str(record.get("format", "no number"))[:20]
                 raise RunError(f"{path} is a run of format {found}, expected {RUN_FORMAT}: train it again")
             if missing := sorted(name for name, kind in _TYPES.items() if not isinstance(record.get(name), kind)):
                 raise ValueError(f"{RUN_FILE} has no usable {missing[0]}")
-            contents = {name: (path / name).read_bytes() for name in (HEAD_FILE, BASIS_FILE)}
+            contents = {name: read_regular(path / name) for name in (HEAD_FILE, BASIS_FILE)}
             for name, data in contents.items():
                 if hashlib.sha256(data).hexdigest() != record["files"][name]:
                     raise ValueError(f"{name} is not the one it was trained with")
             basis = Basis.from_tensors(record["basis"], load(contents[BASIS_FILE]))
             tensors = load(contents[HEAD_FILE])
             head = head_from_tensors({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
+            if not all(tensor.isfinite().all() for tensor in (*basis.tensors().values(), *head.state_dict().values())):
+                raise ValueError("a weight that is not finite")
             if not len(set(record["classes"])) == len(record["classes"]) == head[3].out_features:
                 raise ValueError(f"{head[3].out_features} outputs for {len(record['classes'])} distinct classes")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
@@ -121,16 +127,40 @@ class Run:
         """R, that the basis makes of rows of D features; 0 where it is made for others."""
         try:
             return self.basis.transform(torch.zeros(1, in_features)).shape[1]
-        except RuntimeError:
+        except (RuntimeError, IndexError, ValueError):
             return 0
 
 
 def refuse_other_things(path: Path) -> None:
     """RunError where the folder `path` holds anything that no run holds: --overwrite replaces runs only."""
-    ours = {RUN_FILE, HEAD_FILE, BASIS_FILE}
+    ours = {RUN_FILE, HEAD_FILE, BASIS_FILE, *SWEEP_FILES}
     others = [file.name for file in path.iterdir() if file.name not in ours and not is_temporary(file)]
     if others:
         raise RunError(f"{path} holds {named(others[0])}, which is no part of a run: choose another folder with --run")
+
+
+def remove_sweep(path: Path) -> None:
+    """Remove what a sweep left in the run folder `path`."""
+    for name in SWEEP_FILES:
+        (path / name).unlink(missing_ok=True)
+
+
+def prepare_sweep(path: Path, overwrite: bool) -> None:
+    """Have `path` ready for a sweep: new, or begun and not finished; RunError where it is neither.
+
+    With `overwrite`, a run or a sweep that is there goes.
+    """
+    refuse_other_kind(path, folder=True)
+    if not path.is_dir():
+        return
+    if overwrite:
+        refuse_other_things(path)
+        (path / RUN_FILE).unlink(missing_ok=True)
+        remove_sweep(path)
+    elif (path / RUN_FILE).is_file():
+        raise RunError(f"{path} holds a finished run: choose another folder with --run, or replace it with --overwrite")
+    elif not (path / JOURNAL_FILE).is_file():
+        refuse_to_overwrite(path, overwrite)
 
 
 def refuse_to_overwrite(path: Path, overwrite: bool) -> None:

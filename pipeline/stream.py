@@ -59,6 +59,17 @@ class StreamedData:
         for batch in rest:
             yield rows[batch], labels[batch]
 
+    @property
+    def bytes(self) -> int:
+        """Memory that the window takes."""
+        return 4 * self.window * self.in_features
+
+    def clean(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and labels of the clean view of the training images, in any order."""
+        keys = join_keys(self.train, np.full(len(self.train), layout.CLEAN_VIEW, dtype=layout.VIEW_DTYPE))
+        for positions, block in self._parts(keys):
+            yield block, self.train_labels[positions]
+
     def validation(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Rows and labels of the validation images, in any order; held where the window could hold them."""
         return self._validation if len(self.valid) <= self.window else self._read_validation()

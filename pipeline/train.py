@@ -8,21 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache.errors import MissingRows
-from cache.index import SetIndex
-from cache.store import FeatureCache
 from pipeline.backbone import available_cpus
 from pipeline.basis import Basis
-from pipeline.config import TrainConfig
+from pipeline.config import HeadSettings, TrainConfig
 from pipeline.console import Say, silent, size
 from pipeline.errors import RunError
-from pipeline.group import HeadGroup, Member
+from pipeline.group import HeadGroup, HeadState, Member, Shape
 from pipeline.head import head_from_tensors
-from pipeline.images import count_leaks, stale_files
-from pipeline.memory import available_bytes
+from pipeline.memory import allowed_bytes, available_bytes
 from pipeline.rows import HeadData, load_data
-from pipeline.run import RUN_FORMAT, Run, refuse_other_kind, refuse_other_things, refuse_to_overwrite
+from pipeline.run import (
+    RUN_FORMAT,
+    Run,
+    refuse_other_kind,
+    refuse_other_things,
+    refuse_to_overwrite,
+    remove_sweep,
+)
+from pipeline.seeds import order_of
 from pipeline.stream import StreamedData
+from pipeline.trainset import TrainingSet
 
 
 @dataclass
@@ -62,102 +67,86 @@ def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
     if config.run.is_dir():
         refuse_other_things(config.run)
     torch.set_num_threads(available_cpus())
-    cache = FeatureCache.open(config.cache)
-    index = cache.index(config.set)
-    if len(index.classes) < 2:
-        raise RunError(f"set {index.name!r} has one class, {index.classes[0]!r}: expected two or more to tell apart")
-    _refuse_stale(index)
-    passes = _passes(config, cache, index)
-    leaks = count_leaks(index)
-    _say_leaks(leaks, say)
-    memory = available_bytes() // 2 if config.memory is None else int(config.memory * 1e9)
-    basis, data = load_data(cache, index, passes, config.basis, memory, say)
-    result = TrainResult(str(config.run), index.name, config.basis, cache.manifest.base.precision, leaks)
-    head = _fit(config, data, result, say)
+    rows = TrainingSet.open(config.cache, config.set, config.passes, say)
+    basis, data = load_data(rows.cache, rows.index, rows.passes, config.basis, allowed_bytes(config.memory), say)
+    result, head = fit_head(config, rows, data, say)
     result.seconds = time.perf_counter() - start
-    _record(config, cache, index, passes, result, basis, head).save()
+    remove_sweep(config.run)
+    run_of(config, rows, result, basis, head).save()
     return result
 
 
-def _passes(config: TrainConfig, cache: FeatureCache, index: SetIndex) -> int:
-    """As many augmented passes as were asked for; else all there are, or were: one that is lost is an error."""
-    known = max(index.passes, cache.complete_passes(index))
-    if config.passes is not None and config.passes > known:
-        raise MissingRows(
-            f"set {index.name!r} of {cache.path} has {known} augmented passes, {config.passes} were asked for: "
-            f"run extract with --passes {config.passes}, or train with --passes {known}"
-        )
-    return known if config.passes is None else config.passes
-
-
-def _refuse_stale(index: SetIndex) -> None:
-    changes = stale_files(index)
-    if changes:
-        shown = "\n".join(f"  {change}" for change in changes[:5]) + ("\n  …" if len(changes) > 5 else "")
-        raise RunError(
-            f"{index.data} is not as it was extracted, {len(changes)} files differ:\n{shown}\n"
-            f"Run extract again (--set {index.name}): only new contents are computed."
-        )
-
-
-def _say_leaks(leaks: dict[str, int], say: Say) -> None:
-    if any(leaks.values()):
-        counts = f"{leaks['across_splits']} across splits, {leaks['two_labels']} with two labels"
-        say(f"identical images: {counts}; headgraft cache info --duplicates lists them")
-
-
-def _fit(config: TrainConfig, data: HeadData | StreamedData, result: TrainResult, say: Say) -> nn.Sequential:
-    """The epochs; fills in `result` and returns the head of the best one."""
-    order = torch.Generator().manual_seed(config.seed)  # data seed: order, pass per image
-    member = Member(config.lr, config.weight_decay, config.dropout, config.seed)
-    steps = config.epochs * math.ceil(data.num_images / config.batch_size)
-    _refuse_beyond_memory(config.hidden, data)
-    group = HeadGroup([member], data.in_features, config.hidden, data.num_classes, steps)
+def fit_head(
+    config: TrainConfig, rows: TrainingSet, data: HeadData | StreamedData, say: Say = silent
+) -> tuple[TrainResult, nn.Sequential]:
+    """Train a head on `data`, which is in its basis: what happened, and the head of the best epoch."""
+    start = time.perf_counter()
+    settings, precision = config.settings, rows.cache.manifest.base.precision
+    result = TrainResult(str(config.run), rows.index.name, config.basis, precision, rows.leaks)
+    refuse_beyond_memory(settings, data)
+    shape = shape_of(settings, data, config.epochs)
+    group = HeadGroup([HeadState.new(member_of(settings, config.seed), shape)], shape, class_weights(settings, data))
     best: dict[str, Tensor] = {}
     for number in range(1, config.epochs + 1):
-        start = time.perf_counter()
-        loss = float(group.epoch(data.batches(config.batch_size, order)))
-        valid = float(group.accuracy(data.validation()))
-        epoch = Epoch(number, loss, valid, time.perf_counter() - start)
+        epoch = _epoch(number, group, data, config)
         result.epochs.append(epoch)
-        if not math.isfinite(loss):
-            raise RunError(f"the loss of epoch {number} is {loss}: lower --lr, now {config.lr}")
-        say(f"epoch {number:3d}  loss {loss:.4f}  valid {valid:.2%}  {epoch.seconds:.2f} s")
-        if not best or valid > result.valid_accuracy:
-            result.kept_epoch, result.valid_accuracy = number, valid
-            best = group.state(0)
-    return head_from_tensors(best, config.dropout)
+        say(f"epoch {number:3d}  loss {epoch.train_loss:.4f}  valid {epoch.valid_accuracy:.2%}  {epoch.seconds:.2f} s")
+        if not best or epoch.valid_accuracy > result.valid_accuracy:
+            result.kept_epoch, result.valid_accuracy = number, epoch.valid_accuracy
+            best = group.weights(0)
+    result.seconds = time.perf_counter() - start
+    return result, head_from_tensors(best, config.dropout)
 
 
-def _refuse_beyond_memory(hidden: int, data: HeadData | StreamedData) -> None:
-    """Weights, gradients, both moments of AdamW and the best epoch's weights, in float32."""
-    needed = 5 * 4 * hidden * (data.in_features + data.num_classes)
+def _epoch(number: int, group: HeadGroup, data: HeadData | StreamedData, config: TrainConfig) -> Epoch:
+    start = time.perf_counter()
+    loss = float(group.epoch(data.batches(config.batch_size, order_of(config.seed, number))))
+    if not math.isfinite(loss) or not group.finite().all():
+        raise RunError(f"the loss or a weight is no number after epoch {number}: lower --lr, now {config.lr}")
+    return Epoch(number, loss, float(group.accuracy(data.validation())), time.perf_counter() - start)
+
+
+def member_of(settings: HeadSettings, seed: int) -> Member:
+    """How a head of these settings is trained in its group."""
+    return Member(settings.lr, settings.weight_decay, settings.dropout, seed)
+
+
+def shape_of(settings: HeadSettings, data: HeadData | StreamedData, epochs: int) -> Shape:
+    """What a head of these settings shares with its group."""
+    steps = epochs * math.ceil(data.num_images / settings.batch_size)
+    return Shape(data.in_features, settings.hidden, data.num_classes, steps)
+
+
+def class_weights(settings: HeadSettings, data: HeadData | StreamedData) -> Tensor | None:
+    """(C,) in inverse proportion to the training images of each class, 1 on average over them; None for equal ones."""
+    if settings.class_weights == "none":
+        return None
+    counts = torch.bincount(data.train_labels, minlength=data.num_classes)
+    return data.num_images / (data.num_classes * counts.clamp_min(1))
+
+
+def refuse_beyond_memory(settings: HeadSettings, data: HeadData | StreamedData) -> None:
+    """RunError where weights, gradients, both moments of AdamW and the best epoch's weights are more than is free."""
+    needed = 5 * 4 * settings.hidden * (data.in_features + data.num_classes)
     if needed > (free := available_bytes()):
         raise RunError(
-            f"a head of {hidden} hidden units on {data.in_features} features takes {size(needed)}, {size(free)} are "
-            "free: choose a smaller --hidden, or a smaller --basis"
+            f"a head of {settings.hidden} hidden units on {data.in_features} features takes {size(needed)}, "
+            f"{size(free)} are free: choose a smaller --hidden, or a smaller --basis"
         )
 
 
-def _record(
-    config: TrainConfig,
-    cache: FeatureCache,
-    index: SetIndex,
-    passes: int,
-    result: TrainResult,
-    basis: Basis,
-    head: nn.Sequential,
-) -> Run:
-    augmentation = cache.manifest.augmentation
+def run_of(config: TrainConfig, rows: TrainingSet, result: TrainResult, basis: Basis, head: nn.Sequential) -> Run:
+    """The run of a trained head, not yet saved."""
+    manifest = rows.cache.manifest
     settings = {name: value for name, value in asdict(config).items() if name not in ("cache", "run", "overwrite")}
     record = {
         "format": RUN_FORMAT,
-        "cache": str(cache.path.absolute()),
-        "base_digest": cache.manifest.base.digest,
-        "augmentation_digest": augmentation.digest if augmentation and passes else "",
-        "set_digest": index.digest,
-        "classes": list(index.classes),
-        "config": {**settings, "passes": passes},
+        "cache": str(rows.cache.path.absolute()),
+        "base_digest": manifest.base.digest,
+        "augmentation_digest": manifest.augmentation.digest if manifest.augmentation and rows.passes else "",
+        "set_digest": rows.index.digest,
+        "classes": list(rows.index.classes),
+        "config": {**settings, "passes": rows.passes},
         **asdict(result),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "scored": [],

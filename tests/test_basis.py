@@ -9,11 +9,23 @@ from torch import Tensor
 
 from pipeline.basis import Basis, Scale
 from pipeline.config import BasisName
+from pipeline.directions import Blocks
 from pipeline.errors import PipelineError
-from pipeline.fit import Blocks, fit_basis, region_stage, start_basis
+from pipeline.fit import fit_basis, region_stage, start_basis
 from pipeline.head import HeadConfig, build_head, head_from_tensors
 
-NAMES = ["full", "pool", "pyramid", "pyramid+white", "pool+white:3", "pyramid+white+pca:4", "pca:4", "full+white"]
+NAMES = [
+    "full",
+    "pool",
+    "pyramid",
+    "pyramid+white",
+    "pool+white:3",
+    "pyramid+white+pca:4",
+    "pca:4",
+    "full+white",
+    "pyramid+white+lda",
+    "pool+lda:2",
+]
 SHAPES = [(8, 7, 7), (8, 6, 6), (4, 2, 2)]
 
 
@@ -88,7 +100,8 @@ def test_tensors_that_are_no_basis_are_refused(tensors: dict[str, Tensor]) -> No
 
 @pytest.mark.parametrize(
     "name", ["", "none", "pool+", "white", "pool+pca", "pool+pca:0", "pool+white:0", "pca:4+white", "pool+pca:4+white",
-             "pyramid+white:", "full+white:-1", "pca:-4", "Pool", "pool pyramid", "pool\n"]
+             "pyramid+white:", "full+white:-1", "pca:-4", "Pool", "pool pyramid", "pool\n", "pool+lda:0", "lda+white",
+             "pool+lda+pca:3", "pool+white+white"]
 )  # fmt: skip
 def test_names_that_are_no_basis_are_refused(name: str) -> None:
     """With what was expected."""
@@ -101,6 +114,8 @@ def test_names_say_their_parts() -> None:
     assert BasisName.parse("pyramid+white:2.5+pca:512") == BasisName("pyramid", 2.5, 512)
     assert BasisName.parse("pool+white") == BasisName("pool", 6.0, None)
     assert BasisName.parse("pca:4") == BasisName.parse("full+pca:4") == BasisName("full", None, 4)
+    assert BasisName.parse("pyramid+white:3+lda") == BasisName("pyramid", 3.0, None, 4.0)
+    assert BasisName.parse("lda:2.5") == BasisName("full", discriminant=2.5)
 
 
 def test_the_pyramid_of_7_x_7_is_the_six_regions_measured() -> None:
@@ -148,7 +163,9 @@ def test_whitening_makes_the_within_class_spread_alike() -> None:
     assert np.allclose(covariance, np.eye(4), atol=0.1)
 
 
-@pytest.mark.parametrize("name", ["pool+white", "pyramid+white", "full+white:2", "pyramid+white+pca:4", "pca:4"])
+@pytest.mark.parametrize(
+    "name", ["pool+white", "pyramid+white", "full+white:2", "pyramid+white+pca:4", "pca:4", "pyramid+white+lda"]
+)
 def test_a_fit_does_not_depend_on_how_rows_come(name: str) -> None:
     """One at a time or all together: the same stages to rounding."""
     rows = torch.from_numpy(np.abs(some_rows(60, 128)).astype(np.float32))
@@ -159,6 +176,32 @@ def test_a_fit_does_not_depend_on_how_rows_come(name: str) -> None:
     ]
     for other in found[1:]:
         assert torch.allclose(found[0].abs(), other.abs(), atol=1e-3)  # a direction's sign is free
+
+
+def test_discriminants_are_those_of_scikit_learn() -> None:
+    """The same directions as its eigenvalue solver finds, both with next to no shrinkage."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    generator = np.random.default_rng(0)
+    labels = np.arange(300) % 4
+    values = generator.normal(size=(4, 6))[labels] + generator.normal(size=(300, 6)) @ generator.normal(size=(6, 6))
+    rows = torch.from_numpy(values.astype(np.float32))
+    start = start_basis("lda:0.0000001", (6,))
+    basis = fit_basis(start, in_blocks(rows, torch.from_numpy(labels)), 4, (6,))
+    z = basis.transform(rows).numpy()
+    scaled = basis.stages[0].apply(rows).numpy()
+    reference = LinearDiscriminantAnalysis(solver="eigen").fit(scaled, labels)
+    expected = reference.transform(scaled)[:, :3]
+    assert z.shape == (300, 3)
+    assert np.isclose(z.var(0).mean(), 1, atol=1e-3)
+    for column in range(3):
+        assert abs(np.corrcoef(z[:, column], expected[:, column])[0, 1]) > 0.9999
+
+
+def test_discriminants_of_very_wide_rows_are_refused() -> None:
+    """Their covariance would take minutes and gigabytes."""
+    with pytest.raises(PipelineError, match="use pool or pyramid"):
+        fitted("lda", (4, 50, 50), 6)
 
 
 def test_the_fit_has_the_moments_of_its_rows() -> None:

@@ -1,12 +1,15 @@
 """Heads trained together: each as it would be alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
-from pipeline.group import HEAD_SEEDS, HeadGroup, Member
+from pipeline.group import HeadGroup, HeadState, Member, Shape
 from pipeline.head import HeadConfig, build_head
+from pipeline.seeds import numbers_of_head
 
 MEMBERS = [
     Member(lr=1e-2, seed=1),
@@ -14,6 +17,7 @@ MEMBERS = [
     Member(lr=1e-3, weight_decay=0.01, dropout=0.0, seed=1),
 ]
 STEPS = 12
+SHAPE = Shape(in_features=8, hidden=5, num_classes=3, steps=STEPS)
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -28,13 +32,13 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 def trained(members: list[Member], dtype: torch.dtype = torch.float64) -> tuple[HeadGroup, Tensor]:
     """A group after all steps, and the losses (steps, G)."""
-    group = HeadGroup(members, 8, 5, 3, STEPS, dtype)
+    group = HeadGroup.new(members, SHAPE, dtype)
     return group, torch.stack([group.step(x.to(dtype), labels) for x, labels in batches()])
 
 
 def by_hand(member: Member) -> tuple[dict[str, Tensor], Tensor]:
     """The same head by automatic differentiation, torch's AdamW and its cosine schedule."""
-    noise = torch.Generator().manual_seed(member.seed + HEAD_SEEDS)
+    noise = numbers_of_head(member.seed)
     head = build_head(HeadConfig(8, 5, 3, member.dropout), noise).double()
     optimizer = torch.optim.AdamW(head.parameters(), lr=member.lr, weight_decay=member.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
@@ -57,9 +61,9 @@ def test_a_head_in_a_group_is_the_head_alone(number: int) -> None:
     together, losses = trained(MEMBERS)
     alone, own = trained([MEMBERS[number]])
     assert (losses[:, number] - own[:, 0]).abs().max() < 1e-10
-    for name, tensor in alone.state(0).items():
-        assert (together.state(number)[name] - tensor).abs().max() < 1e-10
-    assert not torch.equal(together.state(0)["0.weight"], together.state(2)["0.weight"])
+    for name, tensor in alone.weights(0).items():
+        assert (together.weights(number)[name] - tensor).abs().max() < 1e-10
+    assert not torch.equal(together.weights(0)["0.weight"], together.weights(2)["0.weight"])
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -69,7 +73,7 @@ def test_a_group_does_what_torch_does(number: int) -> None:
     expected, own = by_hand(MEMBERS[number])
     assert (losses[:, number] - own).abs().max() < 1e-10
     for name, tensor in expected.items():
-        assert (group.state(number)[name] - tensor).abs().max() < 1e-10
+        assert (group.weights(number)[name] - tensor).abs().max() < 1e-10
 
 
 def test_float32_is_near() -> None:
@@ -88,7 +92,7 @@ def test_log_probabilities_are_those_of_each_head() -> None:
     assert torch.allclose(found.exp().sum(2), torch.ones(3, 7, dtype=torch.float64))
     for number in range(3):
         head = build_head(HeadConfig(8, 5, 3)).double().eval()
-        head.load_state_dict(group.state(number))
+        head.load_state_dict(group.weights(number))
         with torch.inference_mode():
             assert torch.allclose(found[number], head(x))
 
@@ -96,7 +100,7 @@ def test_log_probabilities_are_those_of_each_head() -> None:
 def test_dropout_keeps_the_mean_and_is_drawn_head_by_head() -> None:
     """Half of the units doubled, none at rate 0; equal seeds draw alike, others do not."""
     members = [Member(1e-3, dropout=rate, seed=seed) for rate, seed in ((0.5, 1), (0.5, 1), (0.5, 2), (0.0, 3))]
-    kept = HeadGroup(members, 8, 50, 3, STEPS)._dropout(torch.empty(4, 200, 50))
+    kept = HeadGroup.new(members, replace(SHAPE, hidden=50))._dropout(torch.empty(4, 200, 50))
     assert abs(float(kept[0].mean()) - 1) < 0.05
     assert set(kept[0].unique().tolist()) == {0, 2}
     assert torch.equal(kept[0], kept[1])
@@ -106,9 +110,60 @@ def test_dropout_keeps_the_mean_and_is_drawn_head_by_head() -> None:
 
 def test_an_epoch_means_over_rows_and_accuracy_counts_them() -> None:
     """A smaller last batch weighs less."""
-    group, single = (HeadGroup(MEMBERS, 8, 5, 3, STEPS, torch.float64) for _ in range(2))
+    group, single = (HeadGroup.new(MEMBERS, SHAPE, torch.float64) for _ in range(2))
     losses = torch.stack([single.step(x, labels) * len(x) for x, labels in batches()])
     assert torch.allclose(group.epoch(batches()), losses.sum(0) / sum(len(x) for x, _ in batches()))
     everything = torch.cat([x for x, _ in batches()]), torch.cat([labels for _, labels in batches()])
     hits = (group.log_probs(everything[0]).argmax(2) == everything[1]).double().mean(1)
     assert torch.allclose(group.accuracy(batches()), hits)
+
+
+def test_a_head_goes_on_in_another_group_as_if_nothing_had_happened() -> None:
+    """Stopped, put beside others and carried on: its weights, moments, dropout and schedule come with it."""
+    whole, losses = trained(MEMBERS)
+    first = HeadGroup.new(MEMBERS, SHAPE, torch.float64)
+    for x, labels in batches()[:5]:
+        first.step(x, labels)
+    second = HeadGroup([first.state(2), first.state(0)], SHAPE)
+    later = torch.stack([second.step(x, labels) for x, labels in batches()[5:]])
+    assert (later - losses[5:, [2, 0]]).abs().max() < 1e-10
+    for place, number in enumerate((2, 0)):
+        for name, tensor in whole.weights(number).items():
+            assert (second.weights(place)[name] - tensor).abs().max() < 1e-10
+
+
+def test_a_state_is_a_copy() -> None:
+    """Further steps leave it alone."""
+    group = HeadGroup.new(MEMBERS, SHAPE)
+    before = group.state(1)
+    kept = {name: tensor.clone() for name, tensor in before.tensors.items()}
+    x, labels = batches()[0]
+    group.step(x.float(), labels)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in before.tensors.items())
+
+
+def test_class_weights_are_those_of_nll_loss() -> None:
+    """A weighted mean over each batch; equal weights are none."""
+    weights = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
+    states = [HeadState.new(member, SHAPE, torch.float64) for member in MEMBERS]
+    x, labels = batches()[0]
+    group = HeadGroup(states, SHAPE, weights)
+    found = group.log_probs(x)
+    losses = HeadGroup([replace(s, member=replace(s.member, dropout=0.0)) for s in states], SHAPE, weights).step(
+        x, labels
+    )
+    expected = torch.stack([nll_loss(one, labels, weights) for one in found])
+    assert torch.allclose(losses, expected)
+    even = HeadGroup(states, SHAPE, torch.full((3,), 7.0))
+    plain = HeadGroup(states, SHAPE)
+    assert torch.allclose(even.step(x, labels), plain.step(x, labels))
+    assert torch.allclose(even.weights(0)["0.weight"], plain.weights(0)["0.weight"])
+
+
+def test_products_in_bfloat16_are_near() -> None:
+    """The weights stay in float32; only what the two large multiplications see is rounded."""
+    states = [HeadState.new(member, SHAPE) for member in MEMBERS]
+    exact, near = HeadGroup(states, SHAPE), HeadGroup(states, SHAPE, products=torch.bfloat16)
+    pairs = [(x.float(), labels) for x, labels in batches()]
+    assert torch.allclose(exact.epoch(pairs), near.epoch(pairs), rtol=0.02)
+    assert near.tensors["0.weight"].dtype == torch.float32

@@ -1,6 +1,7 @@
 """Files of tensors that someone crafted: refused in one sentence, nothing run, nothing written."""
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import asdict
@@ -127,6 +128,8 @@ def test_the_good_card_is_good(tmp_path: Path) -> None:
         lambda card: card.update(manifest={}),
         lambda card: card.update(manifest=None),
         lambda card: card["manifest"]["base"].update(input_size=1 << 40),
+        lambda card: (card["manifest"]["base"].update(resize=1 << 16), card["preprocessing"].update(resize=1 << 16)),
+        lambda card: (card["manifest"]["base"].update(resize=1), card["preprocessing"].update(resize=1)),
         lambda card: card["manifest"]["base"].update(precision="float8"),
         lambda card: card["preprocessing"].update(input_size=-1),
         lambda card: card["preprocessing"].update(mean=[0, 0, 0]),
@@ -168,3 +171,34 @@ def test_a_head_of_other_features_is_refused(tmp_path: Path) -> None:
     write_bundle(tmp_path / "model.safetensors", tiny_tensors(), head, good_card())
     with pytest.raises(BundleError, match="takes 31 features, the backbone gives 32"):
         load_bundle(tmp_path / "model.safetensors")
+
+
+def test_a_head_that_is_no_numbers_is_refused(tmp_path: Path) -> None:
+    """Rather than to predict with."""
+    register_tiny()
+    head = build_head(HeadConfig(32, 4, 2))
+    head.state_dict()["3.bias"][1] = float("nan")
+    write_bundle(tmp_path / "model.safetensors", tiny_tensors(), head, good_card())
+    with pytest.raises(BundleError, match="not finite"):
+        load_bundle(tmp_path / "model.safetensors")
+
+
+def test_a_card_nested_without_end_is_refused(tmp_path: Path) -> None:
+    """In place of JSON."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(crafted({"a": tensor(0, 16), "__metadata__": {"headgraft": "[" * 100_000}}))
+    with pytest.raises(BundleError, match="not a model"):
+        load_bundle(file)
+
+
+def test_a_pipe_is_neither_model_nor_weights_nor_run(run: Path, tmp_path: Path) -> None:
+    """Opening one would wait for its other end."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BundleError, match="no regular file"):
+        load_bundle(tmp_path / "pipe")
+    with pytest.raises(WeightsError, match="no regular file"):
+        load_weights_file(tmp_path / "pipe")
+    (run / HEAD_FILE).unlink()
+    os.mkfifo(run / HEAD_FILE)
+    with pytest.raises(RunError, match="not a regular file"):
+        Run.load(run)

@@ -2,21 +2,25 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, Extract, draw_image, train_config
+from safetensors.torch import load, save
 
 from cache.errors import CacheError, MissingRows
+from cache.projections import save_projection
 from cache.store import FeatureCache
-from pipeline.config import EvaluateConfig, ExportConfig, TrainConfig
+from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, TrainConfig
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.evaluate import calibration_error, evaluate, score
 from pipeline.head import HeadConfig, build_head, head_from_tensors
+from pipeline.rows import HeadData
 from pipeline.run import BASIS_FILE, HEAD_FILE, Run
-from pipeline.train import train_head
+from pipeline.train import class_weights, train_head
 
 
 @pytest.fixture
@@ -368,3 +372,58 @@ def test_parts_of_another_run_are_refused(name: str, features: Path, tmp_path: P
     shutil.copy(tmp_path / "a" / name, tmp_path / "b" / name)
     with pytest.raises(RunError, match=f"{name} is not the one it was trained with"):
         Run.load(tmp_path / "b")
+
+
+def test_weights_that_are_no_numbers_are_not_kept(features: Path, tmp_path: Path) -> None:
+    """A rate beyond all sense: the loss of the only epoch is taken before its last step, the weights after."""
+    for option in ({"lr": 1e30}, {"weight_decay": 1e300}):
+        with pytest.raises(RunError, match="lower --lr"):
+            train_head(train_config(features, tmp_path / "run", epochs=1, **option))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change", ["no tensors", "no rows", "few rows", "other type", "flat", "other basis", "shuffled"]
+)
+def test_a_projection_that_does_not_agree_with_the_cache_is_made_again(
+    change: str, features: Path, tmp_path: Path
+) -> None:
+    """Even where its digest holds: the run is the same as before."""
+    train_head(train_config(features, tmp_path / "a", basis="pool"))
+    (kept,) = (features / "projections").glob("*.safetensors")
+    tensors = load(kept.read_bytes())
+    source = kept.name.partition("-")[0]
+    kept.unlink()
+    rows = tensors.pop("rows")
+    changed = {
+        "no tensors": b"nothing",
+        "no rows": save(tensors),
+        "few rows": save({"rows": rows[:3].contiguous(), **tensors}),
+        "other type": save({"rows": rows.double(), **tensors}),
+        "flat": save({"rows": rows.flatten(), **tensors}),
+        "other basis": save({"rows": rows[:, :2].contiguous()}),
+        "shuffled": save({"rows": rows.flip(0).contiguous(), **tensors}),
+    }
+    save_projection(features, source, changed[change])
+    train_head(train_config(features, tmp_path / "b", basis="pool"))
+    assert (tmp_path / "a" / "head.safetensors").read_bytes() == (tmp_path / "b" / "head.safetensors").read_bytes()
+
+
+def test_a_set_without_training_images_is_refused(features: Path, tmp_path: Path) -> None:
+    """As where none of them could be decoded."""
+    cache = FeatureCache.open(features)
+    known = cache.index()
+    cache.save_index(replace(known, images=known.split("valid"), data="/none", root="/none"))
+    with pytest.raises(RunError, match="no training images"):
+        train_head(train_config(features, tmp_path / "run"))
+
+
+def test_balanced_classes_weigh_the_same(features: Path) -> None:
+    """In inverse proportion to their images, 1 on average over the images."""
+    labels = torch.tensor([0, 0, 0, 1, 2, 2])
+    data = HeadData(torch.zeros(6, 4), torch.arange(6)[:, None], labels, torch.tensor([0]), torch.tensor([0]), 3)
+    weights = class_weights(HeadSettings(class_weights="balanced"), data)
+    assert weights is not None
+    assert torch.allclose(weights, torch.tensor([2 / 3, 2.0, 1.0]))
+    assert float(weights[labels].mean()) == pytest.approx(1)
+    assert class_weights(HeadSettings(), data) is None

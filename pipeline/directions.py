@@ -1,0 +1,68 @@
+"""Fewer dimensions: principal directions, and those that tell the classes apart."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.basis import Basis, Project, Scale, Stage
+from pipeline.errors import PipelineError
+
+Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # each call: the same rows (n, R0) float32, and labels (n,)
+
+WIDEST = 8192  # features that discriminants are fitted on: their covariance is decomposed
+
+
+def principal(before: Basis, blocks: Blocks, components: int) -> list[Stage]:
+    """The first `components` principal directions, all scaled alike to a mean variance of 1."""
+    from sklearn.decomposition import PCA
+
+    z = torch.cat([before.transform(rows) for rows, _ in blocks()])
+    most = min(z.shape)
+    if components > most:
+        raise PipelineError(f"+pca:{components} asks for more than the {most} components these rows have")
+    pca = PCA(components, svd_solver="randomized", random_state=0).fit(z.numpy())
+    scale = float(np.sqrt(pca.explained_variance_.mean()))
+    centre = Scale(torch.from_numpy(pca.mean_).float(), torch.ones(z.shape[1]))
+    return [centre, Project(torch.from_numpy(np.ascontiguousarray(pca.components_.T / scale)).float())]
+
+
+def discriminant(before: Basis, blocks: Blocks, num_classes: int, shrinkage: float) -> list[Stage]:
+    """Linear discriminants (Fisher, 1936; Rao, 1948), one fewer than classes, scaled alike to a mean variance of 1.
+
+    To the covariance within classes, `shrinkage` times its mean diagonal is added.
+    """
+    products, sums, counts = _moments(before, blocks, num_classes)
+    count, mean = counts.sum(), sums.sum(0) / counts.sum()
+    means = sums / counts.clamp_min(1).unsqueeze(1)
+    within = (products - (sums.T @ means)) / count
+    variances, vectors = torch.linalg.eigh(within)
+    whitening = vectors * (variances.clamp_min(0) + shrinkage * variances.mean()).rsqrt()
+    apart = (means - mean) * (counts / count).sqrt().unsqueeze(1) @ whitening  # classes weigh what they have in rows
+    _, _, order = torch.linalg.svd(apart, full_matrices=False)
+    directions = whitening @ order[: min(num_classes - 1, len(mean))].T
+    total = products / count - mean.outer(mean)
+    scale = (directions * (total @ directions)).sum(0).mean().clamp_min(1e-12).sqrt()
+    return [Scale(mean, torch.ones_like(mean)), Project((directions / scale).contiguous())]
+
+
+def _moments(before: Basis, blocks: Blocks, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of products (R, R), sums by class (C, R) and rows by class (C,) in what `before` makes of the rows."""
+    products, sums, counts = torch.zeros(0), torch.zeros(0), torch.zeros(num_classes)
+    for rows, labels in blocks():
+        z = before.transform(rows)
+        if not len(products):
+            _refuse_wide(z.shape[1])
+            products, sums = torch.zeros(z.shape[1], z.shape[1]), torch.zeros(num_classes, z.shape[1])
+        products.addmm_(z.T, z)
+        sums.index_add_(0, labels, z)
+        counts += torch.bincount(labels, minlength=num_classes)
+    return products, sums, counts
+
+
+def _refuse_wide(width: int) -> None:
+    if width > WIDEST:
+        raise PipelineError(
+            f"+lda of {width} features takes too long, at most {WIDEST} are allowed: use pool or pyramid"
+        )

@@ -1,0 +1,62 @@
+"""Results of a sweep for people and programs: a table, a CSV file, a JSON file."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cache.files import write_atomically
+from pipeline.run import RESULTS_FILE, TABLE_FILE
+
+_SHOWN = 10  # heads in the table
+
+
+def write_results(folder: Path, result: dict[str, Any]) -> None:
+    """sweep.json, what the command prints as JSON; heads.csv, a line for each head, the best first."""
+    write_atomically(folder / RESULTS_FILE, json.dumps(result, indent=1).encode())
+    text = io.StringIO()
+    rows = [{"rank": rank, **_flat(head)} for rank, head in enumerate(ranked(result["heads"]), 1)]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(folder / TABLE_FILE, text.getvalue().encode())
+
+
+def ranked(heads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that trained longest first, among them those that validated best."""
+    return sorted(heads, key=lambda head: (-head["epochs"], -head["valid_accuracy"]))
+
+
+def _flat(head: dict[str, Any]) -> dict[str, Any]:
+    return {**head["config"], **{name: head[name] for name in ("epochs", "finished", "valid_accuracy")}}
+
+
+def table(result: dict[str, Any], width: int = 120) -> str:
+    """The best heads, and below them the chosen one beside the baselines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=None, pad_edge=False)
+    names = list(result["best"]["config"])
+    for name in (*names, "epochs", "valid"):
+        grid.add_column(name.replace("_", " "), justify="left" if name == "basis" else "right")
+    for head in ranked(result["heads"])[:_SHOWN]:
+        values = [f"{head['config'][name]}" for name in names]
+        grid.add_row(*values, str(head["epochs"]), f"{head['valid_accuracy']:.2%}")
+    text = io.StringIO()
+    Console(file=text, width=width, color_system=None).print(grid)
+    return text.getvalue().rstrip() + "\n" + _summary(result)
+
+
+def _summary(result: dict[str, Any]) -> str:
+    best, known = result["best"], result["baselines"]
+    finished = sum(head["finished"] for head in result["heads"])
+    return (
+        f"{result['run']}: the best of {len(result['heads'])} heads, {finished} of them trained to the end; "
+        f"{best['mean']:.2%} ± {best['std']:.2%} validation over {best['seeds']} seeds, {best['valid_accuracy']:.2%} "
+        f"when it was chosen\nridge regression {known['ridge']:.2%}, commonest class {known['majority']:.2%}; "
+        f"{result['seconds']:.1f} s to the choice, bases {result['basis_seconds']:.1f} s of them, "
+        f"{result['retrain_seconds']:.1f} s to train it anew"
+    )

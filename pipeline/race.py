@@ -1,0 +1,127 @@
+"""Training many heads in groups, and stopping those that fall behind.
+
+Successive halving (Jamieson and Talwalkar, AISTATS 2016): all heads train for a few epochs, the best quarter goes on
+for more, until the last few train to the end. All follow the schedule of the full length.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from pipeline.bases import Bases
+from pipeline.config import HeadSettings
+from pipeline.console import Say, silent
+from pipeline.group import HeadGroup, HeadState
+from pipeline.journal import Journal, Score
+from pipeline.seeds import order_of
+from pipeline.train import class_weights, member_of, shape_of
+
+FINISHING = 4  # heads that train to the end, at least
+_KEEP = 4  # one in so many goes on
+_LARGEST_GROUP = 8  # heads; more share a multiplication no better (docs/performance.md)
+
+
+@dataclass
+class Contender:
+    """A head of the sweep; `number` is its place in it."""
+
+    number: int
+    settings: HeadSettings
+    score: Score = field(default_factory=lambda: Score(0, 0.0, 0))
+    state: HeadState | None = field(default=None, repr=False)
+
+
+@dataclass
+class Race:
+    """What all heads of a sweep have in common. `deadline` is a time of `time.monotonic`."""
+
+    bases: Bases
+    journal: Journal
+    epochs: int
+    seed: int
+    halving: bool = True
+    deadline: float = float("inf")
+    say: Say = silent
+
+    @property
+    def over(self) -> bool:
+        """Whether its time is up."""
+        return time.monotonic() >= self.deadline
+
+    def run(self, heads: Sequence[Contender]) -> None:
+        """Train `heads`, fewer and fewer of them; fills in their scores."""
+        left = list(heads)
+        for count, epochs in rungs(len(left), self.epochs) if self.halving else [(len(left), self.epochs)]:
+            left = sorted(left, key=lambda head: -head.score.valid_accuracy)[:count]
+            self._advance(left, epochs)
+            if self.over:
+                return
+            best = max(left, key=lambda head: head.score.valid_accuracy)
+            self.say(f"{len(left)} heads, {epochs} epochs: best {best.score.valid_accuracy:.2%}")
+
+    def _advance(self, heads: Sequence[Contender], epochs: int) -> None:
+        """Bring heads to `epochs`, from the journal or by training."""
+        for head in heads:
+            known = self.journal.scores.get(head.number, {}).get(epochs)
+            if known:
+                head.score, head.state = known, None
+        waiting = [head for head in heads if head.score.epochs < epochs]
+        for group in _groups(waiting):
+            if self.over:
+                return
+            self._train(group, epochs)
+
+    def _train(self, heads: Sequence[Contender], epochs: int) -> None:
+        """Heads of one shape, from where their states are or, where those are gone, from the start."""
+        settings = heads[0].settings
+        data = self.bases.data(settings.basis)
+        shape = shape_of(settings, data, self.epochs)
+        states = [head.state or HeadState.new(member_of(head.settings, self.seed), shape) for head in heads]
+        done = heads[0].score.epochs if heads[0].state else 0
+        scores = [head.score if head.state else Score(0, 0.0, 0) for head in heads]
+        group = HeadGroup(states, shape, class_weights(settings, data), products())
+        for epoch in range(done + 1, epochs + 1):
+            group.epoch(data.batches(settings.batch_size, order_of(self.seed, epoch)))
+            found = (group.accuracy(data.validation()) * group.finite()).tolist()  # no weights, no accuracy
+            scores = [_after(score, epoch, accuracy) for score, accuracy in zip(scores, found, strict=True)]
+        for place, head in enumerate(heads):
+            head.score = scores[place]
+            head.state = group.state(place) if epochs < self.epochs else None
+            self.journal.record(head.number, head.score)
+
+
+def _after(score: Score, epoch: int, accuracy: float) -> Score:
+    """The score one epoch later; the earlier epoch of equals is kept."""
+    if accuracy > score.valid_accuracy or not score.epochs:
+        return Score(epoch, accuracy, epoch)
+    return Score(epoch, score.valid_accuracy, score.kept_epoch)
+
+
+def products() -> torch.dtype | None:
+    """What heads are multiplied in: bfloat16 where the processor computes in it."""
+    return None
+
+
+def rungs(heads: int, epochs: int) -> list[tuple[int, int]]:
+    """How many heads train to which epoch: (64, 1), (16, 5), (4, 20) for 64 heads and 20 epochs."""
+    counts = [heads]
+    while counts[-1] > FINISHING:
+        counts.append(max(FINISHING, -(-counts[-1] // _KEEP)))
+    ends = [epochs // _KEEP**back for back in reversed(range(len(counts)))]
+    first = next(place for place, end in enumerate(ends) if end >= 1)  # with few epochs, there are fewer rungs
+    return [(heads, ends[first]), *zip(counts[first + 1 :], ends[first + 1 :], strict=True)]
+
+
+def _groups(heads: Sequence[Contender]) -> Iterator[list[Contender]]:
+    """Heads that share rows, shape and progress, the largest number of them first; each basis once."""
+    alike: dict[tuple[object, ...], list[Contender]] = {}
+    for head in sorted(heads, key=lambda head: (head.settings.basis, head.settings.batch_size, head.settings.hidden)):
+        known = head.settings
+        progress = head.score.epochs if head.state else 0
+        key = (known.basis, known.batch_size, known.hidden, known.class_weights, progress)
+        alike.setdefault(key, []).append(head)
+    for group in alike.values():
+        for start in range(0, len(group), _LARGEST_GROUP):
+            yield group[start : start + _LARGEST_GROUP]

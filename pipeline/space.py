@@ -1,0 +1,160 @@
+"""What a sweep searches: for each setting of a head its values or a range, from a TOML file or by default."""
+
+import difflib
+import itertools
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.files import read_regular
+from pipeline.config import HeadSettings
+from pipeline.errors import ConfigError
+
+Value = str | int | float
+
+SETTINGS: Mapping[str, Any] = {field.name: type(field.default) for field in fields(HeadSettings)}
+_RANGE_KEYS = ("low", "high", "log", "steps")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, even in their logarithm where `log`; a grid takes `steps` of them."""
+
+    low: float
+    high: float
+    log: bool = False
+    steps: int | None = None
+
+    def at(self, share: float) -> float:
+        """The number at `share`, 0 to 1, of the way."""
+        if self.log:
+            return math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+        return self.low + share * (self.high - self.low)
+
+
+Domain = tuple[Value, ...] | Range
+
+
+@dataclass(frozen=True)
+class Space:
+    """The domain of every setting that is searched; the others keep their defaults."""
+
+    domains: Mapping[str, Domain]
+
+    @classmethod
+    def load(cls, path: Path) -> "Space":
+        """Of a TOML file: a value, a list of values, or a table `low`, `high`, `log`, `steps` for each setting.
+
+        ConfigError for a name that is no setting, and for a value that the setting cannot have.
+        """
+        try:
+            stored = tomllib.loads(read_regular(path).decode("utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}; expected a TOML file") from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+        if unknown := sorted(stored.keys() - SETTINGS.keys()):
+            raise ConfigError(f"{path} has {unknown[0]!r}{_did_you_mean(unknown[0], SETTINGS)}")
+        return cls({name: _domain(path, name, value) for name, value in stored.items()})
+
+    def sample(self, numbers: np.random.Generator) -> HeadSettings:
+        """One head at random."""
+        return self.settings({name: _draw(name, domain, numbers) for name, domain in self.domains.items()})
+
+    def grid(self) -> list[HeadSettings]:
+        """Every combination; ConfigError for a range that does not say how many steps it has."""
+        columns = [_steps(name, domain) for name, domain in self.domains.items()]
+        return [self.settings(dict(zip(self.domains, point, strict=True))) for point in itertools.product(*columns)]
+
+    def settings(self, values: Mapping[str, Any]) -> HeadSettings:
+        """The head of these values."""
+        return HeadSettings(**{name: SETTINGS[name](value) for name, value in values.items()})
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON, in one spelling."""
+        return {
+            name: list(domain) if isinstance(domain, tuple) else vars(domain)
+            for name, domain in sorted(self.domains.items())
+        }
+
+
+def _did_you_mean(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1, 0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f", expected some of {', '.join(known)}{hint}"
+
+
+def _domain(path: Path, name: str, value: object) -> Domain:
+    if isinstance(value, dict):
+        return _range(path, name, value)
+    values = tuple(value) if isinstance(value, list) else (value,)
+    if not values:
+        raise ConfigError(f"{path}: {name} has no value, expected one or more")
+    for one in values:
+        _check(path, name, one)
+    if len(set(values)) != len(values):
+        raise ConfigError(f"{path}: {name} has a value twice")
+    return values
+
+
+def _range(path: Path, name: str, table: dict[str, Any]) -> Range:
+    if unknown := sorted(table.keys() - set(_RANGE_KEYS)):
+        raise ConfigError(f"{path}: {name} has {unknown[0]!r}{_did_you_mean(unknown[0], _RANGE_KEYS)}")
+    if SETTINGS[name] is str or not {"low", "high"} <= table.keys():
+        raise ConfigError(f"{path}: {name} is a table, expected {'texts' if SETTINGS[name] is str else 'low and high'}")
+    for end in ("low", "high"):
+        _check(path, name, table[end])
+    low, high, log, steps = table["low"], table["high"], table.get("log", False), table.get("steps")
+    if not low < high or (log and low <= 0) or type(log) is not bool:
+        raise ConfigError(f"{path}: {name} goes from {low} to {high}, expected low < high, above 0 if log = true")
+    if steps is not None and (type(steps) is not int or not 2 <= steps <= 1000):
+        raise ConfigError(f"{path}: {name} has steps = {steps}, expected 2 to 1000")
+    return Range(float(low), float(high), log, steps)
+
+
+def _check(path: Path, name: str, value: object) -> None:
+    """ConfigError where the setting cannot have the value."""
+    kind = SETTINGS[name]
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ConfigError(f"{path}: {name} is {value!r}, expected {'text' if kind is str else kind.__name__}")
+    try:
+        HeadSettings(**{name: value})  # type: ignore[arg-type]  # of the right type, as was just seen
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _draw(name: str, domain: Domain, numbers: np.random.Generator) -> Value:
+    if isinstance(domain, tuple):
+        return domain[int(numbers.integers(len(domain)))]
+    return as_kind(name, domain.at(float(numbers.random())))
+
+
+def as_kind(name: str, number: float) -> Value:
+    """A number of a range as the setting has it: whole, or to four digits."""
+    return round(number) if SETTINGS[name] is int else float(f"{number:.4g}")
+
+
+def _steps(name: str, domain: Domain) -> tuple[Value, ...]:
+    if isinstance(domain, tuple):
+        return domain
+    if domain.steps is None:
+        raise ConfigError(f"{name} is a range, and a grid needs to know how many of it: give it steps = 2 or more")
+    return tuple(dict.fromkeys(as_kind(name, domain.at(n / (domain.steps - 1))) for n in range(domain.steps)))
+
+
+# Chosen on validation: see CONTRIBUTING.md.
+DEFAULT_SPACE = Space(
+    {
+        "basis": ("pyramid+white:3", "pyramid+white:6", "pyramid+white:12"),
+        "hidden": (256, 512, 1024),
+        "dropout": Range(0.3, 0.8),
+        "lr": Range(5e-4, 4e-3, log=True),
+        "batch_size": (256,),
+        "weight_decay": (0.0, 0.1),
+    }
+)

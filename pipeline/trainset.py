@@ -1,0 +1,67 @@
+"""What heads are trained on: a set of a cache, looked over before any training."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.errors import MissingRows
+from cache.index import SetIndex
+from cache.store import FeatureCache
+from pipeline.console import Say
+from pipeline.errors import RunError
+from pipeline.images import count_leaks, stale_files
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """A set of `cache` with `passes` augmented passes; `leaks` counts identical images that cross splits or labels."""
+
+    cache: FeatureCache
+    index: SetIndex
+    passes: int
+    leaks: dict[str, int]
+
+    @classmethod
+    def open(cls, cache: Path, name: str | None, passes: int | None, say: Say) -> "TrainingSet":
+        """Set `name` (None: the only one) with `passes` (None: all there are).
+
+        Raises RunError where it has one class, no validation images, or its folder no longer agrees with the index;
+        MissingRows where it has fewer passes.
+        """
+        opened = FeatureCache.open(cache)
+        index = opened.index(name)
+        if len(index.classes) < 2:
+            raise RunError(f"set {index.name!r} has one class, {index.classes[0]!r}: expected two to tell apart")
+        if not index.split("train"):
+            raise RunError(
+                f"set {index.name!r} has no training images: mend those that could not be decoded, extract again"
+            )
+        if not index.split("valid"):
+            raise RunError(f"set {index.name!r} has no validation images: extract a data set with a valid/ folder")
+        _refuse_stale(index)
+        chosen = _passes(passes, opened, index)
+        leaks = count_leaks(index)
+        if any(leaks.values()):
+            counts = f"{leaks['across_splits']} across splits, {leaks['two_labels']} with two labels"
+            say(f"identical images: {counts}; headgraft cache info --duplicates lists them")
+        return cls(opened, index, chosen, leaks)
+
+
+def _passes(asked: int | None, cache: FeatureCache, index: SetIndex) -> int:
+    """As many augmented passes as were asked for; else all there are, or were: one that is lost is an error."""
+    known = max(index.passes, cache.complete_passes(index))
+    if asked is not None and asked > known:
+        raise MissingRows(
+            f"set {index.name!r} of {cache.path} has {known} augmented passes, {asked} were asked for: "
+            f"run extract with --passes {asked}, or train with --passes {known}"
+        )
+    return known if asked is None else asked
+
+
+def _refuse_stale(index: SetIndex) -> None:
+    changes = stale_files(index)
+    if changes:
+        shown = "\n".join(f"  {change}" for change in changes[:5]) + ("\n  …" if len(changes) > 5 else "")
+        raise RunError(
+            f"{index.data} is not as it was extracted, {len(changes)} files differ:\n{shown}\n"
+            f"Run extract again (--set {index.name}): only new contents are computed."
+        )
