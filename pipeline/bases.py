@@ -3,10 +3,9 @@
 import time
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from pipeline.basis import Basis
 from pipeline.console import Say, silent
+from pipeline.fit import Shared
 from pipeline.rows import HeadData, load_data
 from pipeline.stream import StreamedData
 from pipeline.trainset import TrainingSet
@@ -23,7 +22,7 @@ class Bases:
     say: Say = silent
     seconds: float = 0.0
     _held: dict[str, tuple[Basis, Data]] = field(default_factory=dict, repr=False)
-    _regions: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _shared: Shared = field(default_factory=Shared, repr=False)
 
     def data(self, name: str) -> Data:
         """Rows in basis `name`."""
@@ -38,19 +37,20 @@ class Bases:
             start = time.perf_counter()
             self._make_room()
             self._held[name] = load_data(
-                self.rows.cache, self.rows.index, self.rows.passes, name, self.memory, self.say, self._regions
+                self.rows.cache, self.rows.index, self.rows.passes, name, self.memory, self.say, self._shared
             )
             self.seconds += time.perf_counter() - start
         self._held[name] = self._held.pop(name)  # the one used last goes last
         return self._held[name]
 
     def _make_room(self) -> None:
-        """Let go of what was used longest ago, until one more of the largest fits."""
-        sizes = {name: data.bytes for name, (_, data) in self._held.items()}
-        for name in list(self._held):
-            if sum(sizes.values()) + max(sizes.values()) + sum(t.nbytes for t in self._regions.values()) <= self.memory:
-                return
-            if self._regions:
-                self._regions.clear()
+        """Let go of what can be made again, then of what was used longest ago, until one more of the largest fits."""
+        while self._held and self._bytes() + max(data.bytes for _, data in self._held.values()) > self.memory:
+            if self._shared.regions:
+                self._shared.regions.clear()
             else:
-                del self._held[name], sizes[name]
+                del self._held[next(iter(self._held))]
+
+    def _bytes(self) -> int:
+        regions = sum(rows.nbytes for rows in self._shared.regions.values())
+        return regions + sum(data.bytes for _, data in self._held.values())

@@ -1,6 +1,7 @@
 """Fewer dimensions: principal directions, and those that tell the classes apart."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,23 +29,37 @@ def principal(before: Basis, blocks: Blocks, components: int) -> list[Stage]:
     return [centre, Project(torch.from_numpy(np.ascontiguousarray(pca.components_.T / scale)).float())]
 
 
-def discriminant(before: Basis, blocks: Blocks, num_classes: int, shrinkage: float) -> list[Stage]:
+@dataclass(frozen=True)
+class Spread:
+    """How rows of several classes lie: C classes, R features; what all discriminants of these rows are made from."""
+
+    mean: Tensor  # (R,)
+    apart: Tensor  # (C, R): class means less the mean, times the square root of the class's share of the rows
+    total: Tensor  # (R, R): covariance of all rows
+    variances: Tensor  # (R,): eigenvalues of the covariance within classes
+    vectors: Tensor  # (R, R): its eigenvectors, one a column
+
+
+def spread_of(before: Basis, blocks: Blocks, num_classes: int) -> Spread:
+    """Of what `before` makes of the rows; PipelineError where they are wider than `WIDEST`."""
+    products, sums, counts = _moments(before, blocks, num_classes)
+    count, mean = counts.sum(), sums.sum(0) / counts.sum()
+    means = sums / counts.clamp_min(1).unsqueeze(1)
+    variances, vectors = torch.linalg.eigh((products - sums.T @ means) / count)
+    apart = (means - mean) * (counts / count).sqrt().unsqueeze(1)
+    return Spread(mean, apart, products / count - mean.outer(mean), variances.clamp_min(0), vectors)
+
+
+def discriminant(spread: Spread, shrinkage: float) -> list[Stage]:
     """Linear discriminants (Fisher, 1936; Rao, 1948), one fewer than classes, scaled alike to a mean variance of 1.
 
     To the covariance within classes, `shrinkage` times its mean diagonal is added.
     """
-    products, sums, counts = _moments(before, blocks, num_classes)
-    count, mean = counts.sum(), sums.sum(0) / counts.sum()
-    means = sums / counts.clamp_min(1).unsqueeze(1)
-    within = (products - (sums.T @ means)) / count
-    variances, vectors = torch.linalg.eigh(within)
-    whitening = vectors * (variances.clamp_min(0) + shrinkage * variances.mean()).rsqrt()
-    apart = (means - mean) * (counts / count).sqrt().unsqueeze(1) @ whitening  # classes weigh what they have in rows
-    _, _, order = torch.linalg.svd(apart, full_matrices=False)
-    directions = whitening @ order[: min(num_classes - 1, len(mean))].T
-    total = products / count - mean.outer(mean)
-    scale = (directions * (total @ directions)).sum(0).mean().clamp_min(1e-12).sqrt()
-    return [Scale(mean, torch.ones_like(mean)), Project((directions / scale).contiguous())]
+    whitening = spread.vectors * (spread.variances + shrinkage * spread.variances.mean()).rsqrt()
+    _, _, order = torch.linalg.svd(spread.apart @ whitening, full_matrices=False)
+    directions = whitening @ order[: min(len(spread.apart) - 1, len(spread.mean))].T
+    scale = (directions * (spread.total @ directions)).sum(0).mean().clamp_min(1e-12).sqrt()
+    return [Scale(spread.mean, torch.ones_like(spread.mean)), Project((directions / scale).contiguous())]
 
 
 def _moments(before: Basis, blocks: Blocks, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:

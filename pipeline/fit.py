@@ -1,12 +1,14 @@
 """Fitting a basis on training rows, block by block: what it needs of them are moments, however many rows there are."""
 
+from dataclasses import dataclass, field, replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.basis import Basis, Mix, Regions, Scale, Stage
 from pipeline.config import BasisName
-from pipeline.directions import Blocks, discriminant, principal
+from pipeline.directions import Blocks, Spread, discriminant, principal, spread_of
 from pipeline.errors import PipelineError
 
 Shape = tuple[int, ...]
@@ -54,22 +56,48 @@ def whitening_regions(row_shape: Shape) -> Regions:
     return Regions(torch.eye(int(np.prod(row_shape[1:]))))
 
 
-def fit_basis(start: Basis, blocks: Blocks, num_classes: int, row_shape: Shape, sample: Blocks | None = None) -> Basis:
+@dataclass
+class Shared:
+    """What bases of the same rows have in common, kept while several of them are fitted."""
+
+    regions: dict[str, Tensor] = field(default_factory=dict)  # rows in them, (M, R0)
+    stages: dict[BasisName, list[Stage]] = field(default_factory=dict)  # up to the whitening
+    spreads: dict[BasisName, Spread] = field(default_factory=dict)  # of rows after these stages
+
+
+def fit_basis(
+    start: Basis,
+    blocks: Blocks,
+    num_classes: int,
+    row_shape: Shape,
+    sample: Blocks | None = None,
+    shared: Shared | None = None,
+) -> Basis:
     """Fit what follows `start` on `blocks` of training rows in it; principal directions on `sample`, if given.
 
-    All rows are read once, for a whitening twice; only those that principal directions are fitted on are held.
+    All rows are read once, for a whitening twice, for discriminants once more; only those that principal directions
+    are fitted on are held. What `shared` has of the same rows is not fitted again.
     """
-    name = BasisName.parse(start.name)
+    name, shared = BasisName.parse(start.name), shared or Shared()
     if name == BasisName("full"):
         return start
-    stages: list[Stage] = [_standardise(blocks)]
-    if name.shrinkage is not None:
-        stages += _whiten(name, stages[0], blocks, num_classes, row_shape[0])
+    first = replace(name, components=None, discriminant=None)
+    if first not in shared.stages:
+        shared.stages[first] = _first_stages(first, blocks, num_classes, row_shape)
+    stages = list(shared.stages[first])
+    before = Basis(start.name, tuple(stages))
     if name.components is not None:
-        stages += principal(Basis(start.name, tuple(stages)), sample or blocks, name.components)
+        stages += principal(before, sample or blocks, name.components)
     if name.discriminant is not None:
-        stages += discriminant(Basis(start.name, tuple(stages)), blocks, num_classes, name.discriminant)
+        if first not in shared.spreads:
+            shared.spreads[first] = spread_of(before, blocks, num_classes)
+        stages += discriminant(shared.spreads[first], name.discriminant)
     return Basis(start.name, (*start.stages, *stages))
+
+
+def _first_stages(name: BasisName, blocks: Blocks, num_classes: int, row_shape: Shape) -> list[Stage]:
+    scale = _standardise(blocks)
+    return [scale] if name.shrinkage is None else [scale, *_whiten(name, scale, blocks, num_classes, row_shape[0])]
 
 
 def _standardise(blocks: Blocks) -> Scale:

@@ -9,11 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.head import HeadConfig, build_head
-from pipeline.seeds import numbers_of_head
+from pipeline.seeds import dropout_of, weights_of
+
+_SIXTEEN_BITS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -44,24 +47,24 @@ class HeadState:
     tensors: dict[str, Tensor]
     moments: tuple[dict[str, Tensor], dict[str, Tensor]]  # AdamW's first and second
     taken: int
-    noise: Tensor  # state of the head's generator
+    noise: Any  # state of the generator of its dropout
 
     @classmethod
     def new(cls, member: Member, shape: Shape, dtype: torch.dtype = torch.float32) -> "HeadState":
         """Before the first step."""
-        noise = numbers_of_head(member.seed)
         config = HeadConfig(shape.in_features, shape.hidden, shape.num_classes, member.dropout)
-        tensors = {name: tensor.to(dtype) for name, tensor in build_head(config, noise).state_dict().items()}
+        head = build_head(config, weights_of(member.seed))
+        tensors = {name: tensor.to(dtype) for name, tensor in head.state_dict().items()}
         zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-        return cls(member, tensors, (zeros, zeros), 0, noise.get_state())
+        return cls(member, tensors, (zeros, zeros), 0, dropout_of(member.seed).state)
 
 
 class HeadGroup:
     """G heads Linear(R, H), ReLU, Dropout, Linear(H, C), LogSoftmax, as arrays over all of them.
 
     AdamW (Loshchilov and Hutter, ICLR 2019), each learning rate falling to 0 over the steps of `shape` as a cosine.
-    `class_weights` (C,) weigh the loss of each row by its label, as `NLLLoss` does. `products` is what the two large
-    multiplications are computed in, float32 unless said.
+    `class_weights` (C,) weigh the loss of each row by its label, as `NLLLoss` does. `products` is what multiplications
+    are computed in, the dtype of the weights unless said.
     """
 
     def __init__(
@@ -79,9 +82,9 @@ class HeadGroup:
         self.tensors = _stacked([state.tensors for state in states])
         self._moments = tuple(_stacked([state.moments[number] for state in states]) for number in (0, 1))
         self._gradients = {name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()}
-        self._noise = [torch.Generator() for _ in states]
+        self._noise = [dropout_of(member.seed) for member in self.members]
         for noise, state in zip(self._noise, states, strict=True):
-            noise.set_state(state.noise)
+            noise.state = state.noise
         self._optimizer = torch.optim.AdamW([self._parameters(number) for number in range(len(states))], fused=True)
         self._set_moments()
 
@@ -114,19 +117,20 @@ class HeadGroup:
         _, _, w2, b2 = self.tensors.values()
         hidden = self._first(x).relu_()  # (G, B, H)
         kept = self._dropout(hidden)
-        seen = hidden * kept
-        log_probs = torch.log_softmax(torch.baddbmm(b2.unsqueeze(1), seen, w2.mT), 2)  # (G, B, C)
+        seen, w2 = (hidden * kept).to(x.dtype), w2.to(x.dtype)
+        log_probs = torch.log_softmax(torch.bmm(seen, w2.mT).to(b2.dtype) + b2.unsqueeze(1), 2)  # (G, B, C)
         target = labels.expand(len(self), -1).unsqueeze(2)
         shares = self._shares(labels, log_probs.dtype)
         losses = -(log_probs.gather(2, target).squeeze(2) @ shares)
         # The gradient of this chain in four lines: automatic differentiation would keep and copy the stacked weights.
         ones = torch.full_like(target, -1, dtype=log_probs.dtype)
         d_logits = log_probs.exp().scatter_add_(2, target, ones).mul_(shares.unsqueeze(1))
-        d_hidden = torch.bmm(d_logits, w2).mul_(kept).mul_(hidden > 0)
+        rounded = d_logits.to(x.dtype)
+        d_hidden = torch.bmm(rounded, w2).to(b2.dtype).mul_(kept).mul_(hidden > 0)
         _, c1, g2, c2 = self._gradients.values()
         self._first_gradient(d_hidden, x)
         torch.sum(d_hidden, 1, out=c1)
-        torch.bmm(d_logits.mT, seen, out=g2)
+        g2.copy_(torch.bmm(rounded.mT, seen))
         torch.sum(d_logits, 1, out=c2)
         self._update()
         return losses
@@ -154,11 +158,13 @@ class HeadGroup:
             gradient.copy_(flat.to(x.dtype) @ x)
 
     def _dropout(self, hidden: Tensor) -> Tensor:
-        """What each hidden unit is multiplied by: 0, or what keeps the mean; drawn head by head."""
-        kept = torch.empty_like(hidden)
+        """What each hidden unit is multiplied by: 0, or what keeps the mean; drawn head by head, in steps of 2^-16."""
+        kept, count = torch.empty_like(hidden), hidden[0].numel()
         for number, (member, noise) in enumerate(zip(self.members, self._noise, strict=True)):
-            drawn = torch.rand(hidden.shape[1:], generator=noise) >= member.dropout
-            kept[number] = drawn.to(hidden.dtype).div_(1 - member.dropout)
+            least = min(round(member.dropout * _SIXTEEN_BITS), _SIXTEEN_BITS - 1)
+            drawn = noise.random_raw(-(-count // 4)).view(np.uint16)[:count] >= least
+            scale = _SIXTEEN_BITS / (_SIXTEEN_BITS - least)
+            torch.mul(torch.from_numpy(drawn).view(hidden.shape[1:]), scale, out=kept[number])
         return kept
 
     def _update(self) -> None:
@@ -201,7 +207,7 @@ class HeadGroup:
     def state(self, number: int) -> HeadState:
         """A copy of one head as it is now."""
         first, second = ({name: part[number].clone() for name, part in moments.items()} for moments in self._moments)
-        noise = self._noise[number].get_state()
+        noise = self._noise[number].state
         return HeadState(self.members[number], self.weights(number), (first, second), self.taken, noise)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pipeline.backbone import computes_bfloat16
 from pipeline.bases import Bases
 from pipeline.config import HeadSettings
 from pipeline.console import Say, silent
@@ -100,8 +101,8 @@ def _after(score: Score, epoch: int, accuracy: float) -> Score:
 
 
 def products() -> torch.dtype | None:
-    """What heads are multiplied in: bfloat16 where the processor computes in it."""
-    return None
+    """What heads are multiplied in: bfloat16 where the processor computes in it, at up to twice the speed."""
+    return torch.bfloat16 if computes_bfloat16(torch.device("cpu")) else None
 
 
 def rungs(heads: int, epochs: int) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from pipeline.basis import Basis
 from pipeline.config import BasisName
 from pipeline.console import Say, silent, size
 from pipeline.errors import PipelineError
-from pipeline.fit import BASIS_VERSION, fit_basis, region_stage, start_basis
+from pipeline.fit import BASIS_VERSION, Shared, fit_basis, region_stage, start_basis
 from pipeline.stream import ROWS_AT_ONCE, StreamedData, read_shards
 
 _FEWEST_FOR_COMPONENTS = 1000  # rows that principal directions are fitted on, however little memory there is
@@ -78,19 +78,19 @@ def load_data(
     name: str,
     memory: int,
     say: Say = silent,
-    regions: dict[str, Tensor] | None = None,
+    shared: Shared | None = None,
 ) -> tuple[Basis, HeadData | StreamedData]:
     """Fit basis `name` on the set's training rows and project training and validation rows; kept in the cache.
 
     Where that takes more than `memory` bytes, the basis is fitted block by block, and rows are read in each epoch.
-    `regions` keeps, for further bases of the same rows, what they are made from.
+    `shared` keeps, for further bases of the same rows, what they have in common.
     """
     train, valid = index.split("train"), index.split("valid")
     count, each = len(train) * (passes + 1) + len(valid), _row_bytes(cache, name)
     if count * each > memory:
         say(f"{count} rows of {each} bytes are more than {size(memory)} of memory: they are read in each epoch")
         return _streamed(cache, index, passes, name, memory, say)
-    return _in_memory(cache, index, passes, name, say, {} if regions is None else regions)
+    return _in_memory(cache, index, passes, name, say, shared or Shared())
 
 
 def _row_bytes(cache: FeatureCache, name: str) -> int:
@@ -141,11 +141,11 @@ def _streamed(
 
 
 def _in_memory(
-    cache: FeatureCache, index: SetIndex, passes: int, name: str, say: Say, regions: dict[str, Tensor]
+    cache: FeatureCache, index: SetIndex, passes: int, name: str, say: Say, shared: Shared
 ) -> tuple[Basis, HeadData]:
     train, valid = index.split("train"), index.split("valid")
     keys = list(dict.fromkeys(key for image in (*train, *valid) for key in image.keys(passes)))
-    basis, rows = _projected(cache, index, keys, passes, name, say, regions)
+    basis, rows = _projected(cache, index, keys, passes, name, say, shared)
     place = {key: number for number, key in enumerate(keys)}
     return basis, HeadData(
         rows=rows,
@@ -170,7 +170,7 @@ def _projected(
     passes: int,
     name: str,
     say: Say,
-    regions: dict[str, Tensor],
+    shared: Shared,
 ) -> tuple[Basis, Tensor]:
     augmentation = cache.manifest.augmentation
     labels = sorted((image.digest, image.label, image.split) for image in index.images)
@@ -186,8 +186,8 @@ def _projected(
     fit_on = torch.tensor([place[key] for image in train for key in image.keys(passes)])
     labels_of = label_tensor(index, train).repeat_interleave(passes + 1)
     start_of = start_basis(name, cache.row_shape)
-    rows = _started(cache, keys, start_of, regions)
-    basis, rows = _fit_and_apply(cache, rows, start_of, fit_on, labels_of, len(index.classes))
+    rows = _started(cache, keys, start_of, shared)
+    basis, rows = _fit_and_apply(cache, rows, start_of, fit_on, labels_of, len(index.classes), shared)
     if basis.stages:
         save_projection(cache.path, source, save({"rows": rows.contiguous(), **basis.tensors()}))
     seconds = time.perf_counter() - start
@@ -213,19 +213,19 @@ def _kept(cache: FeatureCache, source: str, name: str, keys: list[RowKey]) -> tu
     return None  # not made by this program, and only a copy: it is made again
 
 
-def _started(cache: FeatureCache, keys: list[RowKey], start: Basis, regions: dict[str, Tensor]) -> Tensor:
-    """Rows of `keys` in their regions, (M, R0); kept in `regions`."""
+def _started(cache: FeatureCache, keys: list[RowKey], start: Basis, shared: Shared) -> Tensor:
+    """Rows of `keys` in their regions, (M, R0); kept in `shared`."""
     name = "" if not start.stages else BasisName.parse(start.name).regions
-    if name not in regions:
+    if name not in shared.regions:
         rows = torch.empty(len(keys), start.transform(torch.zeros(1, cache.in_features)).shape[1])
         for positions, block in cache.blocks(keys, ROWS_AT_ONCE):
             rows[torch.from_numpy(positions)] = start.apply(block)
-        regions[name] = rows
-    return regions[name]
+        shared.regions[name] = rows
+    return shared.regions[name]
 
 
 def _fit_and_apply(
-    cache: FeatureCache, rows: Tensor, start: Basis, fit_on: Tensor, labels: Tensor, num_classes: int
+    cache: FeatureCache, rows: Tensor, start: Basis, fit_on: Tensor, labels: Tensor, num_classes: int, shared: Shared
 ) -> tuple[Basis, Tensor]:
     """The basis, fitted on `rows` (M, R0) at `fit_on` (N,) with `labels` (N,), and all of `rows` in it (M, R)."""
 
@@ -233,7 +233,7 @@ def _fit_and_apply(
         for places, their in zip(fit_on.split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE), strict=True):
             yield rows[places], their
 
-    basis = fit_basis(start, blocks, num_classes, cache.row_shape)
+    basis = fit_basis(start, blocks, num_classes, cache.row_shape, shared=shared)
     rest = Basis(basis.name, basis.stages[len(start.stages) :])
     if not rest.stages:
         return basis, rows

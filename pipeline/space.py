@@ -150,11 +150,11 @@ def _steps(name: str, domain: Domain) -> tuple[Value, ...]:
 # Chosen on validation: see CONTRIBUTING.md.
 DEFAULT_SPACE = Space(
     {
-        "basis": ("pyramid+white:3", "pyramid+white:6", "pyramid+white:12"),
+        "basis": ("pyramid+white+lda:2", "pyramid+white+lda:4", "pyramid+white+lda:8"),
         "hidden": (256, 512, 1024),
         "dropout": Range(0.3, 0.8),
         "lr": Range(5e-4, 4e-3, log=True),
-        "batch_size": (256,),
+        "batch_size": (64, 256),
         "weight_decay": (0.0, 0.1),
     }
 )

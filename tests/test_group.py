@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.nn.functional import nll_loss
 
 from pipeline.group import HeadGroup, HeadState, Member, Shape
 from pipeline.head import HeadConfig, build_head
-from pipeline.seeds import numbers_of_head
+from pipeline.seeds import dropout_of, weights_of
 
 MEMBERS = [
     Member(lr=1e-2, seed=1),
@@ -38,15 +39,16 @@ def trained(members: list[Member], dtype: torch.dtype = torch.float64) -> tuple[
 
 def by_hand(member: Member) -> tuple[dict[str, Tensor], Tensor]:
     """The same head by automatic differentiation, torch's AdamW and its cosine schedule."""
-    noise = numbers_of_head(member.seed)
-    head = build_head(HeadConfig(8, 5, 3, member.dropout), noise).double()
+    noise = dropout_of(member.seed)
+    head = build_head(HeadConfig(8, 5, 3, member.dropout), weights_of(member.seed)).double()
     optimizer = torch.optim.AdamW(head.parameters(), lr=member.lr, weight_decay=member.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     losses = []
     for x, labels in batches():
         hidden = torch.relu(head[0](x))
-        kept = torch.rand(hidden.shape, generator=noise) >= member.dropout
-        loss = nll_loss(head[4](head[3](hidden * kept / (1 - member.dropout))), labels)
+        drawn = noise.random_raw(-(-hidden.numel() // 4)).view(np.uint16)[: hidden.numel()] / 65536
+        kept = torch.from_numpy(drawn >= round(member.dropout * 65536) / 65536).view(hidden.shape)
+        loss = nll_loss(head[4](head[3](hidden * kept / (1 - round(member.dropout * 65536) / 65536))), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -161,7 +163,7 @@ def test_class_weights_are_those_of_nll_loss() -> None:
 
 
 def test_products_in_bfloat16_are_near() -> None:
-    """The weights stay in float32; only what the two large multiplications see is rounded."""
+    """The weights stay in float32; only what multiplications see is rounded."""
     states = [HeadState.new(member, SHAPE) for member in MEMBERS]
     exact, near = HeadGroup(states, SHAPE), HeadGroup(states, SHAPE, products=torch.bfloat16)
     pairs = [(x.float(), labels) for x, labels in batches()]

@@ -1,0 +1,331 @@
+"""A sweep on a cache of the tiny backbone: halving, journal, choice, results."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Extract
+
+from cache.store import FeatureCache
+from pipeline import race
+from pipeline.baselines import PENALTIES, baselines
+from pipeline.bases import Bases
+from pipeline.config import EvaluateConfig, HeadSettings, SweepConfig
+from pipeline.console import silent
+from pipeline.errors import ConfigError, RunError
+from pipeline.evaluate import evaluate
+from pipeline.journal import Journal, Score
+from pipeline.leaderboard import table
+from pipeline.race import Contender, Race, rungs
+from pipeline.rows import HeadData
+from pipeline.run import Run
+from pipeline.sweep import SweepResult, choose, sweep
+from pipeline.trainset import TrainingSet
+
+SPACE = """
+basis = ["pool", "pyramid+lda:1"]
+hidden = [4, 8]
+lr = { low = 1e-3, high = 3e-2, log = true }
+batch_size = 8
+"""
+
+
+@pytest.fixture
+def features(run_extract: Extract, tmp_path: Path) -> Path:
+    """A cache with one augmented pass, and a space beside it."""
+    run_extract(passes=1)
+    (tmp_path / "space.toml").write_text(SPACE)
+    return tmp_path / "features"
+
+
+def config(features: Path, **options: object) -> SweepConfig:
+    """A sweep small enough for a test."""
+    root = features.parent
+    given: dict[str, object] = {
+        "cache": features,
+        "run": root / "run",
+        "space": root / "space.toml",
+        "heads": 10,
+        "epochs": 4,
+        "seeds": 2,
+    }
+    return SweepConfig(**{**given, **options})  # type: ignore[arg-type]  # checked by the config
+
+
+def stop_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt the next sweep when it has `count` results."""
+    record, calls = Journal.record, iter(range(count))
+
+    def recorded(journal: Journal, head: int, score: Score) -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        record(journal, head, score)
+
+    monkeypatch.setattr(Journal, "record", recorded)
+
+
+@pytest.mark.parametrize(
+    ("heads", "epochs", "expected"),
+    [
+        (64, 20, [(64, 1), (16, 5), (4, 20)]),
+        (1000, 20, [(1000, 1), (16, 5), (4, 20)]),
+        (5, 20, [(5, 5), (4, 20)]),
+        (4, 20, [(4, 20)]),
+        (1, 1, [(1, 1)]),
+        (64, 1, [(64, 1)]),
+        (64, 4, [(64, 1), (4, 4)]),
+    ],
+)
+def test_rungs_halve_heads_and_double_epochs(heads: int, epochs: int, expected: list[tuple[int, int]]) -> None:
+    """By four; every head starts, at least four finish, and the last rung is the whole length."""
+    assert rungs(heads, epochs) == expected
+
+
+def test_a_sweep_ends_in_a_run_that_evaluates(features: Path) -> None:
+    """Heads, the chosen one with its mean over seeds, baselines; and the files of a run."""
+    result = sweep(config(features))
+    assert len(result.heads) == 10
+    assert sorted(head["epochs"] for head in result.heads) == [1] * 6 + [4] * 4
+    assert [head["finished"] for head in result.heads].count(True) == 4
+    finished = [head for head in result.heads if head["finished"]]
+    assert result.best["valid_accuracy"] == max(head["valid_accuracy"] for head in finished)
+    assert result.best["config"] in [head["config"] for head in finished]
+    assert result.best["seeds"] == 2
+    assert result.baselines["majority"] == 0.25
+    assert 0 < result.basis_seconds < result.seconds
+    run = Run.load(features.parent / "run")
+    assert run.record["sweep"]["heads"] == 10
+    assert run.record["config"]["seed"] in (1, 2)
+    assert evaluate(EvaluateConfig(run.path, split="valid")).top1 == run.record["valid_accuracy"]
+
+
+def test_results_are_a_table_a_json_file_and_a_csv_file(features: Path) -> None:
+    """The same heads in each, the best first."""
+    result = sweep(config(features))
+    stored = json.loads((features.parent / "run" / "sweep.json").read_text())
+    assert SweepResult(**stored) == result
+    with open(features.parent / "run" / "heads.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, 11)]
+    assert [int(row["epochs"]) for row in rows] == [4] * 4 + [1] * 6
+    assert rows[0]["basis"] in ("pool", "pyramid+lda:1")
+    text = table(stored)
+    assert "the best of 10 heads, 4 of them trained to the end" in text
+    assert "± " in text
+    assert max(map(len, text.splitlines()[:11])) <= 120
+
+
+def test_the_same_seed_gives_the_same_sweep(features: Path) -> None:
+    """Heads, scores and choice."""
+    first, second = (sweep(config(features, run=features.parent / name)) for name in "ab")
+    assert first.heads == second.heads
+    assert first.best == second.best
+
+
+def test_a_killed_sweep_goes_on_without_repeating_what_was_done(
+    features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after every number of results: the same end, and no head trains twice to the same epoch."""
+    whole = sweep(config(features, run=features.parent / "whole"))
+    record, kept = Journal.record, []
+
+    def stopped(journal: Journal, head: int, score: Score) -> None:
+        record(journal, head, score)
+        kept.append((head, score.epochs))
+        if len(kept) % 3 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "record", stopped)
+    for _ in range(20):
+        try:
+            result = sweep(config(features))
+            break
+        except KeyboardInterrupt:
+            continue
+    assert len(kept) == len(set(kept)) == 14
+    assert result.heads == whole.heads
+    assert result.best == whole.best
+
+
+def test_a_line_cut_short_by_a_kill_is_dropped(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head it was of trains again; anything else that is no journal is refused."""
+    monkeypatch.setattr(race, "_LARGEST_GROUP", 1)
+    calls = iter(range(100))
+    real = Journal.record
+    monkeypatch.setattr(
+        Journal,
+        "record",
+        lambda j, h, s: real(j, h, s) if next(calls) < 4 else (_ for _ in ()).throw(KeyboardInterrupt),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config(features))
+    monkeypatch.setattr(Journal, "record", real)
+    journal = features.parent / "run" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-5])
+    assert len(sweep(config(features)).heads) == 10
+    for content in ("", "[]\n", '{"format":1,"asked":{}}\n{"head":"x"}\n', "{\n"):
+        (features.parent / "other").mkdir(exist_ok=True)
+        (features.parent / "other" / "journal.jsonl").write_text(content)
+        with pytest.raises(RunError, match=r"not the journal|other settings"):
+            sweep(config(features, run=features.parent / "other"))
+
+
+def test_other_settings_are_named_and_refused(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep goes on only as it was begun; a finished one is not touched; --overwrite begins anew."""
+    stop_after(0, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config(features))
+    monkeypatch.undo()
+    with pytest.raises(RunError, match=r"heads: it has 10, asked for 12\n  seed: it has 0, asked for 3"):
+        sweep(config(features, heads=12, seed=3))
+    sweep(config(features, seeds=1))
+    with pytest.raises(RunError, match="holds a finished run"):
+        sweep(config(features))
+    assert len(sweep(config(features, heads=5, overwrite=True)).heads) == 5
+
+
+def test_overwriting_keeps_to_runs(features: Path, data: Path) -> None:
+    """A folder of images stays as it is."""
+    with pytest.raises(RunError, match="no part of a run"):
+        sweep(config(features, run=data, overwrite=True))
+    with pytest.raises(RunError, match="is there already"):
+        sweep(config(features, run=data))
+
+
+def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the heads that trained longest; without any there is nothing to choose."""
+    now = iter(range(10_000))
+    monkeypatch.setattr("pipeline.race.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("pipeline.sweep.time.monotonic", lambda: next(now))
+    monkeypatch.setattr(race, "_LARGEST_GROUP", 1)
+    result = sweep(config(features, time_limit=8.0))
+    trained = [head for head in result.heads if head["epochs"]]
+    assert 0 < len(trained) < 10
+    assert result.best["config"] in [head["config"] for head in trained]
+    with pytest.raises(RunError, match="no head was trained"):
+        sweep(config(features, run=features.parent / "none", time_limit=0.5))
+
+
+def opened(features: Path) -> Bases:
+    """Bases of the only set."""
+    return Bases(TrainingSet.open(features, None, None, silent), 1 << 30)
+
+
+def test_ties_go_to_the_smaller_head(features: Path) -> None:
+    """And among equally small ones to the earlier; one that trained longer is preferred to a better one."""
+    heads = [
+        Contender(0, HeadSettings("pyramid+lda:1", 8), Score(4, 0.75, 2)),
+        Contender(1, HeadSettings("pyramid+lda:1", 4), Score(4, 0.75, 4)),
+        Contender(2, HeadSettings("pyramid", 4), Score(4, 0.75, 4)),
+        Contender(3, HeadSettings("pyramid+lda:1", 4), Score(4, 0.75, 1)),
+        Contender(4, HeadSettings("pyramid+lda:1", 4), Score(1, 0.99, 1)),
+    ]
+    assert choose(heads, opened(features)).number == 1
+
+
+def test_a_head_is_the_same_in_any_company(features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of one or of many, in one go or rung by rung: the same scores."""
+    settings = [HeadSettings("pyramid", 8, lr=rate, batch_size=8) for rate in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)]
+
+    def scores(largest: int, halving: bool) -> list[float]:
+        monkeypatch.setattr(race, "_LARGEST_GROUP", largest)
+        journal = Journal.open(tmp_path / f"{largest}{halving}", {})
+        heads = [Contender(number, one) for number, one in enumerate(settings)]
+        Race(opened(features), journal, epochs=8, seed=0, halving=halving).run(heads)
+        return [head.score.valid_accuracy for head in heads if head.score.epochs == 8]
+
+    alone = scores(1, halving=False)
+    assert scores(8, halving=False) == alone
+    assert set(scores(3, halving=True)) <= set(alone)
+
+
+def test_bases_are_held_as_far_as_memory_goes(features: Path) -> None:
+    """The one used longest ago goes first, and comes back the same."""
+    wide = opened(features)
+    narrow = replace(wide, memory=wide.data("pyramid").bytes * 2, _held={})
+    before = narrow.data("pyramid")
+    assert isinstance(before, HeadData)
+    for name in ("pool", "pyramid+white", "pool+white", "pyramid"):
+        narrow.data(name)
+    after = narrow.data("pyramid")
+    assert isinstance(after, HeadData)
+    assert torch.equal(before.rows, after.rows)
+    assert sum(data.bytes for _, data in narrow._held.values()) <= narrow.memory + before.bytes
+
+
+def test_ridge_is_the_closed_form(features: Path) -> None:
+    """Against the normal equations, solved for each penalty by itself."""
+    data = opened(features).data("pool")
+    assert isinstance(data, HeadData)
+    found = baselines(data, "pool")
+    x, y = data.rows[data.train_rows[:, 0]].double(), torch.eye(4, dtype=torch.float64)[data.train_labels]
+    centred, targets = x - x.mean(0), y - y.mean(0)
+    valid = data.rows[data.valid_rows].double() - x.mean(0)
+    covariance = centred.T @ centred / len(x)
+    accuracies = []
+    for penalty in PENALTIES:
+        ridge = covariance + penalty * covariance.diagonal().mean() * torch.eye(len(covariance))
+        scores = valid @ torch.linalg.solve(ridge, centred.T @ targets / len(x)) + y.mean(0)
+        accuracies.append(float((scores.argmax(1) == data.valid_labels).double().mean()))
+    assert found.ridge == max(accuracies)
+    assert found.ridge_penalty in [
+        p for p, accuracy in zip(PENALTIES, accuracies, strict=True) if accuracy == found.ridge
+    ]
+
+
+def test_heads_that_end_in_no_numbers_lose(features: Path) -> None:
+    """One rate beyond all sense among others stops nothing."""
+    (features.parent / "space.toml").write_text('basis = "pool"\nhidden = 4\nbatch_size = 8\nlr = [1e-3, 1e-2, 1e30]\n')
+    result = sweep(config(features, search="grid", heads=3))
+    assert [head["valid_accuracy"] for head in result.heads if head["config"]["lr"] == 1e30] == [0.0]
+    assert result.best["config"]["lr"] < 1
+
+
+def test_optuna_sweeps_and_goes_on(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch by batch, and from the journal as if it had not been stopped."""
+    pytest.importorskip("optuna")
+    whole = sweep(config(features, search="optuna", heads=8, run=features.parent / "whole"))
+    real, calls = Journal.record, iter(range(100))
+    monkeypatch.setattr(
+        Journal,
+        "record",
+        lambda j, h, s: real(j, h, s) if next(calls) < 5 else (_ for _ in ()).throw(KeyboardInterrupt),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config(features, search="optuna", heads=8))
+    monkeypatch.undo()
+    assert sweep(config(features, search="optuna", heads=8)).heads == whole.heads
+
+
+def test_a_streamed_sweep_is_a_sweep(features: Path) -> None:
+    """Where nothing fits in memory, rows are read from the shards."""
+    result = sweep(config(features, memory=1e-9, heads=5))
+    assert result.best["seeds"] == 2
+    assert FeatureCache.open(features).projections.is_dir()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"heads": 0}, {"heads": 10**9}, {"seeds": 0}, {"time_limit": 0.0}, {"time_limit": float("nan")}, {"search": "all"},
+     {"seed": -1}, {"seed": (1 << 32) - 2}, {"epochs": 0}, {"memory": -1.0}],
+)  # fmt: skip
+def test_values_outside_their_range_are_refused(option: dict[str, object]) -> None:
+    """When the configuration is made, before any work."""
+    with pytest.raises(ConfigError):
+        SweepConfig(Path("features"), Path("run"), **option)  # type: ignore[arg-type]
+
+
+def test_nothing_is_left_open(features: Path) -> None:
+    """A sweep leaves a run, a journal and its results, and no temporary file."""
+    sweep(config(features, heads=2, seeds=1))
+    assert sorted(path.name for path in (features.parent / "run").iterdir()) == [
+        "basis.safetensors",
+        "head.safetensors",
+        "heads.csv",
+        "journal.jsonl",
+        "run.json",
+        "sweep.json",
+    ]
