@@ -1,4 +1,4 @@
-"""Heads of one shape trained at once on the same rows: one multiplication serves the first layers of all.
+"""Heads of one shape trained at once on the same rows: each operation serves them all.
 
 A head in a group is trained exactly as it would be alone: it has its own weights, learning rate, weight decay, dropout
 and random numbers, and shares with the others only the rows of each batch.
@@ -115,22 +115,23 @@ class HeadGroup:
     def step(self, x: Tensor, labels: Tensor) -> Tensor:
         """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step."""
         _, _, w2, b2 = self.tensors.values()
+        w2 = w2.to(x.dtype)
         hidden = self._first(x).relu_()  # (G, B, H)
         kept = self._dropout(hidden)
-        seen, w2 = (hidden * kept).to(x.dtype), w2.to(x.dtype)
+        seen = hidden * kept
         log_probs = torch.log_softmax(torch.bmm(seen, w2.mT).to(b2.dtype) + b2.unsqueeze(1), 2)  # (G, B, C)
         target = labels.expand(len(self), -1).unsqueeze(2)
         shares = self._shares(labels, log_probs.dtype)
         losses = -(log_probs.gather(2, target).squeeze(2) @ shares)
-        # The gradient of this chain in four lines: automatic differentiation would keep and copy the stacked weights.
+        # The gradient of this chain in a few lines: automatic differentiation would keep and copy the stacked weights.
         ones = torch.full_like(target, -1, dtype=log_probs.dtype)
-        d_logits = log_probs.exp().scatter_add_(2, target, ones).mul_(shares.unsqueeze(1))
+        d_logits = log_probs.exp_().scatter_add_(2, target, ones).mul_(shares.unsqueeze(1))
         rounded = d_logits.to(x.dtype)
-        d_hidden = torch.bmm(rounded, w2).to(b2.dtype).mul_(kept).mul_(hidden > 0)
-        _, c1, g2, c2 = self._gradients.values()
-        self._first_gradient(d_hidden, x)
-        torch.sum(d_hidden, 1, out=c1)
-        g2.copy_(torch.bmm(rounded.mT, seen))
+        d_hidden = torch.bmm(rounded, w2).mul_(kept).mul_(hidden > 0)
+        g1, c1, g2, c2 = self._gradients.values()
+        _multiply(d_hidden.mT, x.expand(len(self), -1, -1), g1)
+        _multiply(rounded.mT, seen, g2)
+        torch.sum(d_hidden, 1, dtype=c1.dtype, out=c1)
         torch.sum(d_logits, 1, out=c2)
         self._update()
         return losses
@@ -143,19 +144,9 @@ class HeadGroup:
         return weights / weights.sum()
 
     def _first(self, x: Tensor) -> Tensor:
-        """The first layers of all heads: (B, R) → (G, B, H)."""
+        """The first layers of all heads: (B, R) → (G, B, H), in the dtype of x."""
         w1, b1, *_ = self.tensors.values()
-        flat = (x @ w1.flatten(0, 1).to(x.dtype).T).to(b1.dtype) + b1.flatten()
-        return flat.view(len(x), len(self), -1).transpose(0, 1).contiguous()
-
-    def _first_gradient(self, d_hidden: Tensor, x: Tensor) -> None:
-        """(G, B, H), (B, R) → the gradient of the first layers (G, H, R)."""
-        gradient = next(iter(self._gradients.values())).view(-1, x.shape[1])
-        flat = d_hidden.transpose(0, 1).reshape(len(x), -1).T
-        if x.dtype == gradient.dtype:
-            torch.mm(flat, x, out=gradient)
-        else:
-            gradient.copy_(flat.to(x.dtype) @ x)
+        return torch.baddbmm(b1.unsqueeze(1).to(x.dtype), x.expand(len(self), -1, -1), w1.mT.to(x.dtype))
 
     def _dropout(self, hidden: Tensor) -> Tensor:
         """What each hidden unit is multiplied by: 0, or what keeps the mean; drawn head by head, in steps of 2^-16."""
@@ -209,6 +200,14 @@ class HeadGroup:
         first, second = ({name: part[number].clone() for name, part in moments.items()} for moments in self._moments)
         noise = self._noise[number].state
         return HeadState(self.members[number], self.weights(number), (first, second), self.taken, noise)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Products of matrices, head by head, into `out` of another dtype or of the same."""
+    if a.dtype == out.dtype:
+        torch.bmm(a, b, out=out)
+    else:
+        out.copy_(torch.bmm(a, b))
 
 
 def _stacked(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

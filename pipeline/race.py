@@ -21,7 +21,7 @@ from pipeline.train import class_weights, member_of, shape_of
 
 FINISHING = 4  # heads that train to the end, at least
 _KEEP = 4  # one in so many goes on
-_LARGEST_GROUP = 8  # heads; more share a multiplication no better (docs/performance.md)
+_LARGEST_GROUP = 16  # heads; more share a multiplication no better (docs/performance.md)
 
 
 @dataclass

@@ -48,6 +48,8 @@ class TrainingSet:
 
 def _passes(asked: int | None, cache: FeatureCache, index: SetIndex) -> int:
     """As many augmented passes as were asked for; else all there are, or were: one that is lost is an error."""
+    if asked is not None and asked <= index.passes:
+        return asked
     known = max(index.passes, cache.complete_passes(index))
     if asked is not None and asked > known:
         raise MissingRows(
