@@ -13,7 +13,7 @@ PASSES ?= 1
 DATA ?= $(wildcard $(HEADGRAFT_FLOWERS))
 ARGS ?=
 
-.PHONY: help setup extract train-head evaluate export predict demo test soak lint types bench clean
+.PHONY: help setup extract train-head sweep evaluate export predict demo test soak lint types bench bench-sweep clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ extract: setup ## Stage one: DATA=folder [CACHE= PASSES= ARGS=]
 
 train-head: setup ## Stage two: a head from the cache [CACHE= RUN= ARGS=]
 	$(HEADGRAFT) train-head --cache "$(CACHE)" --run "$(RUN)" $(ARGS)
+
+sweep: setup ## Stage two: try many heads, keep the best [CACHE= RUN= ARGS=]
+	$(HEADGRAFT) sweep --cache "$(CACHE)" --run "$(RUN)" $(ARGS)
 
 evaluate: setup ## Score the run on its test images [RUN= ARGS=]
 	$(HEADGRAFT) evaluate "$(RUN)" $(ARGS)
@@ -57,6 +60,9 @@ lint: setup ## Check style
 
 types: setup ## Check types
 	$(BIN)/mypy
+
+bench-sweep: setup ## Time a sweep beside plain scripts (about 10 minutes) [CACHE= ARGS=]
+	$(BIN)/python tests/benchmarks/bench_sweep.py --cache "$(CACHE)" $(ARGS)
 
 bench: setup ## Time it beside plain scripts (about 30 minutes)
 	$(BIN)/python tests/benchmarks/bench.py $(if $(wildcard $(CACHE)/manifest.json),--cache "$(CACHE)") $(ARGS)

@@ -140,7 +140,7 @@ def extract(as_json: bool, **options: Any) -> None:
 @_option(TrainConfig, "batch_size", "Images a step.")
 @_option(TrainConfig, "weight_decay", "AdamW's weight decay.")
 @_option(TrainConfig, "class_weights", "balanced: every class weighs the same.", type=click.Choice(CLASS_WEIGHTS))
-@_option(TrainConfig, "basis", "full, pool or pyramid, then +white[:G], then +pca:R.")
+@_option(TrainConfig, "basis", "full, pool or pyramid, then +white[:G], then +pca:R or +lda[:G].")
 @_option(TrainConfig, "seed", "Seed of weights, order and dropout.")
 @_option(
     TrainConfig,

@@ -11,16 +11,28 @@ from click.testing import CliRunner, Result
 from conftest import draw_image
 
 from cli import main
-from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig, TrainConfig
+from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig, SweepConfig, TrainConfig
 
-COMMANDS = ["extract", "train-head", "evaluate", "export", "predict", "weights", "weights list", "weights fetch"]
+COMMANDS = [
+    "weights",
+    "weights list",
+    "weights fetch",
+    "extract",
+    "train-head",
+    "sweep",
+    "evaluate",
+    "export",
+    "predict",
+]
 CONFIGS = {
     "extract": ExtractConfig,
     "train-head": TrainConfig,
+    "sweep": SweepConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "predict": PredictConfig,
 }
+COMMANDS = [*CONFIGS, "weights", "weights list", "weights fetch"]
 
 
 def invoke(*arguments: object) -> Result:
@@ -278,3 +290,21 @@ def test_the_cache_is_looked_after_from_the_command_line(data: Path, tiny: str, 
     assert invoke_json("cache", "repair", cache)["missing"] == {"data": 24}
     invoke_json("cache", "forget", cache, "--set", "data")
     assert invoke_json("cache", "prune", cache)["rows"] == 0
+
+
+def test_a_sweep_is_a_table_and_one_json_object(extracted: tuple[object, ...], tmp_path: Path) -> None:
+    """The fields that scripts rely on; a space that is none is wrong usage."""
+    invoke(*extracted)
+    (tmp_path / "space.toml").write_text('basis = "pool"\nhidden = [4, 8]\nlr = [0.001, 0.01]\n')
+    where = ("--cache", tmp_path / "features", "--space", tmp_path / "space.toml")
+    options = ("sweep", *where, "--search", "grid", "--epochs", 2, "--seeds", 2)
+    found = invoke_json(*options, "--run", tmp_path / "a")
+    assert {"run", "heads", "best", "baselines", "seconds", "basis_seconds", "retrain_seconds"} <= found.keys()
+    assert {"config", "valid_accuracy", "mean", "std", "seeds"} == found["best"].keys()  # type: ignore[attr-defined]
+    result = invoke(*options, "--run", tmp_path / "b")
+    assert "the best of 4 heads" in result.stdout
+    (tmp_path / "space.toml").write_text("hiden = 4")
+    refusal = invoke(*options, "--run", tmp_path / "c")
+    assert refusal.exit_code == 2
+    assert "did you mean 'hidden'?" in refusal.stderr
+    assert not (tmp_path / "c").exists()

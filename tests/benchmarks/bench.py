@@ -6,35 +6,13 @@ $HEADGRAFT_BASELINES, the flowers in $HEADGRAFT_FLOWERS.
 
 import argparse
 import hashlib
-import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-import torchvision
+from beside import BASELINES, FLOWERS, hardware, run, write_rows
 
-from cache.layout import CLEAN_VIEW
 from cache.store import FeatureCache
 from pipeline.backbone import BACKBONES
-
-ROOT = Path(__file__).resolve().parents[2]
-FLOWERS = Path(os.environ.get("HEADGRAFT_FLOWERS", ROOT / "../shared/flowers102"))
-BASELINES = Path(os.environ.get("HEADGRAFT_BASELINES", ROOT / "../shared/baselines"))
-
-
-def run(*command: object) -> dict[str, Any]:
-    """Run a program and return the JSON of its last line."""
-    result = subprocess.run(
-        [sys.executable, *map(str, command)], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return answer
 
 
 def subset(folder: Path, count: int) -> None:
@@ -61,15 +39,6 @@ def bench_extract(scratch: Path, count: int) -> None:
     )
 
 
-def write_rows(cache: FeatureCache, split: str, path: Path, name: str | None) -> None:
-    """Clean rows of one split as the plain script reads them."""
-    index = cache.index(name)
-    images = index.split(split)
-    place = {label: number for number, label in enumerate(index.classes)}
-    rows = cache.read([(image.key, CLEAN_VIEW) for image in images]).astype(np.float32)
-    np.savez(path, features=rows, labels=np.array([place[image.label] for image in images]))
-
-
 def bench_heads(scratch: Path, folder: Path, name: str | None) -> None:
     """Seconds per head of 20 epochs on all clean training rows."""
     cache = FeatureCache.open(folder)
@@ -92,8 +61,7 @@ def main() -> None:
     parser.add_argument("--set", help="its image set")
     parser.add_argument("--images", type=int, default=500)
     options = parser.parse_args()
-    have = (torch.backends.cpu.get_cpu_capability(), f"{os.cpu_count()} processors", platform.platform())
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {', '.join(have)}")
+    print(hardware())
     with tempfile.TemporaryDirectory() as folder:
         bench_extract(Path(folder), options.images)
         if options.cache:

@@ -1,0 +1,40 @@
+"""What the benchmarks share: running a program beside ours, and handing it the same rows."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+from cache.store import FeatureCache
+
+ROOT = Path(__file__).resolve().parents[2]
+FLOWERS = Path(os.environ.get("HEADGRAFT_FLOWERS", ROOT / "../shared/flowers102"))
+BASELINES = Path(os.environ.get("HEADGRAFT_BASELINES", ROOT / "../shared/baselines"))
+
+
+def run(*command: object) -> dict[str, Any]:
+    """Run a program and return the JSON of its last line."""
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return answer
+
+
+def write_rows(cache: FeatureCache, split: str, path: Path, name: str | None) -> None:
+    """Clean rows of one split as the plain script reads them."""
+    rows, labels = cache.arrays(split, name)
+    np.savez(path, features=rows.astype(np.float32), labels=labels)
+
+
+def hardware() -> str:
+    """Versions and machine, in one line."""
+    have = (torch.backends.cpu.get_cpu_capability(), f"{os.cpu_count()} processors", platform.platform())
+    return f"torch {torch.__version__}, torchvision {torchvision.__version__}, {', '.join(have)}"
