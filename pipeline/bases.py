@@ -46,11 +46,10 @@ class Bases:
     def _make_room(self) -> None:
         """Let go of what can be made again, then of what was used longest ago, until one more of the largest fits."""
         while self._held and self._bytes() + max(data.bytes for _, data in self._held.values()) > self.memory:
-            if self._shared.regions:
-                self._shared.regions.clear()
+            if self._shared.bytes:
+                self._shared = Shared()
             else:
                 del self._held[next(iter(self._held))]
 
     def _bytes(self) -> int:
-        regions = sum(rows.nbytes for rows in self._shared.regions.values())
-        return regions + sum(data.bytes for _, data in self._held.values())
+        return self._shared.bytes + sum(data.bytes for _, data in self._held.values())

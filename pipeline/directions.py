@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.basis import Basis, Project, Scale, Stage
+from pipeline.basis import Project, Scale, Stage
 from pipeline.errors import PipelineError
 
 Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # each call: the same rows (n, R0) float32, and labels (n,)
@@ -15,11 +15,11 @@ Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # each call: the same ro
 WIDEST = 8192  # features that discriminants are fitted on: their covariance is decomposed
 
 
-def principal(before: Basis, blocks: Blocks, components: int) -> list[Stage]:
+def principal(blocks: Blocks, components: int) -> list[Stage]:
     """The first `components` principal directions, all scaled alike to a mean variance of 1."""
     from sklearn.decomposition import PCA
 
-    z = torch.cat([before.transform(rows) for rows, _ in blocks()])
+    z = torch.cat([rows for rows, _ in blocks()])
     most = min(z.shape)
     if components > most:
         raise PipelineError(f"+pca:{components} asks for more than the {most} components these rows have")
@@ -40,9 +40,9 @@ class Spread:
     vectors: Tensor  # (R, R): its eigenvectors, one a column
 
 
-def spread_of(before: Basis, blocks: Blocks, num_classes: int) -> Spread:
-    """Of what `before` makes of the rows; PipelineError where they are wider than `WIDEST`."""
-    products, sums, counts = _moments(before, blocks, num_classes)
+def spread_of(blocks: Blocks, num_classes: int) -> Spread:
+    """Of rows and labels; PipelineError where the rows are wider than `WIDEST`."""
+    products, sums, counts = _moments(blocks, num_classes)
     count, mean = counts.sum(), sums.sum(0) / counts.sum()
     means = sums / counts.clamp_min(1).unsqueeze(1)
     variances, vectors = torch.linalg.eigh((products - sums.T @ means) / count)
@@ -62,11 +62,10 @@ def discriminant(spread: Spread, shrinkage: float) -> list[Stage]:
     return [Scale(spread.mean, torch.ones_like(spread.mean)), Project((directions / scale).contiguous())]
 
 
-def _moments(before: Basis, blocks: Blocks, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of products (R, R), sums by class (C, R) and rows by class (C,) in what `before` makes of the rows."""
+def _moments(blocks: Blocks, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of products (R, R), sums by class (C, R) and rows by class (C,)."""
     products, sums, counts = torch.zeros(0), torch.zeros(0), torch.zeros(num_classes)
-    for rows, labels in blocks():
-        z = before.transform(rows)
+    for z, labels in blocks():
         if not len(products):
             _refuse_wide(z.shape[1])
             products, sums = torch.zeros(z.shape[1], z.shape[1]), torch.zeros(num_classes, z.shape[1])

@@ -61,41 +61,44 @@ class Shared:
     """What bases of the same rows have in common, kept while several of them are fitted."""
 
     regions: dict[str, Tensor] = field(default_factory=dict)  # rows in them, (M, R0)
-    stages: dict[BasisName, list[Stage]] = field(default_factory=dict)  # up to the whitening
-    spreads: dict[BasisName, Spread] = field(default_factory=dict)  # of rows after these stages
+    first: dict[BasisName, tuple[list[Stage], Tensor]] = field(default_factory=dict)  # stages, rows after them (M, R1)
+    spreads: dict[BasisName, Spread] = field(default_factory=dict)  # of the training rows among these
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the rows take."""
+        return sum(rows.nbytes for rows in (*self.regions.values(), *(rows for _, rows in self.first.values())))
 
 
-def fit_basis(
-    start: Basis,
-    blocks: Blocks,
-    num_classes: int,
-    row_shape: Shape,
-    sample: Blocks | None = None,
-    shared: Shared | None = None,
-) -> Basis:
+def fit_basis(start: Basis, blocks: Blocks, num_classes: int, row_shape: Shape, sample: Blocks | None = None) -> Basis:
     """Fit what follows `start` on `blocks` of training rows in it; principal directions on `sample`, if given.
 
     All rows are read once, for a whitening twice, for discriminants once more; only those that principal directions
-    are fitted on are held. What `shared` has of the same rows is not fitted again.
+    are fitted on are held.
     """
-    name, shared = BasisName.parse(start.name), shared or Shared()
-    if name == BasisName("full"):
-        return start
-    first = replace(name, components=None, discriminant=None)
-    if first not in shared.stages:
-        shared.stages[first] = _first_stages(first, blocks, num_classes, row_shape)
-    stages = list(shared.stages[first])
+    name = BasisName.parse(start.name)
+    stages = first_stages(name, blocks, num_classes, row_shape)
     before = Basis(start.name, tuple(stages))
+
+    def after(these: Blocks) -> Blocks:
+        return lambda: ((before.transform(rows), labels) for rows, labels in these())
+
     if name.components is not None:
-        stages += principal(before, sample or blocks, name.components)
+        stages += principal(after(sample or blocks), name.components)
     if name.discriminant is not None:
-        if first not in shared.spreads:
-            shared.spreads[first] = spread_of(before, blocks, num_classes)
-        stages += discriminant(shared.spreads[first], name.discriminant)
+        stages += discriminant(spread_of(after(blocks), num_classes), name.discriminant)
     return Basis(start.name, (*start.stages, *stages))
 
 
-def _first_stages(name: BasisName, blocks: Blocks, num_classes: int, row_shape: Shape) -> list[Stage]:
+def without_last(name: BasisName) -> BasisName:
+    """The basis up to its whitening."""
+    return replace(name, components=None, discriminant=None)
+
+
+def first_stages(name: BasisName, blocks: Blocks, num_classes: int, row_shape: Shape) -> list[Stage]:
+    """Standardising and, if it has any, whitening; nothing for `full` alone."""
+    if name == BasisName("full"):
+        return []
     scale = _standardise(blocks)
     return [scale] if name.shrinkage is None else [scale, *_whiten(name, scale, blocks, num_classes, row_shape[0])]
 

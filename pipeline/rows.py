@@ -17,11 +17,12 @@ from cache.keys import RowKey, join_keys, pack_digests
 from cache.manifest import json_digest
 from cache.projections import load_projection, save_projection
 from cache.store import FeatureCache, Positions
-from pipeline.basis import Basis
+from pipeline.basis import Basis, Stage
 from pipeline.config import BasisName
 from pipeline.console import Say, silent, size
+from pipeline.directions import Blocks, discriminant, principal, spread_of
 from pipeline.errors import PipelineError
-from pipeline.fit import BASIS_VERSION, Shared, fit_basis, region_stage, start_basis
+from pipeline.fit import BASIS_VERSION, Shared, first_stages, fit_basis, region_stage, start_basis, without_last
 from pipeline.stream import ROWS_AT_ONCE, StreamedData, read_shards
 
 _FEWEST_FOR_COMPONENTS = 1000  # rows that principal directions are fitted on, however little memory there is
@@ -228,16 +229,35 @@ def _fit_and_apply(
     cache: FeatureCache, rows: Tensor, start: Basis, fit_on: Tensor, labels: Tensor, num_classes: int, shared: Shared
 ) -> tuple[Basis, Tensor]:
     """The basis, fitted on `rows` (M, R0) at `fit_on` (N,) with `labels` (N,), and all of `rows` in it (M, R)."""
+    name = BasisName.parse(start.name)
+    first = without_last(name)
+    if first not in shared.first:
+        stages = first_stages(name, _in_blocks(rows, fit_on, labels), num_classes, cache.row_shape)
+        shared.first[first] = stages, _apply(stages, rows)
+    stages, rows = shared.first[first]
+    last: list[Stage] = []
+    if name.components is not None:
+        last = principal(_in_blocks(rows, fit_on, labels), name.components)
+    if name.discriminant is not None:
+        if first not in shared.spreads:
+            shared.spreads[first] = spread_of(_in_blocks(rows, fit_on, labels), num_classes)
+        last = discriminant(shared.spreads[first], name.discriminant)
+    return Basis(start.name, (*start.stages, *stages, *last)), _apply(last, rows)
 
-    def blocks() -> Iterator[tuple[Tensor, Tensor]]:
-        for places, their in zip(fit_on.split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE), strict=True):
-            yield rows[places], their
 
-    basis = fit_basis(start, blocks, num_classes, cache.row_shape, shared=shared)
-    rest = Basis(basis.name, basis.stages[len(start.stages) :])
-    if not rest.stages:
-        return basis, rows
-    projected = torch.empty(len(rows), rest.transform(rows[:1]).shape[1])
-    for part in torch.arange(len(rows)).split(ROWS_AT_ONCE):
-        projected[part] = rest.transform(rows[part])
-    return basis, projected
+def _in_blocks(rows: Tensor, places: Tensor, labels: Tensor) -> Blocks:
+    """`rows` at `places` with their labels, some at a time."""
+    parts = places.split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE)
+    return lambda: ((rows[part], their) for part, their in zip(*parts, strict=True))
+
+
+def _apply(stages: Sequence[Stage], rows: Tensor) -> Tensor:
+    """All of `rows` (M, in) after `stages`, (M, out); the same tensor where there are none."""
+    if not stages:
+        return rows
+    chain = Basis("", tuple(stages))
+    result = torch.empty(len(rows), chain.transform(rows[:1]).shape[1])
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        result[part] = chain.transform(rows[part])
+    return result

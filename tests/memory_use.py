@@ -62,7 +62,7 @@ def train(cache: FeatureCache, run: Path, memory: str) -> tuple[int, str]:
         assert process.stdout is not None
         while process.poll() is None:
             highest = max(highest, anonymous(process.pid))
-            time.sleep(0.01)
+            time.sleep(0.002)  # the highest moments are short
         printed = process.stdout.read()
     if process.returncode:
         raise SystemExit(f"training ended with status {process.returncode}")
