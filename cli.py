@@ -160,8 +160,8 @@ def train_head(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@_option(SweepConfig, "cache", "Cache folder.", type=_PATH)
-@_option(SweepConfig, "run", "Run folder to write, or to go on in.", type=_PATH)
+@click.option("--cache", type=_PATH, required=True, help="Folder of the feature cache.")
+@click.option("--run", type=_PATH, required=True, help="Folder to write the run to, or to go on in.")
 @_option(SweepConfig, "set", "Image set.  [default: the only one]", type=str)
 @_option(SweepConfig, "passes", "Augmented passes to train on.  [default: all there are]", type=int)
 @_option(SweepConfig, "heads", "Heads to try.")

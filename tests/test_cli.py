@@ -308,3 +308,7 @@ def test_a_sweep_is_a_table_and_one_json_object(extracted: tuple[object, ...], t
     assert refusal.exit_code == 2
     assert "did you mean 'hidden'?" in refusal.stderr
     assert not (tmp_path / "c").exists()
+    for left_out in ((*where,), ("--run", tmp_path / "c")):
+        refusal = invoke("sweep", *left_out)
+        assert refusal.exit_code == 2
+        assert "Missing option" in refusal.stderr
