@@ -82,6 +82,22 @@ _PATH = click.Path(path_type=Path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 
 
+def _training_options(command: F) -> F:
+    """What one head and a sweep are asked alike: from where, into which run, on which rows."""
+    options = (
+        click.option("--cache", type=_PATH, required=True, help="Folder of the feature cache."),
+        click.option("--run", type=_PATH, required=True, help="Folder for what is trained; a sweep goes on in it."),
+        _option(TrainConfig, "set", "Image set.  [default: the only one]", type=str),
+        _option(TrainConfig, "passes", "Augmented passes to train on.  [default: all there are]", type=int),
+        _option(
+            TrainConfig, "memory", "GB for rows; more are read each epoch.  [default: half of the free]", type=float
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def _emit(result: Any, as_json: bool, text: str) -> None:
     """The result as JSON, or in words; both on standard output."""
     if as_json:
@@ -129,10 +145,7 @@ def extract(as_json: bool, **options: Any) -> None:
 
 
 @main.command("train-head")
-@click.option("--cache", type=_PATH, required=True, help="Folder of the feature cache.")
-@click.option("--run", type=_PATH, required=True, help="Folder for the trained head.")
-@_option(TrainConfig, "set", "Image set.  [default: the only one]", type=str)
-@_option(TrainConfig, "passes", "Augmented passes to train on.  [default: all there are]", type=int)
+@_training_options
 @_option(TrainConfig, "hidden", "Hidden units.")
 @_option(TrainConfig, "dropout", "Share of hidden units left out.")
 @_option(TrainConfig, "lr", "Learning rate at the start of the cosine schedule.")
@@ -142,12 +155,6 @@ def extract(as_json: bool, **options: Any) -> None:
 @_option(TrainConfig, "class_weights", "balanced: every class weighs the same.", type=click.Choice(CLASS_WEIGHTS))
 @_option(TrainConfig, "basis", "full, pool or pyramid, then +white[:G], then +pca:R or +lda[:G].")
 @_option(TrainConfig, "seed", "Seed of weights, order and dropout.")
-@_option(
-    TrainConfig,
-    "memory",
-    "GB that rows may take; more are read in each epoch.  [default: half of what is free]",
-    type=float,
-)
 @_option(TrainConfig, "overwrite", "Replace an existing run.")
 @_json
 def train_head(as_json: bool, **options: Any) -> None:
@@ -160,10 +167,7 @@ def train_head(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.option("--cache", type=_PATH, required=True, help="Folder of the feature cache.")
-@click.option("--run", type=_PATH, required=True, help="Folder to write the run to, or to go on in.")
-@_option(SweepConfig, "set", "Image set.  [default: the only one]", type=str)
-@_option(SweepConfig, "passes", "Augmented passes to train on.  [default: all there are]", type=int)
+@_training_options
 @_option(SweepConfig, "heads", "Heads to try.")
 @_option(SweepConfig, "epochs", "Epochs of a head that is not stopped.")
 @_option(SweepConfig, "time_limit", "Seconds after which the best so far is chosen.", type=float)
@@ -176,12 +180,6 @@ def train_head(as_json: bool, **options: Any) -> None:
 )
 @_option(SweepConfig, "seeds", "Seeds that the chosen head is trained anew with.")
 @_option(SweepConfig, "seed", "Seed of the search and of all its heads.")
-@_option(
-    SweepConfig,
-    "memory",
-    "GB that rows may take; more are read in each epoch.  [default: half of what is free]",
-    type=float,
-)
 @_option(SweepConfig, "overwrite", "Begin anew in place of an existing run.")
 @_json
 def sweep(as_json: bool, **options: Any) -> None:

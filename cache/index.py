@@ -143,7 +143,7 @@ def _records(columns: dict[str, list[Any]]) -> tuple[ImageRecord, ...]:
 
 def _impossible(index: SetIndex, path: Path) -> str:
     """What is of another type, beyond all bounds, or leads out of the data set; "" where all is possible."""
-    if index.name != path.stem or not all(map(is_file_name, (index.data, index.root, *index.classes))):
+    if index.name != path.stem or not all(map(_is_file_name, (index.data, index.root, *index.classes))):
         return "another set's name, or no texts as places and classes"
     if not index.classes or len(set(index.classes)) != len(index.classes):
         return "no classes, or one twice"
@@ -153,12 +153,12 @@ def _impossible(index: SetIndex, path: Path) -> str:
     bad = next((record for record in index.images if not _is_possible(record, from_csv, classes)), None)
     if bad is None and len({record.path for record in index.images}) != len(index.images):
         return "one path twice"
-    if bad is None and not all(is_file_name(text) for image in index.skipped for text in astuple(image)):
+    if bad is None and not all(_is_file_name(text) for image in index.skipped for text in astuple(image)):
         return "skipped files that are no texts"
     return "" if bad is None else f"the entry {bad!r}"[:300]
 
 
-def is_file_name(value: object) -> bool:
+def _is_file_name(value: object) -> bool:
     """Whether `value` is a text that a file system can name a file by: no NUL, no half characters but stray bytes."""
     try:
         return isinstance(value, str) and b"\0" not in os.fsencode(value)
@@ -167,7 +167,7 @@ def is_file_name(value: object) -> bool:
 
 
 def _is_possible(record: ImageRecord, from_csv: bool, classes: frozenset[str]) -> bool:
-    if not is_file_name(record.path) or record.label not in classes:
+    if not _is_file_name(record.path) or record.label not in classes:
         return False
     inside = from_csv or not (Path(record.path).is_absolute() or ".." in Path(record.path).parts)
     return (

@@ -21,6 +21,9 @@ Float16Array = npt.NDArray[np.float16]
 
 _INFINITY, _NEGATIVE_INFINITY = 0x7C00, 0xFC00  # bits of float16
 
+# What reading a crafted file raises, h5py's errors among them; RecursionError is a RuntimeError.
+_NO_SHARD = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError)
+
 
 @dataclass(frozen=True)
 class ShardHeader:
@@ -91,16 +94,9 @@ class Shard:
                 header = _read_header(file)
                 keys = _read_keys(file, augmented=header.augmentation_digest != "")
                 offset, shape = _mappable(file, path.stat().st_size)
-        except (
-            OSError,
-            KeyError,
-            ValueError,
-            TypeError,
-            RuntimeError,
-            OverflowError,
-        ) as error:  # RecursionError is a RuntimeError
+        except _NO_SHARD as error:
             raise DamagedCache(f"{path} is not a shard of this format: {error}") from error
-        if shape != (len(keys), math.prod(header.row_shape)) or min(header.row_shape) < 1:
+        if shape != (len(keys), math.prod(header.row_shape)):
             raise DamagedCache(f"{path} holds {shape} features for {len(keys)} keys of {header.row_shape}")
         rows: Float16Array = np.memmap(path, dtype=layout.FEATURE_DTYPE, mode="r", offset=offset, shape=shape)
         if not _all_finite(rows):
@@ -142,12 +138,13 @@ def _read_header(file: h5py.File) -> ShardHeader:
     version = int(file.attrs[layout.ATTR_FORMAT])
     if version != layout.FORMAT_VERSION:
         raise ValueError(f"format {version}, expected {layout.FORMAT_VERSION}")
+    row_shape = tuple(int(n) for n in file.attrs[layout.ATTR_ROW_SHAPE])
     provenance = json.loads(file.attrs[layout.ATTR_PROVENANCE])
-    if not isinstance(provenance, dict):
-        raise TypeError("provenance is no object")
+    if not row_shape or min(row_shape) < 1 or not isinstance(provenance, dict):
+        raise ValueError("a row shape without features, or provenance that is no object")
     return ShardHeader(
         base_digest=str(file.attrs[layout.ATTR_BASE]),
-        row_shape=tuple(int(n) for n in file.attrs[layout.ATTR_ROW_SHAPE]),
+        row_shape=row_shape,
         augmentation_digest=str(file.attrs[layout.ATTR_AUGMENTATION]),
         basis=str(file.attrs[layout.ATTR_BASIS]),
         provenance=provenance,

@@ -95,8 +95,9 @@ def merge_small_shards(shards: Sequence[Shard]) -> int:
     for shard in shards:
         if shard not in spare and len(shard) < MERGE_BELOW:
             groups.setdefault(repr(replace(shard.header, augmentation_digest="")), []).append(shard)
-    kept = {path for group in groups.values() for batch in _batches(group) if (path := _merge(batch))}
-    merged = [shard for group in groups.values() for batch in _batches(group) if len(batch) > 1 for shard in batch]
+    batches = [batch for group in groups.values() for batch in _batches(group) if len(batch) > 1]
+    kept = {_merge(batch) for batch in batches}
+    merged = [shard for batch in batches for shard in batch]
     for shard in (*spare, *merged):
         if shard.path not in kept:
             shard.path.unlink(missing_ok=True)
@@ -127,10 +128,8 @@ def _batches(group: Sequence[Shard]) -> Iterator[list[Shard]]:
     yield batch
 
 
-def _merge(batch: Sequence[Shard]) -> Path | None:
-    """Write one shard with the rows of `batch` and return its path; nothing where one is all there is."""
-    if len(batch) < 2:
-        return None
+def _merge(batch: Sequence[Shard]) -> Path:
+    """Write one shard with the rows of `batch` and return its path."""
     contents = [(shard.keys, shard.read()) for shard in batch]  # checked anew: what is copied gets a digest of its own
     places = {key: row for keys, rows in contents for key, row in zip(keys, rows, strict=True)}  # shards may overlap
     augmentation = max(shard.header.augmentation_digest for shard in batch)  # one manifest: "" or that one digest

@@ -57,7 +57,12 @@ def _take_texts_as_paths(config: Any) -> None:
             object.__setattr__(config, field.name, Path(value))
 
 
-def _check_memory(memory: float | None) -> None:
+def _check_training(config: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
+    """What one head and a sweep have in common."""
+    _take_texts_as_paths(config)
+    for name, (least, most) in bounds.items():
+        _require_count(name, getattr(config, name), least, most)
+    memory = config.memory
     _require(memory is None or 0 < memory < 1e9, f"--memory is {memory}, expected GB above 0")
 
 
@@ -145,10 +150,7 @@ class TrainConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        _take_texts_as_paths(self)
-        for name, (least, most) in _TRAIN_BOUNDS.items():
-            _require_count(name, getattr(self, name), least, most)
-        _check_memory(self.memory)
+        _check_training(self, _TRAIN_BOUNDS)
         _ = self.settings  # which checks them
 
     @property
@@ -181,10 +183,7 @@ class SweepConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        _take_texts_as_paths(self)
-        for name, (least, most) in _SWEEP_BOUNDS.items():
-            _require_count(name, getattr(self, name), least, most)
-        _check_memory(self.memory)
+        _check_training(self, _SWEEP_BOUNDS)
         limit = self.time_limit
         _require(limit is None or 0 < limit < float("inf"), f"--time-limit is {limit}, expected seconds above 0")
         _require(self.search in SEARCHES, f"--search is {self.search!r}, expected one of {', '.join(SEARCHES)}")

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,20 @@ _SHOWN = 10  # heads in the table
 
 
 def write_results(folder: Path, result: dict[str, Any]) -> None:
-    """sweep.json, what the command prints as JSON; heads.csv, a line for each head, the best first."""
+    """sweep.json, what the command prints as JSON; heads.csv, a line for each head, the chosen one first."""
     write_atomically(folder / RESULTS_FILE, json.dumps(result, indent=1).encode())
     text = io.StringIO()
-    rows = [{"rank": rank, **_flat(head)} for rank, head in enumerate(ranked(result["heads"]), 1)]
+    rows = [{"rank": rank, **_flat(head)} for rank, head in enumerate(_ranked(result), 1)]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(folder / TABLE_FILE, text.getvalue().encode())
 
 
-def ranked(heads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that trained longest first, among them those that validated best."""
-    return sorted(heads, key=lambda head: (-head["epochs"], -head["valid_accuracy"]))
+def _ranked(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chosen head, then those that trained longest, among them those that validated best."""
+    chosen = result["best"]["config"]
+    return sorted(result["heads"], key=lambda h: (h["config"] != chosen, -h["epochs"], -h["valid_accuracy"]))
 
 
 def _flat(head: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def _flat(head: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any], width: int = 120) -> str:
-    """The best heads, and below them the chosen one beside the baselines."""
+    """The chosen head and those after it, and below them the choice beside the baselines."""
     from rich.console import Console
     from rich.table import Table
 
@@ -42,7 +42,7 @@ def table(result: dict[str, Any], width: int = 120) -> str:
     names = list(result["best"]["config"])
     for name in (*names, "epochs", "valid"):
         grid.add_column(name.replace("_", " "), justify="left" if name == "basis" else "right")
-    for head in ranked(result["heads"])[:_SHOWN]:
+    for head in _ranked(result)[:_SHOWN]:
         values = [f"{head['config'][name]}" for name in names]
         grid.add_row(*values, str(head["epochs"]), f"{head['valid_accuracy']:.2%}")
     text = io.StringIO()

@@ -5,7 +5,7 @@ for more, until the last few train to the end. All follow the schedule of the fu
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,11 +16,13 @@ from pipeline.config import HeadSettings
 from pipeline.console import Say, silent
 from pipeline.group import HeadGroup, HeadState
 from pipeline.journal import Journal, Score
+from pipeline.memory import available_bytes
 from pipeline.seeds import order_of
-from pipeline.train import class_weights, member_of, shape_of
+from pipeline.train import bytes_of_training, class_weights, member_of, refuse_beyond_memory, shape_of
 
 FINISHING = 4  # heads that train to the end, at least
 _KEEP = 4  # one in so many goes on
+_LEAST_FREE = 1 << 30  # bytes that states of waiting heads leave alone
 _LARGEST_GROUP = 16  # heads; more share a multiplication no better (docs/performance.md)
 
 
@@ -69,10 +71,18 @@ class Race:
             if known:
                 head.score, head.state = known, None
         waiting = [head for head in heads if head.score.epochs < epochs]
-        for group in _groups(waiting):
-            if self.over:
-                return
-            self._train(group, epochs)
+        for alike in _alike(waiting):
+            largest = self._largest(alike[0].settings)
+            for start in range(0, len(alike), largest):
+                if self.over:
+                    return
+                self._train(alike[start : start + largest], epochs)
+
+    def _largest(self, settings: HeadSettings) -> int:
+        """How many heads of these settings may be trained at once; RunError where there is no room for one."""
+        data = self.bases.data(settings.basis)
+        refuse_beyond_memory(settings, data)
+        return max(1, min(_LARGEST_GROUP, available_bytes() // (2 * bytes_of_training(settings, data))))
 
     def _train(self, heads: Sequence[Contender], epochs: int) -> None:
         """Heads of one shape, from where their states are or, where those are gone, from the start."""
@@ -89,7 +99,8 @@ class Race:
             scores = [_after(score, epoch, accuracy) for score, accuracy in zip(scores, found, strict=True)]
         for place, head in enumerate(heads):
             head.score = scores[place]
-            head.state = group.state(place) if epochs < self.epochs else None
+            going_on = epochs < self.epochs and available_bytes() > _LEAST_FREE
+            head.state = group.state(place) if going_on else None  # without, it would train again from the start
             self.journal.record(head.number, head.score)
 
 
@@ -115,14 +126,12 @@ def rungs(heads: int, epochs: int) -> list[tuple[int, int]]:
     return [(heads, ends[first]), *zip(counts[first + 1 :], ends[first + 1 :], strict=True)]
 
 
-def _groups(heads: Sequence[Contender]) -> Iterator[list[Contender]]:
-    """Heads that share rows, shape and progress, the largest number of them first; each basis once."""
+def _alike(heads: Sequence[Contender]) -> list[list[Contender]]:
+    """Heads by what a group shares: rows, shape and progress; one basis after the other."""
     alike: dict[tuple[object, ...], list[Contender]] = {}
     for head in sorted(heads, key=lambda head: (head.settings.basis, head.settings.batch_size, head.settings.hidden)):
         known = head.settings
         progress = head.score.epochs if head.state else 0
         key = (known.basis, known.batch_size, known.hidden, known.class_weights, progress)
         alike.setdefault(key, []).append(head)
-    for group in alike.values():
-        for start in range(0, len(group), _LARGEST_GROUP):
-            yield group[start : start + _LARGEST_GROUP]
+    return list(alike.values())

@@ -50,9 +50,9 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     start = time.perf_counter()
     space = DEFAULT_SPACE if config.space is None else Space.load(config.space)
     search = start_search(config, space)
-    prepare_sweep(config.run, config.overwrite)
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(config.cache, config.set, config.passes, say)
+    prepare_sweep(config.run, config.overwrite)  # only now: what is wrong with the rows must not cost a run
     bases = Bases(rows, allowed_bytes(config.memory), say)
     journal = Journal.open(config.run, _asked(config, space, rows))
     race = Race(bases, journal, config.epochs, config.seed, config.halving, _deadline(config), say)

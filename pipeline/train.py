@@ -125,9 +125,14 @@ def class_weights(settings: HeadSettings, data: HeadData | StreamedData) -> Tens
     return data.num_images / (data.num_classes * counts.clamp_min(1))
 
 
+def bytes_of_training(settings: HeadSettings, data: HeadData | StreamedData) -> int:
+    """Of a head's weights, gradients, both moments of AdamW and the best epoch's weights, in float32."""
+    return 5 * 4 * settings.hidden * (data.in_features + data.num_classes)
+
+
 def refuse_beyond_memory(settings: HeadSettings, data: HeadData | StreamedData) -> None:
-    """RunError where weights, gradients, both moments of AdamW and the best epoch's weights are more than is free."""
-    needed = 5 * 4 * settings.hidden * (data.in_features + data.num_classes)
+    """RunError where training a head of these settings takes more memory than is free."""
+    needed = bytes_of_training(settings, data)
     if needed > (free := available_bytes()):
         raise RunError(
             f"a head of {settings.hidden} hidden units on {data.in_features} features takes {size(needed)}, "

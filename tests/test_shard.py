@@ -184,6 +184,9 @@ def _augment(file: h5py.File) -> None:
         (lambda file: file.attrs.update(provenance="[]"), "provenance"),
         (lambda file: file.attrs.update(provenance="[" * 100_000), "not a shard"),
         (lambda file: file.attrs.update(row_shape=32), "not a shard"),
+        (lambda file: file.attrs.update(row_shape=np.array([-8, -2, 2])), "without features"),
+        (lambda file: file.attrs.update(row_shape=np.zeros(0, "<i8")), "without features"),
+        (lambda file: file.attrs.update(format=np.inf), "not a shard"),
     ],
 )
 def test_a_crafted_shard_is_refused(change: Callable[[h5py.File], None], reason: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import Extract
 
+from cache.errors import HeadgraftError
 from cache.store import FeatureCache
 from pipeline import race
 from pipeline.baselines import PENALTIES, baselines
@@ -103,7 +104,7 @@ def test_a_sweep_ends_in_a_run_that_evaluates(features: Path) -> None:
 
 
 def test_results_are_a_table_a_json_file_and_a_csv_file(features: Path) -> None:
-    """The same heads in each, the best first."""
+    """The same heads in each, the chosen one first, then the others by how far they came."""
     result = sweep(config(features))
     stored = json.loads((features.parent / "run" / "sweep.json").read_text())
     assert SweepResult(**stored) == result
@@ -111,7 +112,8 @@ def test_results_are_a_table_a_json_file_and_a_csv_file(features: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, 11)]
     assert [int(row["epochs"]) for row in rows] == [4] * 4 + [1] * 6
-    assert rows[0]["basis"] in ("pool", "pyramid+lda:1")
+    chosen = {name: str(value) for name, value in result.best["config"].items()}
+    assert {name: rows[0][name] for name in chosen} == chosen
     text = table(stored)
     assert "the best of 10 heads, 4 of them trained to the end" in text
     assert "± " in text
@@ -193,6 +195,25 @@ def test_overwriting_keeps_to_runs(features: Path, data: Path) -> None:
         sweep(config(features, run=data, overwrite=True))
     with pytest.raises(RunError, match="is there already"):
         sweep(config(features, run=data))
+
+
+def test_what_is_wrong_with_the_rows_costs_no_run(features: Path) -> None:
+    """Not even with --overwrite."""
+    sweep(config(features, heads=2, seeds=1))
+    for wrong in ({"cache": features.parent / "none"}, {"set": "other"}, {"passes": 9}):
+        with pytest.raises(HeadgraftError):
+            sweep(config(features, overwrite=True, **wrong))
+    assert Run.load(features.parent / "run").record["sweep"]["heads"] == 2
+
+
+def test_a_sweep_short_of_memory_trains_fewer_heads_at_once(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And keeps no states of heads that wait: the same results, by training from the start again."""
+    whole = sweep(config(features, run=features.parent / "whole", memory=1.0))
+    monkeypatch.setattr("pipeline.race.available_bytes", lambda: 20_000)
+    assert sweep(config(features, memory=1.0)).heads == whole.heads
+    monkeypatch.setattr("pipeline.train.available_bytes", lambda: 100)
+    with pytest.raises(RunError, match="choose a smaller --hidden"):
+        sweep(config(features, run=features.parent / "other", memory=1.0))
 
 
 def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
