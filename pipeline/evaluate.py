@@ -10,10 +10,10 @@ from torch import Tensor
 
 from cache import layout
 from cache.index import SkippedImage
-from pipeline.backbone import available_cpus, resolve_device
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import EvaluateConfig
 from pipeline.console import Say, silent
+from pipeline.device import available_cpus, resolve_device
 from pipeline.errors import ConfigError, DecodeError, PipelineError, RunError
 from pipeline.images import ImageSet
 from pipeline.predict import bundle_precision

@@ -18,12 +18,13 @@ from cache.index import ImageRecord, SetIndex
 from cache.layout import TEMPORARY_SUFFIX
 from cache.store import FeatureCache
 from pipeline.augment import Views
-from pipeline.backbone import Backbone, available_cpus, computes_bfloat16, load_backbone, load_tensors
+from pipeline.backbone import Backbone, load_backbone, load_tensors
 from pipeline.bundle import BUNDLE_FORMAT, write_bundle
 from pipeline.card import PREPROCESSING
 from pipeline.config import ExportConfig
 from pipeline.console import Say, silent
 from pipeline.decode import decode_rgb, read_image
+from pipeline.device import available_cpus, computes_bfloat16
 from pipeline.errors import ParityError, RunError, WeightsError
 from pipeline.predict import read_names
 from pipeline.run import Run, refuse_other_kind, refuse_to_overwrite

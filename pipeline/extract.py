@@ -24,6 +24,7 @@ from pipeline.augment import Views
 from pipeline.config import ExtractConfig
 from pipeline.console import Say, duration, named, progress, silent, size
 from pipeline.decode import DECODING_POLICY, Pixels
+from pipeline.device import available_cpus, resolve_device, resolve_precision
 from pipeline.errors import DecodeError, PipelineError
 from pipeline.images import ImageSet
 from pipeline.loader import Loader, Work
@@ -92,8 +93,8 @@ def _plan(config: ExtractConfig, say: Say) -> _Plan:
     check_place(config.cache)
     images = ImageSet.scan(config.data, config.split_seed, config.skip_bad)
     stored = _stored_manifest(config.cache)
-    device = backbone.resolve_device(config.device)
-    precision = backbone.resolve_precision(config.precision, device, stored.base.precision if stored else None)
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device, stored.base.precision if stored else None)
     name = layout.check_set_name(images.data.name if config.set is None else config.set)
     _keep_other_roots(config, images, name)
     tensors = backbone.load_tensors(config.backbone, config.weights, say)
@@ -187,7 +188,7 @@ def _dry_run(plan: _Plan, say: Say) -> ExtractResult:
 
 def _bring_up(plan: _Plan, rows: int, say: Say) -> tuple[backbone.Backbone, float]:
     """The backbone at speed, compiled where that pays and works, and the seconds it took to get there."""
-    torch.set_num_threads(plan.config.threads or backbone.available_cpus())
+    torch.set_num_threads(plan.config.threads or available_cpus())
     wanted = rows >= backbone.ROWS_WORTH_COMPILING
     network = _load(plan, wanted)
     if wanted and network.code_path == "eager":

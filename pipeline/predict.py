@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from cache.files import read_regular
-from pipeline.backbone import available_cpus, computes_bfloat16, resolve_device, resolve_precision
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import PredictConfig
 from pipeline.console import Say, silent
 from pipeline.decode import EXTENSIONS
+from pipeline.device import available_cpus, computes_bfloat16, resolve_device, resolve_precision
 from pipeline.errors import PipelineError
 
 

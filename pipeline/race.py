@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipeline.backbone import computes_bfloat16
 from pipeline.bases import Bases
 from pipeline.config import HeadSettings
 from pipeline.console import Say, silent
+from pipeline.device import computes_bfloat16
 from pipeline.group import HeadGroup, HeadState
 from pipeline.journal import Journal, Score
 from pipeline.memory import available_bytes

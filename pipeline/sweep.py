@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.backbone import available_cpus
 from pipeline.baselines import baselines
 from pipeline.bases import Bases
 from pipeline.config import HeadSettings, SweepConfig, TrainConfig
 from pipeline.console import Say, silent
+from pipeline.device import available_cpus
 from pipeline.errors import RunError
 from pipeline.journal import Journal
 from pipeline.leaderboard import write_results

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbone import available_cpus
 from pipeline.basis import Basis
 from pipeline.config import HeadSettings, TrainConfig
 from pipeline.console import Say, silent, size
+from pipeline.device import available_cpus
 from pipeline.errors import RunError
 from pipeline.group import HeadGroup, HeadState, Member, Shape
 from pipeline.head import head_from_tensors

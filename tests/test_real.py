@@ -15,6 +15,7 @@ from pipeline import backbone
 from pipeline.augment import clean_view
 from pipeline.config import ExtractConfig
 from pipeline.decode import decode_rgb
+from pipeline.device import computes_bfloat16
 from pipeline.extract import extract
 
 
@@ -50,7 +51,7 @@ def test_vgg16_features_of_flowers_are_torchvisions(tmp_path: Path) -> None:
 def test_compiled_bfloat16_features_are_near_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen flowers and a pass of AlexNet, compiled: every row within a cosine of 0.9995 of eager float32."""
     require_weights("alexnet")
-    if not backbone.computes_bfloat16(torch.device("cpu")):
+    if not computes_bfloat16(torch.device("cpu")):
         pytest.skip("this processor does not compute in bfloat16")
     if not shutil.which("g++"):
         pytest.skip("no g++ to compile with")
@@ -76,7 +77,7 @@ def test_dark_images_keep_their_features_in_bfloat16() -> None:
     """Flowers in the dark, in a black frame: the rounding of a flat area would be the same all over it."""
     tensors = require_weights("vgg16")
     cpu = torch.device("cpu")
-    if not backbone.computes_bfloat16(cpu):
+    if not computes_bfloat16(cpu):
         pytest.skip("this processor does not compute in bfloat16")
     views = [clean_view(decode_rgb(file.read_bytes()), 224, 256) // 4 for file in some_flowers(6)]
     for view in views:

@@ -1,0 +1,41 @@
+"""What this machine computes on, and in what precision; imports no more of torch than it must."""
+
+import os
+
+import torch
+
+from pipeline.errors import PipelineError
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; a device that is not there is refused."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PipelineError("--device cuda, but torch finds no CUDA device here; use --device cpu")
+    return torch.device(device)
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether `device` has bf16 arithmetic, rather than emulating it a hundred times slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    have = torch.cpu.get_capabilities()
+    return bool(have.get("avx512_bf16") or have.get("amx_bf16"))
+
+
+def resolve_precision(precision: str, device: torch.device, stored: str | None = None) -> str:
+    """`auto` is what is `stored` already, else bfloat16 where the device computes in it, else float32."""
+    if precision == "auto":
+        precision = stored or ("bfloat16" if computes_bfloat16(device) else "float32")
+    if precision == "bfloat16" and not computes_bfloat16(device):
+        raise PipelineError(
+            f"bfloat16 was asked for, but this {device.type} does not compute in it; "
+            "use --precision float32 and another cache"
+        )
+    return precision
+
+
+def available_cpus() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
