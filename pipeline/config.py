@@ -164,7 +164,8 @@ class SweepConfig:
     """Stage two, many heads: `heads` of a space, found by `search`, each for up to `epochs`.
 
     `space` is a TOML file, None the default space. With `halving`, heads that fall behind are stopped. `time_limit`, in
-    seconds, ends the search; the chosen head is then trained anew with `seeds` seeds. The rest as in `TrainConfig`.
+    seconds, ends the search; the chosen head is then trained anew with `seeds` seeds. The best of these is kept, with
+    `merge` all of them as one head. The rest as in `TrainConfig`.
     """
 
     cache: Path
@@ -178,6 +179,7 @@ class SweepConfig:
     search: str = "random"
     halving: bool = True
     seeds: int = 5
+    merge: bool = False
     seed: int = 0
     memory: float | None = None
     overwrite: bool = False

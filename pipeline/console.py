@@ -76,6 +76,11 @@ def _lines(total: int, what: str, say: Say) -> Callable[[int], None]:
     return advance
 
 
+def counted(count: int, word: str) -> str:
+    """1 head, 2 heads."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: 45 s, 12 min, 1 h 20 min."""
     if seconds < 60:

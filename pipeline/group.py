@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from pipeline.head import HeadConfig, build_head
 from pipeline.seeds import dropout_of, weights_of
 
 _SIXTEEN_BITS = 1 << 16
+_ADAMW: Any = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "maximize": False}  # torch's defaults
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,7 @@ class HeadGroup:
         self._noise = [dropout_of(member.seed) for member in self.members]
         for noise, state in zip(self._noise, states, strict=True):
             noise.state = state.noise
-        self._optimizer = torch.optim.AdamW([self._parameters(number) for number in range(len(states))], fused=True)
-        self._set_moments()
+        self._trained = [self._parts(number) for number in range(len(states))]
 
     @classmethod
     def new(cls, members: Sequence[Member], shape: Shape, dtype: torch.dtype = torch.float32) -> "HeadGroup":
@@ -97,20 +98,11 @@ class HeadGroup:
         """G, heads."""
         return len(self.members)
 
-    def _parameters(self, number: int) -> dict[str, Any]:
-        """One head's part of the arrays, as the optimizer takes them: it writes through these views."""
-        parameters = [tensor[number] for tensor in self.tensors.values()]
-        for parameter, gradients in zip(parameters, self._gradients.values(), strict=True):
-            parameter.grad = gradients[number]
-        return {"params": parameters, "weight_decay": self.members[number].weight_decay}
-
-    def _set_moments(self) -> None:
-        """Have the optimizer go on from these moments, and keep them here: it writes through views of them too."""
-        for number, group in enumerate(self._optimizer.param_groups):
-            for name, parameter in zip(self.tensors, group["params"], strict=True):
-                first, second = (moments[name][number] for moments in self._moments)
-                step = torch.tensor(float(self.taken))
-                self._optimizer.state[parameter] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+    def _parts(self, number: int) -> tuple[list[Tensor], ...]:
+        """One head's weights, gradients, moments and steps as AdamW takes them: it writes through these views."""
+        arrays = (self.tensors, self._gradients, *self._moments)
+        steps = [torch.tensor(float(self.taken)) for _ in self.tensors]
+        return *([tensor[number] for tensor in array.values()] for array in arrays), steps
 
     def step(self, x: Tensor, labels: Tensor) -> Tensor:
         """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step."""
@@ -160,9 +152,20 @@ class HeadGroup:
 
     def _update(self) -> None:
         rate = (1 + math.cos(math.pi * self.taken / self.shape.steps)) / 2
-        for group, member in zip(self._optimizer.param_groups, self.members, strict=True):
-            group["lr"] = member.lr * rate
-        self._optimizer.step()
+        for (weights, gradients, first, second, steps), member in zip(self._trained, self.members, strict=True):
+            # The function, as the class imports torch's compiler: a second at every start.
+            adamw(
+                weights,
+                gradients,
+                first,
+                second,
+                [],
+                steps,
+                fused=True,
+                lr=member.lr * rate,
+                weight_decay=member.weight_decay,
+                **_ADAMW,
+            )
         self.taken += 1
 
     def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -173,13 +176,18 @@ class HeadGroup:
             count += len(x)
         return total / count
 
-    def accuracy(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """Share of the rows in `batches` whose most probable class is their label, (G,) float64."""
-        hits, count = torch.zeros(len(self), dtype=torch.float64), 0
+    def score(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[float, float]]:
+        """Accuracy and mean loss of each head on the rows of `batches`; 0 and inf where a weight is no number."""
+        hits, losses = torch.zeros(2, len(self), dtype=torch.float64)
+        count = 0
         for x, labels in batches:
-            hits += (self.log_probs(x).argmax(2) == labels).sum(1)
+            log_probs = self.log_probs(x)
+            hits += (log_probs.argmax(2) == labels).sum(1)
+            losses -= log_probs[:, torch.arange(len(labels)), labels].sum(1)
             count += len(labels)
-        return hits / count
+        sound = self.finite() & losses.isfinite()
+        hits, losses = torch.where(sound, hits / count, 0.0), torch.where(sound, losses / count, math.inf)
+        return list(zip(hits.tolist(), losses.tolist(), strict=True))
 
     @torch.inference_mode()
     def log_probs(self, x: Tensor) -> Tensor:

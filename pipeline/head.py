@@ -1,6 +1,7 @@
 """The head: Linear(D, H), ReLU, Dropout, Linear(H, C), LogSoftmax."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,24 @@ def _layers(config: HeadConfig) -> nn.Sequential:
         nn.utils.skip_init(nn.Linear, config.hidden, config.num_classes),
         nn.LogSoftmax(dim=1),
     )
+
+
+def hidden_units(head: nn.Sequential) -> int:
+    """H."""
+    return len(head.state_dict()["0.bias"])
+
+
+def merge_heads(heads: Sequence[nn.Sequential]) -> nn.Sequential:
+    """One head that averages the logits of `heads`: all their hidden units side by side, in eval mode.
+
+    For heads of one basis and the same classes. Averaging the outputs of nets that differ in their seeds alone is known
+    as a deep ensemble (Lakshminarayanan et al., NeurIPS 2017); with one hidden layer, it is a net of one hidden layer.
+    """
+    parts = [head.state_dict() for head in heads]
+    first = {name: torch.cat([part[name] for part in parts]) for name in ("0.weight", "0.bias")}
+    weight = torch.cat([part["3.weight"] for part in parts], 1) / len(parts)
+    bias = torch.stack([part["3.bias"] for part in parts]).mean(0)
+    return head_from_tensors({**first, "3.weight": weight, "3.bias": bias})
 
 
 def head_from_tensors(tensors: dict[str, Tensor], dropout: float = 0.0) -> nn.Sequential:

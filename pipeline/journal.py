@@ -4,6 +4,7 @@ A sweep that is killed goes on from it; a last line cut short by the kill is dro
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,20 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Score:
-    """How a head did in its first `epochs` epochs: the best validation accuracy, a fraction, and its epoch."""
+    """How a head did in its first `epochs` epochs: validation accuracy, a fraction, and loss of the best, its epoch."""
 
     epochs: int
     valid_accuracy: float
+    valid_loss: float
     kept_epoch: int
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The higher the better: accuracy, and of equally accurate ones the lower loss."""
+        return self.valid_accuracy, -self.valid_loss
+
+
+UNTRIED = Score(0, 0.0, math.inf, 0)
 
 
 @dataclass
@@ -83,8 +93,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _score(path: Path, line: dict[str, Any]) -> Score:
-    values = line.get("epochs"), line.get("valid_accuracy"), line.get("kept_epoch")
-    if [type(value) for value in (line.get("head"), *values)] != [int, int, float, int]:
+    values = [line.get(name) for name in ("epochs", "valid_accuracy", "valid_loss", "kept_epoch")]
+    if [type(value) for value in (line.get("head"), *values)] != [int, int, float, float, int]:
         raise _damaged(path, f"a line {str(line)[:80]}")
     return Score(*values)  # type: ignore[arg-type]  # of these types, as was just seen
 

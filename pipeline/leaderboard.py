@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.files import write_atomically
+from pipeline.console import counted
 from pipeline.run import RESULTS_FILE, TABLE_FILE
 
 _SHOWN = 10  # heads in the table
@@ -30,7 +31,7 @@ def _ranked(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _flat(head: dict[str, Any]) -> dict[str, Any]:
-    return {**head["config"], **{name: head[name] for name in ("epochs", "finished", "valid_accuracy")}}
+    return {**head["config"], **{name: head[name] for name in ("epochs", "finished", "valid_accuracy", "valid_loss")}}
 
 
 def table(result: dict[str, Any], width: int = 120) -> str:
@@ -54,9 +55,11 @@ def _summary(result: dict[str, Any]) -> str:
     best, known = result["best"], result["baselines"]
     finished = sum(head["finished"] for head in result["heads"])
     return (
-        f"{result['run']}: the best of {len(result['heads'])} heads, {finished} of them trained to the end; "
-        f"{best['mean']:.2%} ± {best['std']:.2%} validation over {best['seeds']} seeds, {best['valid_accuracy']:.2%} "
-        f"when it was chosen\nridge regression {known['ridge']:.2%}, commonest class {known['majority']:.2%}; "
+        f"{result['run']}: the best of {counted(len(result['heads']), 'head')}, {finished} of them trained to the end; "
+        f"{best['mean']:.2%} ± {best['std']:.2%} validation over {counted(best['seeds'], 'seed')}, "
+        f"{best['valid_accuracy']:.2%} when it was chosen, {best['merged']['valid_accuracy']:.2%} merged into one head "
+        f"of {best['merged']['hidden']} hidden units\n"
+        f"ridge regression {known['ridge']:.2%}, commonest class {known['majority']:.2%}; "
         f"{result['seconds']:.1f} s to the choice, bases {result['basis_seconds']:.1f} s of them, "
         f"{result['retrain_seconds']:.1f} s to train it anew"
     )

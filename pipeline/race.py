@@ -6,16 +6,16 @@ for more, until the last few train to the end. All follow the schedule of the fu
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from pipeline.bases import Bases
 from pipeline.config import HeadSettings
-from pipeline.console import Say, silent
+from pipeline.console import Say, counted, silent
 from pipeline.device import computes_bfloat16
 from pipeline.group import HeadGroup, HeadState
-from pipeline.journal import Journal, Score
+from pipeline.journal import UNTRIED, Journal, Score
 from pipeline.memory import available_bytes
 from pipeline.seeds import order_of
 from pipeline.train import bytes_of_training, class_weights, member_of, refuse_beyond_memory, shape_of
@@ -32,7 +32,7 @@ class Contender:
 
     number: int
     settings: HeadSettings
-    score: Score = field(default_factory=lambda: Score(0, 0.0, 0))
+    score: Score = UNTRIED
     state: HeadState | None = field(default=None, repr=False)
 
 
@@ -57,12 +57,13 @@ class Race:
         """Train `heads`, fewer and fewer of them; fills in their scores."""
         left = list(heads)
         for count, epochs in rungs(len(left), self.epochs) if self.halving else [(len(left), self.epochs)]:
-            left = sorted(left, key=lambda head: -head.score.valid_accuracy)[:count]
+            left = sorted(left, key=lambda head: head.score.rank, reverse=True)[:count]
             self._advance(left, epochs)
             if self.over:
+                self.say(f"--time-limit is reached: {_progress(left, epochs)}")
                 return
-            best = max(left, key=lambda head: head.score.valid_accuracy)
-            self.say(f"{len(left)} heads, {epochs} epochs: best {best.score.valid_accuracy:.2%}")
+            best = max(left, key=lambda head: head.score.rank)
+            self.say(f"{counted(count, 'head')}, {counted(epochs, 'epoch')}: best {best.score.valid_accuracy:.2%}")
 
     def _advance(self, heads: Sequence[Contender], epochs: int) -> None:
         """Bring heads to `epochs`, from the journal or by training."""
@@ -91,12 +92,12 @@ class Race:
         shape = shape_of(settings, data, self.epochs)
         states = [head.state or HeadState.new(member_of(head.settings, self.seed), shape) for head in heads]
         done = heads[0].score.epochs if heads[0].state else 0
-        scores = [head.score if head.state else Score(0, 0.0, 0) for head in heads]
+        scores = [head.score if head.state else UNTRIED for head in heads]
         group = HeadGroup(states, shape, class_weights(settings, data), products())
         for epoch in range(done + 1, epochs + 1):
             group.epoch(data.batches(settings.batch_size, order_of(self.seed, epoch)))
-            found = (group.accuracy(data.validation()) * group.finite()).tolist()  # no weights, no accuracy
-            scores = [_after(score, epoch, accuracy) for score, accuracy in zip(scores, found, strict=True)]
+            found = [Score(epoch, *values, epoch) for values in group.score(data.validation())]
+            scores = [_after(before, new) for before, new in zip(scores, found, strict=True)]
         for place, head in enumerate(heads):
             head.score = scores[place]
             going_on = epochs < self.epochs and available_bytes() > _LEAST_FREE
@@ -104,11 +105,16 @@ class Race:
             self.journal.record(head.number, head.score)
 
 
-def _after(score: Score, epoch: int, accuracy: float) -> Score:
-    """The score one epoch later; the earlier epoch of equals is kept."""
-    if accuracy > score.valid_accuracy or not score.epochs:
-        return Score(epoch, accuracy, epoch)
-    return Score(epoch, score.valid_accuracy, score.kept_epoch)
+def _after(before: Score, new: Score) -> Score:
+    """The score one epoch later: of the better epoch, of equals the earlier one."""
+    best = new if new.rank > before.rank or not before.epochs else before
+    return replace(best, epochs=new.epochs)
+
+
+def _progress(heads: Sequence[Contender], epochs: int) -> str:
+    """How many of `heads` came to `epochs`."""
+    there = sum(head.score.epochs >= epochs for head in heads)
+    return f"{there} of {counted(len(heads), 'head')} reached epoch {epochs}"
 
 
 def products() -> torch.dtype | None:

@@ -19,7 +19,7 @@ from cache.projections import load_projection, save_projection
 from cache.store import FeatureCache, Positions
 from pipeline.basis import Basis, Stage
 from pipeline.config import BasisName
-from pipeline.console import Say, silent, size
+from pipeline.console import Say, counted, silent, size
 from pipeline.directions import Blocks, discriminant, principal, spread_of
 from pipeline.errors import PipelineError
 from pipeline.fit import BASIS_VERSION, Shared, first_stages, fit_basis, region_stage, start_basis, without_last
@@ -182,6 +182,7 @@ def _projected(
     if kept := _kept(cache, source, name, keys):
         return kept
     start = time.perf_counter()
+    say(f"basis {name}: fitting it on {counted(len(index.split('train')), 'training image')}")
     place = {key: number for number, key in enumerate(keys)}
     train = index.split("train")
     fit_on = torch.tensor([place[key] for image in train for key in image.keys(passes)])

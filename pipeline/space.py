@@ -42,9 +42,10 @@ Domain = tuple[Value, ...] | Range
 
 @dataclass(frozen=True)
 class Space:
-    """The domain of every setting that is searched; the others keep their defaults."""
+    """The domain of every setting that is searched; the others keep their defaults. `source` is for messages."""
 
     domains: Mapping[str, Domain]
+    source: str = "the space"
 
     @classmethod
     def load(cls, path: Path) -> "Space":
@@ -60,7 +61,9 @@ class Space:
             raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
         if unknown := sorted(stored.keys() - SETTINGS.keys()):
             raise ConfigError(f"{path} has {unknown[0]!r}{_did_you_mean(unknown[0], SETTINGS)}")
-        return cls({name: _domain(path, name, value) for name, value in stored.items()})
+        if not stored:
+            raise ConfigError(f"{path} names no setting, expected some of {', '.join(SETTINGS)}")
+        return cls({name: _domain(path, name, value) for name, value in stored.items()}, str(path))
 
     def sample(self, numbers: np.random.Generator) -> HeadSettings:
         """One head at random."""
@@ -68,7 +71,7 @@ class Space:
 
     def grid(self) -> list[HeadSettings]:
         """Every combination; ConfigError for a range that does not say how many steps it has."""
-        columns = [_steps(name, domain) for name, domain in self.domains.items()]
+        columns = [_steps(self.source, name, domain) for name, domain in self.domains.items()]
         return [self.settings(dict(zip(self.domains, point, strict=True))) for point in itertools.product(*columns)]
 
     def settings(self, values: Mapping[str, Any]) -> HeadSettings:
@@ -139,11 +142,13 @@ def as_kind(name: str, number: float) -> Value:
     return round(number) if SETTINGS[name] is int else float(f"{number:.4g}")
 
 
-def _steps(name: str, domain: Domain) -> tuple[Value, ...]:
+def _steps(source: str, name: str, domain: Domain) -> tuple[Value, ...]:
     if isinstance(domain, tuple):
         return domain
     if domain.steps is None:
-        raise ConfigError(f"{name} is a range, and a grid needs to know how many of it: give it steps = 2 or more")
+        raise ConfigError(
+            f"{source}: {name} is a range, and a grid needs to know how many of it: give it steps = 2 or more"
+        )
     return tuple(dict.fromkeys(as_kind(name, domain.at(n / (domain.steps - 1))) for n in range(domain.steps)))
 
 
@@ -156,5 +161,6 @@ DEFAULT_SPACE = Space(
         "lr": Range(1e-3, 6e-3, log=True),
         "batch_size": (128,),
         "weight_decay": (0.0, 0.1),
-    }
+    },
+    "the default space",
 )

@@ -1,19 +1,20 @@
 """Stage two, many heads: search, halving, an honest choice, and the chosen head trained anew over several seeds."""
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.baselines import baselines
 from pipeline.bases import Bases
-from pipeline.config import HeadSettings, SweepConfig, TrainConfig
-from pipeline.console import Say, silent
+from pipeline.choice import choose, describe, merged, run_of_best, summary, train_anew
+from pipeline.config import SweepConfig
+from pipeline.console import Say, counted, silent
 from pipeline.device import available_cpus
-from pipeline.errors import RunError
+from pipeline.head import hidden_units
 from pipeline.journal import Journal
 from pipeline.leaderboard import write_results
 from pipeline.memory import allowed_bytes
@@ -21,7 +22,6 @@ from pipeline.race import Contender, Race
 from pipeline.run import Run, prepare_sweep
 from pipeline.search import start_search
 from pipeline.space import DEFAULT_SPACE, Space
-from pipeline.train import fit_head, run_of
 from pipeline.trainset import TrainingSet
 
 
@@ -55,6 +55,8 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     prepare_sweep(config.run, config.overwrite)  # only now: what is wrong with the rows must not cost a run
     bases = Bases(rows, allowed_bytes(config.memory), say)
     journal = Journal.open(config.run, _asked(config, space, rows))
+    if journal.scores:
+        say(f"going on: {counted(len(journal.scores), 'head')} of {config.heads} are in {journal.path}")
     race = Race(bases, journal, config.epochs, config.seed, config.halving, _deadline(config), say)
     heads: list[Contender] = []
     while not race.over and (batch := search.ask()):
@@ -65,14 +67,25 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     chosen = choose(heads, bases)
     result = SweepResult(str(config.run), rows.index.name, rows.passes, rows.leaks, _entries(heads, config.epochs))
     result.seconds, result.basis_seconds = time.perf_counter() - start, bases.seconds
-    say(f"chosen of {len(heads)} heads after {result.seconds:.1f} s: {describe(chosen.settings)}")
+    say(f"chosen of {counted(len(heads), 'head')} after {result.seconds:.1f} s: {describe(chosen.settings)}")
     basis = chosen.settings.basis
     result.baselines = asdict(baselines(bases.data(basis), basis))
-    run = _retrain(config, chosen, bases, result, say)
+    run = _finish(config, chosen, bases, result, say)
     run.record["sweep"] = {**result.best, "heads": len(heads), "baselines": result.baselines}
     write_results(config.run, asdict(result))
     run.save()  # last: with run.json, the sweep is finished
     return result
+
+
+def _finish(config: SweepConfig, chosen: Contender, bases: Bases, result: SweepResult, say: Say) -> Run:
+    """Train the choice anew; the run to keep."""
+    start = time.perf_counter()
+    trained = train_anew(config, chosen.settings, bases, say)
+    together = merged(trained, bases.data(chosen.settings.basis))
+    result.best = summary(chosen, trained, together)
+    result.retrain_seconds = time.perf_counter() - start
+    say(f"merged, {hidden_units(together.head)} hidden units: {together.result.valid_accuracy:.2%} validation")
+    return run_of_best([together] if config.merge else trained, bases)
 
 
 def _deadline(config: SweepConfig) -> float:
@@ -92,29 +105,6 @@ def _asked(config: SweepConfig, space: Space, rows: TrainingSet) -> dict[str, An
     }
 
 
-def choose(heads: Sequence[Contender], bases: Bases) -> Contender:
-    """The head that validated best among those that trained longest; the smaller one of equals, then the earlier."""
-    tried = [head for head in heads if head.score.epochs]
-    if not tried:
-        raise RunError("no head was trained within --time-limit: allow more")
-    longest = max(head.score.epochs for head in tried)
-    last = [head for head in tried if head.score.epochs == longest]
-    most = max(head.score.valid_accuracy for head in last)
-    equals = [head for head in last if head.score.valid_accuracy == most]
-    return min(equals, key=lambda head: (_size(head.settings, bases), head.number))
-
-
-def _size(settings: HeadSettings, bases: Bases) -> int:
-    """Weights of the head in its basis."""
-    data = bases.data(settings.basis)
-    return settings.hidden * (data.in_features + data.num_classes)
-
-
-def describe(settings: HeadSettings) -> str:
-    """In one line, as options."""
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(settings).items())
-
-
 def _entries(heads: Sequence[Contender], epochs: int) -> list[dict[str, Any]]:
     return [
         {
@@ -122,37 +112,7 @@ def _entries(heads: Sequence[Contender], epochs: int) -> list[dict[str, Any]]:
             "epochs": head.score.epochs,
             "finished": head.score.epochs == epochs,
             "valid_accuracy": head.score.valid_accuracy,
+            "valid_loss": head.score.valid_loss if math.isfinite(head.score.valid_loss) else None,
         }
         for head in heads
     ]
-
-
-def _retrain(config: SweepConfig, chosen: Contender, bases: Bases, result: SweepResult, say: Say) -> Run:
-    """The chosen settings with seeds that the choice did not see; the run of the one that validates best."""
-    start = time.perf_counter()
-    data, basis = bases.data(chosen.settings.basis), bases.basis(chosen.settings.basis)
-    first = TrainConfig(
-        config.cache,
-        config.run,
-        result.set,
-        result.passes,
-        epochs=config.epochs,
-        memory=config.memory,
-        **asdict(chosen.settings),
-    )
-    runs, accuracies = [], []
-    for seed in range(config.seed + 1, config.seed + 1 + config.seeds):
-        again = replace(first, seed=seed)
-        trained, head = fit_head(again, bases.rows, data)
-        say(f"seed {seed}: {trained.valid_accuracy:.2%} validation at epoch {trained.kept_epoch}")
-        runs.append(run_of(again, bases.rows, trained, basis, head))
-        accuracies.append(trained.valid_accuracy)
-    result.best = {
-        "config": asdict(chosen.settings),
-        "valid_accuracy": chosen.score.valid_accuracy,
-        "mean": float(np.mean(accuracies)),
-        "std": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0,
-        "seeds": len(accuracies),
-    }
-    result.retrain_seconds = time.perf_counter() - start
-    return runs[int(np.argmax(accuracies))]

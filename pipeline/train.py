@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.basis import Basis
 from pipeline.config import HeadSettings, TrainConfig
@@ -14,7 +15,7 @@ from pipeline.console import Say, silent, size
 from pipeline.device import available_cpus
 from pipeline.errors import RunError
 from pipeline.group import HeadGroup, HeadState, Member, Shape
-from pipeline.head import head_from_tensors
+from pipeline.head import head_from_tensors, hidden_units
 from pipeline.memory import allowed_bytes, available_bytes
 from pipeline.rows import HeadData, load_data
 from pipeline.run import (
@@ -37,6 +38,7 @@ class Epoch:
     epoch: int
     train_loss: float
     valid_accuracy: float
+    valid_loss: float
     seconds: float
 
 
@@ -52,11 +54,12 @@ class TrainResult:
     epochs: list[Epoch] = field(default_factory=list)
     kept_epoch: int = 0
     valid_accuracy: float = 0.0
+    valid_loss: float = 0.0
     seconds: float = 0.0
 
 
 def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
-    """Train one head and keep the epoch that validates best (the earlier one of equals).
+    """Train one head and keep the epoch that validates best (of equals the one of lower loss, then the earlier).
 
     Raises RunError where the run exists, the set lacks train or valid, or its folder no longer agrees with the
     index; MissingRows where rows of the passes asked for are not in the cache.
@@ -90,9 +93,12 @@ def fit_head(
     for number in range(1, config.epochs + 1):
         epoch = _epoch(number, group, data, config)
         result.epochs.append(epoch)
-        say(f"epoch {number:3d}  loss {epoch.train_loss:.4f}  valid {epoch.valid_accuracy:.2%}  {epoch.seconds:.2f} s")
-        if not best or epoch.valid_accuracy > result.valid_accuracy:
-            result.kept_epoch, result.valid_accuracy = number, epoch.valid_accuracy
+        say(
+            f"epoch {number:3d}  loss {epoch.train_loss:.4f}  "
+            f"valid {epoch.valid_accuracy:.2%}, loss {epoch.valid_loss:.4f}  {epoch.seconds:.2f} s"
+        )
+        if not best or (epoch.valid_accuracy, -epoch.valid_loss) > (result.valid_accuracy, -result.valid_loss):
+            result.kept_epoch, result.valid_accuracy, result.valid_loss = number, epoch.valid_accuracy, epoch.valid_loss
             best = group.weights(0)
     result.seconds = time.perf_counter() - start
     return result, head_from_tensors(best, config.dropout)
@@ -101,9 +107,20 @@ def fit_head(
 def _epoch(number: int, group: HeadGroup, data: HeadData | StreamedData, config: TrainConfig) -> Epoch:
     start = time.perf_counter()
     loss = float(group.epoch(data.batches(config.batch_size, order_of(config.seed, number))))
-    if not math.isfinite(loss) or not group.finite().all():
+    [(accuracy, valid_loss)] = group.score(data.validation())
+    if not math.isfinite(loss + valid_loss):
         raise RunError(f"the loss or a weight is no number after epoch {number}: lower --lr, now {config.lr}")
-    return Epoch(number, loss, float(group.accuracy(data.validation())), time.perf_counter() - start)
+    return Epoch(number, loss, accuracy, valid_loss, time.perf_counter() - start)
+
+
+def score_head(head: nn.Sequential, data: HeadData | StreamedData) -> tuple[float, float]:
+    """Accuracy and mean loss of a head on the validation rows of `data`, which is in its basis."""
+    hits, loss = 0, 0.0
+    for rows, labels in data.validation():
+        log_probs = head(rows)
+        hits += int((log_probs.argmax(1) == labels).sum())
+        loss += float(F.nll_loss(log_probs, labels, reduction="sum"))
+    return hits / len(data.valid_labels), loss / len(data.valid_labels)
 
 
 def member_of(settings: HeadSettings, seed: int) -> Member:
@@ -151,7 +168,7 @@ def run_of(config: TrainConfig, rows: TrainingSet, result: TrainResult, basis: B
         "augmentation_digest": manifest.augmentation.digest if manifest.augmentation and rows.passes else "",
         "set_digest": rows.index.digest,
         "classes": list(rows.index.classes),
-        "config": {**settings, "passes": rows.passes},
+        "config": {**settings, "passes": rows.passes, "hidden": hidden_units(head)},
         **asdict(result),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "scored": [],

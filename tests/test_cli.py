@@ -138,13 +138,13 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
         "pool",
     )
     found = invoke_json(*train)
-    fields_ = {"run", "set", "basis", "precision", "leaks", "epochs", "kept_epoch", "valid_accuracy", "seconds"}
-    assert found.keys() == fields_
+    fields_ = {"run", "set", "basis", "precision", "leaks", "epochs", "kept_epoch", "seconds"}
+    assert found.keys() == fields_ | {"valid_accuracy", "valid_loss"}
     assert found["leaks"].keys() == {"across_splits", "two_labels"}  # type: ignore[attr-defined]
     epochs = found["epochs"]
     assert isinstance(epochs, list)
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
-    assert epochs[0].keys() == {"epoch", "train_loss", "valid_accuracy", "seconds"}
+    assert epochs[0].keys() == {"epoch", "train_loss", "valid_accuracy", "valid_loss", "seconds"}
 
     found = invoke_json("evaluate", tmp_path / "run")
     assert found.keys() == {"images", "split", "top1", "top5", "mean_per_class", "ece"}
@@ -300,7 +300,7 @@ def test_a_sweep_is_a_table_and_one_json_object(extracted: tuple[object, ...], t
     options = ("sweep", *where, "--search", "grid", "--epochs", 2, "--seeds", 2)
     found = invoke_json(*options, "--run", tmp_path / "a")
     assert {"run", "heads", "best", "baselines", "seconds", "basis_seconds", "retrain_seconds"} <= found.keys()
-    assert {"config", "valid_accuracy", "mean", "std", "seeds"} == found["best"].keys()  # type: ignore[attr-defined]
+    assert {"config", "valid_accuracy", "mean", "std", "seeds", "merged"} == found["best"].keys()  # type: ignore[attr-defined]
     result = invoke(*options, "--run", tmp_path / "b")
     assert "the best of 4 heads" in result.stdout
     (tmp_path / "space.toml").write_text("hiden = 4")

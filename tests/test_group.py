@@ -110,14 +110,18 @@ def test_dropout_keeps_the_mean_and_is_drawn_head_by_head() -> None:
     assert torch.equal(kept[3], torch.ones(200, 50))
 
 
-def test_an_epoch_means_over_rows_and_accuracy_counts_them() -> None:
+def test_an_epoch_means_over_rows_and_a_score_counts_them() -> None:
     """A smaller last batch weighs less."""
     group, single = (HeadGroup.new(MEMBERS, SHAPE, torch.float64) for _ in range(2))
     losses = torch.stack([single.step(x, labels) * len(x) for x, labels in batches()])
     assert torch.allclose(group.epoch(batches()), losses.sum(0) / sum(len(x) for x, _ in batches()))
     everything = torch.cat([x for x, _ in batches()]), torch.cat([labels for _, labels in batches()])
     hits = (group.log_probs(everything[0]).argmax(2) == everything[1]).double().mean(1)
-    assert torch.allclose(group.accuracy(batches()), hits)
+    losses = -group.log_probs(everything[0])[:, torch.arange(len(everything[1])), everything[1]].mean(1)
+    scores = torch.tensor(group.score(batches()), dtype=torch.float64)
+    assert torch.allclose(scores, torch.stack([hits, losses], 1))
+    group.tensors["0.bias"][1, 0] = torch.nan
+    assert group.score(batches())[1] == (0.0, torch.inf)
 
 
 def test_a_head_goes_on_in_another_group_as_if_nothing_had_happened() -> None:

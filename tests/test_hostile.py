@@ -4,8 +4,9 @@ import io
 import json
 import os
 import struct
+import subprocess
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -318,8 +319,9 @@ def test_an_index_that_names_a_file_twice_is_refused(run_extract: Extract, tmp_p
         SetIndex.load(file)
 
 
-def test_folders_nested_without_end_are_a_reason_or_no_hindrance(tmp_path: Path) -> None:
-    """Some tools make them; extract names the folder it stops at, predict finds what lies at the bottom."""
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A folder in a folder, 1,200 times; removed by `rm`, as pytest's own removal is recursive and fails."""
     place = tmp_path / "deep"
     place.mkdir()
     here = os.open(place, os.O_RDONLY)
@@ -329,13 +331,19 @@ def test_folders_nested_without_end_are_a_reason_or_no_hindrance(tmp_path: Path)
         os.close(here)
         here = below
     os.close(here)
-    draw_image(place / "train" / "d" / "a.png", 1)
-    (place / "d").rename(place / "train" / "d" / "d")
-    _, listed = list_files(place)
+    yield place
+    subprocess.run(["rm", "-rf", str(place)], check=True)
+
+
+def test_folders_nested_without_end_are_a_reason_or_no_hindrance(deep: Path) -> None:
+    """Some tools make them; extract names the folder it stops at, predict finds what lies at the bottom."""
+    draw_image(deep / "train" / "d" / "a.png", 1)
+    (deep / "d").rename(deep / "train" / "d" / "d")
+    _, listed = list_files(deep)
     assert [bool(item.fault) for item in listed] == [False, True]
     assert "more than are looked into" in listed[1].fault
-    assert find_images((str(place),)) == ([place / "train" / "d" / "a.png"], [])
-    assert find_images((f"{place}/**/*.jpg",))[0] == []
+    assert find_images((str(deep),)) == ([deep / "train" / "d" / "a.png"], [])
+    assert find_images((f"{deep}/**/*.jpg",))[0] == []
 
 
 @pytest.mark.parametrize(

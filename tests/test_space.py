@@ -59,7 +59,7 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     assert len(heads) == len(set(heads)) == 2 * 3 * 2 * 2
     assert sorted({head.hidden for head in heads}) == [64, 128, 256]
     assert sorted({head.lr for head in heads}) == [1e-4, 1e-2]
-    with pytest.raises(ConfigError, match="dropout is a range"):
+    with pytest.raises(ConfigError, match=r"space\.toml: dropout is a range"):
         loaded(tmp_path, GOOD).grid()
 
 
@@ -84,6 +84,7 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         ('lr = "fast"', "expected float"),
         ("lr = nan", "expected a number above 0"),
         ("lr =", "cannot be read as TOML"),
+        ("# nothing yet", "names no setting"),
     ],
 )
 def test_a_space_that_is_none_is_refused(text: str, message: str, tmp_path: Path) -> None:

@@ -2,19 +2,25 @@
 
 import csv
 import json
+import random
+import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Extract
+from conftest import REPOSITORY, Extract, Times
 
 from cache.errors import HeadgraftError
 from cache.store import FeatureCache
 from pipeline import race
 from pipeline.baselines import PENALTIES, baselines
 from pipeline.bases import Bases
-from pipeline.config import EvaluateConfig, HeadSettings, SweepConfig
+from pipeline.choice import choose
+from pipeline.config import EvaluateConfig, HeadSettings, SweepConfig, TrainConfig
 from pipeline.console import silent
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
@@ -23,7 +29,8 @@ from pipeline.leaderboard import table
 from pipeline.race import Contender, Race, rungs
 from pipeline.rows import HeadData
 from pipeline.run import Run
-from pipeline.sweep import SweepResult, choose, sweep
+from pipeline.sweep import SweepResult, sweep
+from pipeline.train import train_head
 from pipeline.trainset import TrainingSet
 
 SPACE = """
@@ -101,6 +108,24 @@ def test_a_sweep_ends_in_a_run_that_evaluates(features: Path) -> None:
     assert run.record["sweep"]["heads"] == 10
     assert run.record["config"]["seed"] in (1, 2)
     assert evaluate(EvaluateConfig(run.path, split="valid")).top1 == run.record["valid_accuracy"]
+
+
+def test_the_seeds_of_the_choice_merge_into_one_head(features: Path) -> None:
+    """It has all their hidden units and the mean of their logits, and is a run like any other."""
+    run = features.parent / "run"
+    best = sweep(config(features, merge=True, seeds=3)).best
+    merged = Run.load(run)
+    assert merged.record["config"]["hidden"] == best["merged"]["hidden"] == 3 * best["config"]["hidden"]
+    assert evaluate(EvaluateConfig(run, split="valid")).top1 == best["merged"]["valid_accuracy"]
+    settings = {name: value for name, value in best["config"].items() if name != "class_weights"}
+    heads = []
+    for seed in (1, 2, 3):
+        place = features.parent / f"seed{seed}"
+        train_head(TrainConfig(features, place, epochs=4, seed=seed, **settings))
+        heads.append(Run.load(place).head)
+    rows = torch.randn(50, len(merged.head.state_dict()["0.weight"].T))
+    logits = torch.stack([head[:4](rows) for head in heads]).mean(0)
+    assert torch.allclose(merged.head(rows), torch.log_softmax(logits, 1), atol=1e-5)
 
 
 def test_results_are_a_table_a_json_file_and_a_csv_file(features: Path) -> None:
@@ -238,11 +263,11 @@ def opened(features: Path) -> Bases:
 def test_ties_go_to_the_smaller_head(features: Path) -> None:
     """And among equally small ones to the earlier; one that trained longer is preferred to a better one."""
     heads = [
-        Contender(0, HeadSettings("pyramid+lda:1", 8), Score(4, 0.75, 2)),
-        Contender(1, HeadSettings("pyramid+lda:1", 4), Score(4, 0.75, 4)),
-        Contender(2, HeadSettings("pyramid", 4), Score(4, 0.75, 4)),
-        Contender(3, HeadSettings("pyramid+lda:1", 4), Score(4, 0.75, 1)),
-        Contender(4, HeadSettings("pyramid+lda:1", 4), Score(1, 0.99, 1)),
+        Contender(0, HeadSettings("pyramid+lda:1", 8), Score(4, 0.75, 0.9, 2)),
+        Contender(1, HeadSettings("pyramid+lda:1", 4), Score(4, 0.75, 0.8, 4)),
+        Contender(2, HeadSettings("pyramid", 4), Score(4, 0.75, 0.1, 4)),
+        Contender(3, HeadSettings("pyramid+lda:1", 4), Score(4, 0.75, 0.9, 1)),
+        Contender(4, HeadSettings("pyramid+lda:1", 4), Score(1, 0.99, 0.1, 1)),
     ]
     assert choose(heads, opened(features)).number == 1
 
@@ -350,3 +375,46 @@ def test_nothing_is_left_open(features: Path) -> None:
         "run.json",
         "sweep.json",
     ]
+
+
+def test_no_kill_loses_a_result(features: Path, times: Times) -> None:
+    """SIGKILL at random moments, the same command again each time: the end of a sweep that nobody killed."""
+    options = ["--cache", features, "--space", features.parent / "space.toml", "--heads", 24, "--epochs", 40]
+    program = [
+        sys.executable,
+        REPOSITORY / "cli.py",
+        "sweep",
+        *options,
+        "--seeds",
+        2,
+        "--no-halving",
+        "--json",
+        "--run",
+    ]
+
+    def start(run: Path) -> subprocess.Popen[str]:
+        command = [str(part) for part in (*program, run)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    whole = json.loads(start(features.parent / "whole").communicate()[0])
+    run, moments = features.parent / "run", random.Random(0)
+    journal = run / "journal.jsonl"
+    for _ in range(times(2, 40)):
+        process, aim = start(run), lines_of(journal) + moments.randrange(10)
+        while process.poll() is None and lines_of(journal) < aim:
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+        if (run / "run.json").is_file():
+            shutil.rmtree(run)  # it came to its end: begin anew
+    found = json.loads(start(run).communicate()[0])
+    assert {name: found[name] for name in ("heads", "best", "baselines")} == {
+        name: whole[name] for name in ("heads", "best", "baselines")
+    }
+    kept = [(line["head"], line["epochs"]) for line in map(json.loads, journal.read_text().splitlines()[1:])]
+    assert len(kept) == len(set(kept)) == 24
+
+
+def lines_of(path: Path) -> int:
+    """Whole lines; 0 where there is no file."""
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
