@@ -179,6 +179,7 @@ def train_head(as_json: bool, **options: Any) -> None:
     "--halving/--no-halving", default=SweepConfig.halving, show_default=True, help="Stop heads that fall back."
 )
 @_option(SweepConfig, "seeds", "Seeds that the chosen head is trained anew with.")
+@_option(SweepConfig, "device", "Where heads are searched.", type=click.Choice(DEVICES))
 @_option(SweepConfig, "merge", "Keep those seeds as one head, their hidden units side by side.")
 @_option(SweepConfig, "seed", "Seed of the search and of all its heads.")
 @_option(SweepConfig, "overwrite", "Begin anew in place of an existing run.")

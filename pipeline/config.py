@@ -68,6 +68,10 @@ def _check_training(config: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
 
 def _check_computing(precision: str, device: str) -> None:
     _require(precision in PRECISIONS, f"--precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    _check_device(device)
+
+
+def _check_device(device: str) -> None:
     _require(device in DEVICES, f"--device is {device!r}, expected one of {', '.join(DEVICES)}")
 
 
@@ -165,7 +169,7 @@ class SweepConfig:
 
     `space` is a TOML file, None the default space. With `halving`, heads that fall behind are stopped. `time_limit`, in
     seconds, ends the search; the chosen head is then trained anew with `seeds` seeds. The best of these is kept, with
-    `merge` all of them as one head. The rest as in `TrainConfig`.
+    `merge` all of them as one head. The search runs on `device`, what follows on the CPU. The rest as in `TrainConfig`.
     """
 
     cache: Path
@@ -180,12 +184,14 @@ class SweepConfig:
     halving: bool = True
     seeds: int = 5
     merge: bool = False
+    device: str = "auto"
     seed: int = 0
     memory: float | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         _check_training(self, _SWEEP_BOUNDS)
+        _check_device(self.device)
         limit = self.time_limit
         _require(limit is None or 0 < limit < float("inf"), f"--time-limit is {limit}, expected seconds above 0")
         _require(self.search in SEARCHES, f"--search is {self.search!r}, expected one of {', '.join(SEARCHES)}")

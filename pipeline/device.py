@@ -5,6 +5,7 @@ import os
 import torch
 
 from pipeline.errors import PipelineError
+from pipeline.memory import available_bytes
 
 
 def resolve_device(device: str) -> torch.device:
@@ -14,6 +15,11 @@ def resolve_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise PipelineError("--device cuda, but torch finds no CUDA device here; use --device cpu")
     return torch.device(device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of `device` that this process may still use."""
+    return available_bytes() if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
 
 
 def computes_bfloat16(device: torch.device) -> bool:

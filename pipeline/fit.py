@@ -14,7 +14,7 @@ from pipeline.errors import PipelineError
 Shape = tuple[int, ...]
 
 # Kept projections were made by this version of the fit: change it with any number below.
-BASIS_VERSION = 3
+BASIS_VERSION = 4
 
 
 def start_basis(name: str, row_shape: Shape) -> Basis:

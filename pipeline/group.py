@@ -5,20 +5,19 @@ and random numbers, and shares with the others only the rows of each batch.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from pipeline.head import HeadConfig, build_head
-from pipeline.seeds import dropout_of, weights_of
+from pipeline.noise import DrawnNoise, HashedNoise, Noise
+from pipeline.optimizer import AllHeads, HeadByHead
+from pipeline.seeds import weights_of
 
-_SIXTEEN_BITS = 1 << 16
-_ADAMW: Any = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "maximize": False}  # torch's defaults
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class HeadState:
     tensors: dict[str, Tensor]
     moments: tuple[dict[str, Tensor], dict[str, Tensor]]  # AdamW's first and second
     taken: int
-    noise: Any  # state of the generator of its dropout
+    noise: Any = None  # state of the generator of its dropout, where it has one that has been drawn from
 
     @classmethod
     def new(cls, member: Member, shape: Shape, dtype: torch.dtype = torch.float32) -> "HeadState":
@@ -58,15 +57,16 @@ class HeadState:
         head = build_head(config, weights_of(member.seed))
         tensors = {name: tensor.to(dtype) for name, tensor in head.state_dict().items()}
         zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-        return cls(member, tensors, (zeros, zeros), 0, dropout_of(member.seed).state)
+        return cls(member, tensors, (zeros, zeros), 0)
 
 
 class HeadGroup:
     """G heads Linear(R, H), ReLU, Dropout, Linear(H, C), LogSoftmax, as arrays over all of them.
 
-    AdamW (Loshchilov and Hutter, ICLR 2019), each learning rate falling to 0 over the steps of `shape` as a cosine.
-    `class_weights` (C,) weigh the loss of each row by its label, as `NLLLoss` does. `products` is what multiplications
-    are computed in, the dtype of the weights unless said.
+    AdamW, each learning rate falling to 0 over the steps of `shape` as a cosine. `class_weights` (C,) weigh the loss of
+    each row by its label, as `NLLLoss` does. `products` is what multiplications are computed in, the dtype of the
+    weights unless said. `together` is how dropout is drawn and weights are stepped: for all heads in the same few
+    operations, as suits anything but a CPU, or head by head. Rows and labels may lie on any device.
     """
 
     def __init__(
@@ -75,41 +75,47 @@ class HeadGroup:
         shape: Shape,
         class_weights: Tensor | None = None,
         products: torch.dtype | None = None,
+        device: torch.device = CPU,
+        together: bool | None = None,
     ) -> None:
         self.members = tuple(state.member for state in states)
+        self.device = device
         self.shape = shape
         self.taken = states[0].taken
-        self.class_weights = class_weights
+        self.class_weights = None if class_weights is None else class_weights.to(device)
         self.products = products
-        self.tensors = _stacked([state.tensors for state in states])
-        self._moments = tuple(_stacked([state.moments[number] for state in states]) for number in (0, 1))
+        self.tensors = _stacked([state.tensors for state in states], device)
+        first, second = (_stacked([state.moments[number] for state in states], device) for number in (0, 1))
+        self._moments = first, second
         self._gradients = {name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()}
-        self._noise = [dropout_of(member.seed) for member in self.members]
-        for noise, state in zip(self._noise, states, strict=True):
-            noise.state = state.noise
-        self._trained = [self._parts(number) for number in range(len(states))]
+        if together is None:
+            together = device.type != "cpu"
+        self._noise = self._noise_of(states, together)
+        arrays = (self.tensors, self._gradients, first, second)
+        decays = [member.weight_decay for member in self.members]
+        self._optimizer = (AllHeads if together else HeadByHead)(arrays, self.taken, decays)
 
     @classmethod
     def new(cls, members: Sequence[Member], shape: Shape, dtype: torch.dtype = torch.float32) -> "HeadGroup":
         """A group before its first step."""
         return cls([HeadState.new(member, shape, dtype) for member in members], shape)
 
+    def _noise_of(self, states: Sequence[HeadState], together: bool) -> Noise:
+        seeds, dropouts = zip(*((member.seed, member.dropout) for member in self.members), strict=True)
+        if together:
+            return HashedNoise(seeds, dropouts, self.device)
+        return DrawnNoise(seeds, dropouts, [state.noise for state in states])
+
     def __len__(self) -> int:
         """G, heads."""
         return len(self.members)
-
-    def _parts(self, number: int) -> tuple[list[Tensor], ...]:
-        """One head's weights, gradients, moments and steps as AdamW takes them: it writes through these views."""
-        arrays = (self.tensors, self._gradients, *self._moments)
-        steps = [torch.tensor(float(self.taken)) for _ in self.tensors]
-        return *([tensor[number] for tensor in array.values()] for array in arrays), steps
 
     def step(self, x: Tensor, labels: Tensor) -> Tensor:
         """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step."""
         _, _, w2, b2 = self.tensors.values()
         w2 = w2.to(x.dtype)
         hidden = self._first(x).relu_()  # (G, B, H)
-        kept = self._dropout(hidden)
+        kept = self._noise.keep(hidden, self.taken)
         seen = hidden * kept
         log_probs = torch.log_softmax(torch.bmm(seen, w2.mT).to(b2.dtype) + b2.unsqueeze(1), 2)  # (G, B, C)
         target = labels.expand(len(self), -1).unsqueeze(2)
@@ -131,7 +137,7 @@ class HeadGroup:
     def _shares(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """Each row's share of the mean loss, (B,)."""
         if self.class_weights is None:
-            return torch.full((len(labels),), 1 / len(labels), dtype=dtype)
+            return torch.full((len(labels),), 1 / len(labels), dtype=dtype, device=self.device)
         weights = self.class_weights.to(dtype)[labels]
         return weights / weights.sum()
 
@@ -140,50 +146,32 @@ class HeadGroup:
         w1, b1, *_ = self.tensors.values()
         return torch.baddbmm(b1.unsqueeze(1).to(x.dtype), x.expand(len(self), -1, -1), w1.mT.to(x.dtype))
 
-    def _dropout(self, hidden: Tensor) -> Tensor:
-        """What each hidden unit is multiplied by: 0, or what keeps the mean; drawn head by head, in steps of 2^-16."""
-        kept, count = torch.empty_like(hidden), hidden[0].numel()
-        for number, (member, noise) in enumerate(zip(self.members, self._noise, strict=True)):
-            least = min(round(member.dropout * _SIXTEEN_BITS), _SIXTEEN_BITS - 1)
-            drawn = noise.random_raw(-(-count // 4)).view(np.uint16)[:count] >= least
-            scale = _SIXTEEN_BITS / (_SIXTEEN_BITS - least)
-            torch.mul(torch.from_numpy(drawn).view(hidden.shape[1:]), scale, out=kept[number])
-        return kept
-
     def _update(self) -> None:
-        rate = (1 + math.cos(math.pi * self.taken / self.shape.steps)) / 2
-        for (weights, gradients, first, second, steps), member in zip(self._trained, self.members, strict=True):
-            # The function, as the class imports torch's compiler: a second at every start.
-            adamw(
-                weights,
-                gradients,
-                first,
-                second,
-                [],
-                steps,
-                fused=True,
-                lr=member.lr * rate,
-                weight_decay=member.weight_decay,
-                **_ADAMW,
-            )
+        """Every head's step along its gradient; its rate falls to 0 over the schedule as a cosine."""
+        share = (1 + math.cos(math.pi * self.taken / self.shape.steps)) / 2
+        self._optimizer.step([member.lr * share for member in self.members])
         self.taken += 1
 
     def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """A step on every batch of (rows, labels); the mean loss of each head over all rows, (G,) float64."""
-        total, count = torch.zeros(len(self), dtype=torch.float64), 0
-        for x, labels in batches:
+        total, count = torch.zeros(len(self), dtype=torch.float64, device=self.device), 0
+        for x, labels in self._here(batches):
             total += self.step(x if self.products is None else x.to(self.products), labels) * len(x)
             count += len(x)
         return total / count
 
+    def _here(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same on this group's device."""
+        return ((x.to(self.device), labels.to(self.device)) for x, labels in batches)
+
     def score(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[float, float]]:
         """Accuracy and mean loss of each head on the rows of `batches`; 0 and inf where a weight is no number."""
-        hits, losses = torch.zeros(2, len(self), dtype=torch.float64)
+        hits, losses = torch.zeros(2, len(self), dtype=torch.float64, device=self.device)
         count = 0
-        for x, labels in batches:
+        for x, labels in self._here(batches):
             log_probs = self.log_probs(x)
             hits += (log_probs.argmax(2) == labels).sum(1)
-            losses -= log_probs[:, torch.arange(len(labels)), labels].sum(1)
+            losses -= log_probs[:, torch.arange(len(labels), device=self.device), labels].sum(1)
             count += len(labels)
         sound = self.finite() & losses.isfinite()
         hits, losses = torch.where(sound, hits / count, 0.0), torch.where(sound, losses / count, math.inf)
@@ -206,8 +194,8 @@ class HeadGroup:
     def state(self, number: int) -> HeadState:
         """A copy of one head as it is now."""
         first, second = ({name: part[number].clone() for name, part in moments.items()} for moments in self._moments)
-        noise = self._noise[number].state
-        return HeadState(self.members[number], self.weights(number), (first, second), self.taken, noise)
+        state = self._noise.state(number)
+        return HeadState(self.members[number], self.weights(number), (first, second), self.taken, state)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -218,5 +206,5 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
         out.copy_(torch.bmm(a, b))
 
 
-def _stacked(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+def _stacked(parts: Sequence[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.stack([part[name] for part in parts]).to(device) for name in parts[0]}

@@ -13,17 +13,18 @@ import torch
 from pipeline.bases import Bases
 from pipeline.config import HeadSettings
 from pipeline.console import Say, counted, silent
-from pipeline.device import computes_bfloat16
-from pipeline.group import HeadGroup, HeadState
+from pipeline.device import computes_bfloat16, free_bytes
+from pipeline.group import CPU, HeadGroup, HeadState
 from pipeline.journal import UNTRIED, Journal, Score
-from pipeline.memory import available_bytes
+from pipeline.rows import ROWS_TO_SCORE
 from pipeline.seeds import order_of
 from pipeline.train import bytes_of_training, class_weights, member_of, refuse_beyond_memory, shape_of
 
 FINISHING = 4  # heads that train to the end, at least
 _KEEP = 4  # one in so many goes on
 _LEAST_FREE = 1 << 30  # bytes that states of waiting heads leave alone
-_LARGEST_GROUP = 16  # heads; more share a multiplication no better (docs/performance.md)
+_LARGEST_GROUP = 16  # heads on a CPU; more share a multiplication no better (docs/performance.md)
+_BYTES_A_UNIT = 24  # of what a step holds of each hidden unit of each row: in two precisions, noise and gradient
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Race:
     journal: Journal
     epochs: int
     seed: int
+    device: torch.device = CPU
     halving: bool = True
     deadline: float = float("inf")
     say: Say = silent
@@ -83,7 +85,16 @@ class Race:
         """How many heads of these settings may be trained at once; RunError where there is no room for one."""
         data = self.bases.data(settings.basis)
         refuse_beyond_memory(settings, data)
-        return max(1, min(_LARGEST_GROUP, available_bytes() // (2 * bytes_of_training(settings, data))))
+        each = 2 * bytes_of_training(settings, data)
+        if self.device.type == "cpu":
+            return max(1, min(_LARGEST_GROUP, free_bytes(self.device) // each))
+        # There, all heads at once; a step and a validation take more than the weights.
+        each += _BYTES_A_UNIT * settings.hidden * max(settings.batch_size, ROWS_TO_SCORE)
+        return max(1, free_bytes(self.device) // each)
+
+    def _products(self) -> torch.dtype | None:
+        """What heads are multiplied in: bfloat16 where the device computes in it, at up to twice the speed."""
+        return torch.bfloat16 if computes_bfloat16(self.device) else None
 
     def _train(self, heads: Sequence[Contender], epochs: int) -> None:
         """Heads of one shape, from where their states are or, where those are gone, from the start."""
@@ -93,14 +104,14 @@ class Race:
         states = [head.state or HeadState.new(member_of(head.settings, self.seed), shape) for head in heads]
         done = heads[0].score.epochs if heads[0].state else 0
         scores = [head.score if head.state else UNTRIED for head in heads]
-        group = HeadGroup(states, shape, class_weights(settings, data), products())
+        group = HeadGroup(states, shape, class_weights(settings, data), self._products(), self.device)
         for epoch in range(done + 1, epochs + 1):
             group.epoch(data.batches(settings.batch_size, order_of(self.seed, epoch)))
             found = [Score(epoch, *values, epoch) for values in group.score(data.validation())]
             scores = [_after(before, new) for before, new in zip(scores, found, strict=True)]
         for place, head in enumerate(heads):
             head.score = scores[place]
-            going_on = epochs < self.epochs and available_bytes() > _LEAST_FREE
+            going_on = epochs < self.epochs and free_bytes(self.device) > _LEAST_FREE
             head.state = group.state(place) if going_on else None  # without, it would train again from the start
             self.journal.record(head.number, head.score)
 
@@ -115,11 +126,6 @@ def _progress(heads: Sequence[Contender], epochs: int) -> str:
     """How many of `heads` came to `epochs`."""
     there = sum(head.score.epochs >= epochs for head in heads)
     return f"{there} of {counted(len(heads), 'head')} reached epoch {epochs}"
-
-
-def products() -> torch.dtype | None:
-    """What heads are multiplied in: bfloat16 where the processor computes in it, at up to twice the speed."""
-    return torch.bfloat16 if computes_bfloat16(torch.device("cpu")) else None
 
 
 def rungs(heads: int, epochs: int) -> list[tuple[int, int]]:

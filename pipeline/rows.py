@@ -25,6 +25,8 @@ from pipeline.errors import PipelineError
 from pipeline.fit import BASIS_VERSION, Shared, first_stages, fit_basis, region_stage, start_basis, without_last
 from pipeline.stream import ROWS_AT_ONCE, StreamedData, read_shards
 
+ROWS_TO_SCORE = 1024  # together
+ROWS_TO_FIT = 2048
 _FEWEST_FOR_COMPONENTS = 1000  # rows that principal directions are fitted on, however little memory there is
 
 
@@ -63,12 +65,16 @@ class HeadData:
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of the clean view of the training images."""
-        for rows, labels in zip(self.train_rows[:, 0].split(1024), self.train_labels.split(1024), strict=True):
+        for rows, labels in zip(
+            self.train_rows[:, 0].split(ROWS_TO_SCORE), self.train_labels.split(ROWS_TO_SCORE), strict=True
+        ):
             yield self.rows[rows], labels
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of the validation images."""
-        for rows, labels in zip(self.valid_rows.split(1024), self.valid_labels.split(1024), strict=True):
+        for rows, labels in zip(
+            self.valid_rows.split(ROWS_TO_SCORE), self.valid_labels.split(ROWS_TO_SCORE), strict=True
+        ):
             yield self.rows[rows], labels
 
 
@@ -248,7 +254,7 @@ def _fit_and_apply(
 
 def _in_blocks(rows: Tensor, places: Tensor, labels: Tensor) -> Blocks:
     """`rows` at `places` with their labels, some at a time."""
-    parts = places.split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE)
+    parts = places.split(ROWS_TO_FIT), labels.split(ROWS_TO_FIT)
     return lambda: ((rows[part], their) for part, their in zip(*parts, strict=True))
 
 

@@ -13,7 +13,7 @@ from pipeline.bases import Bases
 from pipeline.choice import choose, describe, merged, run_of_best, summary, train_anew
 from pipeline.config import SweepConfig
 from pipeline.console import Say, counted, silent
-from pipeline.device import available_cpus
+from pipeline.device import available_cpus, resolve_device
 from pipeline.head import hidden_units
 from pipeline.journal import Journal
 from pipeline.leaderboard import write_results
@@ -50,14 +50,15 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     start = time.perf_counter()
     space = DEFAULT_SPACE if config.space is None else Space.load(config.space)
     search = start_search(config, space)
+    device = resolve_device(config.device)
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(config.cache, config.set, config.passes, say)
     prepare_sweep(config.run, config.overwrite)  # only now: what is wrong with the rows must not cost a run
     bases = Bases(rows, allowed_bytes(config.memory), say)
-    journal = Journal.open(config.run, _asked(config, space, rows))
+    journal = Journal.open(config.run, _asked(config, space, rows, device))
     if journal.scores:
         say(f"going on: {counted(len(journal.scores), 'head')} of {config.heads} are in {journal.path}")
-    race = Race(bases, journal, config.epochs, config.seed, config.halving, _deadline(config), say)
+    race = Race(bases, journal, config.epochs, config.seed, device, config.halving, _deadline(config), say)
     heads: list[Contender] = []
     while not race.over and (batch := search.ask()):
         new = [Contender(len(heads) + place, settings) for place, settings in enumerate(batch)]
@@ -92,13 +93,14 @@ def _deadline(config: SweepConfig) -> float:
     return float("inf") if config.time_limit is None else time.monotonic() + config.time_limit
 
 
-def _asked(config: SweepConfig, space: Space, rows: TrainingSet) -> dict[str, Any]:
+def _asked(config: SweepConfig, space: Space, rows: TrainingSet, device: torch.device) -> dict[str, Any]:
     """All that decides the results: a sweep goes on only where none of it changed."""
     names = ("heads", "epochs", "search", "halving", "seed")
     return {
         "set": rows.index.name,
         "passes": rows.passes,
         **{name: getattr(config, name) for name in names},
+        "device": device.type,
         "space": space.describe(),
         "base_digest": rows.cache.manifest.base.digest,
         "set_digest": rows.index.digest,

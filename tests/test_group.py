@@ -1,5 +1,6 @@
 """Heads trained together: each as it would be alone."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.nn.functional import nll_loss
 
 from pipeline.group import HeadGroup, HeadState, Member, Shape
 from pipeline.head import HeadConfig, build_head
+from pipeline.noise import DrawnNoise, HashedNoise, Noise
 from pipeline.seeds import dropout_of, weights_of
 
 MEMBERS = [
@@ -31,9 +33,11 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def trained(members: list[Member], dtype: torch.dtype = torch.float64) -> tuple[HeadGroup, Tensor]:
-    """A group after all steps, and the losses (steps, G)."""
-    group = HeadGroup.new(members, SHAPE, dtype)
+def trained(
+    members: list[Member], dtype: torch.dtype = torch.float64, together: bool = False
+) -> tuple[HeadGroup, Tensor]:
+    """A group after all steps, and the losses (steps, G); `together` is how it is done anywhere but on a CPU."""
+    group = HeadGroup([HeadState.new(member, SHAPE, dtype) for member in members], SHAPE, together=together)
     return group, torch.stack([group.step(x.to(dtype), labels) for x, labels in batches()])
 
 
@@ -57,15 +61,49 @@ def by_hand(member: Member) -> tuple[dict[str, Tensor], Tensor]:
     return {name: tensor.detach() for name, tensor in head.state_dict().items()}, torch.stack(losses)
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("number", range(3))
-def test_a_head_in_a_group_is_the_head_alone(number: int) -> None:
+def test_a_head_in_a_group_is_the_head_alone(number: int, together: bool) -> None:
     """In float64 to 1e-10, whatever the others' settings are; the first and the last share a seed and stay apart."""
-    together, losses = trained(MEMBERS)
-    alone, own = trained([MEMBERS[number]])
+    group, losses = trained(MEMBERS, together=together)
+    alone, own = trained([MEMBERS[number]], together=together)
     assert (losses[:, number] - own[:, 0]).abs().max() < 1e-10
     for name, tensor in alone.weights(0).items():
-        assert (together.weights(number)[name] - tensor).abs().max() < 1e-10
-    assert not torch.equal(together.weights(0)["0.weight"], together.weights(2)["0.weight"])
+        assert (group.weights(number)[name] - tensor).abs().max() < 1e-10
+    assert not torch.equal(group.weights(0)["0.weight"], group.weights(2)["0.weight"])
+
+
+def test_all_heads_at_once_step_as_head_by_head() -> None:
+    """Gradients, AdamW and schedule are the same to 1e-10; only what dropout leaves out is drawn otherwise."""
+    members = [replace(member, dropout=0.0) for member in MEMBERS]
+    (one, losses), (other, others) = (trained(members, together=together) for together in (False, True))
+    assert (losses - others).abs().max() < 1e-10
+    for name, tensor in one.tensors.items():
+        assert (tensor - other.tensors[name]).abs().max() < 1e-10
+
+
+def test_a_group_stays_on_its_device() -> None:
+    """Nothing in a step, an epoch or the log-probabilities is made elsewhere: the meta device meets no other."""
+    meta = torch.device("meta")
+    states = [HeadState.new(member, SHAPE) for member in MEMBERS]
+    group = HeadGroup(states, SHAPE, torch.ones(3), torch.bfloat16, meta)
+    losses = group.epoch([(x.float(), labels) for x, labels in batches()])
+    assert losses.shape == (3,)
+    assert group.log_probs(torch.empty(4, 8, device=meta)).shape == (3, 4, 3)
+    tensors = [losses, *group.tensors.values(), *group.state(1).tensors.values()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+def test_a_group_on_cuda_is_the_group_on_the_cpu() -> None:
+    """The same noise, and the same steps to rounding."""
+    cpu, losses = trained(MEMBERS, together=True)
+    states = [HeadState.new(member, SHAPE, torch.float64) for member in MEMBERS]
+    cuda = HeadGroup(states, SHAPE, device=torch.device("cuda"))
+    found = torch.stack([cuda.step(x.cuda(), labels.cuda()) for x, labels in batches()])
+    assert (found.cpu() - losses).abs().max() < 1e-8
+    for name, tensor in cpu.tensors.items():
+        assert (cuda.tensors[name].cpu() - tensor).abs().max() < 1e-8
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -99,10 +137,23 @@ def test_log_probabilities_are_those_of_each_head() -> None:
             assert torch.allclose(found[number], head(x))
 
 
-def test_dropout_keeps_the_mean_and_is_drawn_head_by_head() -> None:
-    """Half of the units doubled, none at rate 0; equal seeds draw alike, others do not."""
-    members = [Member(1e-3, dropout=rate, seed=seed) for rate, seed in ((0.5, 1), (0.5, 1), (0.5, 2), (0.0, 3))]
-    kept = HeadGroup.new(members, replace(SHAPE, hidden=50))._dropout(torch.empty(4, 200, 50))
+def drawn(seeds: list[int], dropouts: list[float]) -> Noise:
+    """Head by head."""
+    return DrawnNoise(seeds, dropouts, [None] * len(seeds))
+
+
+def hashed(seeds: list[int], dropouts: list[float]) -> Noise:
+    """All at once."""
+    return HashedNoise(seeds, dropouts, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("noise", [drawn, hashed])
+def test_dropout_keeps_the_mean_and_is_drawn_head_by_head(noise: Callable[[list[int], list[float]], Noise]) -> None:
+    """Half of the units doubled, none at rate 0; equal seeds draw alike, others do not, nor does the next step."""
+    made = noise([1, 1, 2, 3], [0.5, 0.5, 0.5, 0.0])
+    kept = made.keep(torch.empty(4, 200, 50), 0)
+    after = made.keep(torch.empty(4, 200, 50), 1)
+    assert 0.45 < float((kept[0] == after[0]).double().mean()) < 0.55
     assert abs(float(kept[0].mean()) - 1) < 0.05
     assert set(kept[0].unique().tolist()) == {0, 2}
     assert torch.equal(kept[0], kept[1])
@@ -124,13 +175,28 @@ def test_an_epoch_means_over_rows_and_a_score_counts_them() -> None:
     assert group.score(batches())[1] == (0.0, torch.inf)
 
 
-def test_a_head_goes_on_in_another_group_as_if_nothing_had_happened() -> None:
+@pytest.mark.parametrize("seed", [0, 1, 7, (1 << 32) - 1])
+def test_hashed_noise_is_as_good_as_random(seed: int) -> None:
+    """Uniform, with no link between neighbouring units, steps or seeds."""
+    shape = (2, 512, 512)
+    pair = hashed([seed, seed ^ 1], [0.25, 0.25])
+    kept = torch.cat([pair.keep(torch.empty(shape), step) for step in (0, 1)]).flatten(1) > 0
+    means = kept.double().mean(1)
+    assert (means - 0.75).abs().max() < 5 * (0.1875 / kept.shape[1]) ** 0.5
+    x = kept.double() - 0.75
+    links = [x[0] * x[1], x[0] * x[2], *(x[0] * x[0].roll(shift) for shift in (1, 2, 512))]
+    assert max(abs(float(link.mean())) for link in links) < 5 * 0.1875 / kept.shape[1] ** 0.5
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_head_goes_on_in_another_group_as_if_nothing_had_happened(together: bool) -> None:
     """Stopped, put beside others and carried on: its weights, moments, dropout and schedule come with it."""
-    whole, losses = trained(MEMBERS)
-    first = HeadGroup.new(MEMBERS, SHAPE, torch.float64)
+    whole, losses = trained(MEMBERS, together=together)
+    states = [HeadState.new(member, SHAPE, torch.float64) for member in MEMBERS]
+    first = HeadGroup(states, SHAPE, together=together)
     for x, labels in batches()[:5]:
         first.step(x, labels)
-    second = HeadGroup([first.state(2), first.state(0)], SHAPE)
+    second = HeadGroup([first.state(2), first.state(0)], SHAPE, together=together)
     later = torch.stack([second.step(x, labels) for x, labels in batches()[5:]])
     assert (later - losses[5:, [2, 0]]).abs().max() < 1e-10
     for place, number in enumerate((2, 0)):

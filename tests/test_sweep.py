@@ -234,7 +234,7 @@ def test_what_is_wrong_with_the_rows_costs_no_run(features: Path) -> None:
 def test_a_sweep_short_of_memory_trains_fewer_heads_at_once(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And keeps no states of heads that wait: the same results, by training from the start again."""
     whole = sweep(config(features, run=features.parent / "whole", memory=1.0))
-    monkeypatch.setattr("pipeline.race.available_bytes", lambda: 20_000)
+    monkeypatch.setattr("pipeline.race.free_bytes", lambda device: 20_000)
     assert sweep(config(features, memory=1.0)).heads == whole.heads
     monkeypatch.setattr("pipeline.train.available_bytes", lambda: 100)
     with pytest.raises(RunError, match="choose a smaller --hidden"):
@@ -355,7 +355,7 @@ def test_a_streamed_sweep_is_a_sweep(features: Path) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    [{"heads": 0}, {"heads": 10**9}, {"seeds": 0}, {"time_limit": 0.0}, {"time_limit": float("nan")}, {"search": "all"},
+    [{"heads": 0}, {"heads": 10**9}, {"seeds": 0}, {"time_limit": 0.0}, {"time_limit": float("nan")}, {"search": "all"}, {"device": "tpu"},
      {"seed": -1}, {"seed": (1 << 32) - 2}, {"epochs": 0}, {"memory": -1.0}],
 )  # fmt: skip
 def test_values_outside_their_range_are_refused(option: dict[str, object]) -> None:
