@@ -355,8 +355,8 @@ def test_a_streamed_sweep_is_a_sweep(features: Path) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    [{"heads": 0}, {"heads": 10**9}, {"seeds": 0}, {"time_limit": 0.0}, {"time_limit": float("nan")}, {"search": "all"}, {"device": "tpu"},
-     {"seed": -1}, {"seed": (1 << 32) - 2}, {"epochs": 0}, {"memory": -1.0}],
+    [{"heads": 0}, {"heads": 10**9}, {"seeds": 0}, {"time_limit": 0.0}, {"time_limit": float("nan")}, {"search": "all"},
+     {"seed": -1}, {"seed": (1 << 32) - 2}, {"epochs": 0}, {"memory": -1.0}, {"device": "tpu"}],
 )  # fmt: skip
 def test_values_outside_their_range_are_refused(option: dict[str, object]) -> None:
     """When the configuration is made, before any work."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from beside import BASELINES, hardware, run, write_rows
+from linear import bench_linear
 
 from cache.projections import projection_files
 from cache.store import FeatureCache
@@ -22,15 +23,16 @@ from cache.store import FeatureCache
 SEEDS = 5
 
 
-def bench_sweep(cache: Path, folder: Path, name: str | None, passes: int) -> dict[str, Any]:
+def bench_sweep(cache: Path, folder: Path, name: str | None, passes: int, space: Path | None) -> dict[str, Any]:
     """Seconds to the choice, bases fitted and projected included: projections that were kept are put aside."""
     place = folder / "aside"
-    place.mkdir()
+    place.mkdir(parents=True)
     kept = projection_files(cache)
     for file in kept:
         shutil.move(file, place / file.name)
     chosen = ("--set", name) if name else ()
-    options = ("--heads", 64, "--epochs", 20, "--passes", passes, *chosen)
+    searched = ("--space", space) if space else ()
+    options = ("--heads", 64, "--epochs", 20, "--passes", passes, "--merge", *chosen, *searched)
     start = time.perf_counter()
     found = run("cli.py", "sweep", "--cache", cache, "--run", folder / "sweep", *options, "--json")
     whole = time.perf_counter() - start - found["retrain_seconds"]
@@ -87,7 +89,9 @@ def score_choice(cache: Path, folder: Path, name: str | None, passes: int) -> No
     for seed in range(1, SEEDS + 1):
         run("cli.py", "train-head", "--run", folder / f"seed{seed}", "--seed", seed, *common)
         tests.append(run("cli.py", "evaluate", folder / f"seed{seed}", "--json")["top1"])
-    print(f"  test {np.mean(tests):.2%} ({min(tests):.2%} to {max(tests):.2%}), {SEEDS} seeds of the choice")
+    merged = run("cli.py", "evaluate", folder / "sweep", "--json")["top1"]
+    print(f"  test {np.mean(tests):.2%} ({min(tests):.2%} to {max(tests):.2%}), {SEEDS} seeds of the choice", end="; ")
+    print(f"merged {merged:.2%}", flush=True)
 
 
 def main() -> None:
@@ -95,15 +99,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--set", help="its image set")
-    parser.add_argument("--passes", type=int, default=2)
-    parser.add_argument("--only-ours", action="store_true", help="leave the plain scripts out")
+    parser.add_argument("--passes", type=int, nargs="+", default=[2], help="augmented passes, one sweep for each")
+    parser.add_argument("--space", type=Path, help="what to search, rather than the default space")
+    parser.add_argument("--only-ours", action="store_true", help="leave the plain scripts and the lines out")
     options = parser.parse_args()
     print(hardware(), flush=True)
     with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
-        ours = bench_sweep(options.cache, folder, options.set, options.passes)
-        score_choice(options.cache, folder, options.set, options.passes)
+        for passes in options.passes:
+            folder = Path(text) / f"passes{passes}"
+            ours = bench_sweep(options.cache, folder, options.set, passes, options.space)
+            score_choice(options.cache, folder, options.set, passes)
         if not options.only_ours:
+            bench_linear(options.cache, options.set, passes)
             bench_plain(options.cache, folder, options.set, ours)
             bench_logistic(options.cache, options.set)
 

@@ -1,0 +1,64 @@
+"""How the cost of training heads grows with their number, with rows and epochs: lines, and how straight they are."""
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.bases import Bases, Data
+from pipeline.config import HeadSettings
+from pipeline.console import silent
+from pipeline.device import available_cpus
+from pipeline.journal import Journal
+from pipeline.race import Contender, Race
+from pipeline.rows import HeadData
+from pipeline.trainset import TrainingSet
+
+BASIS = "pyramid+white+lda:4"
+HEADS, EPOCHS = 16, 4  # where the others vary
+
+
+@dataclass
+class Given(Bases):
+    """These rows, in whatever basis is asked for."""
+
+    given: HeadData | None = None
+
+    def data(self, name: str) -> Data:
+        assert self.given is not None
+        return self.given
+
+
+def bench_linear(cache: Path, name: str | None, passes: int) -> None:
+    """Seconds by heads, by training images and by epochs, and a line through each."""
+    torch.set_num_threads(available_cpus())
+    rows = TrainingSet.open(cache, name, passes, silent)
+    data = Bases(rows, 8 << 30).data(BASIS)
+    assert isinstance(data, HeadData)
+
+    def seconds(heads: int = HEADS, images: int | None = None, epochs: int = EPOCHS) -> float:
+        part = replace(data, train_rows=data.train_rows[:images], train_labels=data.train_labels[:images])
+        settings = HeadSettings(BASIS, batch_size=128, lr=3e-3)
+        with tempfile.TemporaryDirectory() as folder:
+            race = Race(Given(rows, 0, given=part), Journal.open(Path(folder), {}), epochs, 0, halving=False)
+            start = time.perf_counter()
+            race.run([Contender(number, settings) for number in range(heads)])
+        return time.perf_counter() - start
+
+    seconds()  # the first is slower
+    count = data.num_images
+    _fit("heads", [16, 32, 48, 64], [seconds(heads=n) for n in (16, 32, 48, 64)])
+    parts = [count * quarters // 4 for quarters in (1, 2, 3, 4)]
+    _fit("images", parts, [seconds(images=n) for n in parts])
+    _fit("epochs", [2, 4, 8, 16], [seconds(epochs=n) for n in (2, 4, 8, 16)])
+
+
+def _fit(what: str, numbers: list[int], seconds: list[float]) -> None:
+    slope, start = np.polyfit(numbers, seconds, 1)
+    left = np.array(seconds) - (slope * np.array(numbers) + start)
+    straight = 1 - left.var() / np.var(seconds)
+    points = ", ".join(f"{n}: {s:.2f}" for n, s in zip(numbers, seconds, strict=True))
+    print(f"seconds by {what}: {points}; {1000 * slope:.2f} ms each, {start:+.2f} s at 0, R² {straight:.4f}")
