@@ -96,7 +96,8 @@ class Basis:
 
     def apply(self, rows: Float16Array) -> Tensor:
         """Rows (N, D) float16 → (N, R) float32."""
-        return self.transform(torch.from_numpy(np.asarray(rows, dtype=np.float32)))
+        own = np.require(rows, requirements="W")  # a copy of rows that are mapped from a file: torch wants to own them
+        return self.transform(torch.from_numpy(own).float())  # on all cores, and numpy would convert on one
 
     def transform(self, x: Tensor) -> Tensor:
         """(N, D) float32 → (N, R) float32."""

@@ -107,8 +107,7 @@ def _standardise(blocks: Blocks) -> Scale:
     """Unit deviation, softened by a tenth of the overall one so that nearly constant features stay small."""
     count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for rows, _ in blocks():
-        x = rows.double()
-        count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
+        count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)  # few rows each
     deviation = _deviation(squares, total, count)
     overall = _deviation(squares.sum(), total.sum(), count * len(total))
     if not float(deviation.max()) > 0:
