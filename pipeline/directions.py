@@ -12,17 +12,15 @@ from pipeline.errors import PipelineError
 
 Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # each call: the same rows (n, R0) float32, and labels (n,)
 
-WIDEST = 8192  # features that discriminants are fitted on: their covariance is decomposed
+WIDEST = 8192  # features whose covariance is held and decomposed
 
 
-def principal(blocks: Blocks, components: int) -> list[Stage]:
-    """The first `components` principal directions, all scaled alike to a mean variance of 1."""
+def principal_of_rows(blocks: Blocks, components: int) -> list[Stage]:
+    """As `principal`, of rows wider than `WIDEST`: found by random projections (Halko et al., SIAM Review 2011)."""
     from sklearn.decomposition import PCA
 
     z = torch.cat([rows for rows, _ in blocks()])
-    most = min(z.shape)
-    if components > most:
-        raise PipelineError(f"+pca:{components} asks for more than the {most} components these rows have")
+    _refuse_more(components, min(z.shape))
     pca = PCA(components, svd_solver="randomized", random_state=0).fit(z.numpy())
     scale = float(np.sqrt(pca.explained_variance_.mean()))
     centre = Scale(torch.from_numpy(pca.mean_).float(), torch.ones(z.shape[1]))
@@ -31,8 +29,9 @@ def principal(blocks: Blocks, components: int) -> list[Stage]:
 
 @dataclass(frozen=True)
 class Spread:
-    """How rows of several classes lie: C classes, R features; what all discriminants of these rows are made from."""
+    """How rows of several classes lie: C classes, R features; what all directions of these rows are made from."""
 
+    count: int  # rows
     mean: Tensor  # (R,)
     apart: Tensor  # (C, R): class means less the mean, times the square root of the class's share of the rows
     total: Tensor  # (R, R): covariance of all rows
@@ -45,7 +44,21 @@ def spread_of(blocks: Blocks, num_classes: int) -> Spread:
     count, mean = counts.sum(), sums.sum(0) / counts.sum()
     means = sums / counts.clamp_min(1).unsqueeze(1)
     apart = (means - mean) * (counts / count).sqrt().unsqueeze(1)
-    return Spread(mean, apart, products / count - mean.outer(mean), (products - sums.T @ means) / count)
+    return Spread(int(count), mean, apart, products / count - mean.outer(mean), (products - sums.T @ means) / count)
+
+
+def principal(spread: Spread, components: int) -> list[Stage]:
+    """The first `components` principal directions, all scaled alike to a mean variance of 1."""
+    _refuse_more(components, min(spread.count, len(spread.mean)))
+    variances, directions = torch.linalg.eigh(spread.total)  # the largest last
+    scale = variances[-components:].mean().clamp_min(1e-12).sqrt()
+    chosen = directions[:, -components:].flip(1) / scale
+    return [Scale(spread.mean, torch.ones_like(spread.mean)), Project(chosen.contiguous())]
+
+
+def _refuse_more(components: int, most: int) -> None:
+    if components > most:
+        raise PipelineError(f"+pca:{components} asks for more than the {most} components these rows have")
 
 
 def discriminant(spread: Spread, shrinkage: float) -> list[Stage]:

@@ -1,5 +1,6 @@
 """Fitting a basis on training rows, block by block: what it needs of them are moments, however many rows there are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -8,13 +9,13 @@ from torch import Tensor
 
 from pipeline.basis import Basis, Mix, Regions, Scale, Stage
 from pipeline.config import BasisName
-from pipeline.directions import Blocks, Spread, discriminant, principal, spread_of
+from pipeline.directions import WIDEST, Blocks, Spread, discriminant, principal, principal_of_rows, spread_of
 from pipeline.errors import PipelineError
 
 Shape = tuple[int, ...]
 
 # Kept projections were made by this version of the fit: change it with any number below.
-BASIS_VERSION = 4
+BASIS_VERSION = 5
 
 
 def start_basis(name: str, row_shape: Shape) -> Basis:
@@ -71,10 +72,10 @@ class Shared:
 
 
 def fit_basis(start: Basis, blocks: Blocks, num_classes: int, row_shape: Shape, sample: Blocks | None = None) -> Basis:
-    """Fit what follows `start` on `blocks` of training rows in it; principal directions on `sample`, if given.
+    """Fit what follows `start` on `blocks` of training rows in it.
 
-    All rows are read once, for a whitening twice, for discriminants once more; only those that principal directions
-    are fitted on are held.
+    All rows are read once, for a whitening twice, for directions once more. Rows are held for principal directions of
+    very wide rows alone: those of `sample`, if given.
     """
     name = BasisName.parse(start.name)
     stages = first_stages(name, blocks, num_classes, row_shape)
@@ -83,11 +84,23 @@ def fit_basis(start: Basis, blocks: Blocks, num_classes: int, row_shape: Shape, 
     def after(these: Blocks) -> Blocks:
         return lambda: ((before.transform(rows), labels) for rows, labels in these())
 
-    if name.components is not None:
-        stages += principal(after(sample or blocks), name.components)
-    if name.discriminant is not None:
-        stages += discriminant(spread_of(after(blocks), num_classes), name.discriminant)
+    width = started_width(start, row_shape)
+    stages += directions(name, width, lambda: spread_of(after(blocks), num_classes), after(sample or blocks))
     return Basis(start.name, (*start.stages, *stages))
+
+
+def started_width(start: Basis, row_shape: Shape) -> int:
+    """Features of a row in its regions."""
+    return start.transform(torch.zeros(1, int(np.prod(row_shape)))).shape[1]
+
+
+def directions(name: BasisName, width: int, spread: Callable[[], Spread], rows: Blocks) -> list[Stage]:
+    """Last stages of a basis on rows (n, width) of this spread: principal directions or discriminants, if any."""
+    if name.components is not None:
+        if width > WIDEST:
+            return principal_of_rows(rows, name.components)
+        return principal(spread(), name.components)
+    return [] if name.discriminant is None else discriminant(spread(), name.discriminant)
 
 
 def without_last(name: BasisName) -> BasisName:

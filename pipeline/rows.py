@@ -20,9 +20,18 @@ from cache.store import FeatureCache, Positions
 from pipeline.basis import Basis, Stage
 from pipeline.config import BasisName
 from pipeline.console import Say, counted, silent, size
-from pipeline.directions import Blocks, discriminant, principal, spread_of
+from pipeline.directions import Blocks, Spread, spread_of
 from pipeline.errors import PipelineError
-from pipeline.fit import BASIS_VERSION, Shared, first_stages, fit_basis, region_stage, start_basis, without_last
+from pipeline.fit import (
+    BASIS_VERSION,
+    Shared,
+    directions,
+    first_stages,
+    fit_basis,
+    start_basis,
+    started_width,
+    without_last,
+)
 from pipeline.stream import ROWS_AT_ONCE, StreamedData, read_shards
 
 ROWS_TO_SCORE = 1024  # together
@@ -102,10 +111,8 @@ def load_data(
 
 def _row_bytes(cache: FeatureCache, name: str) -> int:
     """Memory of a row while a basis is fitted and applied: before and after, with components twice as often."""
-    parsed = BasisName.parse(name)
-    regions = region_stage(parsed.regions, cache.row_shape)
-    width = cache.in_features if regions is None else cache.row_shape[0] * regions.weights.shape[1]
-    return 4 * width * (2 if parsed.components is None else 4)
+    width = started_width(start_basis(name, cache.row_shape), cache.row_shape)
+    return 4 * width * (2 if BasisName.parse(name).components is None else 4)
 
 
 def _streamed(
@@ -242,13 +249,13 @@ def _fit_and_apply(
         stages = first_stages(name, _in_blocks(rows, fit_on, labels), num_classes, cache.row_shape)
         shared.first[first] = stages, _apply(stages, rows)
     stages, rows = shared.first[first]
-    last: list[Stage] = []
-    if name.components is not None:
-        last = principal(_in_blocks(rows, fit_on, labels), name.components)
-    if name.discriminant is not None:
+
+    def spread() -> Spread:
         if first not in shared.spreads:
             shared.spreads[first] = spread_of(_in_blocks(rows, fit_on, labels), num_classes)
-        last = discriminant(shared.spreads[first], name.discriminant)
+        return shared.spreads[first]
+
+    last = directions(name, rows.shape[1], spread, _in_blocks(rows, fit_on, labels))
     return Basis(start.name, (*start.stages, *stages, *last)), _apply(last, rows)
 
 

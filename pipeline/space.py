@@ -155,7 +155,7 @@ def _steps(source: str, name: str, domain: Domain) -> tuple[Value, ...]:
 # Chosen on validation: see CONTRIBUTING.md. Few shapes, so that most heads train side by side.
 DEFAULT_SPACE = Space(
     {
-        "basis": ("pyramid+white+lda:2", "pyramid+white+lda:4", "pyramid+white+lda:8"),
+        "basis": ("pyramid+white+lda:4", "pyramid+white+lda:8"),
         "hidden": (512, 1024),
         "dropout": Range(0.4, 0.8),
         "lr": Range(1e-3, 6e-3, log=True),

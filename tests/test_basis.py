@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.basis import Basis, Scale
 from pipeline.config import BasisName
-from pipeline.directions import Blocks
+from pipeline.directions import Blocks, principal, principal_of_rows, spread_of
 from pipeline.errors import PipelineError
 from pipeline.fit import fit_basis, region_stage, start_basis
 from pipeline.head import HeadConfig, build_head, head_from_tensors
@@ -196,6 +196,21 @@ def test_discriminants_are_those_of_scikit_learn() -> None:
     assert np.isclose(z.var(0).mean(), 1, atol=1e-3)
     for column in range(3):
         assert abs(np.corrcoef(z[:, column], expected[:, column])[0, 1]) > 0.9999
+
+
+def test_principal_directions_are_those_of_scikit_learn() -> None:
+    """From the covariance, or by random projections of very wide rows: the same, scaled to a mean variance of 1."""
+    from sklearn.decomposition import PCA
+
+    mixing = np.random.default_rng(1).normal(size=(6, 6))
+    rows = torch.from_numpy((np.random.default_rng(0).normal(size=(300, 6)) @ mixing).astype(np.float32))
+    blocks = in_blocks(rows, torch.arange(300) % 3)
+    expected = PCA(3, svd_solver="full").fit_transform(rows.numpy())
+    for stages in (principal(spread_of(blocks, 3), 3), principal_of_rows(blocks, 3)):
+        z = Basis("", tuple(stages)).transform(rows).numpy()
+        assert np.isclose(z.var(0).mean(), 1, atol=1e-2)
+        for column in range(3):
+            assert abs(np.corrcoef(z[:, column], expected[:, column])[0, 1]) > 0.9999
 
 
 def test_discriminants_of_very_wide_rows_are_refused() -> None:
