@@ -39,6 +39,7 @@ class ShardWriter:
         self.rows_per_shard = rows_per_shard
         self.seconds_per_shard = seconds_per_shard
         self.seconds = 0.0  # spent writing
+        self.waited = 0.0  # that whoever hands over rows had to wait for an earlier write
         self._keys: list[RowKey] = []
         self._rows: list[Float16Array] = []
         self._since = time.monotonic()
@@ -75,7 +76,9 @@ class ShardWriter:
     def _wait(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
+            start = time.perf_counter()
             pending.result()
+            self.waited += time.perf_counter() - start
 
     def _write(self, keys: list[RowKey], rows: list[Float16Array]) -> None:
         start = time.perf_counter()

@@ -25,19 +25,21 @@ def named(path: object) -> str:
 
 
 @contextmanager
-def progress(total: int, what: str, say: Say = silent) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(n)`; a bar with rate and time left on a terminal, elsewhere a line every ten seconds."""
+def progress(
+    total: int, what: str, say: Say = silent, note: Callable[[], str] = str
+) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(n)`; a bar with rate, `note` and time left on a terminal, elsewhere a line every ten seconds."""
     if say is silent:
         yield lambda n: None
     elif sys.stderr.isatty():
-        with _bar(total, what) as advance:
+        with _bar(total, what, note) as advance:
             yield advance
     else:
-        yield _lines(total, what, say)
+        yield _lines(total, what, say, note)
 
 
 @contextmanager
-def _bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+def _bar(total: int, what: str, note: Callable[[], str]) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -55,12 +57,12 @@ def _bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
         def advance(n: int) -> None:
             nonlocal done
             done += n
-            bar.update(task, advance=n, rate=f"{done / max(time.monotonic() - start, 1e-9):.1f}/s")
+            bar.update(task, advance=n, rate=f"{done / max(time.monotonic() - start, 1e-9):.1f}/s{note()}")
 
         yield advance
 
 
-def _lines(total: int, what: str, say: Say) -> Callable[[int], None]:
+def _lines(total: int, what: str, say: Say, note: Callable[[], str]) -> Callable[[int], None]:
     start = last = time.monotonic()
     done = 0
 
@@ -71,7 +73,7 @@ def _lines(total: int, what: str, say: Say) -> Callable[[int], None]:
         if now - last >= SECONDS_BETWEEN_LINES or done == total:
             last = now
             rate = done / max(now - start, 1e-9)
-            say(f"{what}: {done} of {total}, {rate:.1f}/s, {duration((total - done) / rate)} left")
+            say(f"{what}: {done} of {total}, {rate:.1f}/s{note()}, {duration((total - done) / rate)} left")
 
     return advance
 

@@ -1,9 +1,11 @@
 """What this machine computes on, and in what precision; imports no more of torch than it must."""
 
+import math
 import os
 
 import torch
 
+from pipeline.cgroup import group_folders
 from pipeline.errors import PipelineError
 from pipeline.memory import available_bytes
 
@@ -43,5 +45,22 @@ def resolve_precision(precision: str, device: torch.device, stored: str | None =
 
 
 def available_cpus() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors this process may use: of its affinity, and in the time its control groups are given, rounded up."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *(math.ceil(share) for share in _quotas())]))
+
+
+def _quotas() -> list[float]:
+    """Processors' worth of time that each limited control group of this process is given."""
+    found = []
+    for version, folder in group_folders("cpu"):
+        try:
+            if version == 2:
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except (OSError, ValueError):
+            continue
+        if quota != "max" and int(quota) > 0:
+            found.append(int(quota) / int(period))
+    return found

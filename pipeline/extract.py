@@ -33,7 +33,10 @@ from pipeline.weights import tensor_digest
 
 @dataclass
 class ExtractResult:
-    """What `extract` did; the fields of its JSON. Seconds are wall-clock, those of `phases` overlap."""
+    """What `extract` did; the fields of its JSON. Seconds are wall-clock, those of `phases` overlap.
+
+    `bound` is the phase that the others waited for: "decode", "compute" or "write"; "" where nothing was computed.
+    """
 
     set: str
     images: int
@@ -44,6 +47,7 @@ class ExtractResult:
     warmup_seconds: float = 0.0
     images_per_second: float = 0.0
     phases: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "compute": 0.0, "write": 0.0})
+    bound: str = ""
     skipped: list[dict[str, str]] = field(default_factory=list)
     cache: str = ""
     bytes: int = 0
@@ -245,7 +249,7 @@ def _compute(plan: _Plan, cache: FeatureCache, work: list[Work], result: Extract
     bad: list[tuple[Work, str]] = []
     with (
         ShardWriter(cache.path, header, recipe.digest if recipe else "") as writer,
-        progress(rows, "rows", say) as advance,
+        progress(rows, "rows", say, lambda: f", bound by {_bound(loader, writer, result)}") as advance,
         loader,
     ):
         batch: list[tuple[RowKey, Pixels]] = []
@@ -261,11 +265,18 @@ def _compute(plan: _Plan, cache: FeatureCache, work: list[Work], result: Extract
         while batch:
             batch = _run_batch(network, batch, writer, result, advance)
     result.phases["decode"], result.phases["write"] = loader.seconds, writer.seconds
+    result.bound = _bound(loader, writer, result)
     result.images_per_second = result.computed / (time.perf_counter() - start)
     if bad and not plan.config.skip_bad:
         remaining = work[work.index(bad[0][0]) + 1 :]
         raise _all_bad(bad + [(i, str(o)) for i, o in Loader(views, 2).check(remaining)])
     return _skipped(plan, bad)
+
+
+def _bound(loader: Loader, writer: ShardWriter, result: ExtractResult) -> str:
+    """What this thread spent most of its time on: waiting for views, computing, or waiting for the disk."""
+    spent = {"decode": loader.waited, "compute": result.phases["compute"], "write": writer.waited}
+    return max(spent, key=lambda phase: spent[phase])
 
 
 def _run_batch(

@@ -37,6 +37,7 @@ class Loader:
         self.views = views
         self.workers = workers
         self.seconds = 0.0  # summed over the workers
+        self.waited = 0.0  # that whoever takes the views had to wait for them
         self._pool = ThreadPoolExecutor(max(1, workers), "decode")
 
     def __enter__(self) -> Self:
@@ -50,14 +51,15 @@ class Loader:
         waiting: deque[tuple[Work, Future[tuple[Rendered | DecodeError, float]]]] = deque()
         for item in work:
             if not self.workers:
-                yield item, self._count(self._load(item))
+                loaded = self._load(item)
+                self.waited += loaded[1]
+                yield item, self._count(loaded)
                 continue
             waiting.append((item, self._pool.submit(self._load, item)))
             if len(waiting) >= self.FILES_AHEAD * self.workers:
-                done, future = waiting.popleft()
-                yield done, self._count(future.result())
-        for done, future in waiting:
-            yield done, self._count(future.result())
+                yield self._wait(*waiting.popleft())
+        for item, future in waiting:
+            yield self._wait(item, future)
 
     def check(self, work: Iterable[Work]) -> Iterator[tuple[Work, DecodeError]]:
         """Those of `work` that cannot be decoded."""
@@ -65,6 +67,14 @@ class Loader:
             for item, outcome in self.run(Work(item.path, item.digest, ()) for item in work):
                 if isinstance(outcome, DecodeError):
                     yield item, outcome
+
+    def _wait(
+        self, item: Work, future: Future[tuple[Rendered | DecodeError, float]]
+    ) -> tuple[Work, Rendered | DecodeError]:
+        start = time.perf_counter()
+        done = future.result()
+        self.waited += time.perf_counter() - start
+        return item, self._count(done)
 
     def _count(self, timed: tuple[Rendered | DecodeError, float]) -> Rendered | DecodeError:
         outcome, seconds = timed

@@ -3,10 +3,10 @@
 import resource
 from pathlib import Path
 
+from pipeline.cgroup import group_folders
+
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
-_CGROUP = Path("/proc/self/cgroup")
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int:
@@ -31,22 +31,10 @@ def _kilobytes(file: Path, name: str) -> int:
 
 
 def _control_groups() -> list[int]:
-    """Of the process's group and every one above it, in version 2 or 1; cached file pages can be given up."""
+    """What the process's groups and those above them have left; cached file pages can be given up."""
     found = []
-    for line in _CGROUP.read_text().splitlines() if _CGROUP.is_file() else ():
-        number, controllers, place = line.split(":", 2)
-        if number == "0":
-            found += _group(_CGROUP_ROOT, place, "memory.max", "anon")
-        elif "memory" in controllers.split(","):
-            found += _group(_CGROUP_ROOT / "memory", place, "memory.limit_in_bytes", "total_rss")
-    return found
-
-
-def _group(root: Path, place: str, limit_file: str, used: str) -> list[int]:
-    """What the group at `place` and those above it have left, where they are limited."""
-    inside = root / place.lstrip("/")
-    found = []
-    for folder in (inside, *inside.parents):
+    for version, folder in group_folders("memory"):
+        limit_file, used = ("memory.max", "anon") if version == 2 else ("memory.limit_in_bytes", "total_rss")
         try:
             limit = (folder / limit_file).read_text().strip()
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

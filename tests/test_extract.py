@@ -2,10 +2,12 @@
 
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,31 @@ def test_a_feature_that_is_not_finite_names_its_image(run_extract: Extract, tmp_
     save_file(tensors, tmp_path / "huge.safetensors")
     with pytest.raises(PipelineError, match="SHA-256"):
         run_extract(weights=str(tmp_path / "huge.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("place", "phase"),
+    [
+        ("pipeline.loader.decode_rgb", "decode"),
+        ("pipeline.extract.backbone.Backbone.__call__", "compute"),
+        ("cache.writer.write_shard", "write"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_phase_that_the_others_wait_for_is_named(
+    place: str, phase: str, workers: int, run_extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever is slow, with decoding in line or ahead."""
+    monkeypatch.setattr("cache.writer.ShardWriter.__init__.__defaults__", ("", 2, 20.0))
+    quick = pkgutil.resolve_name(place)
+
+    def slowed(*args: object) -> object:
+        time.sleep(0.05)
+        return quick(*args)
+
+    monkeypatch.setattr(place, slowed)
+    assert run_extract(workers=workers).bound == phase
+    assert run_extract(workers=workers).bound == ""
 
 
 def test_an_unknown_backbone_is_refused(run_extract: Extract) -> None:

@@ -12,6 +12,7 @@ from cache.errors import DamagedCache
 from cache.layout import CLEAN_VIEW
 from cache.store import FeatureCache
 from pipeline.config import EvaluateConfig
+from pipeline.device import available_cpus
 from pipeline.evaluate import evaluate
 from pipeline.memory import available_bytes
 from pipeline.rows import label_tensor, load_data
@@ -147,6 +148,29 @@ def test_available_memory_respects_control_groups(
     (group / limit).write_text("100000000\n")
     (group / "memory.stat").write_text(f"cache 70000000\n{used} 40000000\n")
     (tmp_path / "self").write_text(f"3:cpuset:/\n{line}\n")
-    monkeypatch.setattr("pipeline.memory._CGROUP", tmp_path / "self")
-    monkeypatch.setattr("pipeline.memory._CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr("pipeline.cgroup._CGROUP", tmp_path / "self")
+    monkeypatch.setattr("pipeline.cgroup._ROOT", tmp_path)
     assert available_bytes() == 60000000
+
+
+@pytest.mark.parametrize(
+    ("line", "files"),
+    [
+        ("0::/job/step", {"job/cpu.max": "150000 100000\n", "job/step/cpu.max": "max 100000\n"}),
+        ("4:cpu,cpuacct:/job/step", {"cpu/job/cpu.cfs_quota_us": "150000\n", "cpu/job/cpu.cfs_period_us": "100000\n"}),
+        ("4:cpu,cpuacct:/job", {"cpu/job/cpu.cfs_quota_us": "-1\n", "cpu/job/cpu.cfs_period_us": "100000\n"}),
+    ],
+    ids=["version 2", "version 1", "no limit"],
+)
+def test_available_processors_respect_control_groups(
+    line: str, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of one and a half processors is used by two; without a limit, those of the affinity."""
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "self").write_text(f"{line}\n")
+    monkeypatch.setattr("pipeline.cgroup._CGROUP", tmp_path / "self")
+    monkeypatch.setattr("pipeline.cgroup._ROOT", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert available_cpus() == (8 if "-1\n" in files.values() else 2)

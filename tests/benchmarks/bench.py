@@ -5,23 +5,13 @@ $HEADGRAFT_BASELINES, the flowers in $HEADGRAFT_FLOWERS.
 """
 
 import argparse
-import hashlib
 import tempfile
 from pathlib import Path
 
-from beside import BASELINES, FLOWERS, hardware, run, write_rows
+from beside import BASELINES, hardware, run, subset, write_rows
 
 from cache.store import FeatureCache
 from pipeline.backbone import BACKBONES
-
-
-def subset(folder: Path, count: int) -> None:
-    """Links to `count` training flowers, chosen by the digest of their names, in class folders."""
-    files = sorted(FLOWERS.glob("train/*/*.jpg"), key=lambda p: hashlib.sha256(p.name.encode()).digest())
-    for file in files[:count]:
-        link = folder / file.parent.name / file.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(file.resolve())
 
 
 def bench_extract(scratch: Path, count: int) -> None:

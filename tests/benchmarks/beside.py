@@ -1,10 +1,12 @@
 """What the benchmarks share: running a program beside ours, and handing it the same rows."""
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,23 @@ def write_rows(cache: FeatureCache, split: str, path: Path, name: str | None) ->
     """Clean rows of one split as the plain script reads them."""
     rows, labels = cache.arrays(split, name)
     np.savez(path, features=rows.astype(np.float32), labels=labels)
+
+
+def subset(folder: Path, count: int, splits: str = "train") -> Path:
+    """Links to `count` flowers, chosen by the digest of their names, in class folders; `splits` as a pattern."""
+    files = sorted(FLOWERS.glob(f"{splits}/*/*.jpg"), key=lambda p: hashlib.sha256(p.name.encode()).digest())
+    for file in files[:count]:
+        link = folder / file.parent.name / file.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file.resolve())
+    return folder
+
+
+def line(numbers: Sequence[int], seconds: Sequence[float]) -> str:
+    """The straight line through these points, and how straight they lie."""
+    slope, start = np.polyfit(numbers, seconds, 1)
+    left = np.array(seconds) - (slope * np.array(numbers) + start)
+    return f"{1000 * slope:.2f} ms each, {start:+.2f} s at 0, R² {1 - left.var() / np.var(seconds):.4f}"
 
 
 def hardware() -> str:

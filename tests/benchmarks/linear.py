@@ -5,8 +5,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from beside import line
 
 from pipeline.bases import Bases, Data
 from pipeline.config import HeadSettings
@@ -57,8 +57,5 @@ def bench_linear(cache: Path, name: str | None, passes: int) -> None:
 
 
 def _fit(what: str, numbers: list[int], seconds: list[float]) -> None:
-    slope, start = np.polyfit(numbers, seconds, 1)
-    left = np.array(seconds) - (slope * np.array(numbers) + start)
-    straight = 1 - left.var() / np.var(seconds)
     points = ", ".join(f"{n}: {s:.2f}" for n, s in zip(numbers, seconds, strict=True))
-    print(f"seconds by {what}: {points}; {1000 * slope:.2f} ms each, {start:+.2f} s at 0, R² {straight:.4f}")
+    print(f"seconds by {what}: {points}; {line(numbers, seconds)}", flush=True)
