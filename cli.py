@@ -186,7 +186,7 @@ def train_head(as_json: bool, **options: Any) -> None:
 @_json
 def sweep(as_json: bool, **options: Any) -> None:
     """Stage two: try many heads, keep the best as a run."""
-    from pipeline.leaderboard import table
+    from pipeline.search.leaderboard import table
     from pipeline.sweep import sweep as run
 
     result = run(SweepConfig(**options), say)
@@ -291,7 +291,7 @@ def cache_info(as_json: bool, cache: Path, duplicates: bool, name: str | None, t
 def cache_verify(as_json: bool, cache: Path, full: bool) -> None:
     """Check every file of CACHE against the digest it was written under; exit status 1 if any is bad."""
     from cache.check import verify
-    from pipeline.images import changed_files
+    from pipeline.inputs.images import changed_files
 
     result = verify(cache, changed_files if full else None)
     lines = [f"{result.shards} shards, {result.rows} rows, {len(result.bad)} bad"]
@@ -368,7 +368,7 @@ def weights() -> None:
 @_json
 def weights_list(as_json: bool) -> None:
     """The backbones, their weights, and whether they are on this machine."""
-    from pipeline.backbone import BACKBONES
+    from pipeline.backbones.backbone import BACKBONES
 
     known = [spec.weights for spec in BACKBONES.values()]
     rows = [
@@ -383,8 +383,8 @@ def weights_list(as_json: bool) -> None:
 @_json
 def weights_fetch(backbone: str, as_json: bool) -> None:
     """Fetch the weights of BACKBONE into the user's weights folder."""
-    from pipeline.backbone import backbone_spec
-    from pipeline.weights import fetch
+    from pipeline.backbones.backbone import backbone_spec
+    from pipeline.backbones.weights import fetch
 
     named = backbone_spec(backbone).weights
     fetch(named, say)

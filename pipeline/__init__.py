@@ -2,12 +2,14 @@
 
 Nothing is imported here, so that what needs no torch starts at once. The public interface, by module:
 
-    pipeline.config    ExtractConfig, TrainConfig, ExportConfig, EvaluateConfig, PredictConfig
-    pipeline.images    ImageSet
-    pipeline.extract   extract
-    pipeline.train     train_head
-    pipeline.evaluate  evaluate
-    pipeline.export    export
-    pipeline.bundle    load_bundle, Bundle
-    pipeline.predict   predict
+    pipeline.config         ExtractConfig, TrainConfig, SweepConfig, ExportConfig, EvaluateConfig, PredictConfig
+    pipeline.extract        extract
+    pipeline.train          train_head
+    pipeline.sweep          sweep
+    pipeline.evaluate       evaluate
+    pipeline.export         export
+    pipeline.bundle         load_bundle, Bundle
+    pipeline.predict        predict
+    pipeline.estimator      HeadClassifier
+    pipeline.inputs.images  ImageSet
 """

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from cache.files import write_atomically
 from cache.layout import CLEAN_VIEW
-from pipeline.augment import Views
-from pipeline.backbone import Backbone, build_trunk, load_backbone, misfit, normalise, row_shape
+from pipeline.backbones.backbone import Backbone, build_trunk, load_backbone, misfit, normalise, row_shape
 from pipeline.card import card_fault
-from pipeline.decode import decode_rgb, read_image
 from pipeline.errors import BundleError, DecodeError
-from pipeline.head import head_from_tensors
+from pipeline.heads.head import head_from_tensors
+from pipeline.inputs.augment import Views
+from pipeline.inputs.decode import decode_rgb, read_image
 
 BUNDLE_FORMAT = 1
 METADATA_KEY = "headgraft"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from cache.manifest import Base, Manifest
-from pipeline.augment import INTERPOLATION
-from pipeline.backbone import MEAN, STD
-from pipeline.decode import DECODING_POLICY
+from pipeline.backbones.backbone import MEAN, STD
+from pipeline.inputs.augment import INTERPOLATION
+from pipeline.inputs.decode import DECODING_POLICY
 
 _TYPES = {
     "backbone": str,

@@ -10,9 +10,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.group import HeadGroup, Member, Shape
-from pipeline.head import head_from_tensors
-from pipeline.seeds import order_of
+from pipeline.heads.group import HeadGroup, Member, Shape
+from pipeline.heads.head import head_from_tensors
+from pipeline.heads.seeds import order_of
 
 Array = npt.NDArray[np.float32]
 

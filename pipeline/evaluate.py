@@ -10,14 +10,14 @@ from torch import Tensor
 
 from cache import layout
 from cache.index import SkippedImage
+from pipeline.bases.rows import label_tensor
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import EvaluateConfig
 from pipeline.console import Say, silent
-from pipeline.device import available_cpus, resolve_device
 from pipeline.errors import ConfigError, DecodeError, PipelineError, RunError
-from pipeline.images import ImageSet
+from pipeline.inputs.images import ImageSet
+from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.predict import bundle_precision
-from pipeline.rows import label_tensor
 from pipeline.run import RUN_FILE, Run
 
 CALIBRATION_BINS = 15

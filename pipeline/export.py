@@ -17,18 +17,18 @@ from cache import layout
 from cache.index import ImageRecord, SetIndex
 from cache.layout import TEMPORARY_SUFFIX
 from cache.store import FeatureCache
-from pipeline.augment import Views
-from pipeline.backbone import Backbone, load_backbone, load_tensors
+from pipeline.backbones.backbone import Backbone, load_backbone, load_tensors
+from pipeline.backbones.weights import tensor_digest
 from pipeline.bundle import BUNDLE_FORMAT, write_bundle
 from pipeline.card import PREPROCESSING
 from pipeline.config import ExportConfig
 from pipeline.console import Say, silent
-from pipeline.decode import decode_rgb, read_image
-from pipeline.device import available_cpus, computes_bfloat16
 from pipeline.errors import ParityError, RunError, WeightsError
+from pipeline.inputs.augment import Views
+from pipeline.inputs.decode import decode_rgb, read_image
+from pipeline.machine.device import available_cpus, computes_bfloat16
 from pipeline.predict import read_names
 from pipeline.run import Run, refuse_other_kind, refuse_to_overwrite
-from pipeline.weights import tensor_digest
 
 PARITY_IMAGES = 200
 WEIGHTS_LICENCE = "that of their source; torchvision's were trained on ImageNet, whose terms of access apply"

@@ -19,16 +19,17 @@ from cache.manifest import Augmentation, Base, Manifest
 from cache.shard import ShardHeader
 from cache.store import FeatureCache, check_place
 from cache.writer import ShardWriter, merge_small_shards
-from pipeline import augment, backbone
-from pipeline.augment import Views
+from pipeline.backbones import backbone
+from pipeline.backbones.weights import tensor_digest
 from pipeline.config import ExtractConfig
 from pipeline.console import Say, duration, named, progress, silent, size
-from pipeline.decode import DECODING_POLICY, Pixels
-from pipeline.device import available_cpus, resolve_device, resolve_precision
 from pipeline.errors import DecodeError, PipelineError
-from pipeline.images import ImageSet
-from pipeline.loader import Loader, Work
-from pipeline.weights import tensor_digest
+from pipeline.inputs import augment
+from pipeline.inputs.augment import Views
+from pipeline.inputs.decode import DECODING_POLICY, Pixels
+from pipeline.inputs.images import ImageSet
+from pipeline.inputs.loader import Loader, Work
+from pipeline.machine.device import available_cpus, resolve_device, resolve_precision
 
 
 @dataclass

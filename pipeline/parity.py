@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.backbone import Backbone
+from pipeline.backbones.backbone import Backbone
 from pipeline.bundle import Bundle, load_bundle
-from pipeline.device import available_cpus
+from pipeline.machine.device import available_cpus
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from cache.files import read_regular
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import PredictConfig
 from pipeline.console import Say, silent
-from pipeline.decode import EXTENSIONS
-from pipeline.device import available_cpus, computes_bfloat16, resolve_device, resolve_precision
 from pipeline.errors import PipelineError
+from pipeline.inputs.decode import EXTENSIONS
+from pipeline.machine.device import available_cpus, computes_bfloat16, resolve_device, resolve_precision
 
 
 @dataclass

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from cache.files import is_temporary, read_regular, write_atomically
 from cache.store import FeatureCache
-from pipeline.basis import Basis
+from pipeline.bases.basis import Basis
 from pipeline.console import named
 from pipeline.errors import RunError
-from pipeline.head import head_from_tensors
+from pipeline.heads.head import head_from_tensors
 
 RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"

@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from pipeline.baselines import baselines
-from pipeline.bases import Bases
-from pipeline.choice import choose, describe, merged, run_of_best, summary, train_anew
+from pipeline.bases.trainset import TrainingSet
 from pipeline.config import SweepConfig
 from pipeline.console import Say, counted, silent
-from pipeline.device import available_cpus, resolve_device
-from pipeline.head import hidden_units
-from pipeline.journal import Journal
-from pipeline.leaderboard import write_results
-from pipeline.memory import allowed_bytes
-from pipeline.race import Contender, Race
+from pipeline.heads.head import hidden_units
+from pipeline.machine.device import available_cpus, resolve_device
+from pipeline.machine.memory import allowed_bytes
 from pipeline.run import Run, prepare_sweep
-from pipeline.search import start_search
-from pipeline.space import DEFAULT_SPACE, Space
-from pipeline.trainset import TrainingSet
+from pipeline.search.baselines import baselines
+from pipeline.search.choice import choose, describe, merged, run_of_best, summary, train_anew
+from pipeline.search.held import Bases
+from pipeline.search.journal import Journal
+from pipeline.search.leaderboard import write_results
+from pipeline.search.proposals import start_search
+from pipeline.search.race import Contender, Race
+from pipeline.search.space import DEFAULT_SPACE, Space
 
 
 @dataclass

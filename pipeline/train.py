@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.basis import Basis
+from pipeline.bases.basis import Basis
+from pipeline.bases.rows import HeadData, load_data
+from pipeline.bases.stream import StreamedData
+from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, TrainConfig
 from pipeline.console import Say, silent, size
-from pipeline.device import available_cpus
 from pipeline.errors import RunError
-from pipeline.group import HeadGroup, HeadState, Member, Shape
-from pipeline.head import head_from_tensors, hidden_units
-from pipeline.memory import allowed_bytes, available_bytes
-from pipeline.rows import HeadData, load_data
+from pipeline.heads.group import HeadGroup, HeadState, Member, Shape
+from pipeline.heads.head import head_from_tensors, hidden_units
+from pipeline.heads.seeds import order_of
+from pipeline.machine.device import available_cpus
+from pipeline.machine.memory import allowed_bytes, available_bytes
 from pipeline.run import (
     RUN_FORMAT,
     Run,
@@ -26,9 +29,6 @@ from pipeline.run import (
     refuse_to_overwrite,
     remove_sweep,
 )
-from pipeline.seeds import order_of
-from pipeline.stream import StreamedData
-from pipeline.trainset import TrainingSet
 
 
 @dataclass

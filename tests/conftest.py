@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from cache.keys import RowKey
 from cache.manifest import Augmentation, Base, Manifest
 from cache.shard import Float16Array
-from pipeline import backbone
-from pipeline.backbone import BackboneSpec, backbone_spec, load_tensors
+from pipeline.backbones import backbone
+from pipeline.backbones.backbone import BackboneSpec, backbone_spec, load_tensors
+from pipeline.backbones.weights import NamedWeights
 from pipeline.config import ExtractConfig, TrainConfig
 from pipeline.errors import WeightsError
 from pipeline.extract import ExtractResult
-from pipeline.weights import NamedWeights
 
 Times = Callable[[int, int], int]
 

@@ -11,9 +11,9 @@ from torchvision.models import VGG16_Weights
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from pipeline import augment
-from pipeline.augment import ViewParameters, Views, augmented_view, clean_view, resize_for, view_parameters
-from pipeline.decode import Pixels
+from pipeline.inputs import augment
+from pipeline.inputs.augment import ViewParameters, Views, augmented_view, clean_view, resize_for, view_parameters
+from pipeline.inputs.decode import Pixels
 
 DIGESTS = st.binary(min_size=32, max_size=32)
 
@@ -75,7 +75,7 @@ def test_the_clean_view_is_bit_equal_to_torchvisions_crop(height: int, width: in
 
 def test_the_preset_is_torchvisions() -> None:
     """256 for 224, bilinear, mean and deviation: the numbers of the preset."""
-    from pipeline.backbone import MEAN, STD
+    from pipeline.backbones.backbone import MEAN, STD
 
     preset = VGG16_Weights.IMAGENET1K_V1.transforms()
     assert preset.crop_size == [224]

@@ -7,12 +7,12 @@ from conftest import some_rows
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.basis import Basis, Scale
+from pipeline.bases.basis import Basis, Scale
+from pipeline.bases.directions import Blocks, principal, principal_of_rows, spread_of
+from pipeline.bases.fit import fit_basis, region_stage, start_basis
 from pipeline.config import BasisName
-from pipeline.directions import Blocks, principal, principal_of_rows, spread_of
 from pipeline.errors import PipelineError
-from pipeline.fit import fit_basis, region_stage, start_basis
-from pipeline.head import HeadConfig, build_head, head_from_tensors
+from pipeline.heads.head import HeadConfig, build_head, head_from_tensors
 
 NAMES = [
     "full",

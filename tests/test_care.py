@@ -18,7 +18,7 @@ from cache.info import in_words, info
 from cache.pack import pack
 from cache.prune import forget, prune
 from cache.store import FeatureCache
-from pipeline.images import changed_files
+from pipeline.inputs.images import changed_files
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decode import Pixels, decode_rgb
 from pipeline.errors import DecodeError
+from pipeline.inputs.decode import Pixels, decode_rgb
 
 TRANSPOSED = {  # what a camera stores so that the orientation tag makes it upright
     1: None,

@@ -95,7 +95,7 @@ def test_the_model_scores_as_its_run_does(model: Path, trained: Path) -> None:
 @pytest.mark.real
 def test_the_library_predicts_what_the_module_computes(model: Path, trained: Path) -> None:
     """load_bundle().predict and as_module() agree on the same file."""
-    from pipeline.decode import decode_rgb
+    from pipeline.inputs.decode import decode_rgb
 
     path = next((trained / "data" / "test" / "10").iterdir())
     bundle = load_bundle(model)

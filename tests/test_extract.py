@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 
 from cache.errors import CacheError, DamagedCache, ManifestMismatch
 from cache.store import FeatureCache
-from pipeline import backbone
-from pipeline.augment import Views
-from pipeline.backbone import MEAN, STD, build_trunk, load_backbone, normalise
+from pipeline.backbones import backbone
+from pipeline.backbones.backbone import MEAN, STD, build_trunk, load_backbone, normalise
 from pipeline.config import ExtractConfig
-from pipeline.decode import decode_rgb
 from pipeline.errors import DecodeError, PipelineError, WeightsError
 from pipeline.extract import ExtractResult, extract
+from pipeline.inputs.augment import Views
+from pipeline.inputs.decode import decode_rgb
 
 
 def counts(result: ExtractResult) -> tuple[int, int, int, int]:
@@ -157,7 +157,7 @@ def test_a_feature_that_is_not_finite_names_its_image(run_extract: Extract, tmp_
 @pytest.mark.parametrize(
     ("place", "phase"),
     [
-        ("pipeline.loader.decode_rgb", "decode"),
+        ("pipeline.inputs.loader.decode_rgb", "decode"),
         ("pipeline.extract.backbone.Backbone.__call__", "compute"),
         ("cache.writer.write_shard", "write"),
     ],
@@ -320,7 +320,7 @@ def test_compiled_code_is_kept_in_the_users_own_folder(tmp_path: Path) -> None:
     if not shutil.which("g++"):
         pytest.skip("no g++ to compile with")
     program = (
-        "import os, torch; from pipeline.backbone import _compile;"
+        "import os, torch; from pipeline.backbones.backbone import _compile;"
         "net = torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.ReLU()).requires_grad_(False);"
         "torch.inference_mode()(_compile(net))(torch.ones(2, 9))"
     )

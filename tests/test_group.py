@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
-from pipeline.group import HeadGroup, HeadState, Member, Shape
-from pipeline.head import HeadConfig, build_head
-from pipeline.noise import DrawnNoise, HashedNoise, Noise
-from pipeline.seeds import dropout_of, weights_of
+from pipeline.heads.group import HeadGroup, HeadState, Member, Shape
+from pipeline.heads.head import HeadConfig, build_head
+from pipeline.heads.noise import DrawnNoise, HashedNoise, Noise
+from pipeline.heads.seeds import dropout_of, weights_of
 
 MEMBERS = [
     Member(lr=1e-2, seed=1),

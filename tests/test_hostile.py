@@ -19,10 +19,10 @@ from cache.errors import DamagedCache
 from cache.index import SetIndex
 from cache.manifest import Manifest, json_digest
 from cache.store import FeatureCache
-from pipeline.decode import Pixels, decode_rgb, read_image
 from pipeline.errors import ImageSetError
-from pipeline.images import changed_files
-from pipeline.listing import list_files
+from pipeline.inputs.decode import Pixels, decode_rgb, read_image
+from pipeline.inputs.images import changed_files
+from pipeline.inputs.listing import list_files
 from pipeline.predict import find_images
 
 SIDE = 40

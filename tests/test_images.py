@@ -12,7 +12,7 @@ from conftest import CLASSES, draw_dataset, draw_image
 
 from cache.index import SetIndex, SkippedImage
 from pipeline.errors import ImageSetError
-from pipeline.images import ImageSet, stale_files
+from pipeline.inputs.images import ImageSet, stale_files
 
 
 def folder_of_classes(root: Path, count: int = 20) -> Path:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from cache.errors import HeadgraftError
 from cache.manifest import Manifest
+from pipeline.backbones.weights import load_weights_file
 from pipeline.bundle import load_bundle, write_bundle
 from pipeline.errors import BundleError, RunError, WeightsError
-from pipeline.head import HeadConfig, build_head
+from pipeline.heads.head import HeadConfig, build_head
 from pipeline.run import HEAD_FILE, Run
 from pipeline.train import train_head
-from pipeline.weights import load_weights_file
 
 
 def tensor(start: int, end: int, shape: list[int] | None = None, kind: str = "F32") -> dict[str, object]:

@@ -11,12 +11,12 @@ from PIL import Image
 from torchvision.models import VGG16_Weights, vgg16
 
 from cache.store import FeatureCache
-from pipeline import backbone
-from pipeline.augment import clean_view
+from pipeline.backbones import backbone
 from pipeline.config import ExtractConfig
-from pipeline.decode import decode_rgb
-from pipeline.device import computes_bfloat16
 from pipeline.extract import extract
+from pipeline.inputs.augment import clean_view
+from pipeline.inputs.decode import decode_rgb
+from pipeline.machine.device import computes_bfloat16
 
 
 def some_flowers(count: int) -> list[Path]:

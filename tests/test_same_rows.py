@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from cache.keys import RowKey
 from cache.store import FeatureCache
-from pipeline.augment import ViewParameters, view_parameters
-from pipeline.images import ImageSet
+from pipeline.inputs.augment import ViewParameters, view_parameters
+from pipeline.inputs.images import ImageSet
 
 Drawn = dict[RowKey, ViewParameters]
 
@@ -32,7 +32,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
         assert seen.setdefault((digest, f"pass:{number}"), found) == found
         return found
 
-    monkeypatch.setattr("pipeline.augment.view_parameters", watched)
+    monkeypatch.setattr("pipeline.inputs.augment.view_parameters", watched)
     return seen
 
 

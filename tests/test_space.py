@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.errors import ConfigError
-from pipeline.search import start_search
-from pipeline.space import DEFAULT_SPACE, Range, Space
+from pipeline.search.proposals import start_search
+from pipeline.search.space import DEFAULT_SPACE, Range, Space
 
 GOOD = """
 basis = ["pool", "pyramid+white+lda:4"]

@@ -11,12 +11,12 @@ from conftest import Extract, Times, train_config
 from cache.errors import DamagedCache
 from cache.layout import CLEAN_VIEW
 from cache.store import FeatureCache
+from pipeline.bases.rows import label_tensor, load_data
+from pipeline.bases.stream import StreamedData
 from pipeline.config import EvaluateConfig
-from pipeline.device import available_cpus
 from pipeline.evaluate import evaluate
-from pipeline.memory import available_bytes
-from pipeline.rows import label_tensor, load_data
-from pipeline.stream import StreamedData
+from pipeline.machine.device import available_cpus
+from pipeline.machine.memory import available_bytes
 from pipeline.train import train_head
 
 TINY = 500  # bytes: a few rows of the tiny backbone
@@ -148,8 +148,8 @@ def test_available_memory_respects_control_groups(
     (group / limit).write_text("100000000\n")
     (group / "memory.stat").write_text(f"cache 70000000\n{used} 40000000\n")
     (tmp_path / "self").write_text(f"3:cpuset:/\n{line}\n")
-    monkeypatch.setattr("pipeline.cgroup._CGROUP", tmp_path / "self")
-    monkeypatch.setattr("pipeline.cgroup._ROOT", tmp_path)
+    monkeypatch.setattr("pipeline.machine.cgroup._CGROUP", tmp_path / "self")
+    monkeypatch.setattr("pipeline.machine.cgroup._ROOT", tmp_path)
     assert available_bytes() == 60000000
 
 
@@ -170,7 +170,7 @@ def test_available_processors_respect_control_groups(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     (tmp_path / "self").write_text(f"{line}\n")
-    monkeypatch.setattr("pipeline.cgroup._CGROUP", tmp_path / "self")
-    monkeypatch.setattr("pipeline.cgroup._ROOT", tmp_path)
+    monkeypatch.setattr("pipeline.machine.cgroup._CGROUP", tmp_path / "self")
+    monkeypatch.setattr("pipeline.machine.cgroup._ROOT", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     assert available_cpus() == (8 if "-1\n" in files.values() else 2)

@@ -16,22 +16,22 @@ from conftest import REPOSITORY, Extract, Times
 
 from cache.errors import HeadgraftError
 from cache.store import FeatureCache
-from pipeline import race
-from pipeline.baselines import PENALTIES, baselines
-from pipeline.bases import Bases
-from pipeline.choice import choose
+from pipeline.bases.rows import HeadData
+from pipeline.bases.trainset import TrainingSet
 from pipeline.config import EvaluateConfig, HeadSettings, SweepConfig, TrainConfig
 from pipeline.console import silent
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
-from pipeline.journal import Journal, Score
-from pipeline.leaderboard import table
-from pipeline.race import Contender, Race, rungs
-from pipeline.rows import HeadData
 from pipeline.run import Run
+from pipeline.search import race
+from pipeline.search.baselines import PENALTIES, baselines
+from pipeline.search.choice import choose
+from pipeline.search.held import Bases
+from pipeline.search.journal import Journal, Score
+from pipeline.search.leaderboard import table
+from pipeline.search.race import Contender, Race, rungs
 from pipeline.sweep import SweepResult, sweep
 from pipeline.train import train_head
-from pipeline.trainset import TrainingSet
 
 SPACE = """
 basis = ["pool", "pyramid+lda:1"]
@@ -234,7 +234,7 @@ def test_what_is_wrong_with_the_rows_costs_no_run(features: Path) -> None:
 def test_a_sweep_short_of_memory_trains_fewer_heads_at_once(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And keeps no states of heads that wait: the same results, by training from the start again."""
     whole = sweep(config(features, run=features.parent / "whole", memory=1.0))
-    monkeypatch.setattr("pipeline.race.free_bytes", lambda device: 20_000)
+    monkeypatch.setattr("pipeline.search.race.free_bytes", lambda device: 20_000)
     assert sweep(config(features, memory=1.0)).heads == whole.heads
     monkeypatch.setattr("pipeline.train.available_bytes", lambda: 100)
     with pytest.raises(RunError, match="choose a smaller --hidden"):
@@ -244,7 +244,7 @@ def test_a_sweep_short_of_memory_trains_fewer_heads_at_once(features: Path, monk
 def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the heads that trained longest; without any there is nothing to choose."""
     now = iter(range(10_000))
-    monkeypatch.setattr("pipeline.race.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("pipeline.search.race.time.monotonic", lambda: next(now))
     monkeypatch.setattr("pipeline.sweep.time.monotonic", lambda: next(now))
     monkeypatch.setattr(race, "_LARGEST_GROUP", 1)
     result = sweep(config(features, time_limit=8.0))

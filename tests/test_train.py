@@ -14,11 +14,11 @@ from safetensors.torch import load, save
 from cache.errors import CacheError, MissingRows
 from cache.projections import save_projection
 from cache.store import FeatureCache
+from pipeline.bases.rows import HeadData
 from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, TrainConfig
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.evaluate import calibration_error, evaluate, score
-from pipeline.head import HeadConfig, build_head, head_from_tensors
-from pipeline.rows import HeadData
+from pipeline.heads.head import HeadConfig, build_head, head_from_tensors
 from pipeline.run import BASIS_FILE, HEAD_FILE, Run
 from pipeline.train import class_weights, train_head
 

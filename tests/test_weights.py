@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pipeline import weights
-from pipeline.backbone import BACKBONES, weights_source
+from pipeline.backbones import weights
+from pipeline.backbones.backbone import BACKBONES, weights_source
+from pipeline.backbones.weights import NamedWeights, _ArrayUnpickler, fetch, load_weights_file, tensor_digest
 from pipeline.errors import WeightsError
-from pipeline.weights import NamedWeights, _ArrayUnpickler, fetch, load_weights_file, tensor_digest
 
 ALEXNET = BACKBONES["alexnet"].weights
 

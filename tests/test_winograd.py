@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline import winograd
-from pipeline.winograd import WinogradConv2d, accelerate
+from pipeline.backbones import winograd
+from pipeline.backbones.winograd import WinogradConv2d, accelerate
 
 
 def pair(channels: int, out: int, seed: int) -> tuple[nn.Conv2d, WinogradConv2d]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from beside import BASELINES, hardware, run, subset, write_rows
 
 from cache.store import FeatureCache
-from pipeline.backbone import BACKBONES
+from pipeline.backbones.backbone import BACKBONES
 
 
 def bench_extract(scratch: Path, count: int) -> None:

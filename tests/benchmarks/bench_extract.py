@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from beside import BASELINES, ROOT, hardware, line, run, subset
 
-from pipeline.backbone import BACKBONES, load_backbone, load_tensors
+from pipeline.backbones.backbone import BACKBONES, load_backbone, load_tensors
 from pipeline.console import silent
-from pipeline.device import available_cpus
+from pipeline.machine.device import available_cpus
 
 OPERATIONS = 30.7e9  # of VGG16's convolutions at 224 pixels, a multiplication and an addition counted as two
 SIDE = 4096

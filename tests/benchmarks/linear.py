@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from beside import line
 
-from pipeline.bases import Bases, Data
+from pipeline.bases.rows import HeadData
+from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings
 from pipeline.console import silent
-from pipeline.device import available_cpus
-from pipeline.journal import Journal
-from pipeline.race import Contender, Race
-from pipeline.rows import HeadData
-from pipeline.trainset import TrainingSet
+from pipeline.machine.device import available_cpus
+from pipeline.search.held import Bases, Data
+from pipeline.search.journal import Journal
+from pipeline.search.race import Contender, Race
 
 BASIS = "pyramid+white+lda:4"
 HEADS, EPOCHS = 16, 4  # where the others vary

@@ -8,7 +8,7 @@ from cache.index import SetIndex
 from cache.store import FeatureCache
 from pipeline.console import Say
 from pipeline.errors import RunError
-from pipeline.images import count_leaks, stale_files
+from pipeline.inputs.images import count_leaks, stale_files
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,9 @@ from cache.keys import RowKey, join_keys, pack_digests
 from cache.manifest import json_digest
 from cache.projections import load_projection, save_projection
 from cache.store import FeatureCache, Positions
-from pipeline.basis import Basis, Stage
-from pipeline.config import BasisName
-from pipeline.console import Say, counted, silent, size
-from pipeline.directions import Blocks, Spread, spread_of
-from pipeline.errors import PipelineError
-from pipeline.fit import (
+from pipeline.bases.basis import Basis, Stage
+from pipeline.bases.directions import Blocks, Spread, spread_of
+from pipeline.bases.fit import (
     BASIS_VERSION,
     Shared,
     directions,
@@ -32,7 +29,10 @@ from pipeline.fit import (
     started_width,
     without_last,
 )
-from pipeline.stream import ROWS_AT_ONCE, StreamedData, read_shards
+from pipeline.bases.stream import ROWS_AT_ONCE, StreamedData, read_shards
+from pipeline.config import BasisName
+from pipeline.console import Say, counted, silent, size
+from pipeline.errors import PipelineError
 
 ROWS_TO_SCORE = 1024  # together
 ROWS_TO_FIT = 2048

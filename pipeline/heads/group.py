@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.head import HeadConfig, build_head
-from pipeline.noise import DrawnNoise, HashedNoise, Noise
-from pipeline.optimizer import AllHeads, HeadByHead
-from pipeline.seeds import weights_of
+from pipeline.heads.head import HeadConfig, build_head
+from pipeline.heads.noise import DrawnNoise, HashedNoise, Noise
+from pipeline.heads.optimizer import AllHeads, HeadByHead
+from pipeline.heads.seeds import weights_of
 
 CPU = torch.device("cpu")
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchvision import models
 
 from cache.shard import Float16Array
-from pipeline.decode import Pixels
+from pipeline.backbones.weights import NamedWeights, fetch, load_weights_file, weights_folder
+from pipeline.backbones.winograd import accelerate
 from pipeline.errors import PipelineError, WeightsError
-from pipeline.weights import NamedWeights, fetch, load_weights_file, weights_folder
-from pipeline.winograd import accelerate
+from pipeline.inputs.decode import Pixels
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from pipeline.bases import Bases, Data
 from pipeline.config import HeadSettings, SweepConfig, TrainConfig
 from pipeline.console import Say
 from pipeline.errors import RunError
-from pipeline.head import hidden_units, merge_heads
-from pipeline.race import Contender
+from pipeline.heads.head import hidden_units, merge_heads
 from pipeline.run import Run
+from pipeline.search.held import Bases, Data
+from pipeline.search.race import Contender
 from pipeline.train import TrainResult, fit_head, run_of, score_head
 
 

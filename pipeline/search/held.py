@@ -3,12 +3,12 @@
 import time
 from dataclasses import dataclass, field
 
-from pipeline.basis import Basis
+from pipeline.bases.basis import Basis
+from pipeline.bases.fit import Shared
+from pipeline.bases.rows import HeadData, load_data
+from pipeline.bases.stream import StreamedData
+from pipeline.bases.trainset import TrainingSet
 from pipeline.console import Say, silent
-from pipeline.fit import Shared
-from pipeline.rows import HeadData, load_data
-from pipeline.stream import StreamedData
-from pipeline.trainset import TrainingSet
 
 Data = HeadData | StreamedData
 

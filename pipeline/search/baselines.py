@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.rows import HeadData
-from pipeline.stream import StreamedData
+from pipeline.bases.rows import HeadData
+from pipeline.bases.stream import StreamedData
 
 PENALTIES = tuple(10.0**power for power in range(-5, 4))  # times the mean variance of a feature
 

@@ -3,7 +3,7 @@
 import resource
 from pathlib import Path
 
-from pipeline.cgroup import group_folders
+from pipeline.machine.cgroup import group_folders
 
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.basis import Project, Scale, Stage
+from pipeline.bases.basis import Project, Scale, Stage
 from pipeline.errors import PipelineError
 
 Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # each call: the same rows (n, R0) float32, and labels (n,)

@@ -12,7 +12,7 @@ from cache import layout
 from cache.keys import Digests, PackedKeys, join_keys
 from cache.shard import Float16Array
 from cache.store import FeatureCache
-from pipeline.basis import Basis
+from pipeline.bases.basis import Basis
 
 ROWS_AT_ONCE = 256  # turned to float32 and into the basis together
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.errors import ConfigError
-from pipeline.space import SETTINGS, Range, Space, as_kind
+from pipeline.search.space import SETTINGS, Range, Space, as_kind
 
 _TRIES = 100  # a head: a small space has fewer heads than were asked for
 _BATCHES = 4  # in which Optuna proposes: each learns from those before

@@ -5,9 +5,9 @@ import os
 
 import torch
 
-from pipeline.cgroup import group_folders
 from pipeline.errors import PipelineError
-from pipeline.memory import available_bytes
+from pipeline.machine.cgroup import group_folders
+from pipeline.machine.memory import available_bytes
 
 
 def resolve_device(device: str) -> torch.device:

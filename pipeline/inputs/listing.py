@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.console import named
-from pipeline.decode import EXTENSIONS
 from pipeline.errors import ImageSetError
+from pipeline.inputs.decode import EXTENSIONS
 
 _SPLIT_OF = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
 _COLUMNS = ("path", "label", "split")

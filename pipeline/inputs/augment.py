@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.decode import Pixels
+from pipeline.inputs.decode import Pixels
 
 RECIPE = "crop-flip-rotate"
 RECIPE_VERSION = 1

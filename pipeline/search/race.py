@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from pipeline.bases import Bases
+from pipeline.bases.rows import ROWS_TO_SCORE
 from pipeline.config import HeadSettings
 from pipeline.console import Say, counted, silent
-from pipeline.device import computes_bfloat16, free_bytes
-from pipeline.group import CPU, HeadGroup, HeadState
-from pipeline.journal import UNTRIED, Journal, Score
-from pipeline.rows import ROWS_TO_SCORE
-from pipeline.seeds import order_of
+from pipeline.heads.group import CPU, HeadGroup, HeadState
+from pipeline.heads.seeds import order_of
+from pipeline.machine.device import computes_bfloat16, free_bytes
+from pipeline.search.held import Bases
+from pipeline.search.journal import UNTRIED, Journal, Score
 from pipeline.train import bytes_of_training, class_weights, member_of, refuse_beyond_memory, shape_of
 
 FINISHING = 4  # heads that train to the end, at least

@@ -11,7 +11,7 @@ from pathlib import Path
 from cache.index import SPLITS, ImageRecord, SetIndex, SkippedImage
 from pipeline.console import named
 from pipeline.errors import ImageSetError
-from pipeline.listing import Listed, extensions, list_files
+from pipeline.inputs.listing import Listed, extensions, list_files
 
 
 @dataclass(frozen=True)

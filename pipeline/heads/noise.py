@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.seeds import dropout_of
+from pipeline.heads.seeds import dropout_of
 
 _VALUES = 1 << 16
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pipeline.augment import Views
-from pipeline.decode import Pixels, decode_rgb, read_image
 from pipeline.errors import DecodeError, ImageSetError
+from pipeline.inputs.augment import Views
+from pipeline.inputs.decode import Pixels, decode_rgb, read_image
 
 Rendered = list[tuple[str, Pixels]]  # (view, pixels)
 

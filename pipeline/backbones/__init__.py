@@ -1,0 +1,1 @@
+"""Pretrained networks: their weights, and how they compute."""

@@ -1,0 +1,1 @@
+"""Image files: which there are, their pixels, and the views that are made of them."""
