@@ -89,6 +89,7 @@ def _training_options(command: F) -> F:
         click.option("--run", type=_PATH, required=True, help="Folder for what is trained; a sweep goes on in it."),
         _option(TrainConfig, "set", "Image set.  [default: the only one]", type=str),
         _option(TrainConfig, "passes", "Augmented passes to train on.  [default: all there are]", type=int),
+        _option(TrainConfig, "dense", "Also train on the windows of dense views of so many pixels."),
         _option(
             TrainConfig, "memory", "GB for rows; more are read each epoch.  [default: half of the free]", type=float
         ),
@@ -117,6 +118,7 @@ def main() -> None:
 @click.option("--cache", type=_PATH, required=True, help="Folder of the feature cache.")
 @_option(ExtractConfig, "set", "Name of the image set.  [default: DATA's last part]", type=str)
 @_option(ExtractConfig, "passes", "Augmented passes over the training images.")
+@_option(ExtractConfig, "dense", "Also keep the map of a larger clean view of training images: 288.")
 @_option(ExtractConfig, "backbone", "vgg11, vgg13, vgg16, vgg19 or alexnet.")
 @_option(ExtractConfig, "weights", "A name, or a file of weights.  [default: ImageNet]", type=str)
 @_option(ExtractConfig, "image_size", "Side of the backbone's input in pixels.")

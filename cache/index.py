@@ -37,10 +37,12 @@ class ImageRecord:
         """The digest as the 32 bytes of a row key."""
         return bytes.fromhex(self.digest)
 
-    def keys(self, passes: int) -> list[RowKey]:
-        """The rows this file needs: its clean view and, in train, passes 1..`passes`."""
-        augmented = range(1, passes + 1) if self.split == "train" else ()
-        return [(self.key, layout.pass_view(number)) for number in (0, *augmented)]
+    def keys(self, passes: int, dense: int = 0) -> list[RowKey]:
+        """The rows this file needs: its clean view and, in train, passes 1..`passes` and the dense view, 0 for none."""
+        if self.split != "train":
+            return [(self.key, layout.CLEAN_VIEW)]
+        rows = [(self.key, layout.pass_view(number)) for number in range(passes + 1)]
+        return [*rows, (self.key, layout.dense_view(dense))] if dense else rows
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class SetIndex:
     """The index of one image set; `classes` are the names in the order of the head's outputs.
 
     `data` is what was extracted, a folder or a CSV file; the records' paths start from `root`. `passes` is how many
-    augmented passes all of its training images had when it was written: should one be missing, it was lost.
+    augmented passes all of its training images had when it was written, `dense` the pixels of their dense view, 0 for
+    none: should one be missing, it was lost.
     """
 
     name: str
@@ -68,6 +71,7 @@ class SetIndex:
     images: tuple[ImageRecord, ...]
     skipped: tuple[SkippedImage, ...] = ()
     passes: int = 0
+    dense: int = 0
 
     @property
     def digest(self) -> str:
@@ -79,9 +83,9 @@ class SetIndex:
         """The records of one split, in index order."""
         return tuple(image for image in self.images if image.split == name)
 
-    def row_keys(self, passes: int) -> list[RowKey]:
-        """Distinct keys this set needs: the clean view of all, passes 1..`passes` of what is in train."""
-        return list(dict.fromkeys(key for image in self.images for key in image.keys(passes)))
+    def row_keys(self, passes: int, dense: int = 0) -> list[RowKey]:
+        """Distinct keys this set needs: the clean view of all; of what is in train passes 1..`passes`, dense views."""
+        return list(dict.fromkeys(key for image in self.images for key in image.keys(passes, dense)))
 
     def counts(self) -> dict[str, int]:
         """Files by split."""
@@ -119,6 +123,7 @@ class SetIndex:
                 images=_records(stored.pop("images")),
                 skipped=tuple(SkippedImage(**image) for image in stored["skipped"]),
                 passes=stored["passes"],
+                dense=stored["dense"],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedCache(f"{path} lacks or adds a field ({error}); run extract again to write it") from error
@@ -147,8 +152,9 @@ def _impossible(index: SetIndex, path: Path) -> str:
         return "another set's name, or no texts as places and classes"
     if not index.classes or len(set(index.classes)) != len(index.classes):
         return "no classes, or one twice"
-    if not is_count(index.passes, most=layout.MOST_PASSES) or type(index.split_seed) is not int:
-        return "no counts as passes and split_seed"
+    counts = is_count(index.passes, most=layout.MOST_PASSES) and is_count(index.dense, most=layout.LARGEST_SIDE)
+    if not counts or type(index.split_seed) is not int:
+        return "no counts as passes, dense and split_seed"
     from_csv, classes = index.data != index.root, frozenset(index.classes)  # a CSV may name files anywhere
     bad = next((record for record in index.images if not _is_possible(record, from_csv, classes)), None)
     if bad is None and len({record.path for record in index.images}) != len(index.images):

@@ -61,6 +61,7 @@ def _set(cache: FeatureCache, name: str) -> dict[str, Any]:
         "classes": len(index.classes),
         "splits": index.counts(),
         "passes": index.passes,
+        "dense": index.dense,
         "skipped": len(index.skipped),
         "missing": cache.lost(index),
     }
@@ -91,7 +92,7 @@ def _view_in_words(view: str) -> str:
     kind, number = view.split(":")
     if view == layout.CLEAN_VIEW:
         return "the clean view"
-    return f"augmented pass {number}" if kind == "pass" else f"dense view {number}"
+    return f"augmented pass {number}" if kind == "pass" else f"the dense view of {number} pixels"
 
 
 def _set_in_words(entry: dict[str, Any]) -> str:
@@ -99,8 +100,9 @@ def _set_in_words(entry: dict[str, Any]) -> str:
         return f"{entry['set']}: {entry['error']}"
     splits = ", ".join(f"{count} {split}" for split, count in entry["splits"].items())
     lost = f", {entry['missing']} rows lost: run extract again" if entry["missing"] else ""
+    dense = f", dense views of {entry['dense']} pixels" if entry["dense"] else ""
     skipped = f", {entry['skipped']} skipped" if entry["skipped"] else ""
     return (
         f"{entry['set']}: {entry['images']} images ({splits}) of {entry['classes']} classes, "
-        f"{entry['passes']} augmented passes{skipped}{lost}, from {entry['data']}"
+        f"{entry['passes']} augmented passes{dense}{skipped}{lost}, from {entry['data']}"
     )

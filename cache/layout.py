@@ -18,7 +18,7 @@ TEMPORARY_SUFFIX = ".tmp"
 
 FEATURES = "features"  # (N, D) <f2, contiguous
 DIGESTS = "digests"  # (N, 32) uint8: SHA-256 of each image file
-VIEWS = "views"  # (N,) S16: "pass:0", "pass:1", ..., "dense:288"
+VIEWS = "views"  # (N,) S16: "pass:0", "pass:1", ..., "dense:288", whose rows are larger maps
 
 ATTR_FORMAT = "format"
 ATTR_BASE = "base_digest"
@@ -45,9 +45,32 @@ def pass_view(number: int) -> str:
     return f"pass:{number}"
 
 
+def dense_view(size: int) -> str:
+    """The name of the map of a clean view of `size` pixels, larger than the input."""
+    return f"dense:{size}"
+
+
+def window_view(size: int, number: int) -> str:
+    """The name of window `number` of such a map: a row that is served, never stored."""
+    return f"dense:{size}:{number}"
+
+
+def split_window(view: str) -> tuple[str, int]:
+    """The stored view that `view` is served from, and the number of the window; -1 where it is all of it."""
+    if view.count(":") < 2:
+        return view, -1
+    stored, _, number = view.rpartition(":")
+    return stored, int(number)
+
+
 def is_view(name: str) -> bool:
-    """Whether `name` is a view of this format."""
+    """Whether `name` is a view that shards of this format hold."""
     return _VIEW.fullmatch(name) is not None
+
+
+def is_dense(view: str) -> bool:
+    """Whether `view` is a dense one."""
+    return view.startswith("dense:")
 
 
 def is_augmented(view: str) -> bool:

@@ -69,11 +69,11 @@ def prune(path: Path, dry_run: bool = False, say: Callable[[str], None] = lambda
 
 
 def _used(cache: FeatureCache) -> Callable[[RowKey], bool]:
-    """Whether a set may ask for a row: any view of its images, augmented passes of those it trains on."""
+    """Whether a set may ask for a row: the clean view of its images, any other of those it trains on."""
     indexes = [cache.index(name) for name in cache.sets()]
     known = {image.key for index in indexes for image in index.images}
     trained = {image.key for index in indexes for image in index.split("train")}
-    return lambda key: key[0] in (trained if layout.is_augmented(key[1]) else known)
+    return lambda key: key[0] in (known if key[1] == layout.CLEAN_VIEW else trained)
 
 
 def _waste(kept: Sequence[tuple[Shard, list[int]]], whole: Sequence[Path]) -> tuple[int, int]:

@@ -17,9 +17,33 @@ from cache.index import SetIndex, index_path, list_sets
 from cache.keys import KeyTable, PackedKeys, RowKey, pack_keys
 from cache.manifest import Manifest
 from cache.shard import Float16Array, Shard
+from cache.windows import cut_windows, split_keys, windows_of
 
 Positions = npt.NDArray[np.intp]
 Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one shard: `positions` in the keys that were asked for, `rows` in the shard, `windows` of these.
+
+    `windows` are -1 where a row is served whole; those that are cut have `row_shape`.
+    """
+
+    shard: Shard
+    positions: Positions
+    rows: Positions
+    windows: Positions
+    row_shape: tuple[int, ...]
+
+    def blocks(self, source: Float16Array, size: int) -> Iterator[tuple[Positions, Float16Array]]:
+        """Positions and rows (n, D), n at most `size`, of all the shard's rows `source`."""
+        for start in range(0, len(self.positions), size):
+            some = slice(start, start + size)
+            rows = source[self.rows[some]]
+            if self.windows[start] >= 0:
+                rows = cut_windows(rows, self.shard.header.row_shape, self.row_shape, self.windows[some])
+            yield self.positions[some], rows
 
 
 @dataclass(frozen=True)
@@ -114,12 +138,19 @@ class FeatureCache:
             return DamagedCache(f"{path} cannot be read: {error.strerror}")
         if shard.header.base_digest != self.manifest.base.digest or shard.header.augmentation_digest not in recipes:
             return ManifestMismatch(f"{path} was made with other settings than {self.path}")
+        if not shard.header.basis and not self._fits(shard):
+            return DamagedCache(f"{path} holds rows of {shard.header.row_shape}, which its views do not have")
         return shard
+
+    def _fits(self, shard: Shard) -> bool:
+        """Whether its rows are rows of this cache and, only where all its views are dense, maps with windows."""
+        shape = shard.header.row_shape
+        dense = [layout.is_dense(view) for view in shard.views]
+        return all(dense) and windows_of(shape, self.row_shape) > 1 if shape != self.row_shape else not any(dense)
 
     def _whole_rows(self, shards: Sequence[Shard]) -> KeyTable:
         """Where each key is served from; a spare copy of a row is never looked at."""
-        whole = [(n, s) for n, s in enumerate(shards) if s.header.basis == "" and s.header.row_shape == self.row_shape]
-        return KeyTable([(number, shard.packed_keys) for number, shard in whole])
+        return KeyTable([(n, shard.packed_keys) for n, shard in enumerate(shards) if not shard.header.basis])
 
     @cached_property
     def _places(self) -> KeyTable:
@@ -127,7 +158,8 @@ class FeatureCache:
 
     def lost(self, index: SetIndex) -> int:
         """Rows that the set had when it was extracted and that no sound shard has."""
-        shards, _ = self._whole_rows(self.examined[0]).find(pack_keys(index.row_keys(index.passes)))
+        keys = pack_keys(index.row_keys(index.passes, index.dense))
+        shards, _ = self._whole_rows(self.examined[0]).find(keys)
         return int((shards < 0).sum())
 
     def __len__(self) -> int:
@@ -136,15 +168,16 @@ class FeatureCache:
 
     def missing(self, keys: Sequence[RowKey]) -> list[RowKey]:
         """Those of `keys` that have no row, in their order."""
-        shards, _ = self._places.find(pack_keys(keys))
+        shards, _ = self._places.find(split_keys(pack_keys(keys))[0])
         return [keys[number] for number in np.flatnonzero(shards < 0).tolist()]
 
-    def groups(self, keys: PackedKeys) -> list[tuple[Shard, Positions, Positions]]:
-        """Where `keys` are: each shard with positions in `keys` and the rows there. MissingRows if one is nowhere.
+    def parts(self, keys: PackedKeys) -> list["Part"]:
+        """Where `keys` are, shard by shard. MissingRows if one is nowhere.
 
         Rows in the order of the file, so that a cold disk is read forwards.
         """
-        shards, rows = self._places.find(keys)
+        stored, windows = split_keys(keys)
+        shards, rows = self._places.find(stored)
         if absent := int((shards < 0).sum()):
             raise MissingRows(
                 f"{absent} of {len(keys)} rows are not in {self.path}: run extract again on the same data"
@@ -152,14 +185,12 @@ class FeatureCache:
         order = np.lexsort((rows, shards))
         cuts = np.flatnonzero(np.diff(shards[order])) + 1
         parts = np.split(order, cuts) if len(keys) else []
-        return [(self.shards[shards[part[0]]], part, rows[part]) for part in parts]
+        return [Part(self.shards[shards[p[0]]], p, rows[p], windows[p], self.row_shape) for p in parts]
 
     def blocks(self, keys: Sequence[RowKey], size: int = 1024) -> Iterator[tuple[Positions, Float16Array]]:
         """Rows of `keys` shard by shard: (positions in `keys`, rows (n, D) float16), n at most `size`."""
-        for shard, positions, rows in self.groups(pack_keys(keys)):
-            for start in range(0, len(positions), size):
-                part = slice(start, start + size)
-                yield positions[part], shard.rows[rows[part]]
+        for part in self.parts(pack_keys(keys)):
+            yield from part.blocks(part.shard.rows, size)
 
     def read(self, keys: Sequence[RowKey]) -> Float16Array:
         """Rows of `keys` in their order, (N, D) float16."""
@@ -203,6 +234,12 @@ class FeatureCache:
     def save_index(self, index: SetIndex) -> None:
         """Write or replace the index of one set."""
         index.save(self.path / layout.SET_FOLDER)
+
+    def dense_windows(self, size: int) -> int:
+        """Windows of each dense view of `size` pixels that is here; 0 where there is none."""
+        view = layout.dense_view(size)
+        here = (shard.header.row_shape for shard in self.shards if not shard.header.basis and view in shard.views)
+        return next((windows_of(shape, self.row_shape) for shape in here), 0)
 
     def complete_passes(self, index: SetIndex) -> int:
         """The largest K for which all passes 1..K of the set's training images have rows."""

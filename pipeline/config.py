@@ -21,6 +21,7 @@ SEARCHES = ("random", "grid", "optuna")
 LARGEST_SEED = (1 << 32) - 1  # seeds.py counts on it
 _EXTRACT_BOUNDS = {
     "passes": (0, MOST_PASSES),
+    "dense": (0, LARGEST_SIDE),
     "image_size": (32, LARGEST_SIDE),
     "seed": (0, LARGEST_SEED),
     "split_seed": (0, LARGEST_SEED),
@@ -29,7 +30,12 @@ _EXTRACT_BOUNDS = {
     "threads": (1, 1024),
 }
 _HEAD_BOUNDS = {"hidden": (1, 1 << 16), "batch_size": (1, 1 << 20)}
-_TRAIN_BOUNDS = {"passes": (0, MOST_PASSES), "epochs": (1, 100_000), "seed": (0, LARGEST_SEED)}
+_TRAIN_BOUNDS = {
+    "passes": (0, MOST_PASSES),
+    "dense": (0, LARGEST_SIDE),
+    "epochs": (1, 100_000),
+    "seed": (0, LARGEST_SEED),
+}
 _SWEEP_BOUNDS = {**_TRAIN_BOUNDS, "heads": (1, 100_000), "seeds": (1, 100)}
 
 REGIONS = ("full", "pool", "pyramid")
@@ -77,12 +83,17 @@ def _check_device(device: str) -> None:
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """Stage one. `passes` augmented views per training image; `image_size` in pixels; None counts are chosen."""
+    """Stage one. `passes` augmented views per training image; `image_size` in pixels; None counts are chosen.
+
+    `dense`, in pixels, asks for the map of a larger clean view of each training image, whose windows are views; 0 for
+    none.
+    """
 
     data: Path
     cache: Path
     set: str | None = None
     passes: int = 0
+    dense: int = 0
     backbone: str = "vgg16"
     weights: str | None = None
     image_size: int = 224
@@ -101,6 +112,8 @@ class ExtractConfig:
         _check_computing(self.precision, self.device)
         for name, (least, most) in _EXTRACT_BOUNDS.items():
             _require_count(name, getattr(self, name), least, most)
+        larger = not self.dense or self.dense > self.image_size
+        _require(larger, f"--dense is {self.dense}, expected more than --image-size {self.image_size}, or 0 for none")
 
 
 @dataclass(frozen=True)
@@ -133,14 +146,15 @@ class HeadSettings:
 class TrainConfig:
     """Stage two, one head of `HeadSettings`.
 
-    `passes` None takes every pass the cache has whole for the set. `memory`, in GB, is what rows may take; None is half
-    of what is free. More rows than that are read from the cache in each epoch.
+    `passes` None takes every pass the cache has whole for the set; `dense` adds the windows of views of so many pixels.
+    `memory`, in GB, is what rows may take; None is half of what is free. More rows than that are read in each epoch.
     """
 
     cache: Path
     run: Path
     set: str | None = None
     passes: int | None = None
+    dense: int = 0
     hidden: int = HeadSettings.hidden
     dropout: float = HeadSettings.dropout
     lr: float = HeadSettings.lr
@@ -176,6 +190,7 @@ class SweepConfig:
     run: Path
     set: str | None = None
     passes: int | None = None
+    dense: int = 0
     heads: int = 64
     epochs: int = 20
     time_limit: float | None = None

@@ -32,6 +32,7 @@ class SweepResult:
     run: str
     set: str
     passes: int
+    dense: int
     leaks: dict[str, int]
     heads: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +53,7 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     search = start_search(config, space)
     device = resolve_device(config.device)
     torch.set_num_threads(available_cpus())
-    rows = TrainingSet.open(config.cache, config.set, config.passes, say)
+    rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
     prepare_sweep(config.run, config.overwrite)  # only now: what is wrong with the rows must not cost a run
     bases = Bases(rows, allowed_bytes(config.memory), say)
     journal = Journal.open(config.run, _asked(config, space, rows, device))
@@ -66,7 +67,8 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
         race.run(new)
         search.tell([(head.settings, head.score.valid_accuracy) for head in new])
     chosen = choose(heads, bases)
-    result = SweepResult(str(config.run), rows.index.name, rows.passes, rows.leaks, _entries(heads, config.epochs))
+    result = SweepResult(str(config.run), rows.index.name, rows.passes, rows.dense, rows.leaks)
+    result.heads = _entries(heads, config.epochs)
     result.seconds, result.basis_seconds = time.perf_counter() - start, bases.seconds
     say(f"chosen of {counted(len(heads), 'head')} after {result.seconds:.1f} s: {describe(chosen.settings)}")
     basis = chosen.settings.basis
@@ -99,6 +101,7 @@ def _asked(config: SweepConfig, space: Space, rows: TrainingSet, device: torch.d
     return {
         "set": rows.index.name,
         "passes": rows.passes,
+        "dense": rows.dense,
         **{name: getattr(config, name) for name in names},
         "device": device.type,
         "space": space.describe(),

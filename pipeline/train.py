@@ -70,8 +70,8 @@ def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
     if config.run.is_dir():
         refuse_other_things(config.run)
     torch.set_num_threads(available_cpus())
-    rows = TrainingSet.open(config.cache, config.set, config.passes, say)
-    basis, data = load_data(rows.cache, rows.index, rows.passes, config.basis, allowed_bytes(config.memory), say)
+    rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
+    basis, data = load_data(rows, config.basis, allowed_bytes(config.memory), say)
     result, head = fit_head(config, rows, data, say)
     result.seconds = time.perf_counter() - start
     remove_sweep(config.run)
@@ -165,7 +165,7 @@ def run_of(config: TrainConfig, rows: TrainingSet, result: TrainResult, basis: B
         "format": RUN_FORMAT,
         "cache": str(rows.cache.path.absolute()),
         "base_digest": manifest.base.digest,
-        "augmentation_digest": manifest.augmentation.digest if manifest.augmentation and rows.passes else "",
+        "augmentation_digest": rows.recipe,
         "set_digest": rows.index.digest,
         "classes": list(rows.index.classes),
         "config": {**settings, "passes": rows.passes, "hidden": hidden_units(head)},

@@ -21,7 +21,7 @@ from pipeline.backbones.backbone import BackboneSpec, backbone_spec, load_tensor
 from pipeline.backbones.weights import NamedWeights
 from pipeline.config import ExtractConfig, TrainConfig
 from pipeline.errors import WeightsError
-from pipeline.extract import ExtractResult
+from pipeline.extraction.plan import ExtractResult
 
 Times = Callable[[int, int], int]
 

@@ -22,7 +22,8 @@ from pipeline.backbones import backbone
 from pipeline.backbones.backbone import MEAN, STD, build_trunk, load_backbone, normalise
 from pipeline.config import ExtractConfig
 from pipeline.errors import DecodeError, PipelineError, WeightsError
-from pipeline.extract import ExtractResult, extract
+from pipeline.extract import extract
+from pipeline.extraction.plan import ExtractResult
 from pipeline.inputs.augment import Views
 from pipeline.inputs.decode import decode_rgb
 
@@ -158,7 +159,7 @@ def test_a_feature_that_is_not_finite_names_its_image(run_extract: Extract, tmp_
     ("place", "phase"),
     [
         ("pipeline.inputs.loader.decode_rgb", "decode"),
-        ("pipeline.extract.backbone.Backbone.__call__", "compute"),
+        ("pipeline.extraction.compute.backbone.Backbone.__call__", "compute"),
         ("cache.writer.write_shard", "write"),
     ],
 )
@@ -273,7 +274,8 @@ import os, signal, sys
 sys.path.insert(0, {str(REPOSITORY / "tests")!r})
 from functools import partial
 from pathlib import Path
-import conftest, pipeline.extract as stage
+import conftest, pipeline.extraction.compute as stage
+from pipeline.extract import extract
 from pipeline.config import ExtractConfig
 conftest.register_tiny()
 stage.ShardWriter = partial(stage.ShardWriter, rows_per_shard=4)
@@ -284,7 +286,7 @@ def counted(*given):
         os.kill(os.getpid(), signal.SIGKILL)
     return run_batch(*given)
 stage._run_batch = counted
-stage.extract(ExtractConfig(Path({str(data)!r}), Path({str(tmp_path / "features")!r}), backbone="tiny",
+extract(ExtractConfig(Path({str(data)!r}), Path({str(tmp_path / "features")!r}), backbone="tiny",
     weights={tiny!r},
     image_size=32,
     precision="float32", device="cpu", batch_size=4, threads=1))

@@ -18,6 +18,7 @@ from cache.keys import RowKey
 from cache.store import FeatureCache
 from pipeline.inputs.augment import ViewParameters, view_parameters
 from pipeline.inputs.images import ImageSet
+from pipeline.inputs.loader import Loader
 
 Drawn = dict[RowKey, ViewParameters]
 
@@ -38,7 +39,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
 
 def interrupted(run_extract: Extract, cache: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
     """An extraction that ends after ten batches."""
-    run_batch, batches = sys.modules["pipeline.extract"]._run_batch, itertools.count()
+    run_batch, batches = sys.modules["pipeline.extraction.compute"]._run_batch, itertools.count()
 
     def counted(*given: object) -> object:
         if next(batches) == 10:
@@ -46,7 +47,7 @@ def interrupted(run_extract: Extract, cache: Path, monkeypatch: pytest.MonkeyPat
         return run_batch(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.extract._run_batch", counted)
+        patch.setattr("pipeline.extraction.compute._run_batch", counted)
         with pytest.raises(KeyboardInterrupt):
             run_extract(cache=cache, **options)
 
@@ -60,11 +61,13 @@ def test_augmentation_does_not_depend_on_how_rows_are_made(
     run_extract(cache=tmp_path / "plain", passes=2)
     plain, reference = FeatureCache.open(tmp_path / "plain"), dict(drawn)
     drawn.clear()
-    monkeypatch.setattr("pipeline.extract.ShardWriter.__init__.__defaults__", ("", shard_rows, 20.0))
+    monkeypatch.setattr("pipeline.extraction.compute.ShardWriter.__init__.__defaults__", ("", shard_rows, 20.0))
     monkeypatch.setattr("cache.writer.MERGE_BELOW", 0)
-    run = sys.modules["pipeline.extract"].Loader.run
+    run = Loader.run
     shuffled = random.Random(workers + shard_rows)
-    monkeypatch.setattr("pipeline.extract.Loader.run", lambda self, work: run(self, shuffled.sample(work, len(work))))
+    monkeypatch.setattr(
+        "pipeline.extraction.compute.Loader.run", lambda self, work: run(self, shuffled.sample(work, len(work)))
+    )
     options = {"passes": 2, "workers": workers, "batch_size": 1}
     interrupted(run_extract, tmp_path / "other", monkeypatch, **options)
     assert run_extract(cache=tmp_path / "other", **options).reused == 10

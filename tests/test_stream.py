@@ -13,6 +13,7 @@ from cache.layout import CLEAN_VIEW
 from cache.store import FeatureCache
 from pipeline.bases.rows import label_tensor, load_data
 from pipeline.bases.stream import StreamedData
+from pipeline.bases.trainset import TrainingSet
 from pipeline.config import EvaluateConfig
 from pipeline.evaluate import evaluate
 from pipeline.machine.device import available_cpus
@@ -26,7 +27,7 @@ TINY = 500  # bytes: a few rows of the tiny backbone
 def features(run_extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache with one augmented pass, in many small shards."""
     monkeypatch.setattr("cache.writer.MERGE_BELOW", 0)
-    monkeypatch.setattr("pipeline.extract.ShardWriter.__init__.__defaults__", ("", 5, 20.0))
+    monkeypatch.setattr("pipeline.extraction.compute.ShardWriter.__init__.__defaults__", ("", 5, 20.0))
     run_extract(passes=1, batch_size=5)
     assert len(FeatureCache.open(tmp_path / "features").shards) >= 7
     return tmp_path / "features"
@@ -35,7 +36,7 @@ def features(run_extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def streamed(features: Path, passes: int = 1, name: str = "pool") -> StreamedData:
     """The set's rows with next to no memory."""
     cache = FeatureCache.open(features)
-    _, data = load_data(cache, cache.index(), passes, name, TINY)
+    _, data = load_data(TrainingSet(cache, cache.index(), passes, {}), name, TINY)
     assert isinstance(data, StreamedData)
     return data
 
@@ -64,7 +65,7 @@ def test_a_streamed_basis_is_the_one_fitted_in_memory(features: Path, name: str)
     """On all rows of all passes, to rounding."""
     cache = FeatureCache.open(features)
     index = cache.index()
-    in_memory, _ = load_data(cache, index, 1, name, 1 << 40)
+    in_memory, _ = load_data(TrainingSet(cache, index, 1, {}), name, 1 << 40)
     rows = cache.read(index.row_keys(1))
     assert torch.allclose(in_memory.apply(rows), streamed(features, name=name).basis.apply(rows), atol=1e-4)
 

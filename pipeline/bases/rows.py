@@ -30,6 +30,7 @@ from pipeline.bases.fit import (
     without_last,
 )
 from pipeline.bases.stream import ROWS_AT_ONCE, StreamedData, read_shards
+from pipeline.bases.trainset import TrainingSet
 from pipeline.config import BasisName
 from pipeline.console import Say, counted, silent, size
 from pipeline.errors import PipelineError
@@ -88,25 +89,19 @@ class HeadData:
 
 
 def load_data(
-    cache: FeatureCache,
-    index: SetIndex,
-    passes: int,
-    name: str,
-    memory: int,
-    say: Say = silent,
-    shared: Shared | None = None,
+    rows: TrainingSet, name: str, memory: int, say: Say = silent, shared: Shared | None = None
 ) -> tuple[Basis, HeadData | StreamedData]:
     """Fit basis `name` on the set's training rows and project training and validation rows; kept in the cache.
 
     Where that takes more than `memory` bytes, the basis is fitted block by block, and rows are read in each epoch.
     `shared` keeps, for further bases of the same rows, what they have in common.
     """
-    train, valid = index.split("train"), index.split("valid")
-    count, each = len(train) * (passes + 1) + len(valid), _row_bytes(cache, name)
+    train, valid = rows.index.split("train"), rows.index.split("valid")
+    count, each = len(train) * len(rows.views) + len(valid), _row_bytes(rows.cache, name)
     if count * each > memory:
         say(f"{count} rows of {each} bytes are more than {size(memory)} of memory: they are read in each epoch")
-        return _streamed(cache, index, passes, name, memory, say)
-    return _in_memory(cache, index, passes, name, say, shared or Shared())
+        return _streamed(rows, name, memory, say)
+    return _in_memory(rows, name, say, shared or Shared())
 
 
 def _row_bytes(cache: FeatureCache, name: str) -> int:
@@ -115,13 +110,12 @@ def _row_bytes(cache: FeatureCache, name: str) -> int:
     return 4 * width * (2 if BasisName.parse(name).components is None else 4)
 
 
-def _streamed(
-    cache: FeatureCache, index: SetIndex, passes: int, name: str, memory: int, say: Say
-) -> tuple[Basis, StreamedData]:
+def _streamed(rows: TrainingSet, name: str, memory: int, say: Say) -> tuple[Basis, StreamedData]:
     """A basis fitted shard by shard, its components on a sample that half the memory holds; a window in a quarter."""
+    cache, index = rows.cache, rows.index
     train, valid = index.split("train"), index.split("valid")
     digests, labels = pack_digests(image.digest for image in train), label_tensor(index, train)
-    views = [np.full(len(train), layout.pass_view(number), layout.VIEW_DTYPE) for number in range(passes + 1)]
+    views = [np.full(len(train), view, layout.VIEW_DTYPE) for view in rows.views]
     keys = np.concatenate([join_keys(digests, view) for view in views])
     start = start_basis(name, cache.row_shape)
 
@@ -148,22 +142,23 @@ def _streamed(
         pack_digests(image.digest for image in valid),
         label_tensor(index, valid),
         len(index.classes),
-        passes,
+        rows.views,
         width,
         window=max(1, memory // 4 // (4 * width)),
     )
 
 
-def _in_memory(
-    cache: FeatureCache, index: SetIndex, passes: int, name: str, say: Say, shared: Shared
-) -> tuple[Basis, HeadData]:
+def _in_memory(rows: TrainingSet, name: str, say: Say, shared: Shared) -> tuple[Basis, HeadData]:
+    index, views = rows.index, rows.views
     train, valid = index.split("train"), index.split("valid")
-    keys = list(dict.fromkeys(key for image in (*train, *valid) for key in image.keys(passes)))
-    basis, rows = _projected(cache, index, keys, passes, name, say, shared)
+    keys = [(image.key, view) for image in train for view in views]
+    keys = list(dict.fromkeys([*keys, *((image.key, layout.CLEAN_VIEW) for image in valid)]))
     place = {key: number for number, key in enumerate(keys)}
+    train_rows = torch.tensor([[place[image.key, view] for view in views] for image in train])
+    basis, projected = _projected(rows, keys, train_rows, name, say, shared)
     return basis, HeadData(
-        rows=rows,
-        train_rows=torch.tensor([[place[key] for key in image.keys(passes)] for image in train]),
+        rows=projected,
+        train_rows=train_rows,
         train_labels=label_tensor(index, train),
         valid_rows=torch.tensor([place[image.key, layout.CLEAN_VIEW] for image in valid]),
         valid_labels=label_tensor(index, valid),
@@ -178,28 +173,20 @@ def label_tensor(index: SetIndex, images: Sequence[ImageRecord]) -> Tensor:
 
 
 def _projected(
-    cache: FeatureCache,
-    index: SetIndex,
-    keys: list[RowKey],
-    passes: int,
-    name: str,
-    say: Say,
-    shared: Shared,
+    source_rows: TrainingSet, keys: list[RowKey], train_rows: Tensor, name: str, say: Say, shared: Shared
 ) -> tuple[Basis, Tensor]:
-    augmentation = cache.manifest.augmentation
+    """The basis, fitted on the rows of `keys` at `train_rows` (N, P), and all of them in it (M, R)."""
+    cache, index = source_rows.cache, source_rows.index
     labels = sorted((image.digest, image.label, image.split) for image in index.images)
     key_digest = hashlib.sha256(b"".join(digest + view.encode() for digest, view in keys)).hexdigest()
-    recipe = augmentation.digest if augmentation and passes else ""
     fitting = [BASIS_VERSION, asdict(BasisName.parse(name))]
-    source = json_digest([*fitting, cache.manifest.base.digest, recipe, labels, key_digest])
+    source = json_digest([*fitting, cache.manifest.base.digest, source_rows.recipe, labels, key_digest])
     if kept := _kept(cache, source, name, keys):
         return kept
     start = time.perf_counter()
     say(f"basis {name}: fitting it on {counted(len(index.split('train')), 'training image')}")
-    place = {key: number for number, key in enumerate(keys)}
-    train = index.split("train")
-    fit_on = torch.tensor([place[key] for image in train for key in image.keys(passes)])
-    labels_of = label_tensor(index, train).repeat_interleave(passes + 1)
+    fit_on = train_rows.flatten()
+    labels_of = label_tensor(index, index.split("train")).repeat_interleave(train_rows.shape[1])
     start_of = start_basis(name, cache.row_shape)
     rows = _started(cache, keys, start_of, shared)
     basis, rows = _fit_and_apply(cache, rows, start_of, fit_on, labels_of, len(index.classes), shared)

@@ -28,7 +28,7 @@ class StreamedData:
     valid: Digests
     valid_labels: Tensor
     num_classes: int
-    passes: int
+    views: tuple[str, ...]
     in_features: int
     window: int
 
@@ -43,8 +43,8 @@ class StreamedData:
         A batch is a random draw from the window, so it mixes at least as many rows as the window holds; rows of a
         shard are themselves a random part of the set, since they are extracted in the order of their digests.
         """
-        drawn = torch.randint(self.passes + 1, (self.num_images,), generator=generator).numpy()
-        views = np.array([layout.pass_view(number) for number in range(self.passes + 1)], dtype=layout.VIEW_DTYPE)
+        views = np.array(self.views, dtype=layout.VIEW_DTYPE)
+        drawn = torch.randint(len(views), (self.num_images,), generator=generator).numpy()
         keys = join_keys(self.train, views[drawn])
         rows, labels = torch.empty(0, self.in_features), torch.empty(0, dtype=torch.int64)
         for positions, block in self._parts(keys, generator):
@@ -96,12 +96,10 @@ def read_shards(
 
     Shards in their own order or, with a `generator`, in a random one.
     """
-    groups = cache.groups(keys)
-    order = range(len(groups)) if generator is None else torch.randperm(len(groups), generator=generator).tolist()
+    parts = cache.parts(keys)
+    order = range(len(parts)) if generator is None else torch.randperm(len(parts), generator=generator).tolist()
     for number in order:
-        shard, positions, places = groups[number]
-        rows = shard.read()
-        for start in range(0, len(places), ROWS_AT_ONCE):
-            part = slice(start, start + ROWS_AT_ONCE)
-            yield torch.from_numpy(positions[part]), rows[places[part]]
+        rows = parts[number].shard.read()
+        for positions, block in parts[number].blocks(rows, ROWS_AT_ONCE):
+            yield torch.from_numpy(positions), block
         del rows  # before the next shard is read

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache import layout
 from cache.errors import MissingRows
 from cache.index import SetIndex
 from cache.store import FeatureCache
@@ -13,19 +14,36 @@ from pipeline.inputs.images import count_leaks, stale_files
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """A set of `cache` with `passes` augmented passes; `leaks` counts identical images that cross splits or labels."""
+    """A set of `cache`, the views of its training images, and how many identical images cross splits or labels.
+
+    `passes` augmented passes, and windows of the dense view of `dense` pixels, 0 for none.
+    """
 
     cache: FeatureCache
     index: SetIndex
     passes: int
     leaks: dict[str, int]
+    dense: int = 0
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Of each training image, the clean one first."""
+        windows = range(self.cache.dense_windows(self.dense)) if self.dense else ()
+        passes = (layout.pass_view(number) for number in range(self.passes + 1))
+        return *passes, *(layout.window_view(self.dense, number) for number in windows)
+
+    @property
+    def recipe(self) -> str:
+        """Digest of the recipe of the augmented passes; "" without any."""
+        augmentation = self.cache.manifest.augmentation
+        return augmentation.digest if augmentation and self.passes else ""
 
     @classmethod
-    def open(cls, cache: Path, name: str | None, passes: int | None, say: Say) -> "TrainingSet":
-        """Set `name` (None: the only one) with `passes` (None: all there are).
+    def open(cls, cache: Path, name: str | None, passes: int | None, say: Say, dense: int = 0) -> "TrainingSet":
+        """Set `name` (None: the only one) with `passes` (None: all there are) and dense views of `dense` pixels.
 
         Raises RunError where it has one class, no validation images, or its folder no longer agrees with the index;
-        MissingRows where it has fewer passes.
+        MissingRows where it has fewer passes, or no such views.
         """
         opened = FeatureCache.open(cache)
         index = opened.index(name)
@@ -39,11 +57,12 @@ class TrainingSet:
             raise RunError(f"set {index.name!r} has no validation images: extract a data set with a valid/ folder")
         _refuse_stale(index)
         chosen = _passes(passes, opened, index)
+        _refuse_missing(opened, index, dense)
         leaks = count_leaks(index)
         if any(leaks.values()):
             counts = f"{leaks['across_splits']} across splits, {leaks['two_labels']} with two labels"
             say(f"identical images: {counts}; headgraft cache info --duplicates lists them")
-        return cls(opened, index, chosen, leaks)
+        return cls(opened, index, chosen, leaks, dense)
 
 
 def _passes(asked: int | None, cache: FeatureCache, index: SetIndex) -> int:
@@ -57,6 +76,14 @@ def _passes(asked: int | None, cache: FeatureCache, index: SetIndex) -> int:
             f"run extract with --passes {asked}, or train with --passes {known}"
         )
     return known if asked is None else asked
+
+
+def _refuse_missing(cache: FeatureCache, index: SetIndex, dense: int) -> None:
+    if dense and dense != index.dense and cache.missing(index.row_keys(0, dense)):
+        raise MissingRows(
+            f"set {index.name!r} of {cache.path} has no dense views of {dense} pixels of all its training images: "
+            f"run extract with --dense {dense}, or train without --dense"
+        )
 
 
 def _refuse_stale(index: SetIndex) -> None:

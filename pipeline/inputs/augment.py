@@ -83,8 +83,10 @@ class Views:
     seed: int = 0
 
     def render(self, pixels: Pixels, digest: bytes, view: str) -> Pixels:
-        """View `pass:K` of a decoded image, (size, size, 3) uint8."""
-        number = int(view.removeprefix("pass:"))
+        """View `pass:K` of a decoded image, (size, size, 3) uint8, or `dense:S`, (S, S, 3), of the whole short side."""
+        kind, number = view.split(":")[0], int(view.split(":")[1])
+        if kind == "dense":
+            return clean_view(pixels, number, number)
         if number == 0:
             return clean_view(pixels, self.size, self.resize)
         return augmented_view(pixels, self.size, view_parameters(self.seed, digest, number))

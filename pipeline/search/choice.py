@@ -56,6 +56,7 @@ def train_anew(config: SweepConfig, settings: HeadSettings, bases: Bases, say: S
         config.run,
         bases.rows.index.name,
         bases.rows.passes,
+        bases.rows.dense,
         epochs=config.epochs,
         memory=config.memory,
         **asdict(settings),

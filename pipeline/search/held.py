@@ -36,9 +36,7 @@ class Bases:
         if name not in self._held:
             start = time.perf_counter()
             self._make_room()
-            self._held[name] = load_data(
-                self.rows.cache, self.rows.index, self.rows.passes, name, self.memory, self.say, self._shared
-            )
+            self._held[name] = load_data(self.rows, name, self.memory, self.say, self._shared)
             self.seconds += time.perf_counter() - start
         self._held[name] = self._held.pop(name)  # the one used last goes last
         return self._held[name]

@@ -1,0 +1,1 @@
+"""Stage one: what a run will do, and doing it."""

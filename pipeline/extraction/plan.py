@@ -1,0 +1,188 @@
+"""What an extraction will do: which rows a set needs and the cache lacks, and whether they may go into it."""
+
+import math
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from cache import layout
+from cache.errors import CacheError
+from cache.manifest import Augmentation, Base, Manifest
+from cache.store import FeatureCache, check_place
+from cache.windows import windows_of
+from pipeline.backbones import backbone
+from pipeline.backbones.weights import tensor_digest
+from pipeline.config import ExtractConfig
+from pipeline.console import Say, size
+from pipeline.errors import PipelineError
+from pipeline.inputs import augment
+from pipeline.inputs.decode import DECODING_POLICY
+from pipeline.inputs.images import ImageSet
+from pipeline.inputs.loader import Work
+from pipeline.machine.device import resolve_device, resolve_precision
+
+
+@dataclass
+class ExtractResult:
+    """What `extract` did; the fields of its JSON. Seconds are wall-clock, those of `phases` overlap.
+
+    `bound` is the phase that the others waited for: "decode", "compute" or "write"; "" where nothing was computed.
+    """
+
+    set: str
+    images: int
+    rows: int
+    computed: int
+    reused: int
+    seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    images_per_second: float = 0.0
+    phases: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "compute": 0.0, "write": 0.0})
+    bound: str = ""
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    cache: str = ""
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do: where, with which settings, over which files."""
+
+    config: ExtractConfig
+    images: ImageSet
+    name: str
+    tensors: dict[str, torch.Tensor]
+    device: torch.device
+    manifest: Manifest
+
+
+def make_plan(config: ExtractConfig, say: Say) -> Plan:
+    check_place(config.cache)
+    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad)
+    stored = stored_manifest(config.cache)
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device, stored.base.precision if stored else None)
+    name = layout.check_set_name(images.data.name if config.set is None else config.set)
+    _keep_other_roots(config, images, name)
+    tensors = backbone.load_tensors(config.backbone, config.weights, say)
+    manifest = _manifest(config, tensors, precision)
+    if config.dense:
+        refuse_no_windows(config, manifest.base.row_shape)
+    if stored:
+        manifest = stored.merged_with(manifest, config.cache)
+    return Plan(config, images, name, tensors, device, manifest)
+
+
+def refuse_no_windows(config: ExtractConfig, row_shape: tuple[int, ...]) -> None:
+    """PipelineError where windows of the dense view's map would not be rows, or no more than one."""
+    if backbone.map_shape(config.backbone, config.image_size) != row_shape:
+        raise PipelineError(
+            f"--dense needs an input whose map is not averaged: {config.backbone} averages that of "
+            f"{config.image_size} pixels; use the default --image-size, or --passes"
+        )
+    if windows_of(backbone.map_shape(config.backbone, config.dense), row_shape) < 2:
+        raise PipelineError(
+            f"--dense {config.dense} has a map no larger than {config.image_size} pixels have: ask for more pixels"
+        )
+
+
+def stored_manifest(cache: Path) -> Manifest | None:
+    file = cache / layout.MANIFEST_FILE
+    return Manifest.load(file) if file.is_file() else None
+
+
+def _keep_other_roots(config: ExtractConfig, images: ImageSet, name: str) -> None:
+    """A set of another root is replaced only where `--set` names it."""
+    if config.set is None and stored_manifest(config.cache) and name in FeatureCache.open(config.cache).sets():
+        try:
+            known = FeatureCache.open(config.cache).index(name)
+        except CacheError:  # a damaged index, which this run writes anew
+            return
+        if Path(known.data) != images.data:
+            raise CacheError(
+                f"the cache has a set {name!r} of {known.data}, this data is {images.data}: "
+                f"name it with --set, or replace the other with --set {name}"
+            )
+
+
+def _manifest(config: ExtractConfig, tensors: dict[str, torch.Tensor], precision: str) -> Manifest:
+    base = Base(
+        backbone=config.backbone,
+        layer=backbone.LAYER,
+        weights_digest=tensor_digest(tensors),
+        row_shape=backbone.row_shape(config.backbone, config.image_size),
+        input_size=config.image_size,
+        resize=augment.resize_for(config.image_size),
+        interpolation=augment.INTERPOLATION,
+        mean=backbone.MEAN,
+        std=backbone.STD,
+        decoding=DECODING_POLICY,
+        precision=precision,
+    )
+    recipe = Augmentation(augment.RECIPE, augment.RECIPE_VERSION, config.seed) if config.passes else None
+    return Manifest(base, recipe)
+
+
+def missing_work(plan: Plan, cache: FeatureCache | None) -> tuple[list[Work], ExtractResult]:
+    """Files to decode, and the counts before the run; `cache` None stands for an empty one."""
+    index = plan.images.index(plan.name)
+    keys = index.row_keys(plan.config.passes, plan.config.dense)
+    missing = cache.missing(keys) if cache else keys
+    views: dict[bytes, list[str]] = {}
+    for digest, view in missing:
+        views.setdefault(digest, []).append(view)
+    paths = {image.key: plan.images.root / image.path for image in reversed(index.images)}
+    # By digest, which is a random order: each shard then holds all classes, and can be trained on by itself.
+    work = [Work(paths[digest], digest, tuple(names)) for digest, names in sorted(views.items())]
+    reused = len(keys) - len(missing)
+    return work, ExtractResult(plan.name, len(index.images), len(keys), 0, reused, cache=str(plan.config.cache))
+
+
+@dataclass(frozen=True)
+class Share:
+    """Views of one size, in pixels, which one network computes: the clean and augmented ones, or the dense ones."""
+
+    work: list[Work]
+    size: int
+    row_shape: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Views."""
+        return sum(len(item.views) for item in self.work)
+
+
+def shares_of(plan: Plan, work: list[Work]) -> list[Share]:
+    """`work` by the size of its views, where there is any."""
+    base, dense = plan.manifest.base, plan.config.dense
+    plain = Share(_only(work, dense=False), base.input_size, base.row_shape)
+    shares = [plain]
+    if dense:
+        shares.append(Share(_only(work, dense=True), dense, backbone.map_shape(base.backbone, dense)))
+    return [share for share in shares if share.work]
+
+
+def _only(work: list[Work], dense: bool) -> list[Work]:
+    """Files with those views that are dense, or are not."""
+    parts = [replace(item, views=tuple(v for v in item.views if layout.is_dense(v) == dense)) for item in work]
+    return [item for item in parts if item.views]
+
+
+def announce(plan: Plan, result: ExtractResult, work: list[Work], say: Say) -> None:
+    """Say what is there and what it will take; refuse what the disk cannot hold."""
+    shares = shares_of(plan, work)
+    missing = sum(share.rows for share in shares)
+    needed = sum(share.rows * 2 * math.prod(share.row_shape) for share in shares)
+    say(
+        f"{plan.name}: {result.images} images, {len(plan.images.classes)} classes, "
+        f"{result.rows} rows: {result.reused} present, {missing} missing"
+    )
+    folder = next(path for path in (plan.config.cache, *plan.config.cache.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    say(f"{size(needed)} to write, {size(free)} free")
+    if needed > free:
+        raise CacheError(
+            f"{folder} has {size(free)} free, {size(needed)} are needed: make room, or name another --cache"
+        )
