@@ -23,7 +23,9 @@ from cache.store import FeatureCache
 SEEDS = 5
 
 
-def bench_sweep(cache: Path, folder: Path, name: str | None, passes: int, space: Path | None) -> dict[str, Any]:
+def bench_sweep(
+    cache: Path, folder: Path, name: str | None, passes: int, epochs: int, space: Path | None
+) -> dict[str, Any]:
     """Seconds to the choice, bases fitted and projected included: projections that were kept are put aside."""
     place = folder / "aside"
     place.mkdir(parents=True)
@@ -32,15 +34,15 @@ def bench_sweep(cache: Path, folder: Path, name: str | None, passes: int, space:
         shutil.move(file, place / file.name)
     chosen = ("--set", name) if name else ()
     searched = ("--space", space) if space else ()
-    options = ("--heads", 64, "--epochs", 20, "--passes", passes, "--merge", *chosen, *searched)
+    options = ("--heads", 64, "--epochs", epochs, "--passes", passes, "--merge", *chosen, *searched)
     start = time.perf_counter()
     found = run("cli.py", "sweep", "--cache", cache, "--run", folder / "sweep", *options, "--json")
     whole = time.perf_counter() - start - found["retrain_seconds"]
     for file in kept:
         shutil.move(place / file.name, cache / "projections" / file.name)
     finished = sum(head["finished"] for head in found["heads"])
-    epochs = sum(head["epochs"] for head in found["heads"])
-    print(f"sweep: {len(found['heads'])} heads, {finished} to the end, {epochs} epochs of heads, {passes} passes")
+    trained = sum(head["epochs"] for head in found["heads"])
+    print(f"sweep: {len(found['heads'])} heads, {finished} to the end, {trained} epochs of heads, {passes} passes")
     seconds, bases = found["seconds"], found["basis_seconds"]
     print(f"  {seconds:.1f} s to the choice, bases {bases:.1f} of them; {whole:.1f} s with start and baselines")
     print(f"  {found['retrain_seconds']:.1f} s for {found['best']['seeds']} seeds of the choice: {found['best']}")
@@ -79,12 +81,12 @@ def bench_logistic(cache: Path, name: str | None) -> None:
     print(f"LogisticRegression(C=10, max_iter=50) on {train.shape}: {seconds:.1f} s, valid {accuracy:.2%}")
 
 
-def score_choice(cache: Path, folder: Path, name: str | None, passes: int) -> None:
+def score_choice(cache: Path, folder: Path, name: str | None, passes: int, epochs: int) -> None:
     """Test accuracy of the chosen settings, each of the seeds that the sweep trained."""
     record = json.loads((folder / "sweep" / "sweep.json").read_text())
     settings = [(f"--{key.replace('_', '-')}", value) for key, value in record["best"]["config"].items()]
     options = [part for pair in settings for part in pair] + (["--set", name] if name else [])
-    common = ("--cache", cache, "--passes", passes, *options, "--json")
+    common = ("--cache", cache, "--passes", passes, "--epochs", epochs, *options, "--json")
     tests = []
     for seed in range(1, SEEDS + 1):
         run("cli.py", "train-head", "--run", folder / f"seed{seed}", "--seed", seed, *common)
@@ -100,6 +102,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--set", help="its image set")
     parser.add_argument("--passes", type=int, nargs="+", default=[2], help="augmented passes, one sweep for each")
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--space", type=Path, help="what to search, rather than the default space")
     parser.add_argument("--only-ours", action="store_true", help="leave the plain scripts and the lines out")
     options = parser.parse_args()
@@ -107,8 +110,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as text:
         for passes in options.passes:
             folder = Path(text) / f"passes{passes}"
-            ours = bench_sweep(options.cache, folder, options.set, passes, options.space)
-            score_choice(options.cache, folder, options.set, passes)
+            ours = bench_sweep(options.cache, folder, options.set, passes, options.epochs, options.space)
+            score_choice(options.cache, folder, options.set, passes, options.epochs)
         if not options.only_ours:
             bench_linear(options.cache, options.set, passes)
             bench_plain(options.cache, folder, options.set, ours)
