@@ -147,7 +147,8 @@ def _steps(source: str, name: str, domain: Domain) -> tuple[Value, ...]:
         return domain
     if domain.steps is None:
         raise ConfigError(
-            f"{source}: {name} is a range, and a grid needs to know how many of it: give it steps = 2 or more"
+            f"{source}: {name} is a range, and a grid needs to know how many of it: give it steps = 2 or more, "
+            "in a --space file"
         )
     return tuple(dict.fromkeys(as_kind(name, domain.at(n / (domain.steps - 1))) for n in range(domain.steps)))
 
