@@ -20,6 +20,7 @@ from cache.keys import PackedKeys, RowKey, join_keys, unpack_keys
 Float16Array = npt.NDArray[np.float16]
 
 _INFINITY, _NEGATIVE_INFINITY = 0x7C00, 0xFC00  # bits of float16
+_BLOCK = 1 << 21  # numbers looked at together
 
 # What reading a crafted file raises, h5py's errors among them; RecursionError is a RuntimeError.
 _NO_SHARD = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError)
@@ -105,9 +106,9 @@ class Shard:
             raise DamagedCache(f"{path} is not a shard of this format: {error}") from error
         if shape != (len(keys), math.prod(header.row_shape)):
             raise DamagedCache(f"{path} holds {shape} features for {len(keys)} keys of {header.row_shape}")
-        rows: Float16Array = np.memmap(path, dtype=layout.FEATURE_DTYPE, mode="r", offset=offset, shape=shape)
-        if not _all_finite(rows):
+        if not _all_finite(path, offset, math.prod(shape)):
             raise DamagedCache(f"{path} has a feature that is not finite, which no shard has")
+        rows: Float16Array = np.memmap(path, dtype=layout.FEATURE_DTYPE, mode="r", offset=offset, shape=shape)
         return cls(path, header, keys, rows)
 
     def read(self) -> Float16Array:
@@ -184,10 +185,16 @@ def _own(file: h5py.File, name: str) -> h5py.Dataset:
     return dataset
 
 
-def _all_finite(rows: Float16Array) -> bool:
-    """By their bits, ten times faster than `isfinite`: from infinity on, nothing is a number."""
-    positive, negative = rows.view(np.int16), rows.view(np.uint16)
-    return not rows.size or bool(positive.max() < _INFINITY and negative.max() < _NEGATIVE_INFINITY)
+def _all_finite(path: Path, offset: int, count: int) -> bool:
+    """By their bits, ten times faster than `isfinite`: from infinity on, nothing is a number.
+
+    Read block by block: through a map, all of a cache would become resident memory.
+    """
+    for start in range(0, count, _BLOCK):
+        block = np.fromfile(path, "<i2", min(_BLOCK, count - start), offset=offset + 2 * start)
+        if not block.size or block.max() >= _INFINITY or block.view(np.uint16).max() >= _NEGATIVE_INFINITY:
+            return False
+    return True
 
 
 def _mappable(file: h5py.File, size: int) -> tuple[int, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, DecodeError, PipelineError, RunError
 from pipeline.inputs.images import ImageSet
 from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.predict import bundle_precision
-from pipeline.run import RUN_FILE, Run
+from pipeline.run import JOURNAL_FILE, RUN_FILE, Run
 
 CALIBRATION_BINS = 15
 
@@ -38,7 +38,7 @@ class EvaluateResult:
 def evaluate(config: EvaluateConfig, say: Say = silent) -> EvaluateResult:
     """Score a run folder from its cache, or a model file on the images of `data`."""
     torch.set_num_threads(available_cpus())
-    if (config.target / RUN_FILE).is_file():
+    if any((config.target / name).is_file() for name in (RUN_FILE, JOURNAL_FILE)):
         _refuse_unused(config, "a run is scored from its cache", ("data", "precision", "device"))
         return _evaluate_run(config)
     if not config.target.is_file():

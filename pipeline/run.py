@@ -81,6 +81,8 @@ class Run:
     def load(cls, path: Path) -> "Run":
         """Read a run; RunError if it is not there or not whole."""
         if not (path / RUN_FILE).is_file():
+            if (path / JOURNAL_FILE).is_file():
+                raise RunError(f"{path} holds a sweep that is not finished: run the same sweep again to go on with it")
             raise RunError(f"{path} holds no {RUN_FILE}, expected a run: make one with train-head --run {path}")
         try:
             record = json.loads(read_regular(path / RUN_FILE))
@@ -165,6 +167,10 @@ def prepare_sweep(path: Path, overwrite: bool) -> None:
 
 def refuse_to_overwrite(path: Path, overwrite: bool) -> None:
     """RunError where `path` holds something and replacing it was not asked for."""
+    if not overwrite and (path / JOURNAL_FILE).is_file() and not (path / RUN_FILE).is_file():
+        raise RunError(
+            f"{path} holds a sweep that is not finished: go on with it, choose another --run, or --overwrite"
+        )
     if not overwrite and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} is there already: choose another place, or replace it with --overwrite")
 

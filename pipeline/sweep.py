@@ -58,7 +58,7 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     bases = Bases(rows, allowed_bytes(config.memory), say)
     journal = Journal.open(config.run, _asked(config, space, rows, device))
     if journal.scores:
-        say(f"going on: {counted(len(journal.scores), 'head')} of {config.heads} are in {journal.path}")
+        say(f"going on from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
     race = Race(bases, journal, config.epochs, config.seed, device, config.halving, _deadline(config), say)
     heads: list[Contender] = []
     while not race.over and (batch := search.ask()):
@@ -66,6 +66,7 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
         heads += new
         race.run(new)
         search.tell([(head.settings, head.score.valid_accuracy) for head in new])
+    heads = [head for head in heads if head.score.epochs]  # a time limit may leave some untried
     chosen = choose(heads, bases)
     result = SweepResult(str(config.run), rows.index.name, rows.passes, rows.dense, rows.leaks)
     result.heads = _entries(heads, config.epochs)
@@ -87,7 +88,8 @@ def _finish(config: SweepConfig, chosen: Contender, bases: Bases, result: SweepR
     together = merged(trained, bases.data(chosen.settings.basis))
     result.best = summary(chosen, trained, together)
     result.retrain_seconds = time.perf_counter() - start
-    say(f"merged, {hidden_units(together.head)} hidden units: {together.result.valid_accuracy:.2%} validation")
+    kept = "kept" if config.merge else "--merge would keep that"
+    say(f"merged, {hidden_units(together.head)} hidden units: {together.result.valid_accuracy:.2%} validation; {kept}")
     return run_of_best([together] if config.merge else trained, bases)
 
 

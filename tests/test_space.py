@@ -85,6 +85,7 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         ("lr = nan", "expected a number above 0"),
         ("lr =", "cannot be read as TOML"),
         ("# nothing yet", "names no setting"),
+        ('lr = { low = 1e-3, high = 1e-2, log = "yes" }', "log = 'yes', expected true or false"),
     ],
 )
 def test_a_space_that_is_none_is_refused(text: str, message: str, tmp_path: Path) -> None:

@@ -19,11 +19,10 @@ from pipeline.train import TrainResult, fit_head, run_of, score_head
 
 def choose(heads: Sequence[Contender], bases: Bases) -> Contender:
     """The head that validated best among those that trained longest; of equals the smaller, then that of lower loss."""
-    tried = [head for head in heads if head.score.epochs]
-    if not tried:
+    if not heads:
         raise RunError("no head was trained within --time-limit: allow more")
-    longest = max(head.score.epochs for head in tried)
-    last = [head for head in tried if head.score.epochs == longest]
+    longest = max(head.score.epochs for head in heads)
+    last = [head for head in heads if head.score.epochs == longest]
     most = max(head.score.valid_accuracy for head in last)
     equals = [head for head in last if head.score.valid_accuracy == most]
     return min(equals, key=lambda head: (_size(head.settings, bases), head.score.valid_loss, head.number))

@@ -57,7 +57,7 @@ def _summary(result: dict[str, Any]) -> str:
     return (
         f"{result['run']}: the best of {counted(len(result['heads']), 'head')}, {finished} of them trained to the end; "
         f"{best['mean']:.2%} ± {best['std']:.2%} validation over {counted(best['seeds'], 'seed')}, "
-        f"{best['valid_accuracy']:.2%} when it was chosen, {best['merged']['valid_accuracy']:.2%} merged into one head "
+        f"{best['valid_accuracy']:.2%} when it was chosen, {best['merged']['valid_accuracy']:.2%} as one merged head "
         f"of {best['merged']['hidden']} hidden units\n"
         f"ridge regression {known['ridge']:.2%}, commonest class {known['majority']:.2%}; "
         f"{result['seconds']:.1f} s to the choice, bases {result['basis_seconds']:.1f} s of them, "

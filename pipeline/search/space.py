@@ -113,7 +113,9 @@ def _range(path: Path, name: str, table: dict[str, Any]) -> Range:
     for end in ("low", "high"):
         _check(path, name, table[end])
     low, high, log, steps = table["low"], table["high"], table.get("log", False), table.get("steps")
-    if not low < high or (log and low <= 0) or type(log) is not bool:
+    if type(log) is not bool:
+        raise ConfigError(f"{path}: {name} has log = {log!r}, expected true or false")
+    if not low < high or (log and low <= 0):
         raise ConfigError(f"{path}: {name} goes from {low} to {high}, expected low < high, above 0 if log = true")
     if steps is not None and (type(steps) is not int or not 2 <= steps <= 1000):
         raise ConfigError(f"{path}: {name} has steps = {steps}, expected 2 to 1000")
