@@ -19,8 +19,8 @@ from pipeline.backbones.backbone import Backbone, build_trunk, load_backbone, mi
 from pipeline.card import card_fault
 from pipeline.errors import BundleError, DecodeError
 from pipeline.heads.head import head_from_tensors
-from pipeline.inputs.augment import Views
 from pipeline.inputs.decode import decode_rgb, read_image
+from pipeline.inputs.views import Views
 
 BUNDLE_FORMAT = 1
 METADATA_KEY = "headgraft"

@@ -24,8 +24,8 @@ from pipeline.card import PREPROCESSING
 from pipeline.config import ExportConfig
 from pipeline.console import Say, silent
 from pipeline.errors import ParityError, RunError, WeightsError
-from pipeline.inputs.augment import Views
 from pipeline.inputs.decode import decode_rgb, read_image
+from pipeline.inputs.views import Views
 from pipeline.machine.device import available_cpus, computes_bfloat16
 from pipeline.predict import read_names
 from pipeline.run import Run, refuse_other_kind, refuse_to_overwrite
@@ -193,12 +193,12 @@ def _trained_log_probs(
 ) -> Tensor:
     """(N, C) of the head in its basis on the cache's rows; on rows made here if another kind of machine made those."""
     keys = [(image.key, layout.CLEAN_VIEW) for image in images]
-    here = _kind(network.provenance)
+    views = Views(cache.manifest.base.input_size, cache.manifest.base.resize)
+    here = _kind({**network.provenance, "views": views.place})
     if all(_kind(made) == here for made in cache.provenance(keys)):
         rows = cache.read(keys)
     else:
         say("the cache came from another kind of device: comparison rows are computed here")
-        views = Views(cache.manifest.base.input_size, cache.manifest.base.resize)
         pixels = [views.render(decode_rgb(read_image(root / i.path)), i.key, layout.CLEAN_VIEW) for i in images]
         size = network.batch_size
         rows = torch.cat([torch.from_numpy(network(pixels[n : n + size])) for n in range(0, len(pixels), size)]).numpy()
@@ -207,9 +207,9 @@ def _trained_log_probs(
     return log_probs
 
 
-def _kind(provenance: Mapping[str, Any]) -> tuple[str, str]:
-    """The kind of machine: rows of one kind agree to rounding."""
-    return str(provenance.get("device")), str(provenance.get("capability"))
+def _kind(provenance: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The kind of machine, and where it rendered views: rows of one kind agree to rounding."""
+    return str(provenance.get("device")), str(provenance.get("capability")), provenance.get("views", Views.place)
 
 
 def _ask_fresh_process(request: dict[str, Any]) -> dict[str, Any]:

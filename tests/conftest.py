@@ -214,3 +214,8 @@ def flowers() -> Path:
     if not (folder / "train").is_dir():
         pytest.skip(f"no flowers at {folder}: set HEADGRAFT_FLOWERS")
     return folder
+
+
+def some_flowers(count: int) -> list[Path]:
+    """The first training flower of each of `count` classes."""
+    return [min(folder.iterdir()) for folder in sorted((flowers() / "train").iterdir())[:count]]

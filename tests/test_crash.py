@@ -80,15 +80,15 @@ def test_without_locks_two_processes_still_serve_each_row_once(
     monkeypatch.setattr("cache.lock.FileLock.acquire", lambda *_, **__: None)
     monkeypatch.setattr("cache.writer.MERGE_BELOW", 0)
     inner: list[int] = []
-    run_batch = sys.modules["pipeline.extraction.compute"]._run_batch
+    keep = sys.modules["pipeline.extraction.compute"]._keep
 
     def interleaved(*given: object) -> object:
         if not inner:
             inner.append(1)
             inner.append(run_extract(batch_size=5).computed)
-        return run_batch(*given)
+        return keep(*given)
 
-    monkeypatch.setattr("pipeline.extraction.compute._run_batch", interleaved)
+    monkeypatch.setattr("pipeline.extraction.compute._keep", interleaved)
     assert run_extract(batch_size=8).computed == 24
     assert inner == [1, 24]
     cache = FeatureCache.open(tmp_path / "features")
@@ -189,13 +189,13 @@ def test_a_cache_that_is_deleted_midway_is_one_message(
     run_extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Named, with what to do."""
-    run_batch = sys.modules["pipeline.extraction.compute"]._run_batch
+    keep = sys.modules["pipeline.extraction.compute"]._keep
 
     def deleting(*given: object) -> object:
         shutil.rmtree(tmp_path / "features", ignore_errors=True)
-        return run_batch(*given)
+        return keep(*given)
 
-    monkeypatch.setattr("pipeline.extraction.compute._run_batch", deleting)
+    monkeypatch.setattr("pipeline.extraction.compute._keep", deleting)
     with pytest.raises(CacheError, match="could not write"):
         run_extract()
 

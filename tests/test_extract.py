@@ -24,8 +24,8 @@ from pipeline.config import ExtractConfig
 from pipeline.errors import DecodeError, PipelineError, WeightsError
 from pipeline.extract import extract
 from pipeline.extraction.plan import ExtractResult
-from pipeline.inputs.augment import Views
 from pipeline.inputs.decode import decode_rgb
+from pipeline.inputs.views import Views
 
 
 def counts(result: ExtractResult) -> tuple[int, int, int, int]:
@@ -159,7 +159,7 @@ def test_a_feature_that_is_not_finite_names_its_image(run_extract: Extract, tmp_
     ("place", "phase"),
     [
         ("pipeline.inputs.loader.decode_rgb", "decode"),
-        ("pipeline.extraction.compute.backbone.Backbone.__call__", "compute"),
+        ("pipeline.extraction.compute.backbone.Backbone.start", "compute"),
         ("cache.writer.write_shard", "write"),
     ],
 )
@@ -279,13 +279,13 @@ from pipeline.extract import extract
 from pipeline.config import ExtractConfig
 conftest.register_tiny()
 stage.ShardWriter = partial(stage.ShardWriter, rows_per_shard=4)
-run_batch, done = stage._run_batch, []
+keep, done = stage._keep, []
 def counted(*given):
     done.append(1)
     if len(done) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return run_batch(*given)
-stage._run_batch = counted
+    return keep(*given)
+stage._keep = counted
 extract(ExtractConfig(Path({str(data)!r}), Path({str(tmp_path / "features")!r}), backbone="tiny",
     weights={tiny!r},
     image_size=32,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import flowers, require_weights
+from conftest import require_weights, some_flowers
 from PIL import Image
 from torchvision.models import VGG16_Weights, vgg16
 
@@ -14,14 +14,9 @@ from cache.store import FeatureCache
 from pipeline.backbones import backbone
 from pipeline.config import ExtractConfig
 from pipeline.extract import extract
-from pipeline.inputs.augment import clean_view
 from pipeline.inputs.decode import decode_rgb
+from pipeline.inputs.views import clean_view
 from pipeline.machine.device import computes_bfloat16
-
-
-def some_flowers(count: int) -> list[Path]:
-    """The first training flower of each of `count` classes."""
-    return [min(folder.iterdir()) for folder in sorted((flowers() / "train").iterdir())[:count]]
 
 
 @pytest.mark.real

@@ -33,21 +33,21 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
         assert seen.setdefault((digest, f"pass:{number}"), found) == found
         return found
 
-    monkeypatch.setattr("pipeline.inputs.augment.view_parameters", watched)
+    monkeypatch.setattr("pipeline.inputs.views.view_parameters", watched)
     return seen
 
 
 def interrupted(run_extract: Extract, cache: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
     """An extraction that ends after ten batches."""
-    run_batch, batches = sys.modules["pipeline.extraction.compute"]._run_batch, itertools.count()
+    keep, batches = sys.modules["pipeline.extraction.compute"]._keep, itertools.count()
 
     def counted(*given: object) -> object:
         if next(batches) == 10:
             raise KeyboardInterrupt
-        return run_batch(*given)
+        return keep(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.extraction.compute._run_batch", counted)
+        patch.setattr("pipeline.extraction.compute._keep", counted)
         with pytest.raises(KeyboardInterrupt):
             run_extract(cache=cache, **options)
 

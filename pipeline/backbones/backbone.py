@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from cache.shard import Float16Array
 from pipeline.backbones.weights import NamedWeights, fetch, load_weights_file, weights_folder
 from pipeline.backbones.winograd import accelerate
 from pipeline.errors import PipelineError, WeightsError
-from pipeline.inputs.decode import Pixels
+from pipeline.inputs.views import ViewPixels
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 CENTRE = tuple(float(round(255 * mean)) for mean in MEAN)  # (124, 116, 104)
 ROWS_WORTH_COMPILING = 1000  # below, compiling takes longer than it saves
+Pending = Callable[[], Float16Array]  # waits for the rows of a batch: (B, D)
 LAYER = "avgpool"  # its flattened output is the row
 
 
@@ -152,20 +153,46 @@ class Backbone:
     batch_size: int
     code_path: str
 
-    def __call__(self, views: list[Pixels]) -> Float16Array:
+    def __call__(self, views: Sequence[ViewPixels]) -> Float16Array:
         """Rows of at most `batch_size` views (size, size, 3) uint8: (B, D) float16, as stored."""
-        return self.features(views).half().numpy()
+        return self.start(views)()
+
+    @property
+    def batches_ahead(self) -> int:
+        """Batches that may be started before the rows of an earlier one are asked for."""
+        return 0 if self.device.type == "cpu" else 1
 
     @torch.inference_mode()
-    def features(self, views: list[Pixels]) -> Tensor:
+    def start(self, views: Sequence[ViewPixels]) -> Pending:
+        """The same, not waited for where a device computes: call what is returned for the rows."""
+        rows = self._forward(views).half()
+        if self.device.type == "cpu":
+            return rows.numpy
+        host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+        host.copy_(rows, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def wait() -> Float16Array:
+            copied.synchronize()
+            return host.numpy()
+
+        return wait
+
+    @torch.inference_mode()
+    def features(self, views: Sequence[ViewPixels]) -> Tensor:
         """The same, unrounded: (B, D) float32 on the CPU."""
-        batch = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)  # (B, 3, H, W), channels last
+        return self._forward(views).cpu()
+
+    def _forward(self, views: Sequence[ViewPixels]) -> Tensor:
+        """(B, D) float32 on the device."""
+        batch = _stacked(views).permute(0, 3, 1, 2)  # (B, 3, H, W), channels last
         fixed = self.code_path.startswith("compiled")
         if fixed and len(views) < self.batch_size:  # one shape, one compilation
             batch = torch.cat([batch, batch[:1].expand(self.batch_size - len(views), -1, -1, -1)])
         batch = batch.to(self.device)
         rows: Tensor = self.network(normalise(batch) if self.precision == "float32" else centre(batch))
-        return rows[: len(views)].float().cpu()
+        return rows[: len(views)].float()
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -179,6 +206,13 @@ class Backbone:
             "torchvision": re.sub(r"\+.*", "", torchvision.__version__),
             "code_path": self.code_path,
         }
+
+
+def _stacked(views: Sequence[ViewPixels]) -> Tensor:
+    """(B, size, size, 3) uint8, where the views are."""
+    if isinstance(views[0], Tensor):
+        return torch.stack([view for view in views if isinstance(view, Tensor)])
+    return torch.from_numpy(np.stack(views))
 
 
 def normalise(pixels: Tensor) -> Tensor:

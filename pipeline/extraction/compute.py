@@ -1,24 +1,28 @@
 """Views through the frozen backbone into shards: decoding ahead of computing, and writing behind it."""
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from cache.index import SkippedImage
 from cache.keys import RowKey
-from cache.shard import ShardHeader
+from cache.shard import Float16Array, ShardHeader
 from cache.store import FeatureCache
 from cache.writer import ShardWriter
 from pipeline.backbones import backbone
 from pipeline.console import Say, duration, named, progress
 from pipeline.errors import DecodeError, PipelineError
 from pipeline.extraction.plan import ExtractResult, Plan, Share, shares_of
-from pipeline.inputs.augment import Views
-from pipeline.inputs.decode import Pixels
 from pipeline.inputs.loader import Loader, Work
+from pipeline.inputs.views import DeviceViews, Renderer, ViewPixels, Views
 from pipeline.machine.device import available_cpus
+
+T = TypeVar("T")
 
 
 def bring_up(plan: Plan, share: Share, say: Say) -> tuple[backbone.Backbone, float]:
@@ -42,17 +46,15 @@ def bring_up(plan: Plan, share: Share, say: Say) -> tuple[backbone.Backbone, flo
 def _warm_up(network: backbone.Backbone, share: Share, say: Say) -> float:
     """Bring the network to speed on blank views and say how long all will take; the seconds of the first run."""
     views = [np.zeros((share.size, share.size, 3), np.uint8)] * min(2, network.batch_size)
-    seconds = [_timed(network, views) for _ in range(2)]
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        network(views)
+        seconds.append(time.perf_counter() - start)
     filled = network.batch_size if network.code_path == "compiled" else len(views)  # a compiled batch is always whole
     expected = duration(seconds[1] / filled * share.rows)
     say(f"{network.code_path} {network.precision} at {share.size} on this {network.device.type}: about {expected}")
     return seconds[0]
-
-
-def _timed(network: backbone.Backbone, views: list[Pixels]) -> float:
-    start = time.perf_counter()
-    network(views)
-    return time.perf_counter() - start
 
 
 def _load(plan: Plan, share: Share, compiled: bool) -> backbone.Backbone:
@@ -91,55 +93,90 @@ def _compute_share(
     say: Say,
 ) -> None:
     """Views of one size; adds to the counts and seconds, and to the `bad` files by digest."""
-    base, recipe = plan.manifest.base, plan.manifest.augmentation
-    views = Views(base.input_size, base.resize, recipe.seed if recipe else 0)
-    provenance = {**network.provenance, "weights": backbone.weights_source(plan.config.backbone, plan.config.weights)}
-    header = ShardHeader(base.digest, share.row_shape, provenance=provenance)
-    loader = Loader(views, 1 if plan.config.workers is None else plan.config.workers)
+    recipe = plan.manifest.augmentation
+    renderer = _renderer(plan)
+    provenance = {
+        **network.provenance,
+        "weights": backbone.weights_source(plan.config.backbone, plan.config.weights),
+        "views": renderer.place,
+    }
+    header = ShardHeader(plan.manifest.base.digest, share.row_shape, provenance=provenance)
+    loader = Loader(renderer, _workers(plan))
     with (
         ShardWriter(cache.path, header, recipe.digest if recipe else "") as writer,
         progress(share.rows, "rows", say, lambda: f", bound by {_bound(loader, writer, result)}") as advance,
         loader,
     ):
-        batch: list[tuple[RowKey, Pixels]] = []
-        for item, outcome in loader.run(share.work):
-            if isinstance(outcome, DecodeError):
-                bad[item.digest] = item, str(outcome)
-                if not plan.config.skip_bad:
-                    break
-                continue
-            batch += [((item.digest, view), pixels) for view, pixels in outcome]
-            while len(batch) >= network.batch_size:
-                batch = _run_batch(network, batch, writer, result, advance)
-        while batch:
-            batch = _run_batch(network, batch, writer, result, advance)
+        for keys, rows in _rows(network, _views(loader, share.work, bad, plan.config.skip_bad), result):
+            _keep(keys, rows, writer, result)
+            advance(len(keys))
     result.phases["decode"] += loader.seconds
     result.phases["write"] += writer.seconds
     result.bound = _bound(loader, writer, result)
     if bad and not plan.config.skip_bad:
         found = list(bad.values())
         remaining = share.work[share.work.index(found[0][0]) + 1 :]
-        raise _all_bad(found + [(i, str(o)) for i, o in Loader(views, 2).check(remaining)])
+        raise _all_bad(found + [(i, str(o)) for i, o in Loader(renderer, 2).check(remaining)])
 
 
-def _bound(loader: Loader, writer: ShardWriter, result: ExtractResult) -> str:
-    """What this thread spent most of its time on: waiting for views, computing, or waiting for the disk."""
-    spent = {"decode": loader.waited, "compute": result.phases["compute"], "write": writer.waited}
-    return max(spent, key=lambda phase: spent[phase])
+def _renderer(plan: Plan) -> Renderer:
+    """Views are rendered where the backbone computes, unless that is the processor."""
+    base, recipe = plan.manifest.base, plan.manifest.augmentation
+    views = Views(base.input_size, base.resize, recipe.seed if recipe else 0)
+    return views if plan.device.type == "cpu" else DeviceViews(views, plan.device)
 
 
-def _run_batch(
-    network: backbone.Backbone,
-    batch: list[tuple[RowKey, Pixels]],
-    writer: ShardWriter,
-    result: ExtractResult,
-    advance: Callable[[int], None],
-) -> list[tuple[RowKey, Pixels]]:
-    """Compute and hand over the first `batch_size` views; returns the rest."""
-    keys, pixels = zip(*batch[: network.batch_size], strict=True)
+def _workers(plan: Plan) -> int:
+    """Decoding threads: they work no more than the backbone asks of them, so half the processors are not too many."""
+    if plan.config.workers is not None:
+        return plan.config.workers
+    return max(1, available_cpus() // 2) if plan.device.type == "cpu" else available_cpus()
+
+
+def _views(
+    loader: Loader, work: list[Work], bad: dict[bytes, tuple[Work, str]], skip_bad: bool
+) -> Iterator[tuple[RowKey, ViewPixels]]:
+    """Every view of `work`; files that have none go into `bad`, of which the first ends it unless `skip_bad`."""
+    for item, outcome in loader.run(work):
+        if isinstance(outcome, DecodeError):
+            bad[item.digest] = item, str(outcome)
+            if not skip_bad:
+                return
+            continue
+        for view, pixels in outcome:
+            yield (item.digest, view), pixels
+
+
+def _rows(
+    network: backbone.Backbone, views: Iterator[tuple[RowKey, ViewPixels]], result: ExtractResult
+) -> Iterator[tuple[tuple[RowKey, ...], Float16Array]]:
+    """Rows of `views` in their order, by batches; a device is given the next batch before the last has come back."""
+    flying: deque[tuple[tuple[RowKey, ...], backbone.Pending]] = deque()
+    while batch := list(islice(views, network.batch_size)):
+        keys, pixels = zip(*batch, strict=True)
+        flying.append((keys, _timed(result, network.start, pixels)))
+        if len(flying) > network.batches_ahead:
+            yield _landed(*flying.popleft(), result)
+    while flying:
+        yield _landed(*flying.popleft(), result)
+
+
+def _landed(
+    keys: tuple[RowKey, ...], pending: backbone.Pending, result: ExtractResult
+) -> tuple[tuple[RowKey, ...], Float16Array]:
+    return keys, _timed(result, pending)
+
+
+def _timed(result: ExtractResult, function: Callable[..., T], *given: object) -> T:
+    """What the function returns, its time counted as computing."""
     start = time.perf_counter()
-    rows = network(list(pixels))
+    found = function(*given)
     result.phases["compute"] += time.perf_counter() - start
+    return found
+
+
+def _keep(keys: Sequence[RowKey], rows: Float16Array, writer: ShardWriter, result: ExtractResult) -> None:
+    """Hand a batch to the writer, if its numbers are finite."""
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         digest, view = keys[int(np.argmin(finite))]
@@ -148,8 +185,12 @@ def _run_batch(
         )
     writer.add(keys, rows)
     result.computed += len(keys)
-    advance(len(keys))
-    return batch[network.batch_size :]
+
+
+def _bound(loader: Loader, writer: ShardWriter, result: ExtractResult) -> str:
+    """What this thread spent most of its time on: waiting for views, computing, or waiting for the disk."""
+    spent = {"decode": loader.waited, "compute": result.phases["compute"], "write": writer.waited}
+    return max(spent, key=lambda phase: spent[phase])
 
 
 def _all_bad(bad: list[tuple[Work, str]]) -> DecodeError:

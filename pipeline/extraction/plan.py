@@ -21,6 +21,7 @@ from pipeline.inputs import augment
 from pipeline.inputs.decode import DECODING_POLICY
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.loader import Work
+from pipeline.inputs.views import INTERPOLATION
 from pipeline.machine.device import resolve_device, resolve_precision
 
 
@@ -115,7 +116,7 @@ def _manifest(config: ExtractConfig, tensors: dict[str, torch.Tensor], precision
         row_shape=backbone.row_shape(config.backbone, config.image_size),
         input_size=config.image_size,
         resize=augment.resize_for(config.image_size),
-        interpolation=augment.INTERPOLATION,
+        interpolation=INTERPOLATION,
         mean=backbone.MEAN,
         std=backbone.STD,
         decoding=DECODING_POLICY,

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pipeline.errors import DecodeError, ImageSetError
-from pipeline.inputs.augment import Views
-from pipeline.inputs.decode import Pixels, decode_rgb, read_image
+import torch
 
-Rendered = list[tuple[str, Pixels]]  # (view, pixels)
+from pipeline.errors import DecodeError, ImageSetError
+from pipeline.inputs.decode import decode_rgb, read_image
+from pipeline.inputs.views import Renderer, ViewPixels
+
+Rendered = list[tuple[str, ViewPixels]]  # (view, pixels)
 
 
 @dataclass(frozen=True)
@@ -28,23 +30,24 @@ class Work:
 class Loader:
     """Decodes files and renders their views in `workers` threads; 0 decodes in line. A context manager.
 
-    Threads serve, because Pillow frees the interpreter while it decodes and resizes.
+    Threads serve, because Pillow and torch free the interpreter while they decode and resize.
     """
 
-    FILES_AHEAD = 16  # a worker
-
-    def __init__(self, views: Views, workers: int) -> None:
-        self.views = views
+    def __init__(self, renderer: Renderer, workers: int) -> None:
+        self.renderer = renderer
         self.workers = workers
+        self.ahead = max(16, 4 * workers)  # files
         self.seconds = 0.0  # summed over the workers
         self.waited = 0.0  # that whoever takes the views had to wait for them
-        self._pool = ThreadPoolExecutor(max(1, workers), "decode")
+        self._pool = ThreadPoolExecutor(max(1, workers), "decode", torch.set_num_threads, (1,))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        # What a thread sets is also what torch gives to threads to come: back to this thread's own number.
+        torch.set_num_threads(torch.get_num_threads())
 
     def run(self, work: Iterable[Work]) -> Iterator[tuple[Work, Rendered | DecodeError]]:
         """Each item with its views, or with the reason it has none, in the order of `work`."""
@@ -56,7 +59,7 @@ class Loader:
                 yield item, self._count(loaded)
                 continue
             waiting.append((item, self._pool.submit(self._load, item)))
-            if len(waiting) >= self.FILES_AHEAD * self.workers:
+            if len(waiting) >= self.ahead:
                 yield self._wait(*waiting.popleft())
         for item, future in waiting:
             yield self._wait(item, future)
@@ -86,7 +89,7 @@ class Loader:
         outcome: Rendered | DecodeError
         try:
             pixels = decode_rgb(_read(item))
-            outcome = [(view, self.views.render(pixels, item.digest, view)) for view in item.views]
+            outcome = list(zip(item.views, self.renderer.render_all(pixels, item.digest, item.views), strict=True))
         except DecodeError as error:
             outcome = error
         return outcome, time.perf_counter() - start
