@@ -342,7 +342,7 @@ def test_compiled_code_is_kept_in_the_users_own_folder(tmp_path: Path) -> None:
 def test_without_a_working_compiler_stage_one_says_so_and_goes_on(
     compiler: str | None, said: str, data: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No compiler, or one that compiles nothing: one line, the eager path, the same rows."""
+    """No compiler, or one that compiles nothing: one line, the way without, the same rows."""
     from torch._inductor import cpp_builder, exc
 
     def find() -> str:
@@ -353,11 +353,11 @@ def test_without_a_working_compiler_stage_one_says_so_and_goes_on(
     torch.compiler.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # nothing compiled before
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", find)
-    monkeypatch.setattr(backbone, "ROWS_WORTH_COMPILING", 1)
+    monkeypatch.setattr(backbone, "worth_compiling", lambda *_: True)
     lines: list[str] = []
     options = {"backbone": "tiny", "weights": tiny, "image_size": 32, "precision": "float32", "device": "cpu"}
     result = extract(ExtractConfig(data, tmp_path / "features", **options), lines.append)  # type: ignore[arg-type]
     assert result.computed == 24
     assert sum(said in line for line in lines) == 1
     shards = FeatureCache.open(tmp_path / "features").shards
-    assert {shard.header.provenance["code_path"] for shard in shards} == {"eager"}
+    assert {shard.header.provenance["code_path"] for shard in shards} == {"fused"}

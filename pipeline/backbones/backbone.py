@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from cache.shard import Float16Array
+from pipeline.backbones.fused import fuse
 from pipeline.backbones.weights import NamedWeights, fetch, load_weights_file, weights_folder
 from pipeline.backbones.winograd import accelerate
 from pipeline.errors import PipelineError, WeightsError
@@ -24,7 +25,7 @@ from pipeline.inputs.views import ViewPixels
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 CENTRE = tuple(float(round(255 * mean)) for mean in MEAN)  # (124, 116, 104)
-ROWS_WORTH_COMPILING = 1000  # below, compiling takes longer than it saves
+ROWS_WORTH_COMPILING = 100_000  # on CUDA; below, compiling takes longer than it saves
 Pending = Callable[[], Float16Array]  # waits for the rows of a batch: (B, D)
 LAYER = "avgpool"  # its flattened output is the row
 
@@ -255,7 +256,8 @@ def load_backbone(
 ) -> Backbone:
     """Put `tensors` into backbone `name` on `device`, frozen; not `pooled`, rows are the maps that `LAYER` averages.
 
-    bfloat16 is compiled with frozen weights where `compiled`; float32 on the CPU goes through Winograd convolutions.
+    `compiled` by torch with frozen weights where that can be; else, on the CPU, layers are fused, and float32 goes
+    through Winograd convolutions.
     """
     with torch.device("meta"):
         network = build_trunk(name, pooled)
@@ -266,13 +268,20 @@ def load_backbone(
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     network = network.to(device, dtype).to(memory_format=torch.channels_last)
     network.requires_grad_(False)
+    batch_size = batch_size or (64 if device.type == "cuda" else 8)
+    if compiled and (fast := _compile(network)) is not None:
+        return Backbone(fast, device, precision, batch_size, "compiled")
     code_path = "eager"
-    if device.type == "cpu" and precision == "float32" and accelerate(network):
-        code_path = "winograd"
-    computing: Callable[[Tensor], Tensor] = network
-    if compiled and code_path == "eager" and (fast := _compile(network)) is not None:
-        computing, code_path = fast, "compiled"
-    return Backbone(computing, device, precision, batch_size or (64 if device.type == "cuda" else 8), code_path)
+    if device.type == "cpu":
+        winograd = precision == "float32" and accelerate(network)
+        fused = fuse(network)
+        code_path = "winograd" if winograd else "fused" if fused else "eager"
+    return Backbone(network, device, precision, batch_size, code_path)
+
+
+def worth_compiling(device: torch.device, rows: int) -> bool:
+    """Whether compiling gains more than it takes: on the CPU it gains nothing that fusing layers does not."""
+    return device.type == "cuda" and rows >= ROWS_WORTH_COMPILING
 
 
 def _compile(network: nn.Module) -> Callable[[Tensor], Tensor] | None:

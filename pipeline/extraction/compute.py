@@ -28,9 +28,9 @@ T = TypeVar("T")
 def bring_up(plan: Plan, share: Share, say: Say) -> tuple[backbone.Backbone, float]:
     """The backbone at speed, compiled where that pays and works, and the seconds it took to get there."""
     torch.set_num_threads(plan.config.threads or available_cpus())
-    wanted = share.rows >= backbone.ROWS_WORTH_COMPILING
+    wanted = backbone.worth_compiling(plan.device, share.rows)
     network = _load(plan, share, wanted)
-    if wanted and network.code_path == "eager":
+    if wanted and network.code_path != "compiled":
         say("no C++ compiler here, or nowhere to keep what it makes: computing goes on uncompiled")
     try:
         return network, _warm_up(network, share, say)

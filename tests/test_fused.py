@@ -1,0 +1,86 @@
+"""Fused layers: the numbers of the layers they stand for, bit for bit."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pipeline.backbones.fused import FusedConv2d, MaxPool, fuse
+
+
+def on_channels_last(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
+    """Normal numbers."""
+    torch.manual_seed(seed)
+    return torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
+
+
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(5, 20), st.integers(5, 20)),
+    kernel=st.integers(2, 5),
+    stride=st.integers(1, 4),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_pooling_by_maxima_is_pooling(
+    size: tuple[int, int, int, int], kernel: int, stride: int, dtype: torch.dtype
+) -> None:
+    """For any map, window and stride; what is not a number stays so."""
+    x = on_channels_last(size, 0, dtype)
+    x[0, 0, 2, 2] = float("nan")
+    expected = nn.MaxPool2d(kernel, stride)(x)
+    assert torch.equal(MaxPool(kernel, stride)(x).nan_to_num(99), expected.nan_to_num(99))
+
+
+@given(
+    channels=st.integers(1, 20),
+    out=st.integers(1, 20),
+    kernel=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    bias=st.booleans(),
+)
+def test_a_fused_convolution_is_the_two_layers(
+    channels: int, out: int, kernel: int, stride: int, dtype: torch.dtype, bias: bool
+) -> None:
+    """Whatever the sizes, the batch and the precision, to the rounding of a sum in another order."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=bias).to(dtype).requires_grad_(False)
+    fused = FusedConv2d(conv)
+    for batch in (1, 4):
+        x = on_channels_last((batch, channels, 11, 13), batch, dtype)
+        with torch.inference_mode():
+            torch.testing.assert_close(fused(x), conv(x).relu())
+
+
+def test_what_is_fused_and_what_is_left() -> None:
+    """Convolution and ReLU become one, plain pools are maxima; the rest stays, at any place of the network."""
+    network = nn.Module()
+    network.features = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3, padding_mode="reflect", padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, padding=1),
+        nn.Conv2d(4, 4, 1),
+    )
+    network.requires_grad_(False)
+    before = copy.deepcopy(network.features)
+    assert fuse(network)
+    kinds = [type(layer) for layer in network.features]
+    assert kinds == [FusedConv2d, MaxPool, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Conv2d]
+    x = on_channels_last((2, 3, 20, 20), 0, torch.float32)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.features(x), before(x))
+    assert not fuse(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_without_the_private_operator_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build of torch without oneDNN computes the plain layers, with pools by maxima."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    network = nn.Module()
+    network.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+    assert not fuse(network)
+    assert [type(layer) for layer in network.features] == [nn.Conv2d, nn.ReLU, MaxPool]
