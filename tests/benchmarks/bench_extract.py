@@ -51,10 +51,10 @@ def limit() -> float:
 
 
 def forward_alone(batches: int = 12) -> float:
-    """Images per second of the compiled backbone on pixels that lie ready."""
+    """Images per second of the backbone on pixels that lie ready."""
     cpu = torch.device("cpu")
     tensors = load_tensors("vgg16", None, silent)
-    network = load_backbone("vgg16", tensors, device=cpu, precision="bfloat16", compiled=True)
+    network = load_backbone("vgg16", tensors, device=cpu, precision="bfloat16")
     views = [np.full((224, 224, 3), grey, np.uint8) for grey in range(network.batch_size)]
     network(views)
     seconds = []
@@ -82,7 +82,7 @@ def bench_pairs(scratch: Path, count: int, pairs: int) -> None:
     print(f"  {whole:.2f} with start; limit {most:.2f}, forward alone {alone:.2f}")
     print(f"  ratio {ours_steady / plain:.2f} steady, {whole / plain:.2f} with start; of the limit", end=" ")
     print(f"{ours_steady / most:.0%}, the forward alone {alone / most:.0%}; bound by {ours['bound']}, {ours['phases']}")
-    print(f"  warm-up of each start: {ours['warmup_seconds']:.1f} s with compiled code at hand")
+    print(f"  warm-up of each start: {ours['warmup_seconds']:.2f} s")
 
 
 def bench_passes(scratch: Path, count: int, passes: int) -> None:
