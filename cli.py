@@ -127,7 +127,12 @@ def main() -> None:
 @_option(ExtractConfig, "precision", "What the backbone computes in.", type=click.Choice(PRECISIONS))
 @_option(ExtractConfig, "device", "Where it computes.", type=click.Choice(DEVICES))
 @_option(ExtractConfig, "batch_size", "Views a batch.  [default: 8, on CUDA 64]", type=int)
-@_option(ExtractConfig, "workers", "Decoding threads; 0 decodes in line.  [default: half the processors, with CUDA all]", type=int)
+@_option(
+    ExtractConfig,
+    "workers",
+    "Decoding threads; 0 decodes in line.  [default: half the processors, with CUDA all]",
+    type=int,
+)
 @_option(ExtractConfig, "threads", "Computing threads.  [default: all processors]", type=int)
 @_option(ExtractConfig, "skip_bad", "Record files that cannot be decoded, and go on.")
 @_option(ExtractConfig, "dry_run", "Say what would be done, and stop.")
