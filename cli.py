@@ -17,6 +17,7 @@ from pipeline.config import (
     DEVICES,
     PRECISIONS,
     SEARCHES,
+    TTA,
     EvaluateConfig,
     ExportConfig,
     ExtractConfig,
@@ -207,6 +208,7 @@ def sweep(as_json: bool, **options: Any) -> None:
 @_option(EvaluateConfig, "split", "train, valid or test.")
 @_option(EvaluateConfig, "precision", "For a model.", type=click.Choice(PRECISIONS))
 @_option(EvaluateConfig, "device", "For a model.", type=click.Choice(DEVICES))
+@_option(EvaluateConfig, "tta", "For a model; flip: also see each image mirrored.", type=click.Choice(TTA))
 @_json
 def evaluate(as_json: bool, **options: Any) -> None:
     """Score a RUN from its cache, or a MODEL on the image files of DATA."""
@@ -226,6 +228,12 @@ def evaluate(as_json: bool, **options: Any) -> None:
 @_option(ExportConfig, "cache", "The run's cache.  [default: where it was]", type=_PATH)
 @_option(ExportConfig, "data", "The set's images.  [default: where they were]", type=_PATH)
 @_option(ExportConfig, "names", "JSON object of class: display name.", type=_PATH)
+@click.option(
+    "--calibrate/--no-calibrate",
+    default=ExportConfig.calibrate,
+    show_default=True,
+    help="Fold a temperature, fitted on validation, into the last layer.",
+)
 @_option(ExportConfig, "overwrite", "Replace an existing model.")
 @_json
 def export(as_json: bool, **options: Any) -> None:
@@ -238,6 +246,10 @@ def export(as_json: bool, **options: Any) -> None:
         f"{result.model}: {result.bytes / 1e6:.0f} MB; {parity['images']} images agree with the run within "
         f"{parity['max_abs_diff']:.1g} in log-probability"
     )
+    errors = [f"{split} {before:.3f} → {after:.3f}" for split, (before, after) in result.calibration.ece.items()]
+    text += (
+        f"\ntemperature {result.calibration.temperature:.3f}, calibration error {', '.join(errors)}" if errors else ""
+    )
     _emit(result, as_json, text)
 
 
@@ -248,20 +260,54 @@ def export(as_json: bool, **options: Any) -> None:
 @_option(PredictConfig, "names", "JSON object of class: display name.", type=_PATH)
 @_option(PredictConfig, "precision", "What the backbone computes in.", type=click.Choice(PRECISIONS))
 @_option(PredictConfig, "device", "Where it computes.", type=click.Choice(DEVICES))
+@_option(PredictConfig, "tta", "flip: also see each image mirrored.", type=click.Choice(TTA))
+@click.option("--csv", "table", is_flag=True, help="Print path,rank,class,name,probability.")
 @_json
-def predict(as_json: bool, **options: Any) -> None:
-    """Name the most probable classes of image files, folders or globs."""
+def predict(as_json: bool, table: bool, **options: Any) -> None:
+    """Name the most probable classes of image files, folders, globs, or with - of what standard input lists."""
+    from pipeline.predict import as_csv
     from pipeline.predict import predict as run
 
+    if table and as_json:
+        raise ConfigError("--csv and --json: choose one")
     result = run(PredictConfig(**options), say)
     lines = [
         f"{named(p['path'])}: " + ", ".join(f"{named(t['name'])} {t['probability']:.1%}" for t in p["top"])
         for p in result.predictions
     ]
-    lines += [f"{named(bad['path'])}: {bad['reason']}" for bad in result.failed]
-    _emit(result, as_json, "\n".join(lines))
+    failed = [f"{named(bad['path'])}: {bad['reason']}" for bad in result.failed]
+    if table:
+        for line in failed:
+            say(line)
+    _emit(result, as_json, as_csv(result.predictions) if table else "\n".join(lines + failed))
     if result.failed:
         sys.exit(1)
+
+
+@main.group()
+def model() -> None:
+    """Model files: what is in one."""
+
+
+@model.command("info")
+@click.argument("model", type=_PATH)
+@click.option("--card", type=_PATH, help="Write the card to this file, as Markdown.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing card.")
+@_json
+def model_info(as_json: bool, model: Path, card: Path | None, overwrite: bool) -> None:
+    """Say what MODEL is, what it was made of and how good it is."""
+    from cache.files import write_atomically
+    from pipeline.bundle import load_bundle
+    from pipeline.model.markdown import model_card
+    from pipeline.run import refuse_other_kind, refuse_to_overwrite
+
+    bundle = load_bundle(model)
+    text = model_card(bundle)
+    if card is not None:
+        refuse_other_kind(card, folder=False)
+        refuse_to_overwrite(card, overwrite)
+        write_atomically(card, text.encode("utf-8", "backslashreplace"))
+    _emit({"model": str(model), **bundle.card}, as_json, text.rstrip("\n") if card is None else f"{card}: written")
 
 
 @main.group()

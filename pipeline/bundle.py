@@ -1,7 +1,8 @@
 """One safetensors file that predicts from image files: backbone, head, preprocessing and classes; write and read."""
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 
 from cache.files import write_atomically
 from cache.layout import CLEAN_VIEW
-from pipeline.backbones.backbone import Backbone, build_trunk, load_backbone, misfit, normalise, row_shape
-from pipeline.card import card_fault
+from pipeline.backbones.backbone import Backbone, build_trunk, load_backbone, misfit, row_shape
 from pipeline.errors import BundleError, DecodeError
 from pipeline.heads.head import head_from_tensors
-from pipeline.inputs.decode import decode_rgb, read_image
-from pipeline.inputs.views import Views
+from pipeline.inputs.loader import Loader, Work
+from pipeline.inputs.views import ViewPixels, Views
+from pipeline.model.card import card_fault
 
 BUNDLE_FORMAT = 1
 METADATA_KEY = "headgraft"
@@ -32,6 +33,23 @@ def write_bundle(path: Path, backbone: dict[str, Tensor], head: nn.Sequential, c
     tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save(contiguous, {METADATA_KEY: json.dumps(card, sort_keys=True)}))
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class, its display name and its probability."""
+
+    label: str
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An image file and its most probable classes, the likeliest first."""
+
+    path: Path
+    top: tuple[Guess, ...]
 
 
 @dataclass(frozen=True)
@@ -80,28 +98,48 @@ class Bundle:
 
         The places of files that cannot be decoded go into `failed`, with the reason.
         """
-        for start in range(0, len(paths), backbone.batch_size):
-            views, places = [], []
-            for place in range(start, min(start + backbone.batch_size, len(paths))):
-                try:
-                    views.append(self.views.render(decode_rgb(read_image(paths[place])), b"", CLEAN_VIEW))
-                    places.append(place)
-                except DecodeError as error:
-                    failed[place] = str(error)
-            if views:
-                yield places, backbone.features(views)
+        for places, views in self._batches(paths, backbone.batch_size, failed):
+            yield places, backbone.features(views)
+
+    def _batches(
+        self, paths: Sequence[Path], size: int, failed: dict[int, str]
+    ) -> Iterator[tuple[list[int], list[ViewPixels]]]:
+        """Clean views of image files, decoded ahead in a thread: (places in `paths`, views)."""
+        places: list[int] = []
+        views: list[ViewPixels] = []
+        with Loader(self.views, workers=1) as loader:
+            work = (Work(path, b"", (CLEAN_VIEW,)) for path in paths)
+            for place, (_, outcome) in enumerate(loader.run(work)):
+                if isinstance(outcome, DecodeError):
+                    failed[place] = str(outcome)
+                    continue
+                places.append(place)
+                views.append(outcome[0][1])
+                if len(views) == size:
+                    yield places, views
+                    places, views = [], []
+        if views:
+            yield places, views
 
     @torch.inference_mode()
-    def log_probs(self, backbone: Backbone, paths: Sequence[Path]) -> tuple[Tensor, dict[int, str]]:
-        """Log-probabilities of image files (B, C) float32, and the reason by place for those that have none."""
+    def log_probs(
+        self, backbone: Backbone, paths: Sequence[Path], mirrored: bool = False
+    ) -> tuple[Tensor, dict[int, str]]:
+        """Log-probabilities of image files (N, C) float32, and the reason by place for those that have none.
+
+        With `mirrored`, each image is seen as it is and mirrored, and the probabilities are averaged.
+        """
         result = torch.full((len(paths), len(self.classes)), float("nan"))
         failed: dict[int, str] = {}
-        for places, rows in self.rows(backbone, paths, failed):
-            result[places] = self.head(rows)
+        for places, views in self._batches(paths, backbone.batch_size, failed):
+            result[places] = self.head(backbone.features(views))
+            if mirrored:
+                other = self.head(backbone.features([view[:, ::-1] for view in views]))
+                result[places] = torch.logaddexp(result[places], other) - math.log(2)
         return result, failed
 
-    def predict(self, paths: Sequence[str | Path], top_k: int = 5) -> list[list[tuple[str, float]]]:
-        """The `top_k` (class, probability) of each image file, in float32 on the CPU.
+    def predict(self, paths: Sequence[str | Path], top_k: int = 5) -> list[Prediction]:
+        """The `top_k` most probable classes of each image file, in float32 on the CPU.
 
         DecodeError names the first file that cannot be read.
         """
@@ -110,14 +148,20 @@ class Bundle:
         if failed:
             place, reason = next(iter(failed.items()))
             raise DecodeError(f"{files[place]}: {reason}")
+        return [Prediction(path, self.top(row, top_k)) for path, row in zip(files, log_probs, strict=True)]
+
+    def top(self, log_probs: Tensor, top_k: int, names: Mapping[str, str] | None = None) -> tuple[Guess, ...]:
+        """The most probable classes of log-probabilities (C,), the likeliest first; `names` in place of its own."""
+        shown = self.names if names is None else names
         values, places = log_probs.exp().topk(min(top_k, len(self.classes)))
-        return [
-            [(self.classes[c], float(p)) for c, p in zip(row, top, strict=True)]
-            for row, top in zip(places.tolist(), values.tolist(), strict=True)
-        ]
+        found = [(self.classes[place], p) for place, p in zip(places.tolist(), values.tolist(), strict=True)]
+        return tuple(Guess(label, shown.get(label, label), p) for label, p in found)
 
     def as_module(self) -> nn.Module:
-        """The whole model in float32: (B, 3, S, S) uint8, resized and cropped → log-probabilities (B, C)."""
+        """The whole model in float32: normalised images (B, 3, S, S) → log-probabilities (B, C).
+
+        Images are resized, cropped and normalised as `card["preprocessing"]` says.
+        """
         with torch.device("meta"):
             trunk = build_trunk(self.card["backbone"])
         trunk.load_state_dict(self.backbone_tensors, assign=True)
@@ -130,8 +174,8 @@ class _Combined(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        log_probs: Tensor = self.head(self.backbone(normalise(pixels)))
+    def forward(self, images: Tensor) -> Tensor:
+        log_probs: Tensor = self.head(self.backbone(images))
         return log_probs
 
 

@@ -3,19 +3,20 @@
 Free of torch, so that `headgraft --help` starts at once and both entry points share every default.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from cache.layout import LARGEST_SIDE, MOST_PASSES
+from pipeline.bases.name import BasisName
 from pipeline.errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
 CLASS_WEIGHTS = ("none", "balanced")
 SEARCHES = ("random", "grid", "optuna")
+TTA = ("none", "flip")
 
 # Beyond these, a number is a slip of the hand; without them it would end in an overflow or the machine's memory.
 LARGEST_SEED = (1 << 32) - 1  # seeds.py counts on it
@@ -37,10 +38,6 @@ _TRAIN_BOUNDS = {
     "seed": (0, LARGEST_SEED),
 }
 _SWEEP_BOUNDS = {**_TRAIN_BOUNDS, "heads": (1, 100_000), "seeds": (1, 100)}
-
-REGIONS = ("full", "pool", "pyramid")
-_PART = re.compile(r"(?P<kind>white|lda)(?::(?P<number>\d{1,9}(?:\.\d{1,9})?))?|(?P<pca>pca):(?P<count>\d{1,9})")
-_CHAINS: tuple[list[str], ...] = ([], ["white"], ["pca"], ["lda"], ["white", "pca"], ["white", "lda"])
 
 
 def _require(ok: bool, message: str) -> None:
@@ -79,6 +76,10 @@ def _check_computing(precision: str, device: str) -> None:
 
 def _check_device(device: str) -> None:
     _require(device in DEVICES, f"--device is {device!r}, expected one of {', '.join(DEVICES)}")
+
+
+def _check_tta(tta: str) -> None:
+    _require(tta in TTA, f"--tta is {tta!r}, expected one of {', '.join(TTA)}")
 
 
 @dataclass(frozen=True)
@@ -215,47 +216,6 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
-class BasisName:
-    """A basis as its name says: regions, then what follows them, None where it does not."""
-
-    regions: str
-    shrinkage: float | None = None  # of the whitening
-    components: int | None = None  # principal ones
-    discriminant: float | None = None  # shrinkage of the linear discriminants
-
-    @classmethod
-    def parse(cls, name: str) -> "BasisName":
-        """`full`, `pool` or `pyramid`, then `+white[:G]`, then `+pca:R` or `+lda[:G]`; `pca:R` is `full+pca:R`."""
-        parts = name.split("+")
-        regions = parts.pop(0) if parts[0] in REGIONS else None
-        found = [_PART.fullmatch(part) for part in parts]
-        kinds = [match and (match["kind"] or match["pca"]) for match in found]
-        _require(
-            kinds in _CHAINS and (regions is not None or kinds in (["pca"], ["lda"])),
-            f"{name[:60]!r} is not a basis: expected full, pool or pyramid, then +white[:G], then +pca:R or +lda[:G]",
-        )
-        values = {kind: match["number"] or match["count"] for kind, match in zip(kinds, found, strict=True) if match}
-        white, lda = (
-            _shrinkage(name, values, *known) for known in (("white", WHITE_SHRINKAGE), ("lda", LDA_SHRINKAGE))
-        )
-        components = int(values["pca"]) if "pca" in values else None
-        _require(components != 0, f"{name!r}: pca needs one component or more")
-        return cls(regions or "full", white, components, lda)
-
-
-def _shrinkage(name: str, values: Mapping[str | None, str | None], kind: str, default: float) -> float | None:
-    if kind not in values:
-        return None
-    number = default if values[kind] is None else float(values[kind] or 0)
-    _require(number > 0, f"{name!r}: the shrinkage must be above 0")
-    return number
-
-
-WHITE_SHRINKAGE = 6.0
-LDA_SHRINKAGE = 4.0
-
-
-@dataclass(frozen=True)
 class ExportConfig:
     """Run → one model file. `cache` and `data` None: where the run and its set recorded them."""
 
@@ -264,6 +224,7 @@ class ExportConfig:
     cache: Path | None = None
     data: Path | None = None
     names: Path | None = None
+    calibrate: bool = True
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -272,7 +233,7 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Scores of one split: of a run from the cache, of a model from image files in `data`."""
+    """Scores of one split: of a run from the cache, of a model from image files in `data`; `tta` as for predicting."""
 
     target: Path
     data: Path | None = None
@@ -280,16 +241,21 @@ class EvaluateConfig:
     split: str = "test"
     precision: str = "auto"
     device: str = "auto"
+    tta: str = "none"
 
     def __post_init__(self) -> None:
         _take_texts_as_paths(self)
         _check_computing(self.precision, self.device)
+        _check_tta(self.tta)
         _require(self.split in ("train", "valid", "test"), f"--split is {self.split!r}, expected train, valid or test")
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Image files → the `top_k` most probable classes; `images` are files, folders or globs."""
+    """Image files → the `top_k` most probable classes; `images` are files, folders, globs, or `-` for standard input.
+
+    With `tta` "flip", each image is seen as it is and mirrored, and the probabilities are averaged.
+    """
 
     model: Path
     images: tuple[str, ...]
@@ -297,8 +263,10 @@ class PredictConfig:
     names: Path | None = None
     precision: str = "auto"
     device: str = "auto"
+    tta: str = "none"
 
     def __post_init__(self) -> None:
         _take_texts_as_paths(self)
         _check_computing(self.precision, self.device)
+        _check_tta(self.tta)
         _require(self.top_k >= 1, f"--top-k is {self.top_k}, expected 1 or more")

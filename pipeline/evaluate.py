@@ -9,7 +9,8 @@ from sklearn.metrics import recall_score, top_k_accuracy_score
 from torch import Tensor
 
 from cache import layout
-from cache.index import SkippedImage
+from cache.index import SetIndex, SkippedImage
+from cache.store import FeatureCache
 from pipeline.bases.rows import label_tensor
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import EvaluateConfig
@@ -17,10 +18,9 @@ from pipeline.console import Say, silent
 from pipeline.errors import ConfigError, DecodeError, PipelineError, RunError
 from pipeline.inputs.images import ImageSet
 from pipeline.machine.device import available_cpus, resolve_device
+from pipeline.model.calibration import error_of
 from pipeline.predict import bundle_precision
 from pipeline.run import JOURNAL_FILE, RUN_FILE, Run
-
-CALIBRATION_BINS = 15
 
 
 @dataclass
@@ -39,7 +39,7 @@ def evaluate(config: EvaluateConfig, say: Say = silent) -> EvaluateResult:
     """Score a run folder from its cache, or a model file on the images of `data`."""
     torch.set_num_threads(available_cpus())
     if any((config.target / name).is_file() for name in (RUN_FILE, JOURNAL_FILE)):
-        _refuse_unused(config, "a run is scored from its cache", ("data", "precision", "device"))
+        _refuse_unused(config, "a run is scored from its cache", ("data", "precision", "device", "tta"))
         return _evaluate_run(config)
     if not config.target.is_file():
         found = f"holds no {RUN_FILE}" if config.target.is_dir() else "does not exist"
@@ -63,20 +63,32 @@ def _evaluate_run(config: EvaluateConfig) -> EvaluateResult:
     images = index.split(config.split)
     if not images:
         raise RunError(f"set {index.name!r} has no {config.split} images")
+    result = score(*log_probs_of_split(run, cache, index, config.split), config.split)
+    record_scores(run, result)
+    return result
+
+
+def log_probs_of_split(run: Run, cache: FeatureCache, index: SetIndex, split: str) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (N, C) of the clean views of a split's files, and their labels (N,)."""
+    images = index.split(split)
     log_probs = torch.empty(len(images), len(run.classes))
     with torch.inference_mode():
         for positions, block in cache.blocks([(image.key, layout.CLEAN_VIEW) for image in images]):
             log_probs[torch.from_numpy(positions)] = run.head(run.basis.apply(block))
-    result = score(log_probs, label_tensor(index, images), config.split)
-    # Every look at a split is on record: a split looked at often is no longer a test.
+    return log_probs, label_tensor(index, images)
+
+
+def record_scores(run: Run, result: EvaluateResult) -> None:
+    """Every look at a split is on record: a split looked at often is no longer a test."""
     run.record["scored"].append({**asdict(result), "when": datetime.now(UTC).isoformat(timespec="seconds")})
     run.save_record()
-    return result
 
 
 def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
     bundle = load_bundle(config.target)
-    data = config.data or bundle.card["data"]
+    if config.data is None:
+        raise ConfigError(f"{config.target} is a model, and holds no place of images: name DATA, what to score it on")
+    data = config.data
     images = ImageSet.scan(data, bundle.card["split_seed"], skip_bad=bool(bundle.card["skipped"]))
     _refuse_other_split(bundle, images)
     chosen = [image for image in images.images if image.split == config.split]
@@ -87,7 +99,7 @@ def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
     device = resolve_device(config.device)
     backbone = bundle.backbone(device, bundle_precision(bundle, config.precision, device, say))
     paths = [images.root / image.path for image in chosen]
-    log_probs, failed = bundle.log_probs(backbone, paths)
+    log_probs, failed = bundle.log_probs(backbone, paths, mirrored=config.tta == "flip")
     if failed:
         lines = "\n".join(f"  {paths[place]}: {reason}" for place, reason in failed.items())
         raise DecodeError(f"{len(failed)} of {len(paths)} images cannot be decoded:\n{lines}\nMend or remove them.")
@@ -119,12 +131,5 @@ def score(log_probs: Tensor, labels: Tensor, split: str) -> EvaluateResult:
         top1=float((predicted == truth).mean()),
         top5=top5,
         mean_per_class=float(recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)),
-        ece=calibration_error(probabilities.max(1), predicted == truth),
+        ece=error_of(log_probs, labels),
     )
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Expected calibration error over 15 equal-width bins of confidence (Guo et al., ICML 2017)."""
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=confidence - correct, minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(confidence))

@@ -1,9 +1,13 @@
 """Bundle + image files → predictions."""
 
+import csv
 import glob
+import io
 import json
 import os
+import sys
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +39,27 @@ def predict(config: PredictConfig, say: Say = silent) -> PredictResult:
     torch.set_num_threads(available_cpus())
     device = resolve_device(config.device)
     precision = bundle_precision(bundle, config.precision, device, say)
-    log_probs, failed = bundle.log_probs(bundle.backbone(device, precision), paths)
+    log_probs, failed = bundle.log_probs(bundle.backbone(device, precision), paths, mirrored=config.tta == "flip")
     result = PredictResult(precision, failed=nothing)
     for place, path in enumerate(paths):
         if place in failed:
             result.failed.append({"path": str(path), "reason": failed[place]})
             continue
-        values, classes = log_probs[place].exp().topk(min(config.top_k, len(bundle.classes)))
-        top = [
-            {"class": bundle.classes[c], "name": names.get(bundle.classes[c], bundle.classes[c]), "probability": p}
-            for p, c in zip(values.tolist(), classes.tolist(), strict=True)
-        ]
+        guesses = bundle.top(log_probs[place], config.top_k, names)
+        top = [{"class": guess.label, "name": guess.name, "probability": guess.probability} for guess in guesses]
         result.predictions.append({"path": str(path), "top": top})
     return result
+
+
+def as_csv(predictions: list[dict[str, Any]]) -> str:
+    """One line for each class of each image, with a header: path, rank, class, name, probability."""
+    table = io.StringIO()
+    lines = csv.writer(table, lineterminator="\n")
+    lines.writerow(("path", "rank", "class", "name", "probability"))
+    for prediction in predictions:
+        for rank, guess in enumerate(prediction["top"], start=1):
+            lines.writerow((prediction["path"], rank, guess["class"], guess["name"], f"{guess['probability']:.6g}"))
+    return table.getvalue().rstrip("\n")
 
 
 def bundle_precision(bundle: Bundle, asked: str, device: torch.device, say: Say) -> str:
@@ -61,10 +73,13 @@ def bundle_precision(bundle: Bundle, asked: str, device: torch.device, say: Say)
 
 
 def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[dict[str, str]]]:
-    """Files as they are, the images below folders, and what globs match; and what is none of these, with the reason."""
+    """Files as they are, the images below folders, and what globs match; `-` is a list of these on standard input.
+
+    And what is none of these, with the reason.
+    """
     found: list[Path] = []
     nothing: list[dict[str, str]] = []
-    for text in given:
+    for text in chain.from_iterable(_listed_on_input() if text == "-" else (text,) for text in given):
         path = Path(text)
         if path.is_dir():
             matches, unlisted = _images_below(path)
@@ -75,6 +90,11 @@ def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[dict[str, str]
             nothing.append({"path": text, "reason": "no image, no folder with images, and matches nothing"})
         found += matches
     return found, nothing
+
+
+def _listed_on_input() -> list[str]:
+    """Lines of standard input that are not empty; bytes that are not UTF-8 stay as in file names."""
+    return [name for line in sys.stdin.buffer if (name := os.fsdecode(line).rstrip("\r\n"))]
 
 
 def _matches(pattern: str) -> list[Path]:

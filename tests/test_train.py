@@ -17,8 +17,9 @@ from cache.store import FeatureCache
 from pipeline.bases.rows import HeadData
 from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, TrainConfig
 from pipeline.errors import ConfigError, PipelineError, RunError
-from pipeline.evaluate import calibration_error, evaluate, score
+from pipeline.evaluate import evaluate, score
 from pipeline.heads.head import HeadConfig, build_head, head_from_tensors
+from pipeline.model.calibration import calibration_error
 from pipeline.run import BASIS_FILE, HEAD_FILE, Run
 from pipeline.train import class_weights, train_head
 

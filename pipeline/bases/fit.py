@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.bases.basis import Basis, Mix, Regions, Scale, Stage
 from pipeline.bases.directions import WIDEST, Blocks, Spread, discriminant, principal, principal_of_rows, spread_of
-from pipeline.config import BasisName
+from pipeline.bases.name import BasisName
 from pipeline.errors import PipelineError
 
 Shape = tuple[int, ...]

@@ -29,9 +29,9 @@ from pipeline.bases.fit import (
     started_width,
     without_last,
 )
+from pipeline.bases.name import BasisName
 from pipeline.bases.stream import ROWS_AT_ONCE, StreamedData, read_shards
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import BasisName
 from pipeline.console import Say, counted, silent, size
 from pipeline.errors import PipelineError
 

@@ -11,7 +11,6 @@ from pipeline.inputs.views import INTERPOLATION
 _TYPES = {
     "backbone": str,
     "classes": list,
-    "data": str,
     "manifest": dict,
     "names": dict,
     "preprocessing": dict,

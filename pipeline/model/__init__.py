@@ -1,0 +1,1 @@
+"""What leaves: the card of a model file, its calibration, and the gate it goes through."""

@@ -1,0 +1,172 @@
+"""The parity gate: a model file must predict, from image files, what was trained from the cache."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache.index import ImageRecord
+from cache.layout import CLEAN_VIEW
+from cache.store import FeatureCache
+from pipeline.backbones.backbone import Backbone, load_backbone
+from pipeline.console import Say, named
+from pipeline.errors import ParityError, RunError
+from pipeline.inputs.decode import decode_rgb, read_image
+from pipeline.inputs.views import Views
+from pipeline.machine.device import computes_bfloat16
+from pipeline.model.calibration import at_temperature
+from pipeline.run import Run
+
+IMAGES = 200
+TOLERANCE = 1e-4  # in log-probability, class by class
+BATCH_TOLERANCE = 1e-3  # between batch sizes, whose sums differ in their order: unlikely classes are at -50 and less
+OTHER_BATCHES = (1, 3)  # sizes that some of the images are computed in as well
+IN_OTHER_BATCHES = 12  # images
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a model file is held against: a run, at a temperature, on the cache it was trained from."""
+
+    run: Run
+    temperature: float
+    cache: FeatureCache
+    backbone_tensors: dict[str, Tensor]
+
+
+def check_parity(model: Path, trained: Trained, valid: tuple[ImageRecord, ...], root: Path, say: Say) -> dict[str, Any]:
+    """Compare a model file, run in a fresh process on image files below `root`, with the run on the cache's rows.
+
+    At least 200 of the `valid` images, or all, every class among them; some of them also in batches of other sizes.
+    Raises ParityError, which names the image, where a log-probability differs by more than 1e-4 or a most probable
+    class differs.
+    """
+    base = trained.cache.manifest.base
+    images = chosen_images(valid)
+    _check_files(images, root)
+    device = _device(base.precision)
+    say(f"parity: {len(images)} validation images through the exported file")
+    network = load_backbone(base.backbone, dict(trained.backbone_tensors), device=device, precision=base.precision)
+    expected = _expected(trained, images, root, network, say)
+    request = {
+        "model": str(model),
+        "paths": [str(root / image.path) for image in images],
+        "precision": base.precision,
+        "device": device.type,
+        "batches": OTHER_BATCHES,
+        "in_batches": IN_OTHER_BATCHES,
+    }
+    answer = _ask_fresh_process(request)
+    kinds = ("rounded", "whole", "float32")
+    rounded, whole, float32 = (_by_class(trained.run.classes, answer[kind]) for kind in kinds)
+    difference = _compare(rounded, expected, images, "what was trained", TOLERANCE)
+    for size, found in answer["batches"].items():
+        some = _by_class(trained.run.classes, found)
+        _compare(some, whole[: len(some)], images, f"itself in batches of {size}", BATCH_TOLERANCE)
+    apart = (float32 - expected).abs()
+    return {
+        "images": len(images),
+        "precision": base.precision,
+        "max_abs_diff": difference,
+        "top1_agreement": 1.0,
+        "batch_sizes": [network.batch_size, *OTHER_BATCHES],
+        "float32_abs_diff": float(apart.max()),
+        "float32_p99_diff": float(apart.flatten().quantile(0.99)),
+        "float32_top1_agreement": float((float32.argmax(1) == expected.argmax(1)).float().mean()),
+    }
+
+
+def _compare(found: Tensor, expected: Tensor, images: list[ImageRecord], other: str, most: float) -> float:
+    """The largest difference of (N, C); ParityError where it is over `most`, or a most probable class differs."""
+    apart = (found - expected).abs().amax(1)
+    apart[found.argmax(1) != expected.argmax(1)] += 1000  # comes first, whatever the differences
+    apart[~apart.isfinite()] = torch.inf
+    worst = int(apart.argmax())
+    if not float(apart[worst]) <= most:
+        wrong = int((apart > most).sum())
+        difference = float((found[worst] - expected[worst]).abs().max())
+        raise ParityError(
+            f"the exported model differs from {other}: on {named(images[worst].path)} by "
+            f"{difference:.2g} in log-probability, at most {most:g} is expected, and so on {wrong} of "
+            f"{len(found)} images; nothing was written"
+        )
+    return float(apart[worst])
+
+
+def chosen_images(valid: tuple[ImageRecord, ...]) -> list[ImageRecord]:
+    """A seeded choice: one image of every class, then others, up to `IMAGES`."""
+    shuffled = sorted(valid, key=lambda image: hashlib.sha256(b"parity" + image.key).digest())
+    first = {image.label: image for image in reversed(shuffled)}
+    chosen = {image.path: image for image in first.values()}
+    for image in shuffled:
+        if len(chosen) >= IMAGES:
+            break
+        chosen[image.path] = image
+    return list(chosen.values())
+
+
+def _device(precision: str) -> torch.device:
+    """Where the check can be computed at the cache's precision: the CPU, else CUDA."""
+    cpu = torch.device("cpu")
+    if precision == "float32" or computes_bfloat16(cpu):
+        return cpu
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    raise ParityError(f"the cache is of {precision}, which this machine does not compute in: export on one that does")
+
+
+def _check_files(images: list[ImageRecord], root: Path) -> None:
+    for image in images:
+        path = root / image.path
+        if not path.is_file():
+            raise RunError(f"{path} is not there, and the parity check needs it: name the folder of images with --data")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != image.digest:
+            raise RunError(
+                f"{path} is not the image that was extracted: restore it, or run extract and train-head again"
+            )
+
+
+def _expected(trained: Trained, images: list[ImageRecord], root: Path, network: Backbone, say: Say) -> Tensor:
+    """(N, C) of the head in its basis on the cache's rows; on rows made here if another kind of machine made those."""
+    cache = trained.cache
+    keys = [(image.key, CLEAN_VIEW) for image in images]
+    views = Views(cache.manifest.base.input_size, cache.manifest.base.resize)
+    here = _kind({**network.provenance, "views": views.place})
+    if all(_kind(made) == here for made in cache.provenance(keys)):
+        rows = cache.read(keys)
+    else:
+        say("the cache came from another kind of device: comparison rows are computed here")
+        pixels = [views.render(decode_rgb(read_image(root / i.path)), i.key, CLEAN_VIEW) for i in images]
+        size = network.batch_size
+        rows = torch.cat([torch.from_numpy(network(pixels[n : n + size])) for n in range(0, len(pixels), size)]).numpy()
+    with torch.inference_mode():
+        return at_temperature(trained.run.head(trained.run.basis.apply(rows)), trained.temperature)
+
+
+def _kind(provenance: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The kind of machine, and where it rendered views: rows of one kind agree to rounding."""
+    return str(provenance.get("device")), str(provenance.get("capability")), provenance.get("views", Views.place)
+
+
+def _ask_fresh_process(request: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "pipeline.model.fresh"]
+    result = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ParityError(f"the exported model could not be run in a fresh process: {last}; nothing was written")
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
+
+
+def _by_class(classes: tuple[str, ...], answer: dict[str, list[float]]) -> Tensor:
+    """(N, C) in the run's class order, whatever order the file has."""
+    if set(answer) != set(classes):
+        raise ParityError("the exported model has other classes than the run; nothing was written")
+    return torch.tensor([answer[name] for name in classes]).T

@@ -1,0 +1,89 @@
+"""A model's card in words, as Markdown: what it is, what it was made of, how good it is, how to use it."""
+
+from typing import Any
+
+from pipeline.bundle import Bundle
+
+SHOWN = 30  # classes that are listed
+
+
+def model_card(bundle: Bundle) -> str:
+    """The card of a model file. It says what the file says; a file of an earlier version may say less."""
+    card = bundle.card
+    base = card["manifest"]["base"]
+    lines = [f"# {bundle.path.name}", "", _purpose(bundle), ""]
+    lines += ["## What it is", ""]
+    hidden, features = bundle.head.state_dict()["0.weight"].shape
+    lines += [
+        f"- {card['backbone']} up to `{base['layer']}`, frozen, then Linear({features}, {hidden}), ReLU, Dropout, "
+        f"Linear({hidden}, {len(bundle.classes)}), LogSoftmax",
+        f"- input: RGB, short side to {base['resize']} pixels, centre crop of {base['input_size']}, "
+        f"mean {_numbers(base['mean'])}, deviation {_numbers(base['std'])} of pixels in 0..1",
+        f"- weights of the backbone: {base['weights_digest'][:16]}; licence: {_licence(card)}",
+        f"- trained on features computed in {base['precision']}; the file's numbers are float32",
+        "",
+        "## How it was trained",
+        "",
+    ]
+    lines += [f"- images: {_images(card)}"] if "images" in card else []
+    lines += [f"- basis: {card['basis']}, folded into the first layer"] if "basis" in card else []
+    lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in sorted(card.get("training", {}).items())]
+    lines += ["", "## How good it is", "", *_scores(card), "", *_calibration(card)]
+    lines += [
+        "## Classes",
+        "",
+        _classes(bundle),
+        "",
+        "## Use",
+        "",
+        f"    headgraft predict {bundle.path.name} IMAGE...",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _purpose(bundle: Bundle) -> str:
+    data = f", those of {bundle.card['set']}" if "set" in bundle.card else ""
+    return f"Tells {len(bundle.classes)} classes of images apart{data}. Exported by headgraft through its parity gate."
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _licence(card: dict[str, Any]) -> str:
+    return str(card.get("weights", {}).get("licence", "not stated"))
+
+
+def _images(card: dict[str, Any]) -> str:
+    counts = ", ".join(f"{count} {split}" for split, count in card["images"].items())
+    skipped = f"; {len(card['skipped'])} files skipped" if card["skipped"] else ""
+    return f"{counts}{skipped}"
+
+
+def _scores(card: dict[str, Any]) -> list[str]:
+    scores = card.get("scores", {})
+    lines = (
+        [f"- validation, which chose the epoch: {scores['valid_accuracy']:.2%}"] if "valid_accuracy" in scores else []
+    )
+    lines += [
+        f"- {one['split']}, {one['images']} images: top-1 {one['top1']:.2%}, top-5 {one['top5']:.2%}, "
+        f"mean per class {one['mean_per_class']:.2%} (looked at {one['when'][:10]})"
+        for one in scores.get("scored", [])
+    ]
+    return lines or ["- not scored"]
+
+
+def _calibration(card: dict[str, Any]) -> list[str]:
+    found = card.get("calibration", {})
+    if not found.get("ece"):
+        return []
+    before_after = ", ".join(
+        f"{split} {before:.3f} before and {after:.3f} after" for split, (before, after) in found["ece"].items()
+    )
+    return [f"Temperature {found['temperature']:.3f}, fitted on validation; calibration error: {before_after}.", ""]
+
+
+def _classes(bundle: Bundle) -> str:
+    shown = [bundle.names.get(name, name) for name in bundle.classes[:SHOWN]]
+    more = len(bundle.classes) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
