@@ -87,10 +87,10 @@ def _training_options(command: F) -> F:
     """What one head and a sweep are asked alike: from where, into which run, on which rows."""
     options = (
         click.option("--cache", type=_PATH, required=True, help="Folder of the feature cache."),
-        click.option("--run", type=_PATH, required=True, help="Folder for what is trained; a sweep goes on in it."),
+        click.option("--run", type=_PATH, required=True, help="Folder for what is trained."),
         _option(TrainConfig, "set", "Image set.  [default: the only one]", type=str),
-        _option(TrainConfig, "passes", "Augmented passes to train on.  [default: all there are]", type=int),
-        _option(TrainConfig, "dense", "Also train on the windows of dense views of so many pixels."),
+        _option(TrainConfig, "passes", "Augmented passes to train on.  [default: all that are whole]", type=int),
+        _option(TrainConfig, "dense", "Also train on the windows of dense views of this side; 0: none."),
         _option(
             TrainConfig, "memory", "GB for rows; more are read each epoch.  [default: half of the free]", type=float
         ),
@@ -119,7 +119,7 @@ def main() -> None:
 @click.option("--cache", type=_PATH, required=True, help="Folder of the feature cache.")
 @_option(ExtractConfig, "set", "Name of the image set.  [default: DATA's last part]", type=str)
 @_option(ExtractConfig, "passes", "Augmented passes over the training images.")
-@_option(ExtractConfig, "dense", "Also keep the map of a larger clean view of training images: 288.")
+@_option(ExtractConfig, "dense", "Side of a larger clean view whose windows are views too, such as 288; 0: none.")
 @_option(ExtractConfig, "backbone", "vgg11, vgg13, vgg16, vgg19 or alexnet.")
 @_option(ExtractConfig, "weights", "A name, or a file of weights.  [default: ImageNet]", type=str)
 @_option(ExtractConfig, "image_size", "Side of the backbone's input in pixels.")

@@ -127,7 +127,7 @@ def test_dense_views_that_are_not_there_are_named(run_dense: Extract, tmp_path: 
 def test_views_without_windows_are_refused(run_dense: Extract) -> None:
     """No larger than the input, no larger a map, or an input whose map is averaged."""
     config = ExtractConfig(Path("data"), Path("features"), dense=230)
-    with pytest.raises(PipelineError, match="ask for more pixels"):
+    with pytest.raises(PipelineError, match="use 256 or more"):
         refuse_no_windows(config, (512, 7, 7))
     refuse_no_windows(replace(config, dense=256), (512, 7, 7))
     with pytest.raises(ConfigError, match="expected more than --image-size 32"):

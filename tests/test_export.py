@@ -4,13 +4,15 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import CLASSES, draw_dataset, draw_image, key_of, require_weights, train_config
+from conftest import CLASSES, REPOSITORY, draw_dataset, draw_image, key_of, require_weights, train_config
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -159,6 +161,19 @@ def test_a_model_that_depends_on_the_batch_is_not_written(trained: Path, tmp_pat
     with pytest.raises(ParityError, match="differs from itself in batches of 3: on valid/"):
         gate._compare(expected + 0.002 * torch.eye(8, 4), expected, valid, "itself in batches of 3", 1e-3)
     assert gate._compare(expected, expected, valid, "itself", 1e-3) == 0
+
+
+@pytest.mark.real
+def test_another_program_predicts_the_same(model: Path, trained: Path, tmp_path: Path) -> None:
+    """One that knows the file's description alone, in a process of its own: within 1e-4, class by class."""
+    paths = sorted((trained / "data").rglob("*.*"))
+    script = shutil.copy(REPOSITORY / "tests" / "independent.py", tmp_path)
+    command = [sys.executable, "-I", str(script), str(model), *map(str, paths)]
+    answer = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout)
+    bundle = load_bundle(model)
+    log_probs = bundle.log_probs(bundle.backbone(torch.device("cpu"), "float32"), paths)[0]
+    assert answer["classes"] == list(bundle.classes)
+    assert torch.allclose(torch.tensor(answer["log_probs"]), log_probs, atol=1e-4, rtol=5e-6)
 
 
 @pytest.mark.real

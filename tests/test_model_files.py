@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Extract, register_tiny, some_base, tiny_tensors, train_config
+from conftest import REPOSITORY, Extract, draw_image, register_tiny, some_base, tiny_tensors, train_config
 from torch import Tensor
 
 from cache.errors import HeadgraftError
@@ -107,6 +107,16 @@ def written(path: Path, card: dict[str, Any], **others: Tensor) -> Path:
 def test_the_good_card_is_good(tmp_path: Path) -> None:
     """So that the refusals below have their reason in what was changed."""
     assert load_bundle(written(tmp_path / "good.safetensors", good_card())).classes == ("a", "b")
+
+
+def test_files_of_every_version_are_read(tmp_path: Path) -> None:
+    """Each predicts what it did when it was written, and keeps what it says that this version does not know."""
+    register_tiny()
+    bundle = load_bundle(REPOSITORY / "tests" / "data" / "model-1.safetensors")
+    (prediction,) = bundle.predict([draw_image(tmp_path / "one.png", 7)])
+    assert [(guess.label, guess.name) for guess in prediction.top] == [("a", "rose"), ("b", "b")]
+    assert prediction.top[0].probability == pytest.approx(0.77835274, abs=1e-5)
+    assert bundle.card["from_a_later_version"] == {"kept": True}
 
 
 @pytest.mark.parametrize(

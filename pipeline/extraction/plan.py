@@ -9,6 +9,7 @@ import torch
 
 from cache import layout
 from cache.errors import CacheError
+from cache.layout import LARGEST_SIDE
 from cache.manifest import Augmentation, Base, Manifest
 from cache.store import FeatureCache, check_place
 from cache.windows import windows_of
@@ -16,7 +17,7 @@ from pipeline.backbones import backbone
 from pipeline.backbones.weights import tensor_digest
 from pipeline.config import ExtractConfig
 from pipeline.console import Say, size
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.inputs import augment
 from pipeline.inputs.decode import DECODING_POLICY
 from pipeline.inputs.images import ImageSet
@@ -83,10 +84,15 @@ def refuse_no_windows(config: ExtractConfig, row_shape: tuple[int, ...]) -> None
             f"--dense needs an input whose map is not averaged: {config.backbone} averages that of "
             f"{config.image_size} pixels; use the default --image-size, or --passes"
         )
-    if windows_of(backbone.map_shape(config.backbone, config.dense), row_shape) < 2:
-        raise PipelineError(
-            f"--dense {config.dense} has a map no larger than {config.image_size} pixels have: ask for more pixels"
-        )
+    if _windows(config, config.dense, row_shape) < 2:
+        sizes = range(config.dense + 1, LARGEST_SIDE + 1)
+        enough = next((size for size in sizes if _windows(config, size, row_shape) > 1), None)
+        hint = f"use {enough} or more" if enough else f"leave it out, no size up to {LARGEST_SIDE:,} has"
+        raise ConfigError(f"--dense {config.dense} has a map no larger than {config.image_size} pixels have: {hint}")
+
+
+def _windows(config: ExtractConfig, size: int, row_shape: tuple[int, ...]) -> int:
+    return windows_of(backbone.map_shape(config.backbone, size), row_shape)
 
 
 def stored_manifest(cache: Path) -> Manifest | None:
