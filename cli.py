@@ -228,6 +228,7 @@ def evaluate(as_json: bool, **options: Any) -> None:
 @_option(ExportConfig, "cache", "The run's cache.  [default: where it was]", type=_PATH)
 @_option(ExportConfig, "data", "The set's images.  [default: where they were]", type=_PATH)
 @_option(ExportConfig, "names", "JSON object of class: display name.", type=_PATH)
+@_option(ExportConfig, "onnx", "Also write this ONNX file, checked against the model.", type=_PATH)
 @click.option(
     "--calibrate/--no-calibrate",
     default=ExportConfig.calibrate,
@@ -250,6 +251,9 @@ def export(as_json: bool, **options: Any) -> None:
     text += (
         f"\ntemperature {result.calibration.temperature:.3f}, calibration error {', '.join(errors)}" if errors else ""
     )
+    if result.onnx:
+        within = f"{result.onnx['max_abs_diff']:.1g}"
+        text += f"\n{result.onnx['file']}: {result.onnx['bytes'] / 1e6:.0f} MB, the model within {within}"
     _emit(result, as_json, text)
 
 

@@ -224,6 +224,7 @@ class ExportConfig:
     cache: Path | None = None
     data: Path | None = None
     names: Path | None = None
+    onnx: Path | None = None
     calibrate: bool = True
     overwrite: bool = False
 

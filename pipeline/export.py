@@ -1,5 +1,7 @@
 """Run → Bundle: calibrated on validation, through the parity gate."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from cache.layout import TEMPORARY_SUFFIX
 from cache.store import FeatureCache
 from pipeline.backbones.backbone import load_tensors
 from pipeline.backbones.weights import tensor_digest
-from pipeline.bundle import BUNDLE_FORMAT, write_bundle
+from pipeline.bundle import BUNDLE_FORMAT, load_bundle, write_bundle
 from pipeline.config import ExportConfig
 from pipeline.console import Say, silent
 from pipeline.errors import RunError, WeightsError
@@ -21,7 +23,8 @@ from pipeline.evaluate import log_probs_of_split, record_scores, score
 from pipeline.machine.device import available_cpus
 from pipeline.model.calibration import at_temperature, cooled, error_of, fit_temperature
 from pipeline.model.card import PREPROCESSING
-from pipeline.model.gate import Trained, check_parity
+from pipeline.model.gate import Trained, check_parity, chosen_images
+from pipeline.model.onnx import require_packages, write_onnx
 from pipeline.predict import read_names
 from pipeline.run import Run, refuse_other_kind, refuse_to_overwrite
 
@@ -44,12 +47,17 @@ class ExportResult:
     bytes: int
     parity: dict[str, Any]
     calibration: Calibration
+    onnx: dict[str, Any] = field(default_factory=dict)
 
 
 def export(config: ExportConfig, say: Say = silent) -> ExportResult:
     """Write the combined model of a run; ParityError, and no file, where it does not predict what was trained."""
     refuse_other_kind(config.model, folder=False)
     refuse_to_overwrite(config.model, config.overwrite)
+    if config.onnx:
+        require_packages()
+        refuse_other_kind(config.onnx, folder=False)
+        refuse_to_overwrite(config.onnx, config.overwrite)
     torch.set_num_threads(available_cpus())
     run = Run.load(config.run)
     cache = run.open_cache(config.cache)
@@ -58,17 +66,31 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
     calibration = calibrate(run, cache, index, say) if config.calibrate else Calibration()
     root = Path(index.root) if config.data is None else config.data if config.data.is_dir() else config.data.parent
     tensors = _backbone_tensors(cache, index, say)
-    config.model.parent.mkdir(parents=True, exist_ok=True)
-    temporary = config.model.with_name(f".{uuid4().hex}{TEMPORARY_SUFFIX}")
-    try:
+    with _beside(config.model) as temporary, _beside(config.onnx or config.model) as graph:
         card = _card(run, cache, index, names, calibration)
         write_bundle(temporary, tensors, cooled(run.folded_head(), calibration.temperature), card)
         trained = Trained(run, calibration.temperature, cache, tensors)
-        parity = check_parity(temporary, trained, index.split("valid"), root, say)
+        images = chosen_images(index.split("valid"))
+        parity = check_parity(temporary, trained, images, root, say)
+        result = ExportResult(str(config.model), temporary.stat().st_size, parity, calibration)
+        if config.onnx:
+            say("writing the ONNX file, and comparing it with the model")
+            difference = write_onnx(load_bundle(temporary), graph, [root / image.path for image in images])
+            result.onnx = {"file": str(config.onnx), "bytes": graph.stat().st_size, "max_abs_diff": difference}
+            graph.replace(config.onnx)
         temporary.replace(config.model)
+    return result
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary name in the folder of `path`, for what will take its place; gone in the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid4().hex}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    return ExportResult(str(config.model), config.model.stat().st_size, parity, calibration)
 
 
 def calibrate(run: Run, cache: FeatureCache, index: SetIndex, say: Say = silent) -> Calibration:

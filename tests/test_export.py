@@ -177,6 +177,35 @@ def test_another_program_predicts_the_same(model: Path, trained: Path, tmp_path:
 
 
 @pytest.mark.real
+def test_onnx_predicts_what_the_model_does(trained: Path, tmp_path: Path) -> None:
+    """One file, any batch, classes and preprocessing in its metadata; a difference leaves neither file."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    file, graph = tmp_path / "m.safetensors", tmp_path / "m.onnx"
+    result = export(ExportConfig(trained / "run", file, onnx=graph))
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "m.onnx", tmp_path / "m.safetensors"]
+    assert result.onnx["max_abs_diff"] <= 1e-3
+    session = runtime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    stated = session.get_modelmeta().custom_metadata_map
+    assert json.loads(stated["classes"]) == list(CLASSES)
+    assert json.loads(stated["preprocessing"])["input_size"] == 64
+    module = load_bundle(file).as_module()
+    for batch in (1, 5):
+        images = torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
+        (found,) = session.run(["log_probs"], {"images": images.numpy()})
+        assert torch.allclose(torch.from_numpy(found), module(images), atol=1e-3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.model.onnx.TOLERANCE", -1.0)
+        with pytest.raises(ParityError, match=r"the ONNX file differs from the model on .*image_\d"):
+            export(ExportConfig(trained / "run", tmp_path / "n.safetensors", onnx=tmp_path / "n.onnx"))
+        patch.setattr("pipeline.model.onnx.find_spec", lambda _: None)
+        with pytest.raises(PipelineError, match=r"headgraft\[onnx\]"):
+            export(ExportConfig(trained / "run", tmp_path / "n.safetensors", onnx=tmp_path / "n.onnx"))
+    assert not list(tmp_path.glob("n.*"))
+
+
+@pytest.mark.real
 def test_no_path_of_this_machine_is_in_a_model(model: Path, trained: Path) -> None:
     """Neither of the images nor of cache and run."""
     assert str(trained).encode() not in model.read_bytes()
@@ -291,7 +320,7 @@ def test_export_prints_one_object(trained: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["export", str(trained / "run"), str(tmp_path / "m.safetensors"), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found.keys() == {"model", "bytes", "parity", "calibration"}
+    assert found.keys() == {"model", "bytes", "parity", "calibration", "onnx"}
     assert {"images", "precision", "max_abs_diff", "top1_agreement"} <= found["parity"].keys()
     assert found["parity"]["batch_sizes"] == [8, 1, 3]
     assert found["parity"]["float32_top1_agreement"] == 1

@@ -41,15 +41,14 @@ class Trained:
     backbone_tensors: dict[str, Tensor]
 
 
-def check_parity(model: Path, trained: Trained, valid: tuple[ImageRecord, ...], root: Path, say: Say) -> dict[str, Any]:
+def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root: Path, say: Say) -> dict[str, Any]:
     """Compare a model file, run in a fresh process on image files below `root`, with the run on the cache's rows.
 
-    At least 200 of the `valid` images, or all, every class among them; some of them also in batches of other sizes.
+    On `chosen_images`, some of them also in batches of other sizes.
     Raises ParityError, which names the image, where a log-probability differs by more than 1e-4 or a most probable
     class differs.
     """
     base = trained.cache.manifest.base
-    images = chosen_images(valid)
     _check_files(images, root)
     device = _device(base.precision)
     say(f"parity: {len(images)} validation images through the exported file")

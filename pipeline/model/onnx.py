@@ -1,0 +1,80 @@
+"""A model as one ONNX file: normalised images (N, 3, S, S) → log-probabilities (N, C), for any N.
+
+Checked with onnxruntime, on image files, against the model it was made of. Classes, preprocessing and the card are in
+its metadata, as JSON. The packages come with the extra `onnx`.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache.layout import CLEAN_VIEW
+from pipeline.backbones.backbone import normalise
+from pipeline.bundle import Bundle
+from pipeline.console import named
+from pipeline.errors import ParityError, PipelineError
+from pipeline.inputs.decode import decode_rgb, read_image
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-3  # in log-probability, class by class
+IMAGES = 32
+BATCH = 8
+INPUT, OUTPUT = "images", "log_probs"
+
+
+def require_packages() -> None:
+    """PipelineError where a package of the extra is missing."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise PipelineError(f"--onnx needs {', '.join(missing)}: pip install 'headgraft[onnx]'")
+
+
+def write_onnx(bundle: Bundle, path: Path, images: Sequence[Path]) -> float:
+    """Write `bundle` to `path`; the largest difference of log-probabilities between the two on `images`.
+
+    ParityError, which names the image, where that is over 1e-3 or a most probable class differs.
+    """
+    model, size = bundle.as_module(), bundle.card["preprocessing"]["input_size"]
+    program = torch.onnx.export(
+        model,
+        (torch.zeros(2, 3, size, size),),
+        dynamo=True,
+        verbose=False,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+    )
+    assert program is not None
+    stated = {"classes": bundle.classes, "preprocessing": bundle.card["preprocessing"], "headgraft": bundle.card}
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in stated.items()})
+    program.save(str(path), external_data=False)
+    return _check(bundle, path, images[:IMAGES])
+
+
+def _check(bundle: Bundle, path: Path, images: Sequence[Path]) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    model, largest = bundle.as_module(), 0.0
+    for start in range(0, len(images), BATCH):
+        files = images[start : start + BATCH]
+        views = np.stack([bundle.views.render(decode_rgb(read_image(file)), b"", CLEAN_VIEW) for file in files])
+        pixels = normalise(torch.from_numpy(views).permute(0, 3, 1, 2)).contiguous()
+        with torch.inference_mode():
+            expected = model(pixels)
+        found = torch.from_numpy(session.run([OUTPUT], {INPUT: pixels.numpy()})[0])
+        apart = (found - expected).abs().amax(1)
+        apart[found.argmax(1) != expected.argmax(1)] = torch.inf
+        worst = int(apart.argmax())
+        if not float(apart[worst]) <= TOLERANCE:
+            raise ParityError(
+                f"the ONNX file differs from the model on {named(files[worst])}: "
+                f"{float((found - expected)[worst].abs().max()):.2g} in log-probability, at most {TOLERANCE:g} and "
+                "the same most probable class are expected; nothing was written"
+            )
+        largest = max(largest, float(apart[worst]))
+    return largest
