@@ -22,6 +22,7 @@ from pipeline.config import (
     ExportConfig,
     ExtractConfig,
     PredictConfig,
+    ServeConfig,
     SweepConfig,
     TrainConfig,
 )
@@ -286,6 +287,23 @@ def predict(as_json: bool, table: bool, **options: Any) -> None:
     _emit(result, as_json, as_csv(result.predictions) if table else "\n".join(lines + failed))
     if result.failed:
         sys.exit(1)
+
+
+@main.command()
+@click.argument("model", type=_PATH)
+@_option(ServeConfig, "host", "Address to listen on.")
+@_option(ServeConfig, "port", "Port to listen on.")
+@_option(ServeConfig, "precision", "What the backbone computes in.", type=click.Choice(PRECISIONS))
+@_option(ServeConfig, "device", "Where it computes.", type=click.Choice(DEVICES))
+@_option(ServeConfig, "max_mb", "MB of a request.")
+@_option(ServeConfig, "max_files", "Files of a request.")
+@_option(ServeConfig, "max_megapixels", "Megapixels of an image.")
+@_option(ServeConfig, "max_waiting", "Images that wait at once; beyond, requests are told to come back.")
+def serve(**options: Any) -> None:
+    """Predict over HTTP with MODEL: POST /predict, GET /health, and a page."""
+    from pipeline.serve import serve as run
+
+    run(ServeConfig(**options), say)
 
 
 @main.group()

@@ -271,3 +271,29 @@ class PredictConfig:
         _check_computing(self.precision, self.device)
         _check_tta(self.tta)
         _require(self.top_k >= 1, f"--top-k is {self.top_k}, expected 1 or more")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """A model over HTTP on `host` and `port`. The limits are of a request, `max_waiting` is images of all requests."""
+
+    model: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    precision: str = "auto"
+    device: str = "auto"
+    max_mb: float = 32.0
+    max_files: int = 16
+    max_megapixels: float = 50.0
+    max_waiting: int = 128
+
+    def __post_init__(self) -> None:
+        _take_texts_as_paths(self)
+        _check_computing(self.precision, self.device)
+        for name, least, most in (("port", 0, 65535), ("max_files", 1, 10_000), ("max_waiting", 1, 100_000)):
+            _require_count(name, getattr(self, name), least, most)
+        for name in ("max_mb", "max_megapixels"):
+            _require(
+                0 < getattr(self, name) <= 1000,
+                f"--{name.replace('_', '-')} is {getattr(self, name)}, expected above 0",
+            )

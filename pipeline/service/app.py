@@ -1,0 +1,171 @@
+"""POST /predict, GET /health, and a page: a model file over HTTP."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Annotated, Any
+
+from fastapi import FastAPI, File, HTTPException, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from cache.layout import CLEAN_VIEW
+from pipeline.backbones.backbone import Backbone
+from pipeline.bundle import Bundle
+from pipeline.errors import DecodeError
+from pipeline.inputs.decode import Pixels, decode_rgb
+from pipeline.service.batcher import Batcher, Busy
+from pipeline.service.limits import LimitBody, Limits
+
+DECODERS = 2  # threads
+RETRY_AFTER = 1  # second
+# The page is all there is: nothing is loaded from anywhere, and nothing it shows can be a program.
+SAFE = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class ClassProbability(BaseModel):
+    """A class, its display name and its probability."""
+
+    label: str
+    name: str
+    probability: float
+
+
+class FilePrediction(BaseModel):
+    """The most probable classes of one file, the likeliest first."""
+
+    file: str
+    top: list[ClassProbability]
+
+
+class FailedFile(BaseModel):
+    """A file that could not be read, and why."""
+
+    file: str
+    reason: str
+
+
+class Answer(BaseModel):
+    """What is known of the files of a request; `seconds` from its arrival."""
+
+    predictions: list[FilePrediction]
+    failed: list[FailedFile]
+    seconds: float
+
+
+class Refusal(BaseModel):
+    """Why nothing was predicted."""
+
+    reason: str
+
+
+class Health(BaseModel):
+    """That the service is there, and what it serves."""
+
+    status: str
+    model: str
+    classes: int
+    precision: str
+
+
+def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
+    """The service of one model file."""
+    batcher = Batcher(bundle, backbone, limits.waiting)
+    decoders = ThreadPoolExecutor(DECODERS, "decode")
+
+    @asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        with batcher, decoders:
+            yield
+
+    app = FastAPI(
+        title="Headgraft",
+        description="Predictions of one exported model.",
+        lifespan=running,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(LimitBody, most=limits.bytes)
+    _answer_with_reasons(app)
+
+    def view_of(data: bytes) -> Pixels:
+        return bundle.views.render(decode_rgb(data, limits.pixels), b"", CLEAN_VIEW)
+
+    async def predict_all(uploads: list[UploadFile], top_k: int) -> tuple[list[FilePrediction], list[FailedFile]]:
+        loop = asyncio.get_running_loop()
+        decoding = [loop.run_in_executor(decoders, view_of, await upload.read()) for upload in uploads]
+        decoded = await asyncio.gather(*decoding, return_exceptions=True)
+        predictions, failed, waiting = [], [], []
+        for upload, found in zip(uploads, decoded, strict=True):
+            name = upload.filename or "unnamed"
+            if isinstance(found, DecodeError):
+                failed.append(FailedFile(file=name, reason=str(found)))
+            elif isinstance(found, BaseException):
+                raise found
+            else:
+                waiting.append((name, batcher.submit([found])[0]))
+        for name, future in waiting:
+            guesses = bundle.top(await asyncio.wrap_future(future), top_k)
+            top = [ClassProbability(label=g.label, name=g.name, probability=g.probability) for g in guesses]
+            predictions.append(FilePrediction(file=name, top=top))
+        return predictions, failed
+
+    @app.post("/predict", responses={413: {"model": Refusal}, 422: {"model": Refusal}, 503: {"model": Refusal}})
+    async def predict(
+        files: Annotated[list[UploadFile], File(description="Image files.")],
+        top_k: Annotated[int, Query(ge=1, description="Classes to name for each file.")] = 5,
+    ) -> Answer:
+        """The most probable classes of image files; those that cannot be read are listed apart."""
+        start = time.perf_counter()
+        if len(files) > limits.files:
+            raise HTTPException(413, f"{len(files)} files are over the limit of {limits.files}: send fewer at once")
+        try:
+            batcher.reserve(len(files))
+        except Busy:
+            reason = "too many images wait already: come back in a second"
+            raise HTTPException(503, reason, {"Retry-After": str(RETRY_AFTER)}) from None
+        try:
+            predictions, failed = await predict_all(files, top_k)
+        finally:
+            batcher.release(len(files))
+        if not predictions:
+            raise HTTPException(422, "; ".join(f"{one.file}: {one.reason}" for one in failed))
+        return Answer(predictions=predictions, failed=failed, seconds=time.perf_counter() - start)
+
+    @app.get("/health")
+    async def health() -> Health:
+        """That the service is there, and what it serves."""
+        return Health(status="ok", model=bundle.path.name, classes=len(bundle.classes), precision=backbone.precision)
+
+    page = (files("pipeline.service") / "page.html").read_text("utf-8")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page, headers=SAFE)
+
+    return app
+
+
+def _answer_with_reasons(app: FastAPI) -> None:
+    """Whatever is refused is refused as {"reason": one sentence}."""
+
+    async def refused(_: Request, error: Any) -> JSONResponse:
+        return JSONResponse({"reason": str(error.detail)}, error.status_code, error.headers)
+
+    async def invalid(_: Request, error: Any) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return JSONResponse({"reason": f"{place}: {first['msg']}; expected images in the field 'files'"}, 422)
+
+    app.add_exception_handler(StarletteHTTPException, refused)
+    app.add_exception_handler(RequestValidationError, invalid)

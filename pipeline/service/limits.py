@@ -1,0 +1,52 @@
+"""What one request may hold, refused while it is being received rather than when it is whole."""
+
+import contextlib
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one request: bytes of its body, files, and pixels of each; and of all: images that wait at once."""
+
+    bytes: int = 32 << 20
+    files: int = 16
+    pixels: int = 50_000_000
+    waiting: int = 128
+
+
+class LimitBody:
+    """An ASGI application whose requests end with status 413 as soon as their body is over `most` bytes."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app = app
+        self.most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, its body counted."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        received = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+        if received <= self.most:
+            received = 0
+
+            async def counted() -> Message:
+                nonlocal received
+                message = await receive()
+                received += len(message.get("body", b""))
+                # What is over the limit is not handed on: to the application the client is gone.
+                return {"type": "http.disconnect"} if received > self.most else message
+
+            async def watched(message: Message) -> None:
+                if received <= self.most:
+                    await send(message)
+
+            with contextlib.suppress(ClientDisconnect):
+                await self.app(scope, counted, watched)
+        if received > self.most:
+            reason = f"the request is over the limit of {self.most:,} bytes: send fewer or smaller images"
+            await JSONResponse({"reason": reason}, 413, {"Connection": "close"})(scope, receive, send)
