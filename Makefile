@@ -13,7 +13,7 @@ PASSES ?= 1
 DATA ?= $(wildcard $(HEADGRAFT_FLOWERS))
 ARGS ?=
 
-.PHONY: help setup extract train-head sweep evaluate export predict demo test soak lint types bench bench-extract bench-dense bench-sweep clean
+.PHONY: help setup extract train-head sweep evaluate export predict demo test soak lint types bench bench-extract bench-dense bench-sweep bench-predict clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench-sweep: setup ## Time a sweep beside plain scripts (about 10 minutes) [CACH
 
 bench-dense: setup ## What passes and dense views bring, of a cache that has them [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_dense.py "$(CACHE)" $(ARGS)
+
+bench-predict: setup ## Time predictions and the service (about 20 minutes) [MODEL= ARGS=]
+	$(BIN)/python tests/benchmarks/bench_predict.py "$(MODEL)" $(ARGS)
 
 bench-extract: setup ## Time stage one beside a plain script and the processor's limit (about 30 minutes) [ARGS=]
 	$(BIN)/python tests/benchmarks/bench_extract.py $(ARGS)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -24,22 +25,28 @@ from pipeline.machine.device import available_cpus, computes_bfloat16, resolve_d
 
 @dataclass
 class PredictResult:
-    """The fields of the command's JSON."""
+    """The fields of the command's JSON; `seconds` of all the work, the rate without reading the model."""
 
     precision: str
     predictions: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    images_per_second: float = 0.0
 
 
 def predict(config: PredictConfig, say: Say = silent) -> PredictResult:
     """The `top_k` classes of every image file; files that cannot be decoded are listed, the others predicted."""
+    start = time.perf_counter()
     bundle = load_bundle(config.model)
     names = read_names(config.names) if config.names else bundle.names
     paths, nothing = find_images(config.images)
     torch.set_num_threads(available_cpus())
     device = resolve_device(config.device)
     precision = bundle_precision(bundle, config.precision, device, say)
-    log_probs, failed = bundle.log_probs(bundle.backbone(device, precision), paths, mirrored=config.tta == "flip")
+    network = bundle.backbone(device, precision)
+    ready = time.perf_counter()
+    log_probs, failed = bundle.log_probs(network, paths, mirrored=config.tta == "flip")
+    rate = len(paths) / (time.perf_counter() - ready)
     result = PredictResult(precision, failed=nothing)
     for place, path in enumerate(paths):
         if place in failed:
@@ -48,6 +55,7 @@ def predict(config: PredictConfig, say: Say = silent) -> PredictResult:
         guesses = bundle.top(log_probs[place], config.top_k, names)
         top = [{"class": guess.label, "name": guess.name, "probability": guess.probability} for guess in guesses]
         result.predictions.append({"path": str(path), "top": top})
+    result.images_per_second, result.seconds = rate, time.perf_counter() - start
     return result
 
 

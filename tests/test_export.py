@@ -307,7 +307,7 @@ def test_predict_prints_one_object_and_lists_what_failed(model: Path, trained: P
     result = CliRunner().invoke(main, ["predict", str(model), str(good), str(tmp_path / "bad.jpg"), "--json"])
     assert result.exit_code == 1
     found = json.loads(result.stdout)
-    assert found.keys() == {"precision", "predictions", "failed"}
+    assert found.keys() == {"precision", "predictions", "failed", "seconds", "images_per_second"}
     assert found["predictions"][0]["top"][0].keys() == {"class", "name", "probability"}
     assert found["failed"] == [{"path": str(tmp_path / "bad.jpg"), "reason": found["failed"][0]["reason"]}]
     with pytest.raises(DecodeError, match=r"bad\.jpg"):
