@@ -9,6 +9,7 @@ from cache.store import FeatureCache
 from cache.writer import merge_small_shards
 from pipeline.config import ExtractConfig
 from pipeline.console import Say, silent
+from pipeline.extraction.advice import advice
 from pipeline.extraction.compute import bring_up, compute
 from pipeline.extraction.plan import ExtractResult, Plan, announce, make_plan, missing_work, shares_of, stored_manifest
 
@@ -59,4 +60,6 @@ def _dry_run(plan: Plan, say: Say) -> ExtractResult:
     announce(plan, result, work, say)
     for share in shares_of(plan, work):
         bring_up(plan, share, say)
+    for line in advice(plan):
+        say(line)
     return result

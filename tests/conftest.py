@@ -20,6 +20,7 @@ from pipeline.backbones import backbone
 from pipeline.backbones.backbone import BackboneSpec, backbone_spec, load_tensors
 from pipeline.backbones.weights import NamedWeights
 from pipeline.config import ExtractConfig, TrainConfig
+from pipeline.console import Say, silent
 from pipeline.errors import WeightsError
 from pipeline.extraction.plan import ExtractResult
 
@@ -167,7 +168,7 @@ Extract = Callable[..., ExtractResult]
 
 @pytest.fixture
 def run_extract(tmp_path: Path, data: Path, tiny: str) -> Extract:
-    """Extract `data` with the tiny backbone into tmp_path/features; keywords override the configuration."""
+    """Extract `data` with the tiny backbone into tmp_path/features; keywords override the configuration, or are say."""
     from pipeline.extract import extract
 
     def call(**options: object) -> ExtractResult:
@@ -181,7 +182,8 @@ def run_extract(tmp_path: Path, data: Path, tiny: str) -> Extract:
             "device": "cpu",
             "threads": 1,
         }
-        return extract(ExtractConfig(**{**given, **options}))  # type: ignore[arg-type]  # checked by the config
+        say: Say = options.pop("say", silent)  # type: ignore[assignment]
+        return extract(ExtractConfig(**{**given, **options}), say)  # type: ignore[arg-type]  # checked by the config
 
     return call
 

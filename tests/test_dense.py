@@ -124,6 +124,22 @@ def test_dense_views_that_are_not_there_are_named(run_dense: Extract, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_says_what_more_views_cost(run_dense: Extract) -> None:
+    """A dense view only where none was asked for."""
+    said: list[str] = []
+    for dense in (SIZE, 0):
+        run_dense(dry_run=True, dense=dense, say=said.append)
+    assert sum("an augmented pass is 12 views to compute" in line for line in said) == 2
+    assert sum("--dense 41 takes as long as 1.64 passes" in line for line in said) == 1
+
+
+def test_no_dense_view_is_advised_where_its_map_has_no_windows(run_extract: Extract) -> None:
+    """The backbone averages it."""
+    said: list[str] = []
+    run_extract(dry_run=True, say=said.append)
+    assert not any("--dense" in line for line in said)
+
+
 def test_views_without_windows_are_refused(run_dense: Extract) -> None:
     """No larger than the input, no larger a map, or an input whose map is averaged."""
     config = ExtractConfig(Path("data"), Path("features"), dense=230)
