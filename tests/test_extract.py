@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 
 from cache.errors import CacheError, DamagedCache, ManifestMismatch
 from cache.store import FeatureCache
-from pipeline.backbones import backbone
 from pipeline.backbones.backbone import MEAN, STD, build_trunk, load_backbone, normalise
 from pipeline.config import ExtractConfig
 from pipeline.errors import DecodeError, PipelineError, WeightsError
@@ -322,9 +321,9 @@ def test_compiled_code_is_kept_in_the_users_own_folder(tmp_path: Path) -> None:
     if not shutil.which("g++"):
         pytest.skip("no g++ to compile with")
     program = (
-        "import os, torch; from pipeline.backbones.backbone import _compile;"
+        "import os, torch; from pipeline.backbones.compiled import compile_network;"
         "net = torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.ReLU()).requires_grad_(False);"
-        "torch.inference_mode()(_compile(net))(torch.ones(2, 9))"
+        "torch.inference_mode()(compile_network(net))(torch.ones(2, 9))"
     )
     kept = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     places = {"XDG_CACHE_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
@@ -353,7 +352,7 @@ def test_without_a_working_compiler_stage_one_says_so_and_goes_on(
     torch.compiler.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # nothing compiled before
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", find)
-    monkeypatch.setattr(backbone, "worth_compiling", lambda *_: True)
+    monkeypatch.setattr("pipeline.extraction.compute.worth_compiling", lambda *_: True)
     lines: list[str] = []
     options = {"backbone": "tiny", "weights": tiny, "image_size": 32, "precision": "float32", "device": "cpu"}
     result = extract(ExtractConfig(data, tmp_path / "features", **options), lines.append)  # type: ignore[arg-type]

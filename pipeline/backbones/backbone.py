@@ -1,13 +1,11 @@
 """BackboneSpec: which pretrained networks there are; load_backbone: (B, 3, H, W) → (B, D), frozen, in eval mode."""
 
-import logging
-import os
 import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,8 +14,9 @@ from torch import Tensor, nn
 from torchvision import models
 
 from cache.shard import Float16Array
+from pipeline.backbones.compiled import compile_network
 from pipeline.backbones.fused import fuse
-from pipeline.backbones.weights import NamedWeights, fetch, load_weights_file, weights_folder
+from pipeline.backbones.weights import NamedWeights, fetch, load_weights_file
 from pipeline.backbones.winograd import accelerate
 from pipeline.errors import PipelineError, WeightsError
 from pipeline.inputs.views import ViewPixels
@@ -25,7 +24,6 @@ from pipeline.inputs.views import ViewPixels
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 CENTRE = tuple(float(round(255 * mean)) for mean in MEAN)  # (124, 116, 104)
-ROWS_WORTH_COMPILING = 100_000  # on CUDA; below, compiling takes longer than it saves
 Pending = Callable[[], Float16Array]  # waits for the rows of a batch: (B, D)
 LAYER = "avgpool"  # its flattened output is the row
 
@@ -212,7 +210,7 @@ class Backbone:
 def _stacked(views: Sequence[ViewPixels]) -> Tensor:
     """(B, size, size, 3) uint8, where the views are."""
     if isinstance(views[0], Tensor):
-        return torch.stack([view for view in views if isinstance(view, Tensor)])
+        return torch.stack(cast(list[Tensor], list(views)))
     return torch.from_numpy(np.stack(views))
 
 
@@ -269,7 +267,7 @@ def load_backbone(
     network = network.to(device, dtype).to(memory_format=torch.channels_last)
     network.requires_grad_(False)
     batch_size = batch_size or (64 if device.type == "cuda" else 8)
-    if compiled and (fast := _compile(network)) is not None:
+    if compiled and (fast := compile_network(network)) is not None:
         return Backbone(fast, device, precision, batch_size, "compiled")
     code_path = "eager"
     if device.type == "cpu":
@@ -277,29 +275,3 @@ def load_backbone(
         fused = fuse(network)
         code_path = "winograd" if winograd else "fused" if fused else "eager"
     return Backbone(network, device, precision, batch_size, code_path)
-
-
-def worth_compiling(device: torch.device, rows: int) -> bool:
-    """Whether compiling gains more than it takes: on the CPU it gains nothing that fusing layers does not."""
-    return device.type == "cuda" and rows >= ROWS_WORTH_COMPILING
-
-
-def _compile(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """The network compiled with its weights frozen in; None without a compiler or a folder for what it makes."""
-    from torch._inductor import config, cpp_builder, exc
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
-    try:
-        cpp_builder.get_cpp_compiler()
-        # Compiled code is code: nobody else may write it, so not in a shared temporary folder, which torch chooses as
-        # soon as it is imported. Another folder is the user's choice.
-        if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
-            folder = weights_folder().with_name("compiled")
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-    except (exc.InvalidCxxCompiler, OSError):
-        return None
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of a CUDA that nothing here needs
-    config.freezing = True  # private, and works only with gradients off while compiling
-    compiled: Callable[[Tensor], Tensor] = torch.compile(network)
-    return compiled

@@ -15,6 +15,7 @@ from cache.shard import Float16Array, ShardHeader
 from cache.store import FeatureCache
 from cache.writer import ShardWriter
 from pipeline.backbones import backbone
+from pipeline.backbones.compiled import worth_compiling
 from pipeline.console import Say, duration, named, progress
 from pipeline.errors import DecodeError, PipelineError
 from pipeline.extraction.plan import ExtractResult, Plan, Share, shares_of
@@ -28,7 +29,7 @@ T = TypeVar("T")
 def bring_up(plan: Plan, share: Share, say: Say) -> tuple[backbone.Backbone, float]:
     """The backbone at speed, compiled where that pays and works, and the seconds it took to get there."""
     torch.set_num_threads(plan.config.threads or available_cpus())
-    wanted = backbone.worth_compiling(plan.device, share.rows)
+    wanted = worth_compiling(plan.device, share.rows)
     network = _load(plan, share, wanted)
     if wanted and network.code_path != "compiled":
         say("no C++ compiler here, or nowhere to keep what it makes: computing goes on uncompiled")

@@ -126,13 +126,15 @@ class Views:
     @torch.inference_mode()
     def render_all(self, pixels: Pixels, digest: bytes, views: Sequence[str]) -> list[Pixels]:
         """Several views of one image."""
-        image = Halves(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])  # torch wants what it could write to
+        image: Halves | None = None  # made for the first augmented view, if there is one
         rendered = []
         for view in views:
             clean, parameters = self.look(digest, view)
             if parameters is None:
                 rendered.append(clean_view(pixels, *clean))
             else:
+                if image is None:  # a copy, since torch wants what it could write to
+                    image = Halves(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
                 rendered.append(np.stack([*augmented_view(image, self.size, parameters).numpy()], axis=-1))
         return rendered
 

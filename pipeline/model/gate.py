@@ -74,12 +74,17 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
         "images": len(images),
         "precision": base.precision,
         "max_abs_diff": difference,
-        "top1_agreement": 1.0,
+        "top1_agreement": _agreement(rounded, expected),
         "batch_sizes": [network.batch_size, *OTHER_BATCHES],
         "float32_abs_diff": float(apart.max()),
         "float32_p99_diff": float(apart.flatten().quantile(0.99)),
-        "float32_top1_agreement": float((float32.argmax(1) == expected.argmax(1)).float().mean()),
+        "float32_top1_agreement": _agreement(float32, expected),
     }
+
+
+def _agreement(found: Tensor, expected: Tensor) -> float:
+    """Share of images with the same most probable class."""
+    return float((found.argmax(1) == expected.argmax(1)).double().mean())
 
 
 def _compare(found: Tensor, expected: Tensor, images: list[ImageRecord], other: str, most: float) -> float:
