@@ -132,6 +132,7 @@ def test_what_is_refused_says_why(server: Server, picture: bytes) -> None:
         ([("pixels.png", large.getvalue())], "files", 422, "over the limit of 1,000,000"),
         ([("a.png", picture)] * 4, "files", 413, "over the limit of 3"),
         ([("a.png", bytes(1_100_000))], "files", 413, "over the limit of 1,000,000 bytes"),
+        ([("a.png", bytes(6_000_000))], "files", 413, "over the limit of 1,000,000 bytes"),
         ([("a.png", picture)], "other", 422, "expected images in the field 'files'"),
     ):
         status, answer = server.post(*files, field=field)

@@ -18,8 +18,11 @@ class Limits:
     waiting: int = 128
 
 
+DISCARDED = 8  # times the limit that is read of a body and thrown away
+
+
 class LimitBody:
-    """An ASGI application whose requests end with status 413 as soon as their body is over `most` bytes."""
+    """An ASGI application whose requests end with status 413 where their body is over `most` bytes."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self.app = app
@@ -31,12 +34,14 @@ class LimitBody:
             await self.app(scope, receive, send)
             return
         received = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+        whole = False
         if received <= self.most:
             received = 0
 
             async def counted() -> Message:
-                nonlocal received
+                nonlocal received, whole
                 message = await receive()
+                whole = not message.get("more_body", False)
                 received += len(message.get("body", b""))
                 # What is over the limit is not handed on: to the application the client is gone.
                 return {"type": "http.disconnect"} if received > self.most else message
@@ -48,5 +53,16 @@ class LimitBody:
             with contextlib.suppress(ClientDisconnect):
                 await self.app(scope, counted, watched)
         if received > self.most:
+            if not whole:
+                await _discard(receive, DISCARDED * self.most)
             reason = f"the request is over the limit of {self.most:,} bytes: send fewer or smaller images"
             await JSONResponse({"reason": reason}, 413, {"Connection": "close"})(scope, receive, send)
+
+
+async def _discard(receive: Receive, most: int) -> None:
+    """Read the rest of a body, up to `most` bytes: who is still sending would see a broken connection, no reason."""
+    while most > 0:
+        message = await receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return
+        most -= len(message.get("body", b""))
