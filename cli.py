@@ -22,11 +22,12 @@ from pipeline.config import (
     ExportConfig,
     ExtractConfig,
     PredictConfig,
+    ReportConfig,
     ServeConfig,
     SweepConfig,
     TrainConfig,
 )
-from pipeline.console import named, say
+from pipeline.console import counted, named, say
 from pipeline.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -221,6 +222,26 @@ def evaluate(as_json: bool, **options: Any) -> None:
         f"mean per class {r.mean_per_class:.2%}, calibration error {r.ece:.3f}"
     )
     _emit(r, as_json, text)
+
+
+@main.command()
+@click.argument("run", type=_PATH)
+@_option(ReportConfig, "output", "Where to write the page.  [default: report.html in RUN]", type=_PATH)
+@_option(ReportConfig, "cache", "The run's cache.  [default: where it was]", type=_PATH)
+@_option(ReportConfig, "data", "The set's images.  [default: where they were]", type=_PATH)
+@_option(ReportConfig, "names", "JSON object of class: display name.", type=_PATH)
+@_option(ReportConfig, "overwrite", "Replace an existing file at --output.")
+@_json
+def report(as_json: bool, **options: Any) -> None:
+    """Write RUN as one page: how good, where it fails, suspicious labels, what it cost, what next."""
+    from pipeline.report import report as run
+
+    result = run(ReportConfig(**options), say)
+    text = (
+        f"{result.report}: {result.bytes / 1e6:.1f} MB, {result.pictures} pictures; "
+        f"{result.valid['top1']['value']:.2%} of validation, {counted(result.duplicates['pairs'], 'near-duplicate')}"
+    )
+    _emit(result, as_json, text)
 
 
 @main.command()

@@ -8,6 +8,7 @@ FORMAT_VERSION = 1
 
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = "writer.lock"
+HISTORY_FILE = "extractions.jsonl"  # what filling the cache took
 HOLDER_FILE = "writer.json"  # who holds the lock, for the message that another process gets
 SHARD_FOLDER = "shards"
 SET_FOLDER = "sets"

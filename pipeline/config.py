@@ -252,6 +252,21 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """Run → one page, `report.html` in its folder or `output`; `cache` and `data` None: where they were."""
+
+    run: Path
+    output: Path | None = None
+    cache: Path | None = None
+    data: Path | None = None
+    names: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _take_texts_as_paths(self)
+
+
+@dataclass(frozen=True)
 class PredictConfig:
     """Image files → the `top_k` most probable classes; `images` are files, folders, globs, or `-` for standard input.
 

@@ -2,8 +2,11 @@
 
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
 from cache.errors import CacheError
+from cache.history import record_extraction
 from cache.lock import writing
 from cache.store import FeatureCache
 from cache.writer import merge_small_shards
@@ -30,7 +33,12 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
         cache = FeatureCache.create(config.cache, plan.manifest)
         work, result = missing_work(plan, cache)
         announce(plan, result, work, say)
-        bad = compute(plan, cache, work, result, say) if work else []
+        try:
+            bad = compute(plan, cache, work, result, say) if work else []
+        finally:
+            if result.computed:  # also of a run that was stopped: its rows were not free
+                result.seconds = time.perf_counter() - start
+                record_extraction(config.cache, _history(plan, result))
         cache = FeatureCache.open(cache.path)
         merge_small_shards(cache.shards)
         index = plan.images.index(plan.name, bad)
@@ -42,6 +50,18 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
     result.bytes = FeatureCache.open(cache.path).bytes
     result.seconds = time.perf_counter() - start
     return result
+
+
+def _history(plan: Plan, result: ExtractResult) -> dict[str, Any]:
+    """An entry of the cache's history."""
+    names = ("set", "images", "computed", "reused", "seconds", "warmup_seconds", "images_per_second", "phases")
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        **{name: getattr(result, name) for name in names},
+        "passes": plan.config.passes,
+        "dense": plan.config.dense,
+        "device": plan.device.type,
+    }
 
 
 def _kept_dense(cache: FeatureCache, name: str) -> int:

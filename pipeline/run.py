@@ -1,4 +1,4 @@
-"""A run folder: run.json, head.safetensors (the head in its basis), basis.safetensors, and what a sweep leaves."""
+"""A run folder: run.json, head.safetensors (the head in its basis), basis.safetensors; also of a sweep, a report."""
 
 import hashlib
 import json
@@ -24,6 +24,7 @@ BASIS_FILE = "basis.safetensors"
 JOURNAL_FILE = "journal.jsonl"
 RESULTS_FILE = "sweep.json"
 TABLE_FILE = "heads.csv"
+REPORT_FILE = "report.html"
 SWEEP_FILES = (JOURNAL_FILE, RESULTS_FILE, TABLE_FILE)
 RUN_FORMAT = 1
 
@@ -65,7 +66,8 @@ class Run:
     def save(self) -> None:
         """Write the three files; run.json last, so that a folder with it is whole."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / RUN_FILE).unlink(missing_ok=True)
+        for name in (RUN_FILE, REPORT_FILE):  # a report is of the run that was here before
+            (self.path / name).unlink(missing_ok=True)
         head: dict[str, Tensor] = {f"head.{name}": t.contiguous() for name, t in self.head.state_dict().items()}
         contents = {HEAD_FILE: save(head), BASIS_FILE: save(self.basis.tensors())}
         for name, data in contents.items():
@@ -135,7 +137,7 @@ class Run:
 
 def refuse_other_things(path: Path) -> None:
     """RunError where the folder `path` holds anything that no run holds: --overwrite replaces runs only."""
-    ours = {RUN_FILE, HEAD_FILE, BASIS_FILE, *SWEEP_FILES}
+    ours = {RUN_FILE, HEAD_FILE, BASIS_FILE, REPORT_FILE, *SWEEP_FILES}
     others = [file.name for file in path.iterdir() if file.name not in ours and not is_temporary(file)]
     if others:
         raise RunError(f"{path} holds {named(others[0])}, which is no part of a run: choose another folder with --run")

@@ -1,14 +1,41 @@
 """What a head must beat: the commonest class, and ridge regression in closed form."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pipeline.bases.rows import HeadData
-from pipeline.bases.stream import StreamedData
+from pipeline.search.ridge import moments
 
 PENALTIES = tuple(10.0**power for power in range(-5, 4))  # times the mean variance of a feature
+
+
+class Data(Protocol):
+    """Clean rows in a basis, some at a time, with their labels."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+
+    @property
+    def train_labels(self) -> Tensor:
+        """(N,)."""
+
+    @property
+    def valid_labels(self) -> Tensor:
+        """(V,)."""
+
+    @property
+    def in_features(self) -> int:
+        """Length of a row."""
+
+    def clean(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Of the training images."""
+
+    def validation(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Of the validation images."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +48,7 @@ class Baselines:
     ridge_basis: str
 
 
-def baselines(data: HeadData | StreamedData, basis: str) -> Baselines:
+def baselines(data: Data, basis: str) -> Baselines:
     """Of the clean rows in `data`: trained on train, scored on validation."""
     counts = torch.bincount(data.train_labels, minlength=data.num_classes)
     majority = float((data.valid_labels == counts.argmax()).double().mean())
@@ -29,30 +56,16 @@ def baselines(data: HeadData | StreamedData, basis: str) -> Baselines:
     return Baselines(majority, ridge, penalty, basis)
 
 
-def _ridge(data: HeadData | StreamedData) -> dict[float, float]:
+def _ridge(data: Data) -> dict[float, float]:
     """Validation accuracy by penalty: least squares on one-hot labels, centred, all from one eigendecomposition."""
-    products, cross, mean = _moments(data)
-    variances, directions = torch.linalg.eigh(products)
-    targets = torch.bincount(data.train_labels, minlength=data.num_classes) / data.num_images
+    found = moments(data.clean(), data.in_features, data.num_classes)
+    variances, directions = torch.linalg.eigh(found.covariance)
+    cross = directions.T @ found.cross
     hits = dict.fromkeys(PENALTIES, 0)
     for rows, labels in data.validation():
-        along = (rows - mean) @ directions
+        along = (rows - found.mean) @ directions
         for penalty in PENALTIES:
             shrunk = along / (variances.clamp_min(0) + penalty * variances.mean())
-            scores = shrunk @ (directions.T @ cross) + targets
+            scores = shrunk @ cross + found.shares
             hits[penalty] += int((scores.argmax(1) == labels).sum())
     return {penalty: count / len(data.valid_labels) for penalty, count in hits.items()}
-
-
-def _moments(data: HeadData | StreamedData) -> tuple[Tensor, Tensor, Tensor]:
-    """Covariance (R, R) of the clean training rows, covariance with one-hot labels (R, C), and mean (R,)."""
-    width, count = data.in_features, data.num_images
-    products, total = torch.zeros(width, width), torch.zeros(width)
-    by_class = torch.zeros(data.num_classes, width)
-    for rows, labels in data.clean():
-        products.addmm_(rows.T, rows)
-        total += rows.sum(0)
-        by_class.index_add_(0, labels, rows)
-    mean = total / count
-    shares = torch.bincount(data.train_labels, minlength=data.num_classes) / count
-    return products / count - mean.outer(mean), (by_class / count - shares.unsqueeze(1) * mean).T, mean

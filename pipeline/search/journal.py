@@ -53,10 +53,19 @@ class Journal:
             return cls(path)
         first, *lines = _read(path)
         _refuse_other(folder, first, asked)
-        journal = cls(path)
+        return cls(path)._with(lines)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Journal":
+        """That of a sweep that is finished, whatever was asked."""
+        path = folder / JOURNAL_FILE
+        return cls(path)._with(_read(path)[1:])
+
+    def _with(self, lines: list[dict[str, Any]]) -> "Journal":
         for line in lines:
-            journal._keep(line["head"], _score(path, line))
-        return journal
+            score = _score(self.path, line)
+            self._keep(line["head"], score)
+        return self
 
     def record(self, head: int, score: Score) -> None:
         """Keep a result; CacheError where the disk does not."""

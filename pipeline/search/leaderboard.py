@@ -17,14 +17,14 @@ def write_results(folder: Path, result: dict[str, Any]) -> None:
     """sweep.json, what the command prints as JSON; heads.csv, a line for each head, the chosen one first."""
     write_atomically(folder / RESULTS_FILE, json.dumps(result, indent=1).encode())
     text = io.StringIO()
-    rows = [{"rank": rank, **_flat(head)} for rank, head in enumerate(_ranked(result), 1)]
+    rows = [{"rank": rank, **_flat(head)} for rank, head in enumerate(ranked(result), 1)]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(folder / TABLE_FILE, text.getvalue().encode())
 
 
-def _ranked(result: dict[str, Any]) -> list[dict[str, Any]]:
+def ranked(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The chosen head, then those that trained longest, among them those that validated best."""
     chosen = result["best"]["config"]
     return sorted(result["heads"], key=lambda h: (h["config"] != chosen, -h["epochs"], -h["valid_accuracy"]))
@@ -43,7 +43,7 @@ def table(result: dict[str, Any], width: int = 120) -> str:
     names = list(result["best"]["config"])
     for name in (*names, "epochs", "valid"):
         grid.add_column(name.replace("_", " "), justify="left" if name == "basis" else "right")
-    for head in _ranked(result)[:_SHOWN]:
+    for head in ranked(result)[:_SHOWN]:
         values = [f"{head['config'][name]}" for name in names]
         grid.add_row(*values, str(head["epochs"]), f"{head['valid_accuracy']:.2%}")
     text = io.StringIO()

@@ -1,0 +1,104 @@
+"""Run → one page that can be mailed: how good, where it fails, is the data clean, how sure, what it cost, what next."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from cache.files import write_atomically
+from pipeline.config import ReportConfig
+from pipeline.console import Say, silent
+from pipeline.machine.device import available_cpus
+from pipeline.predict import read_names
+from pipeline.reporting.findings import Findings, data_root, find
+from pipeline.run import REPORT_FILE, Run, refuse_other_kind, refuse_to_overwrite
+
+
+@dataclass
+class ReportResult:
+    """The fields of the command's JSON: `valid` and `test` are of `{value, low, high}`, test empty where not scored.
+
+    `heads_to_pay` heads, or `epochs_to_pay` epochs of them, cost as much without a cache as the cache did.
+    """
+
+    report: str
+    bytes: int
+    pictures: int
+    missing_pictures: int
+    valid: dict[str, dict[str, float]]
+    test: dict[str, dict[str, float]]
+    baselines: dict[str, Any]
+    suspects: list[dict[str, Any]]
+    duplicates: dict[str, int]
+    calibration: dict[str, float | None]
+    heads_to_pay: int
+    epochs_to_pay: int
+    seconds: float = 0.0
+
+
+def report(config: ReportConfig, say: Say = silent) -> ReportResult:
+    """Write the page of a run, in its folder or at `output`.
+
+    Raises RunError where the run or its cache is not there or not whole. Images that are out of reach are shown
+    without a picture, and counted.
+    """
+    start = time.perf_counter()
+    target = config.output or config.run / REPORT_FILE
+    refuse_other_kind(target, folder=False)
+    if config.output:
+        refuse_to_overwrite(target, config.overwrite)
+    torch.set_num_threads(available_cpus())
+    run = Run.load(config.run)
+    cache = run.open_cache(config.cache)
+    index = cache.index(run.record["set"])
+    names = read_names(config.names) if config.names else {}
+    found = find(run, cache, index, names, say)
+    say("drawing the page")
+    page, pictures, missing = _page(found, config)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, page)
+    result = _result(found, str(target), len(page), pictures, missing)
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _page(found: Findings, config: ReportConfig) -> tuple[bytes, int, int]:
+    """The page, how many pictures it has, and how many images were not there to draw them."""
+    from pipeline.reporting.page import render  # matplotlib takes a second to import
+    from pipeline.reporting.sections import page_facts, wanted_pictures
+    from pipeline.reporting.thumbnails import Thumbnails
+
+    root = data_root(found.index, config.data)
+    pictures = Thumbnails(root)
+    pictures.add(wanted_pictures(found))
+    facts = {**page_facts(found, root), "uris": pictures.uris, "missing_pictures": pictures.missing}
+    facts["numbers"] = {digest: number for number, digest in enumerate(pictures.uris)}
+    return render(facts), len(pictures.uris), pictures.missing
+
+
+def _result(found: Findings, target: str, size: int, pictures: int, missing: int) -> ReportResult:
+    suspects = [
+        {
+            "path": one.image.path,
+            "split": one.image.split,
+            "label": found.run.classes[one.label],
+            "suggested": found.run.classes[one.suggested],
+            "agreement": one.agreement,
+        }
+        for one in found.suspects
+    ]
+    return ReportResult(
+        report=target,
+        bytes=size,
+        pictures=pictures,
+        missing_pictures=missing,
+        valid={name: asdict(interval) for name, interval in found.scores.items()},
+        test={name: asdict(interval) for name, interval in found.test_scores.items()},
+        baselines=asdict(found.known),
+        suspects=suspects,
+        duplicates={"pairs": len(found.duplicates), "across": len(found.across)},
+        calibration=asdict(found.calibration),
+        heads_to_pay=found.payback.heads,
+        epochs_to_pay=found.payback.epochs_of_first,
+    )

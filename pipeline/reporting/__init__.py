@@ -1,0 +1,1 @@
+"""What a report says of a run, and how it is drawn."""

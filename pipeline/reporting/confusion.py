@@ -1,0 +1,99 @@
+"""Which classes are taken for which, and in what order they are read best."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from pipeline.reporting.predictions import Places, Predictions
+
+MOST_CLASSES = 150  # in the matrix: more are a grey square
+_LEAST = 1e-6  # of a probability
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The images of class `truth` that were taken for `predicted`: places in the predictions, the surest first."""
+
+    truth: int
+    predicted: int
+    images: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Images."""
+        return len(self.images)
+
+    @property
+    def key(self) -> str:
+        """Its name in the page."""
+        return f"cell-{self.truth}-{self.predicted}"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two classes that are confused, the commoner way first; `other` is the other way round, where that happens."""
+
+    cell: Cell
+    other: Cell | None
+
+    @property
+    def count(self) -> int:
+        """Images, both ways."""
+        return self.cell.count + (self.other.count if self.other else 0)
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """The cells that are not empty, by (truth, predicted); `order` are the classes of the matrix."""
+
+    cells: dict[tuple[int, int], Cell]
+    order: tuple[int, ...]
+
+    def pairs(self) -> list[Pair]:
+        """Confused classes, those with most images first."""
+        wrong = {key: cell for key, cell in self.cells.items() if key[0] != key[1]}
+        found = []
+        for (truth, predicted), cell in wrong.items():
+            other = wrong.get((predicted, truth))
+            if other is None or (cell.count, other.truth) > (other.count, cell.truth):
+                found.append(Pair(cell, other))
+        return sorted(found, key=lambda pair: (-pair.count, pair.cell.truth, pair.cell.predicted))
+
+
+def confusion(found: Predictions) -> Confusion:
+    """Of predictions; where there are more than `MOST_CLASSES`, the matrix has those with most mistakes."""
+    cells: dict[tuple[int, int], list[int]] = {}
+    for image in np.argsort(-found.confidence, kind="stable").tolist():
+        cells.setdefault((int(found.truth[image]), int(found.predicted[image])), []).append(image)
+    kept = {key: Cell(*key, tuple(images)) for key, images in sorted(cells.items())}
+    return Confusion(kept, _order(found, _shown(found, kept)))
+
+
+def _shown(found: Predictions, cells: dict[tuple[int, int], Cell]) -> Places:
+    """The classes that the matrix has."""
+    wrong = np.zeros(found.num_classes, dtype=np.int64)
+    for (truth, predicted), cell in cells.items():
+        if truth != predicted:
+            wrong[[truth, predicted]] += cell.count
+    return np.sort(np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
+
+
+def _order(found: Predictions, shown: Places) -> tuple[int, ...]:
+    """Classes that share probability side by side: leaves of an average linkage, ordered optimally.
+
+    Bar-Joseph et al., Fast optimal leaf ordering for hierarchical clustering, Bioinformatics 2001. Probabilities say
+    more than the few images that were taken for another class.
+    """
+    if len(shown) < 3:
+        return tuple(shown.tolist())
+    counts = np.bincount(found.truth, minlength=found.num_classes)
+    given = np.zeros((found.num_classes, found.num_classes))
+    np.add.at(given, found.truth, found.probabilities)
+    given /= np.maximum(counts, 1)[:, None]
+    shared = (given + given.T)[np.ix_(shown, shown)] / 2
+    distance = -np.log(np.clip(shared, _LEAST, 1))
+    np.fill_diagonal(distance, 0)
+    leaves = leaves_list(linkage(squareform(distance), "average", optimal_ordering=True))
+    return tuple(shown[leaves].tolist())

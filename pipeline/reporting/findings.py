@@ -1,0 +1,159 @@
+"""All that a report says, found out once: numbers and names, nothing drawn."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache.duplicates import Pair, near_duplicates
+from cache.files import read_regular
+from cache.index import SetIndex
+from cache.store import FeatureCache
+from pipeline.console import Say, named
+from pipeline.errors import RunError
+from pipeline.inputs.images import count_leaks
+from pipeline.model.calibration import at_temperature, error_of, fit_temperature
+from pipeline.reporting.confusion import Confusion, confusion
+from pipeline.reporting.costs import Payback, StageOne, payback, stage_one
+from pipeline.reporting.predictions import Interval, Predictions, accuracies, predict_split
+from pipeline.reporting.rows import SplitRows, clean_rows, narrow
+from pipeline.reporting.suspects import Suspect, suspects
+from pipeline.run import JOURNAL_FILE, RESULTS_FILE, Run
+from pipeline.search.baselines import Baselines, baselines
+from pipeline.search.journal import Journal
+
+THRESHOLD = 0.95  # cosine of near-duplicates
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The calibration error of validation, as it is and at the `temperature` that suits it best, if there is one."""
+
+    ece: float
+    temperature: float | None
+    cooled_ece: float
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep left: `result` is sweep.json, `scores` the validation accuracy of {head: {epochs: accuracy}}."""
+
+    result: dict[str, Any]
+    scores: dict[int, dict[int, float]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of one run. `test` is there only where the test images were looked at before."""
+
+    run: Run
+    cache: FeatureCache
+    index: SetIndex
+    names: dict[str, str]
+    valid: Predictions
+    scores: dict[str, Interval]
+    known: Baselines
+    confusion: Confusion
+    calibration: Calibration
+    suspects: list[Suspect]
+    duplicates: list[Pair]
+    leaks: dict[str, int]
+    stage_one: StageOne
+    payback: Payback
+    test: Predictions | None = None
+    test_scores: dict[str, Interval] = field(default_factory=dict)
+    sweep: Sweep | None = None
+
+    def name(self, place: int) -> str:
+        """The display name of a class, else its own."""
+        label = self.run.classes[place]
+        return named(self.names.get(label, label))
+
+    @property
+    def looks(self) -> int:
+        """How often the test images were scored."""
+        return sum(entry["split"] == "test" for entry in self.run.record["scored"])
+
+    @property
+    def across(self) -> list[Pair]:
+        """Near-duplicates in two splits, or with two labels."""
+        return [pair for pair in self.duplicates if len(set(pair.splits)) > 1 or len(set(pair.labels)) > 1]
+
+
+def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], say: Say) -> Findings:
+    """Look at the run, its cache and its set."""
+    say("scoring the validation images")
+    valid = predict_split(run, cache, index, "valid")
+    looked_at = any(entry["split"] == "test" for entry in run.record["scored"]) and bool(index.split("test"))
+    test = predict_split(run, cache, index, "test") if looked_at else None
+    sweep = _sweep(run)
+    say("looking for labels that may be wrong")
+    doubtful = suspects(cache, index)
+    say("looking for near-duplicates")
+    config = run.record["config"]
+    return Findings(
+        run=run,
+        cache=cache,
+        index=index,
+        names=names,
+        valid=valid,
+        scores=accuracies(valid),
+        known=_baselines(run, cache, index),
+        confusion=confusion(valid),
+        calibration=_calibration(valid),
+        suspects=doubtful,
+        duplicates=near_duplicates(cache.path, index.name, THRESHOLD),
+        leaks=count_leaks(index),
+        stage_one=stage_one(cache),
+        payback=payback(index, config["passes"], config["epochs"], _dense_cost(cache, config["dense"])),
+        test=test,
+        test_scores=accuracies(test) if test else {},
+        sweep=sweep,
+    )
+
+
+def _dense_cost(cache: FeatureCache, dense: int) -> float:
+    """Of a dense view, in clean views."""
+    return (dense / cache.manifest.base.input_size) ** 2
+
+
+def _baselines(run: Run, cache: FeatureCache, index: SetIndex) -> Baselines:
+    """In the run's basis where that is narrow enough."""
+    basis = narrow(cache, run.basis)
+    train, valid = (clean_rows(cache, index, basis, split) for split in ("train", "valid"))
+    return baselines(SplitRows(train, valid, len(index.classes)), basis.name)
+
+
+def _calibration(valid: Predictions) -> Calibration:
+    log_probs, truth = torch.from_numpy(valid.log_probs), torch.from_numpy(valid.truth)
+    before = error_of(log_probs, truth)
+    temperature = fit_temperature(log_probs, truth)
+    after = error_of(at_temperature(log_probs, temperature), truth) if temperature else before
+    return Calibration(before, temperature, after)
+
+
+def _sweep(run: Run) -> Sweep | None:
+    """What is beside a run that a sweep chose; RunError where it is not what a sweep left."""
+    if "sweep" not in run.record:
+        return None
+    try:
+        result = json.loads(read_regular(run.path / RESULTS_FILE))
+        journal = Journal.read(run.path)
+        scores = {head: {e: s.valid_accuracy for e, s in by.items()} for head, by in journal.scores.items()}
+        if not result["heads"] or not scores:
+            raise ValueError("no heads")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(
+            f"{run.path / RESULTS_FILE} or {JOURNAL_FILE} is not what the sweep left ({error}): "
+            "put it back, or sweep again with --overwrite"
+        ) from error
+    return Sweep(result, scores)
+
+
+def data_root(index: SetIndex, data: Path | None) -> Path:
+    """Where the set's images are now."""
+    if data is None:
+        return Path(index.root)
+    return data if data.is_dir() else data.parent

@@ -1,0 +1,66 @@
+"""What to try next, by what the report found."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_UNSURE = 0.02  # calibration error
+_FEW = 30  # training images a class
+
+
+@dataclass(frozen=True)
+class Step:
+    """A sentence, and the command that does it; "" where none does."""
+
+    text: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the advice rests on."""
+
+    run: Path
+    cache: Path
+    set: str
+    data: str
+    passes: int
+    train_images: int
+    classes: int
+    top1: float
+    ridge: float
+    ece: float
+    suspects: int
+    across: int
+    swept: bool
+    tested: bool
+
+
+def next_steps(found: Found) -> list[Step]:
+    """What is wrong first, then what makes the head better, then what ends the work."""
+    return list(_steps(found))
+
+
+def _steps(found: Found) -> Iterator[Step]:
+    cache = f"--cache {shlex.quote(str(found.cache))} --set {shlex.quote(found.set)}"
+    if found.across:
+        yield Step(
+            "Remove pictures that stand in two splits, or with two labels: they make scores better than they are"
+        )
+    if found.suspects:
+        yield Step("Look at the labels above; after mending them extract again, which computes nothing anew")
+    if not found.swept or found.ridge > found.top1:
+        run = shlex.quote(f"{found.run}-sweep")
+        yield Step("Try many heads, which takes little longer than one", f"headgraft sweep {cache} --run {run}")
+    if found.passes == 0 or (found.passes < 8 and found.train_images < _FEW * found.classes):
+        more = max(1, 2 * found.passes)
+        yield Step(
+            "Add augmented passes, which help most with few images a class",
+            f"headgraft extract {shlex.quote(found.data)} {cache} --passes {more}",
+        )
+    run = shlex.quote(str(found.run))
+    if not found.tested:
+        yield Step("When nothing is left to choose, look at the test images, once", f"headgraft evaluate {run}")
+    sure = ", which also makes it as sure as it is right" if found.ece > _UNSURE else ""
+    yield Step(f"Export one model from image files to classes{sure}", f"headgraft export {run} model.safetensors")

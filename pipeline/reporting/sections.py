@@ -1,0 +1,277 @@
+"""What each section of the page shows, from what was found: choices of how much, and in which order."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.index import SPLITS, ImageRecord
+from pipeline.console import counted
+from pipeline.model.calibration import BINS
+from pipeline.reporting import figures
+from pipeline.reporting.confusion import Cell
+from pipeline.reporting.costs import PHASES
+from pipeline.reporting.findings import THRESHOLD, Findings
+from pipeline.reporting.next_steps import Found, next_steps
+from pipeline.reporting.predictions import RESAMPLES, Interval
+from pipeline.reporting.suspects import FOLDS
+from pipeline.search.leaderboard import ranked
+
+PAIRS, PICTURES, SUSPECTS, TWINS, SKIPPED, IN_CELL = 25, 24, 48, 24, 50, 40  # that are shown
+_SCORES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class: its images by split, its cells, and how often it is found and meant; None where it has no images."""
+
+    place: int
+    train: int
+    valid: int
+    test: int
+    hits: Cell | None
+    taken: Cell | None
+    recall: float | None
+    precision: float | None
+
+
+def page_facts(found: Findings, root: Path) -> dict[str, Any]:
+    """Everything the templates name but pictures."""
+    return {
+        **_frame(found),
+        **_how_good(found),
+        **_sweep(found),
+        **_where_it_fails(found),
+        **_clean(found, root),
+        **_how_sure(found),
+        **_cost(found),
+        "next_steps": next_steps(_grounds(found)),
+    }
+
+
+def wanted_pictures(found: Findings) -> Iterator[ImageRecord]:
+    """The images that the page shows, the most telling first."""
+    images = found.valid.images
+    for place in _mistakes(found)[:PICTURES]:
+        yield images[place]
+    for suspect in found.suspects[:SUSPECTS]:
+        yield suspect.image
+    for _, a, b in _twins(found):
+        yield a
+        yield b
+    for place in _hits(found):
+        yield images[place]
+    cells = found.confusion.cells.values()
+    for cell in sorted(cells, key=lambda cell: cell.truth == cell.predicted):  # mistakes before hits
+        yield from (images[place] for place in cell.images[:IN_CELL])
+
+
+def _frame(found: Findings) -> dict[str, Any]:
+    run, config, base = found.run, found.run.record["config"], found.cache.manifest.base
+    counts = " / ".join(f"{count:,}" for count in found.index.counts().values())
+    parts = (
+        f"set {found.index.name}: {len(run.classes)} classes, {counts} images for training, validation and test",
+        f"{base.backbone} at {base.input_size} pixels in {base.precision}",
+        counted(config["passes"], "augmented pass").replace("passs", "passes"),
+        f"basis {run.record['basis']}, {config['hidden']} hidden units",
+        f"headgraft {version('headgraft')}, {datetime.now(UTC):%Y-%m-%d}",
+    )
+    names = {
+        "good": "How good",
+        "sweep": "The sweep",
+        "fails": "Where it fails",
+        "clean": "Is the data clean",
+        "sure": "How sure",
+        "cost": "What it cost",
+        "next": "What next",
+    }
+    shown = [(key, name) for key, name in names.items() if key != "sweep" or found.sweep]
+    title = f"{run.path.absolute().name}: {found.scores['top1'].value:.1%} of validation"
+    return {"title": title, "summary": " · ".join(parts), "sections": shown, "name": found.name, "classes": run.classes}
+
+
+def _how_good(found: Findings) -> dict[str, Any]:
+    record = found.run.record
+    epochs = record.get("epochs", [])
+    return {
+        "valid": found.valid,
+        "scores": _renamed(found.scores),
+        "resamples": f"{RESAMPLES:,}",
+        "known": found.known,
+        "test_scores": _renamed(found.test_scores),
+        "test_images": len(found.test.images) if found.test else 0,
+        "looks": "once" if found.looks == 1 else f"{found.looks} times",
+        "curves": figures.learning_curves(epochs, record["kept_epoch"]) if epochs else "",
+        "kept_epoch": record["kept_epoch"],
+    }
+
+
+def _renamed(scores: dict[str, Interval]) -> dict[str, Interval]:
+    return {_SCORES[name]: interval for name, interval in scores.items()}
+
+
+def _sweep(found: Findings) -> dict[str, Any]:
+    if found.sweep is None:
+        return {"sweep": None}
+    result = found.sweep.result
+    return {
+        "sweep": result,
+        "sweep_heads": ranked(result),
+        "sweep_columns": list(result["best"]["config"]),
+        "settings_charts": figures.sweep_settings(result["heads"], result["best"]["config"]),
+        "race_chart": figures.race(found.sweep.scores),
+    }
+
+
+def _where_it_fails(found: Findings) -> dict[str, Any]:
+    confused = found.confusion
+    at = {label: number for number, label in enumerate(confused.order)}
+    counts = np.bincount(found.valid.truth, minlength=found.valid.num_classes)
+    drawn = [
+        (cell, at[cell.predicted], at[cell.truth], cell.count / counts[cell.truth])
+        for cell in confused.cells.values()
+        if cell.truth in at and cell.predicted in at
+    ]
+    rows = class_rows(found)
+    return {
+        "matrix": confused,
+        "drawn": drawn,
+        "cells": list(confused.cells.values()),
+        "most_in_cell": IN_CELL,
+        "pairs": confused.pairs()[:PAIRS],
+        "mistakes": _mistakes(found)[:PICTURES],
+        "hits": _hits(found),
+        "per_class": sorted(rows, key=lambda row: (row.recall is None, row.recall, found.name(row.place))),
+        "absent": [row.place for row in rows if not row.valid],
+    }
+
+
+def _mistakes(found: Findings) -> list[int]:
+    """Places of the images that are taken for another class, the surest first."""
+    order = np.argsort(-found.valid.confidence, kind="stable")
+    return [int(place) for place in order if not found.valid.hits[place]]
+
+
+def _hits(found: Findings) -> list[int]:
+    """Places of the images that are recognised, the least sure first."""
+    order = np.argsort(found.valid.confidence, kind="stable")
+    return [int(place) for place in order if found.valid.hits[place]][:PICTURES]
+
+
+def class_rows(found: Findings) -> list[ClassRow]:
+    """One of each class, in the order of the head's outputs."""
+    images = Counter((image.label, image.split) for image in found.index.images)
+    cells = found.confusion.cells
+    said = np.bincount(found.valid.predicted, minlength=found.valid.num_classes)
+    rows = []
+    for place, label in enumerate(found.run.classes):
+        of_split = {split: images[label, split] for split in SPLITS}
+        hits = cells.get((place, place))
+        wrong = [cell for (truth, predicted), cell in cells.items() if truth == place != predicted]
+        right = hits.count if hits else 0
+        rows.append(
+            ClassRow(
+                place=place,
+                **of_split,
+                hits=hits,
+                taken=max(wrong, key=lambda cell: cell.count, default=None),
+                recall=right / of_split["valid"] if of_split["valid"] else None,
+                precision=right / int(said[place]) if said[place] else None,
+            )
+        )
+    return rows
+
+
+def _clean(found: Findings, root: Path) -> dict[str, Any]:
+    rows, index = class_rows(found), found.index
+    return {
+        "suspects": found.suspects[:SUSPECTS],
+        "more_suspects": len(found.suspects) - SUSPECTS,
+        "checked": len(index.split("train")) + len(index.split("valid")),
+        "folds": FOLDS,
+        "leaks": found.leaks,
+        "threshold": THRESHOLD,
+        "duplicates": found.duplicates,
+        "across": found.across,
+        "shown_pairs": _twins(found),
+        "label_name": lambda label: found.name(found.run.classes.index(label)),
+        "skipped": index.skipped[:SKIPPED],
+        "more_skipped": len(index.skipped) - SKIPPED,
+        "counts": index.counts(),
+        "class_counts": sorted(rows, key=lambda row: (row.train, row.place)),
+        "fewest": min(row.train for row in rows),
+        "most": max(row.train for row in rows),
+        "root": str(root),
+    }
+
+
+def _twins(found: Findings) -> list[tuple[Any, ImageRecord, ImageRecord]]:
+    """Near-duplicates with their images, those across splits or labels first."""
+    records = {image.path: image for image in found.index.images}
+    across = found.across
+    pairs = [*across, *(pair for pair in found.duplicates if pair not in across)][:TWINS]
+    return [(pair, records[pair.a], records[pair.b]) for pair in pairs]
+
+
+def _how_sure(found: Findings) -> dict[str, Any]:
+    known = found.calibration
+    return {
+        "bins": BINS,
+        "ece": known.ece,
+        "temperature": known.temperature,
+        "cooled_ece": known.cooled_ece,
+        "reliability_charts": figures.reliability(found.valid),
+    }
+
+
+def _cost(found: Findings) -> dict[str, Any]:
+    base, took, paid = found.cache.manifest.base, found.stage_one, found.payback
+    a_view = took.seconds / took.computed if took.computed else 0.0
+    return {
+        "stage_one": took,
+        "phases": PHASES,
+        "devices": ", ".join(sorted({str(entry.get("device", "?")) for entry in took.extractions})),
+        "bytes": found.cache.bytes,
+        "rows": len(found.cache),
+        "row_bytes": f"{2 * int(np.prod(base.row_shape)):,}",
+        "head_cost": _head_cost(found),
+        "payback": paid,
+        "spent": paid.views * a_view,
+        "saved": paid.views_a_head * a_view,
+    }
+
+
+def _head_cost(found: Findings) -> str:
+    if found.sweep is None:
+        return f"One head in {found.run.record['seconds']:.1f} s, with its basis."
+    result = found.sweep.result
+    heads = len(result["heads"])
+    each = result["seconds"] / heads
+    return (
+        f"{counted(heads, 'head')} in {result['seconds']:.1f} s to the choice, {each:.2f} s each, of them "
+        f"{result['basis_seconds']:.1f} s for bases; {result['retrain_seconds']:.1f} s to train the choice anew."
+    )
+
+
+def _grounds(found: Findings) -> Found:
+    return Found(
+        run=found.run.path,
+        cache=found.cache.path,
+        set=found.index.name,
+        data=found.index.data,
+        passes=found.run.record["config"]["passes"],
+        train_images=len(found.index.split("train")),
+        classes=len(found.run.classes),
+        top1=found.scores["top1"].value,
+        ridge=found.known.ridge,
+        ece=found.calibration.ece,
+        suspects=len(found.suspects),
+        across=len(found.across),
+        swept=found.sweep is not None,
+        tested=found.test is not None,
+    )

@@ -1,0 +1,62 @@
+"""Small pictures as data URIs, each in the page once, as many as there is room for."""
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from cache.index import ImageRecord
+from pipeline.errors import DecodeError
+from pipeline.inputs.decode import decode_rgb, read_image
+
+SIDE = 96  # pixels
+ROOM = 3_600_000  # bytes of all of them: a page has to go through the mail
+_QUALITY = 60
+
+
+@dataclass
+class Thumbnails:
+    """Of images below `root`; `uris` by the digest of the image, `missing` counts those that are no longer there."""
+
+    root: Path
+    room: int = ROOM
+    uris: dict[str, str] = field(default_factory=dict)
+    missing: int = 0
+    _tried: set[str] = field(default_factory=set, repr=False)
+
+    def add(self, images: Iterable[ImageRecord]) -> None:
+        """Make those of `images` that fit, in their order."""
+        for image in images:
+            if image.digest not in self._tried:
+                self._tried.add(image.digest)
+                self._add(image)
+
+    def _add(self, image: ImageRecord) -> None:
+        if self.room <= 0:
+            return
+        try:
+            data = read_image(self.root / image.path)
+            if hashlib.sha256(data).hexdigest() != image.digest:
+                raise DecodeError("another file than the one whose features are in the cache")
+            uri = _uri(data)
+        except DecodeError:
+            self.missing += 1
+            return
+        self.room -= len(uri)
+        if self.room > 0:
+            self.uris[image.digest] = uri
+
+
+def _uri(data: bytes) -> str:
+    """The middle square, as a backbone sees an image, in WebP."""
+    picture = Image.fromarray(decode_rgb(data))
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS, (left, top, left + side, top + side), reducing_gap=2)
+    target = BytesIO()
+    small.save(target, "WEBP", quality=_QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(target.getvalue()).decode("ascii")
