@@ -49,7 +49,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except HeadgraftError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo("\n".join(map(named, f"error: {error}".split("\n"))), err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
         except KeyboardInterrupt as error:
             kept = "what was written is kept; run the same command to go on"
@@ -107,7 +107,7 @@ def _emit(result: Any, as_json: bool, text: str) -> None:
     if as_json:
         click.echo(json.dumps(asdict(result) if is_dataclass(result) and not isinstance(result, type) else result))
     else:
-        click.echo(text.encode("utf-8", "backslashreplace").decode())  # names may hold bytes that are not UTF-8
+        click.echo("\n".join(map(named, text.split("\n"))))  # names may hold anything, commands to a terminal too
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -349,6 +349,7 @@ def model_info(as_json: bool, model: Path, card: Path | None, overwrite: bool) -
     if card is not None:
         refuse_other_kind(card, folder=False)
         refuse_to_overwrite(card, overwrite)
+        card.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(card, text.encode("utf-8", "backslashreplace"))
     _emit({"model": str(model), **bundle.card}, as_json, text.rstrip("\n") if card is None else f"{card}: written")
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cache.files import write_atomically
 from cache.layout import CLEAN_VIEW
 from pipeline.backbones.backbone import Backbone, build_trunk, load_backbone, misfit, row_shape
+from pipeline.console import first_line
 from pipeline.errors import BundleError, DecodeError
 from pipeline.heads.head import head_from_tensors
 from pipeline.inputs.loader import Loader, Work
@@ -136,14 +137,16 @@ class Bundle:
             if mirrored:
                 other = self.head(backbone.features([view[:, ::-1] for view in views]))
                 result[places] = torch.logaddexp(result[places], other) - math.log(2)
+        if not result[[place for place in range(len(paths)) if place not in failed]].isfinite().all():
+            raise BundleError(f"{self.path} gives probabilities that are no numbers: its weights are too large")
         return result, failed
 
-    def predict(self, paths: Sequence[str | Path], top_k: int = 5) -> list[Prediction]:
-        """The `top_k` most probable classes of each image file, in float32 on the CPU.
+    def predict(self, paths: str | Path | Sequence[str | Path], top_k: int = 5) -> list[Prediction]:
+        """The `top_k` most probable classes of each image file, or of the one, in float32 on the CPU.
 
-        DecodeError names the first file that cannot be read.
+        DecodeError names the first file that cannot be read; then none is predicted.
         """
-        files = [Path(path) for path in paths]
+        files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
         log_probs, failed = self.log_probs(self._cpu_backbone, files)
         if failed:
             place, reason = next(iter(failed.items()))
@@ -192,21 +195,29 @@ def load_bundle(path: str | Path) -> Bundle:
     except FileNotFoundError as error:
         raise BundleError(f"{path} does not exist, expected a model file: make one with export") from error
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not a model that headgraft exported: {error}") from error
+        raise BundleError(f"{path} is not a model that headgraft exported: {first_line(error)}") from error
     if card is None:
         raise BundleError(f"{path} holds tensors but no model card, expected a model file: make one with export")
     if not isinstance(card, dict) or card.get("format") != BUNDLE_FORMAT:
         raise BundleError(f"{path} is not of bundle format {BUNDLE_FORMAT}: export it again")
     try:
-        head = head_from_tensors(_part(tensors, "head."))
+        head = head_from_tensors(_floats(_part(tensors, "head.")))
     except (KeyError, RuntimeError, ValueError) as error:
-        raise BundleError(f"{path} holds no whole head ({error}): export it again") from error
+        raise BundleError(f"{path} holds no whole head ({first_line(error)}): export it again") from error
     if wrong := card_fault(card, outputs=len(head.state_dict()["3.bias"])):
         raise BundleError(f"{path} has {wrong}: export it again")
     bundle = Bundle(path, card, _part(tensors, "backbone."), head)
     if wrong := _misfit(bundle):
         raise BundleError(f"{path} holds tensors that do not fit {card['backbone']}: {wrong}; export it again")
     return bundle
+
+
+def _floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same; ValueError where one is of another type, which a head would take over in silence."""
+    types = {str(tensor.dtype) for tensor in tensors.values()} - {"torch.float32"}
+    if types:
+        raise ValueError(f"{', '.join(sorted(types))} in place of torch.float32")
+    return tensors
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -24,6 +24,11 @@ def named(path: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first: some go on for pages."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @contextmanager
 def progress(
     total: int, what: str, say: Say = silent, note: Callable[[], str] = str

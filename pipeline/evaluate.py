@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ def evaluate(config: EvaluateConfig, say: Say = silent) -> EvaluateResult:
         _refuse_unused(config, "a run is scored from its cache", ("data", "precision", "device", "tta"))
         return _evaluate_run(config)
     if not config.target.is_file():
-        found = f"holds no {RUN_FILE}" if config.target.is_dir() else "does not exist"
+        found = f"holds no {RUN_FILE}" if config.target.is_dir() else "is no regular file"
+        found = found if config.target.exists() else "does not exist"
         raise RunError(f"{config.target} {found}: expected a run folder or a model file")
     _refuse_unused(config, "a model is scored on image files", ("cache",))
     return _evaluate_model(config, say)
@@ -64,7 +66,8 @@ def _evaluate_run(config: EvaluateConfig) -> EvaluateResult:
     if not images:
         raise RunError(f"set {index.name!r} has no {config.split} images")
     result = score(*log_probs_of_split(run, cache, index, config.split), config.split)
-    record_scores(run, result)
+    run.record["scored"].append(as_record(result))
+    run.save_record()
     return result
 
 
@@ -78,10 +81,9 @@ def log_probs_of_split(run: Run, cache: FeatureCache, index: SetIndex, split: st
     return log_probs, label_tensor(index, images)
 
 
-def record_scores(run: Run, result: EvaluateResult) -> None:
-    """Every look at a split is on record: a split looked at often is no longer a test."""
-    run.record["scored"].append({**asdict(result), "when": datetime.now(UTC).isoformat(timespec="seconds")})
-    run.save_record()
+def as_record(result: EvaluateResult) -> dict[str, Any]:
+    """Every look at a split is on a run's record: a split looked at often is no longer a test."""
+    return {**asdict(result), "when": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
@@ -89,7 +91,7 @@ def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
     if config.data is None:
         raise ConfigError(f"{config.target} is a model, and holds no place of images: name DATA, what to score it on")
     data = config.data
-    images = ImageSet.scan(data, bundle.card["split_seed"], skip_bad=bool(bundle.card["skipped"]))
+    images = ImageSet.scan(data, bundle.card["split_seed"], bool(bundle.card["skipped"]), bundle.classes)
     _refuse_other_split(bundle, images)
     chosen = [image for image in images.images if image.split == config.split]
     unknown = sorted({image.label for image in chosen} - set(bundle.classes))

@@ -18,8 +18,8 @@ from pipeline.backbones.weights import tensor_digest
 from pipeline.bundle import BUNDLE_FORMAT, load_bundle, write_bundle
 from pipeline.config import ExportConfig
 from pipeline.console import Say, silent
-from pipeline.errors import RunError, WeightsError
-from pipeline.evaluate import log_probs_of_split, record_scores, score
+from pipeline.errors import ConfigError, RunError, WeightsError
+from pipeline.evaluate import as_record, log_probs_of_split, score
 from pipeline.machine.device import available_cpus
 from pipeline.model.calibration import at_temperature, cooled, error_of, fit_temperature
 from pipeline.model.card import PREPROCESSING
@@ -55,6 +55,8 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
     refuse_other_kind(config.model, folder=False)
     refuse_to_overwrite(config.model, config.overwrite)
     if config.onnx:
+        if config.onnx.absolute() == config.model.absolute():
+            raise ConfigError(f"--onnx {config.onnx} is the model file itself: choose another place")
         require_packages()
         refuse_other_kind(config.onnx, folder=False)
         refuse_to_overwrite(config.onnx, config.overwrite)
@@ -63,10 +65,11 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
     cache = run.open_cache(config.cache)
     index = cache.index(run.record["set"])
     names = read_names(config.names) if config.names else {}
-    calibration = calibrate(run, cache, index, say) if config.calibrate else Calibration()
+    calibration, looks = calibrate(run, cache, index, say) if config.calibrate else (Calibration(), [])
     root = Path(index.root) if config.data is None else config.data if config.data.is_dir() else config.data.parent
     tensors = _backbone_tensors(cache, index, say)
     with _beside(config.model) as temporary, _beside(config.onnx or config.model) as graph:
+        run.record["scored"] += looks  # saved when there is something to show for them
         card = _card(run, cache, index, names, calibration)
         write_bundle(temporary, tensors, cooled(run.folded_head(), calibration.temperature), card)
         trained = Trained(run, calibration.temperature, cache, tensors)
@@ -79,6 +82,8 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
             result.onnx = {"file": str(config.onnx), "bytes": graph.stat().st_size, "max_abs_diff": difference}
             graph.replace(config.onnx)
         temporary.replace(config.model)
+    if looks:
+        run.save_record()
     return result
 
 
@@ -93,22 +98,24 @@ def _beside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def calibrate(run: Run, cache: FeatureCache, index: SetIndex, say: Say = silent) -> Calibration:
+def calibrate(
+    run: Run, cache: FeatureCache, index: SetIndex, say: Say = silent
+) -> tuple[Calibration, list[dict[str, Any]]]:
     """The temperature that validation asks for, and the calibration error of validation and test with and without it.
 
-    Looking at test images is put on the run's record.
+    And the look at test images, as a run records it.
     """
     valid, labels = log_probs_of_split(run, cache, index, "valid")
     temperature = fit_temperature(valid, labels)
     if temperature is None:
         say("the validation images leave the temperature open, most are right: it stays 1")
-        return Calibration()
-    errors = {"valid": _errors(valid, labels, temperature)}
+        return Calibration(), []
+    errors, looks = {"valid": _errors(valid, labels, temperature)}, []
     if index.split("test"):
         test, labels = log_probs_of_split(run, cache, index, "test")
         errors["test"] = _errors(test, labels, temperature)
-        record_scores(run, score(test, labels, "test"))
-    return Calibration(temperature, errors)
+        looks.append(as_record(score(test, labels, "test")))
+    return Calibration(temperature, errors), looks
 
 
 def _errors(log_probs: Tensor, labels: Tensor, temperature: float) -> tuple[float, float]:

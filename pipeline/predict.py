@@ -102,7 +102,10 @@ def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[dict[str, str]
 
 def _listed_on_input() -> list[str]:
     """Lines of standard input that are not empty; bytes that are not UTF-8 stay as in file names."""
-    return [name for line in sys.stdin.buffer if (name := os.fsdecode(line).rstrip("\r\n"))]
+    names = [name for line in sys.stdin.buffer if (name := os.fsdecode(line).rstrip("\r\n"))]
+    if not names:
+        raise PipelineError("standard input lists no image, expected a path a line")
+    return names
 
 
 def _matches(pattern: str) -> list[Path]:

@@ -1,6 +1,8 @@
 """A model file over HTTP, until interrupted."""
 
+import socket
 from importlib.util import find_spec
+from ipaddress import ip_address
 
 import torch
 
@@ -24,11 +26,37 @@ def serve(config: ServeConfig, say: Say = silent) -> None:
     from pipeline.service.app import create_app
     from pipeline.service.limits import Limits
 
-    bundle = load_bundle(config.model)
-    torch.set_num_threads(available_cpus())
-    device = resolve_device(config.device)
-    backbone = bundle.backbone(device, bundle_precision(bundle, config.precision, device, say))
-    limits = Limits(int(config.max_mb * 1e6), config.max_files, int(config.max_megapixels * 1e6), config.max_waiting)
-    app = create_app(bundle, backbone, limits)
-    say(f"{config.model}: http://{config.host}:{config.port}/ (Ctrl-C ends it)")
-    uvicorn.run(app, host=config.host, port=config.port, log_level="warning", timeout_keep_alive=5)
+    with _listening(config) as listener:  # first: reading a model takes longer
+        local = ip_address(listener.getsockname()[0]).is_loopback
+        bundle = load_bundle(config.model)
+        torch.set_num_threads(available_cpus())
+        device = resolve_device(config.device)
+        backbone = bundle.backbone(device, bundle_precision(bundle, config.precision, device, say))
+        limits = Limits(
+            int(config.max_mb * 1e6), config.max_files, int(config.max_megapixels * 1e6), config.max_waiting, local
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(bundle, backbone, limits), log_level="warning", timeout_keep_alive=5)
+        )
+        host, port = config.host, listener.getsockname()[1]
+        say(f"{config.model}: http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
+        server.run(sockets=[listener])
+
+
+def _listening(config: ServeConfig) -> socket.socket:
+    """A socket at the host and port that were asked for."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise PipelineError(f"--host {config.host} is no address of this machine: {error.strerror}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        place = f"--host {config.host} --port {config.port}"
+        raise PipelineError(f"{place} cannot be listened at ({error.strerror}): choose another") from error
+    return listener

@@ -198,6 +198,15 @@ def test_a_thread_of_an_image_is_refused() -> None:
     assert decode_rgb(encoded(Image.new("L", (100, 1)), "PNG")).shape == (1, 100, 3)
 
 
+def test_a_jpeg_of_many_scans_is_refused() -> None:
+    """Each costs a pass over all pixels; a progressive one as editors write it is decoded."""
+    whole = encoded(Image.fromarray(pattern(64, 64)), "JPEG", progressive=True)
+    assert decode_rgb(whole).shape == (64, 64, 3)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    with pytest.raises(DecodeError, match="over 100 scans"):
+        decode_rgb(whole[:-2] + 100 * last + whole[-2:])
+
+
 def test_a_decompression_bomb_is_refused() -> None:
     """Beyond Pillow's own limit too, as our error."""
     data = encoded(Image.new("1", (20_000, 10_000)))

@@ -290,8 +290,10 @@ def test_an_existing_model_is_refused_unless_overwritten(model: Path, trained: P
 @pytest.mark.real
 def test_images_that_the_gate_needs_must_be_there_and_unchanged(trained: Path, tmp_path: Path) -> None:
     """A folder without them, or with another image, is refused and names --data or the file."""
+    looks = Run.load(trained / "run").record["scored"]
     with pytest.raises(RunError, match="--data"):
         export(ExportConfig(trained / "run", tmp_path / "m.safetensors", data=tmp_path))
+    assert Run.load(trained / "run").record["scored"] == looks  # nothing was shown of the test images
     shutil.copytree(trained / "data", tmp_path / "data")
     draw_image(tmp_path / "data" / "valid" / "1" / "image_0.jpg", 900)
     with pytest.raises(RunError, match="not the image that was extracted"):
@@ -334,6 +336,26 @@ def test_data_of_other_classes_is_not_scored(model: Path, tmp_path: Path) -> Non
         draw_image(tmp_path / "roses" / split / "rose" / "a.png", 1)
     with pytest.raises(PipelineError, match="'rose'"):
         evaluate(EvaluateConfig(model, tmp_path / "roses"))
+
+
+@pytest.mark.real
+def test_new_images_need_no_training_images_beside_them(model: Path, trained: Path, tmp_path: Path) -> None:
+    """A folder with test/ alone is scored."""
+    shutil.copytree(trained / "data" / "test", tmp_path / "new" / "test")
+    assert evaluate(EvaluateConfig(model, tmp_path / "new")) == evaluate(EvaluateConfig(model, trained / "data"))
+
+
+@pytest.mark.real
+def test_a_model_and_its_onnx_file_are_two_files(trained: Path, tmp_path: Path) -> None:
+    """Said before anything is computed."""
+    with pytest.raises(ConfigError, match="choose another place"):
+        export(ExportConfig(trained / "run", tmp_path / "m", onnx=tmp_path / "m"))
+
+
+def test_an_empty_list_on_standard_input_is_said() -> None:
+    """Rather than to predict nothing."""
+    found = CliRunner().invoke(main, ["predict", str(REPOSITORY / "tests/data/model-1.safetensors"), "-"], input="")
+    assert found.exit_code == 1
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

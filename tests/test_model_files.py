@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import REPOSITORY, Extract, draw_image, register_tiny, some_base, tiny_tensors, train_config
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cache.errors import HeadgraftError
 from cache.manifest import Manifest
+from cli import main
 from pipeline.backbones.weights import load_weights_file
 from pipeline.bundle import load_bundle, write_bundle
 from pipeline.errors import BundleError, RunError, WeightsError
@@ -144,6 +148,14 @@ def test_files_of_every_version_are_read(tmp_path: Path) -> None:
         lambda card: card["preprocessing"].update(decoding="other"),
         lambda card: card["preprocessing"].clear(),
         lambda card: card.pop("set_digest"),
+        lambda card: card.update(training="none"),
+        lambda card: card.update(weights=None),
+        lambda card: card.update(images=[1]),
+        lambda card: card.update(scores={"valid_accuracy": "much"}),
+        lambda card: card.update(scores={"scored": [{}]}),
+        lambda card: card.update(scores={"scored": {"test": 1}}),
+        lambda card: card.update(calibration={"ece": {"valid": [1, 2]}, "temperature": 1.0}),
+        lambda card: card.update(calibration={"ece": {"valid": [0.1, 0.2]}}),
         lambda card: card.update(format=2),
     ],
 )
@@ -189,6 +201,38 @@ def test_a_head_that_is_no_numbers_is_refused(tmp_path: Path) -> None:
     write_bundle(tmp_path / "model.safetensors", tiny_tensors(), head, good_card())
     with pytest.raises(BundleError, match="not finite"):
         load_bundle(tmp_path / "model.safetensors")
+
+
+def test_a_head_of_whole_numbers_is_refused(tmp_path: Path) -> None:
+    """It would be taken over as if it were float32."""
+    file = written(tmp_path / "model.safetensors", good_card())
+    with safe_open(file, "pt") as opened:
+        tensors, metadata = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    save_file({**tensors, "head.3.bias": tensors["head.3.bias"].int()}, file, metadata)
+    with pytest.raises(BundleError, match=r"torch.int32 in place of torch.float32"):
+        load_bundle(file)
+
+
+def test_weights_that_lead_to_no_numbers_are_said(tmp_path: Path) -> None:
+    """Each of them finite, the probabilities not."""
+    register_tiny()
+    head = build_head(HeadConfig(32, 4, 2))
+    head.state_dict()["0.weight"].fill_(3e38)
+    write_bundle(tmp_path / "model.safetensors", tiny_tensors(), head, good_card())
+    with pytest.raises(BundleError, match="no numbers"):
+        load_bundle(tmp_path / "model.safetensors").predict(draw_image(tmp_path / "one.png", 7))
+
+
+def test_errors_and_answers_are_printable(tmp_path: Path) -> None:
+    """A class or a tensor may be named as a command to a terminal."""
+    card = {**good_card(), "classes": ["\x1b[2J", "b"], "names": {}}
+    shown = CliRunner().invoke(main, ["model", "info", str(written(tmp_path / "model.safetensors", card))])
+    assert shown.exit_code == 0
+    assert "\\x1b[2J, b" in shown.stdout
+    strange = written(tmp_path / "strange.safetensors", good_card(), **{"\x1b[2J": torch.zeros(1)})
+    refused = CliRunner().invoke(main, ["model", "info", str(strange)])
+    assert refused.exit_code == 1
+    assert "\x1b" not in refused.output
 
 
 def test_a_card_nested_without_end_is_refused(tmp_path: Path) -> None:

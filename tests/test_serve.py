@@ -22,6 +22,10 @@ import pytest
 from conftest import REPOSITORY, draw_image
 from PIL import Image
 
+from pipeline.config import ServeConfig
+from pipeline.errors import PipelineError
+from pipeline.serve import serve
+
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
@@ -140,6 +144,51 @@ def test_what_is_refused_says_why(server: Server, picture: bytes) -> None:
         assert reason in answer["reason"]
     assert server.post(("a.png", picture), query="?top_k=0")[0] == 422
     assert server.post(("a.png", picture))[0] == 200
+
+
+def test_names_that_are_no_text_are_answered(server: Server, picture: bytes) -> None:
+    """Whatever a client calls its files, and whatever it says that its letters are."""
+    body = (
+        b'--B\r\nContent-Disposition: form-data; name="files"; filename="+2AA-.jpg"\r\n\r\n'
+        + picture
+        + b"\r\n--B--\r\n"
+    )
+    headers = {"Content-Type": "multipart/form-data; charset=utf-7; boundary=B"}
+    status, answer = server._ask(urllib.request.Request(f"{server.address}/predict", body, headers))
+    assert status in (200, 422)
+    assert json.loads(answer)
+
+
+def test_pages_of_other_sites_are_refused(server: Server) -> None:
+    """By origin; and by the name that they reached this machine under, since that may be their own."""
+    for headers, code in (
+        ({"Origin": server.address}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+        ({"Host": "localhost:1234"}, 200),
+    ):
+        status, body = server._ask(urllib.request.Request(f"{server.address}/health", headers=headers))
+        assert status == code, headers
+        assert (status == 200) != ("reason" in json.loads(body))
+
+
+def test_a_reason_speaks_of_what_is_wrong(server: Server, picture: bytes) -> None:
+    """A wrong number of classes has nothing to do with the files."""
+    _, answer = server.post(("a.png", picture), query="?top_k=0")
+    assert "top_k" in answer["reason"]
+    assert "files" not in answer["reason"]
+    with urllib.request.urlopen(urllib.request.Request(server.address + "/", method="HEAD")) as response:
+        assert response.status == 200
+
+
+def test_a_place_that_is_taken_is_said_at_once(server: Server) -> None:
+    """In one sentence."""
+    port = server.address.rsplit(":", 1)[1]
+    with pytest.raises(PipelineError, match="cannot be listened at"):
+        serve(ServeConfig("tests/data/model-1.safetensors", port=int(port)))  # type: ignore[arg-type]
+    with pytest.raises(PipelineError, match="no address of this machine"):
+        serve(ServeConfig("tests/data/model-1.safetensors", host="300.1.1.1"))  # type: ignore[arg-type]
 
 
 def test_many_at_once_are_answered_or_told_to_come_back(server: Server, picture: bytes) -> None:

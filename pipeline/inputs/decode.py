@@ -19,7 +19,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 PIXEL_LIMIT = 100_000_000
 LONGEST = 100  # times the short side: scaled by the short side, a longer image would fill the memory
+SCAN_LIMIT = 100  # of a JPEG: each is a pass over all pixels, for a few bytes; cameras and editors write about ten
 BYTE_LIMIT = 1 << 30  # more than the pixel limit can need
+
+_START_OF_SCAN = b"\xff\xda"
 
 # Our own limit, taken from the header before any pixel is decoded, stands in for Pillow's warning.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -44,7 +47,7 @@ def decode_rgb(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
     EXIF orientation is applied, colour profiles are ignored. CMYK goes through Pillow's conversion; grey is
     repeated; palettes are looked up; alpha is laid over white; 16-bit grey is scaled (v / 257, rounded), not
     clipped. Formats outside `FORMATS`, images over `pixel_limit` pixels or `LONGEST`
-    times longer than wide, and floating-point images are refused.
+    times longer than wide, JPEGs of more than `SCAN_LIMIT` scans, and floating-point images are refused.
     Raises DecodeError with the reason.
     """
     if not data:
@@ -55,6 +58,8 @@ def decode_rgb(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
                 raise DecodeError(f"{image.width} x {image.height} pixels, over the limit of {pixel_limit:,}")
             if max(image.size) > LONGEST * min(image.size):
                 raise DecodeError(f"{image.width} x {image.height} pixels, over {LONGEST} times longer than wide")
+            if image.format == "JPEG" and data.count(_START_OF_SCAN) > SCAN_LIMIT:
+                raise DecodeError(f"over {SCAN_LIMIT} scans, more than any camera or editor writes")
             upright = ImageOps.exif_transpose(image)
             return np.asarray(_to_rgb(upright))
     except DecodeError:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from pipeline.inputs.listing import Listed, extensions, list_files
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A scanned data set; `classes` are the names found in train, sorted, whatever the other splits hold.
+    """A scanned data set; `classes` are the names found in train, sorted, or those that were known before.
 
     `faults` are the entries that cannot be read, with the reason, where those are tolerated.
     """
@@ -30,17 +30,19 @@ class ImageSet:
     faults: tuple[SkippedImage, ...] = ()
 
     @classmethod
-    def scan(cls, data: str | Path, split_seed: int = 0, skip_bad: bool = False) -> "ImageSet":
+    def scan(
+        cls, data: str | Path, split_seed: int = 0, skip_bad: bool = False, known: Sequence[str] = ()
+    ) -> "ImageSet":
         """List and hash the images of `data`.
 
         `data` is a folder with train/, valid/ (or val/) and test/, each of class folders; or one folder of class
         folders, which gets a stratified 80/10/10 split by `split_seed`; or a CSV with path,label,split.
         Hidden files and folders are ignored. Links to files are followed wherever they lead, links to folders within
         the set. Raises ImageSetError where the data cannot be used, and, unless `skip_bad` records them, for entries
-        that cannot be read.
+        that cannot be read. Where classes are `known`, train may be missing, and unknown ones are the caller's concern.
         """
         data = Path(data)
-        root, listed = list_files(data)
+        root, listed = list_files(data, train_needed=not known)
         if not listed:
             raise ImageSetError(f"{data} holds no images, expected a folder per class with {extensions()} files")
         images, faults = _hash_all(root, listed)
@@ -52,8 +54,9 @@ class ImageSet:
         has_splits = any(image.split for image in images)
         if not has_splits:
             images = _split_by_class(images, split_seed)
-        classes = tuple(sorted({image.label for image in images if image.split == "train"}))
-        _check_classes(data, classes, images)
+        classes = tuple(known) or tuple(sorted({image.label for image in images if image.split == "train"}))
+        if not known:
+            _check_classes(data, classes, images)
         return cls(data.absolute(), root.absolute(), split_seed, classes, tuple(images), has_splits, tuple(faults))
 
     def index(self, name: str, skipped: Iterable[SkippedImage] = ()) -> SetIndex:

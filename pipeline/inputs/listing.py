@@ -25,7 +25,7 @@ class Listed:
     fault: str = ""  # why it cannot be an image of the set
 
 
-def list_files(data: Path) -> tuple[Path, list[Listed]]:
+def list_files(data: Path, train_needed: bool = True) -> tuple[Path, list[Listed]]:
     """Root of the records' paths, and every image file with label and split ("" where it is still to be chosen).
 
     ImageSetError where `data` is neither a folder of one of these forms nor a CSV with path,label,split.
@@ -36,7 +36,7 @@ def list_files(data: Path) -> tuple[Path, list[Listed]]:
         raise ImageSetError(f"{data} does not exist, expected a folder of images or a CSV file")
     folders = {folder.name: folder for folder in _folders(data)}
     splits = {name: folder for name, folder in folders.items() if name in _SPLIT_OF}
-    if "train" in splits:
+    if "train" in splits or (splits and folders.keys() <= _SPLIT_OF.keys() and not train_needed):
         return data, [item for name, folder in splits.items() for item in _list_classes(data, folder, _SPLIT_OF[name])]
     if folders and folders.keys() <= _SPLIT_OF.keys():
         raise ImageSetError(f"{data} has {', '.join(sorted(folders))} but no train folder, expected one")

@@ -18,6 +18,17 @@ _TYPES = {
     "skipped": list,
     "split_seed": int,
 }
+# Written by every export, but nothing that predicting needs: a model without them is a model.
+_OPTIONAL_TYPES = {
+    "basis": str,
+    "calibration": dict,
+    "images": dict,
+    "scores": dict,
+    "set": str,
+    "training": dict,
+    "weights": dict,
+}
+_SCORED = {"split": str, "images": int, "top1": float, "top5": float, "mean_per_class": float, "when": str}
 PREPROCESSING = ("input_size", "resize", "interpolation", "mean", "std", "decoding")
 PRECISIONS = ("float32", "bfloat16")
 
@@ -41,7 +52,28 @@ def card_fault(card: dict[str, Any], outputs: int) -> str:
         return "names that are no texts"
     if not all(isinstance(e, dict) and sorted(e) == ["digest", "path", "reason"] for e in card["skipped"]):
         return "skipped files without path, digest and reason"
-    return ""
+    return _fault_of_history(card)
+
+
+def _fault_of_history(card: dict[str, Any]) -> str:
+    """What of how the model came to be cannot be told; "" where all of it can."""
+    wrong = [name for name, kind in _OPTIONAL_TYPES.items() if name in card and type(card[name]) is not kind]
+    if wrong:
+        return f"no usable {wrong[0]}"
+    scores, calibration = card.get("scores", {}), card.get("calibration", {})
+    scored, errors = scores.get("scored", []), calibration.get("ece", {})
+    if type(scores.get("valid_accuracy", 0.0)) is not float or type(scored) is not list:
+        return "scores that are none"
+    if not all(type(one) is dict and _has(one, _SCORED) for one in scored):
+        return "scores that are none"
+    pairs = list(errors.values()) if type(errors) is dict else [None]
+    if not all(type(pair) is list and [type(value) for value in pair] == [float, float] for pair in pairs):
+        return "a calibration that is none"
+    return "" if not errors or type(calibration.get("temperature")) is float else "a calibration that is none"
+
+
+def _has(values: dict[str, Any], types: dict[str, type]) -> bool:
+    return all(type(values.get(name)) is kind for name, kind in types.items())
 
 
 def _unknown_preprocessing(base: Base, stated: dict[str, Any]) -> str:

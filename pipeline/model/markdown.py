@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.bundle import Bundle
 
+_SAID_BEFORE = ("basis", "set")
 SHOWN = 30  # classes that are listed
 
 
@@ -27,7 +28,11 @@ def model_card(bundle: Bundle) -> str:
     ]
     lines += [f"- images: {_images(card)}"] if "images" in card else []
     lines += [f"- basis: {card['basis']}, folded into the first layer"] if "basis" in card else []
-    lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in sorted(card.get("training", {}).items())]
+    lines += [
+        f"- {name.replace('_', ' ')}: {value}"
+        for name, value in sorted(card.get("training", {}).items())
+        if name not in _SAID_BEFORE and value is not None
+    ]
     lines += ["", "## How good it is", "", *_scores(card), "", *_calibration(card)]
     lines += [
         "## Classes",

@@ -17,10 +17,12 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from cache.layout import CLEAN_VIEW
 from pipeline.backbones.backbone import Backbone
 from pipeline.bundle import Bundle
+from pipeline.console import named
 from pipeline.errors import DecodeError
 from pipeline.inputs.decode import Pixels, decode_rgb
 from pipeline.service.batcher import Batcher, Busy
 from pipeline.service.limits import LimitBody, Limits
+from pipeline.service.origin import SameOrigin
 
 DECODERS = 2  # threads
 RETRY_AFTER = 1  # second
@@ -94,8 +96,10 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
         lifespan=running,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.add_middleware(LimitBody, most=limits.bytes)
+    app.add_middleware(SameOrigin, local=limits.local)
     _answer_with_reasons(app)
 
     def view_of(data: bytes) -> Pixels:
@@ -107,7 +111,7 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
         decoded = await asyncio.gather(*decoding, return_exceptions=True)
         predictions, failed, waiting = [], [], []
         for upload, found in zip(uploads, decoded, strict=True):
-            name = upload.filename or "unnamed"
+            name = named(upload.filename or "unnamed")
             if isinstance(found, DecodeError):
                 failed.append(FailedFile(file=name, reason=str(found)))
             elif isinstance(found, BaseException):
@@ -116,7 +120,9 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
                 waiting.append((name, batcher.submit([found])[0]))
         for name, future in waiting:
             guesses = bundle.top(await asyncio.wrap_future(future), top_k)
-            top = [ClassProbability(label=g.label, name=g.name, probability=g.probability) for g in guesses]
+            top = [
+                ClassProbability(label=named(g.label), name=named(g.name), probability=g.probability) for g in guesses
+            ]
             predictions.append(FilePrediction(file=name, top=top))
         return predictions, failed
 
@@ -149,7 +155,7 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
 
     page = (files("pipeline.service") / "page.html").read_text("utf-8")
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], response_class=HTMLResponse, include_in_schema=False)
     async def index() -> HTMLResponse:
         return HTMLResponse(page, headers=SAFE)
 
@@ -160,12 +166,13 @@ def _answer_with_reasons(app: FastAPI) -> None:
     """Whatever is refused is refused as {"reason": one sentence}."""
 
     async def refused(_: Request, error: Any) -> JSONResponse:
-        return JSONResponse({"reason": str(error.detail)}, error.status_code, error.headers)
+        return JSONResponse({"reason": named(error.detail)}, error.status_code, error.headers)
 
     async def invalid(_: Request, error: Any) -> JSONResponse:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        return JSONResponse({"reason": f"{place}: {first['msg']}; expected images in the field 'files'"}, 422)
+        hint = "; expected images in the field 'files'" if place.startswith("body") else ""
+        return JSONResponse({"reason": named(f"{place}: {first['msg']}{hint}")}, 422)
 
     app.add_exception_handler(StarletteHTTPException, refused)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -1,5 +1,6 @@
 """What one request may hold, refused while it is being received rather than when it is whole."""
 
+import asyncio
 import contextlib
 from dataclasses import dataclass
 
@@ -10,15 +11,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one request: bytes of its body, files, and pixels of each; and of all: images that wait at once."""
+    """Of one request: bytes of its body, files, and pixels of each; and of all: images that wait at once.
+
+    `local`: whether only programs of this machine are meant to ask.
+    """
 
     bytes: int = 32 << 20
     files: int = 16
     pixels: int = 50_000_000
     waiting: int = 128
+    local: bool = True
 
 
 DISCARDED = 8  # times the limit that is read of a body and thrown away
+PATIENCE = 30.0  # seconds between two parts of a body
 
 
 class LimitBody:
@@ -40,7 +46,7 @@ class LimitBody:
 
             async def counted() -> Message:
                 nonlocal received, whole
-                message = await receive()
+                message = await _within(receive)
                 whole = not message.get("more_body", False)
                 received += len(message.get("body", b""))
                 # What is over the limit is not handed on: to the application the client is gone.
@@ -53,16 +59,24 @@ class LimitBody:
             with contextlib.suppress(ClientDisconnect):
                 await self.app(scope, counted, watched)
         if received > self.most:
-            if not whole:
+            if not whole and received <= DISCARDED * self.most:
                 await _discard(receive, DISCARDED * self.most)
             reason = f"the request is over the limit of {self.most:,} bytes: send fewer or smaller images"
             await JSONResponse({"reason": reason}, 413, {"Connection": "close"})(scope, receive, send)
 
 
+async def _within(receive: Receive) -> Message:
+    """The next part of a body; who does not go on sending is taken for gone."""
+    try:
+        return await asyncio.wait_for(receive(), PATIENCE)
+    except TimeoutError:
+        return {"type": "http.disconnect"}
+
+
 async def _discard(receive: Receive, most: int) -> None:
     """Read the rest of a body, up to `most` bytes: who is still sending would see a broken connection, no reason."""
     while most > 0:
-        message = await receive()
+        message = await _within(receive)
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             return
         most -= len(message.get("body", b""))
