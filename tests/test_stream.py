@@ -112,7 +112,9 @@ def test_memory_stays_flat_as_rows_grow(tmp_path: Path, times: Times) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("anonymous memory is read from /proc, which is not there")
     images = times(2000, 16000)  # two shards or more: with one, nothing is held while the next is read
-    small, large = (memory_use.measure(tmp_path, count, "0.01") for count in (images, 4 * images))
+    # The peak of a short run is over between two looks at it: the small one is looked at twice.
+    first, again, large = (memory_use.measure(tmp_path, count, "0.01") for count in (images, images, 4 * images))
+    small = max(first, again, key=lambda found: found["anonymous"])
     print(small, large)
     assert large["rows"] == 4 * small["rows"]
     assert large["anonymous"] < 1.1 * small["anonymous"]
