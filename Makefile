@@ -13,7 +13,7 @@ PASSES ?= 1
 DATA ?= $(wildcard $(HEADGRAFT_FLOWERS))
 ARGS ?=
 
-.PHONY: help setup extract train-head sweep evaluate export predict demo test soak lint types bench bench-extract bench-dense bench-sweep bench-predict clean
+.PHONY: help setup extract train-head sweep report evaluate export predict demo test soak lint types bench bench-extract bench-dense bench-sweep bench-predict results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +32,11 @@ extract: setup ## Stage one: DATA=folder [CACHE= PASSES= ARGS=]
 train-head: setup ## Stage two: a head from the cache [CACHE= RUN= ARGS=]
 	$(HEADGRAFT) train-head --cache "$(CACHE)" --run "$(RUN)" $(ARGS)
 
-sweep: setup ## Stage two: try many heads, keep the best [CACHE= RUN= ARGS=]
-	$(HEADGRAFT) sweep --cache "$(CACHE)" --run "$(RUN)" $(ARGS)
+sweep: setup ## Stage two: try many heads, keep the best in RUN=runs/sweep [CACHE= ARGS=]
+	$(HEADGRAFT) sweep --cache "$(CACHE)" --run "$(if $(filter file,$(origin RUN)),runs/sweep,$(RUN))" $(ARGS)
+
+report: setup ## One page on the run, report.html in it [RUN= ARGS=]
+	$(HEADGRAFT) report "$(RUN)" $(ARGS)
 
 evaluate: setup ## Score the run on its test images [RUN= ARGS=]
 	$(HEADGRAFT) evaluate "$(RUN)" $(ARGS)
@@ -72,6 +75,10 @@ bench-predict: setup ## Time predictions and the service (about 20 minutes) [MOD
 
 bench-extract: setup ## Time stage one beside a plain script and the processor's limit (about 30 minutes) [ARGS=]
 	$(BIN)/python tests/benchmarks/bench_extract.py $(ARGS)
+
+results: setup ## Measure the figures of README.md and docs/results.md, and write them (about 20 minutes) [CACHE= ARGS=]
+	$(BIN)/python tests/benchmarks/results.py "$(CACHE)" $(ARGS)
+	$(BIN)/python docs/write.py
 
 bench: setup ## Time it beside plain scripts (about 30 minutes)
 	$(BIN)/python tests/benchmarks/bench.py $(if $(wildcard $(CACHE)/manifest.json),--cache "$(CACHE)") $(ARGS)

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chromium import asked, browser, errors
 from conftest import REPOSITORY, draw_image
 from PIL import Image
 
@@ -205,26 +204,10 @@ def test_many_at_once_are_answered_or_told_to_come_back(server: Server, picture:
     assert server.post(*[("a.png", picture)] * 3)[0] == 200
 
 
-def browser() -> Any:
-    """A headless Chromium; skips where there is none."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver, program = shutil.which("chromedriver"), shutil.which("chromium")
-    if not driver or not program:
-        pytest.skip("no chromium and chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    flags = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run")
-    for flag in (*flags, "window-size=380,800"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    return webdriver.Chrome(options, webdriver.ChromeService(driver, env={**os.environ}))
-
-
 def test_the_page_shows_what_is_in_an_uploaded_picture(server: Server, picture: bytes, tmp_path: Path) -> None:
     """At a phone's width: picture, names, bars and time; nothing is asked of any other place, no error is logged."""
     (tmp_path / "flower <b>.png").write_bytes(picture)
-    page = browser()
-    try:
+    with browser() as page:
         page.get(server.address + "/")
         page.find_element("id", "files").send_keys(str(tmp_path / "flower <b>.png"))
         deadline = time.monotonic() + 20
@@ -235,12 +218,9 @@ def test_the_page_shows_what_is_in_an_uploaded_picture(server: Server, picture: 
         assert page.find_element("css selector", "article h2").text == "flower <b>.png"
         assert "on the server" in page.find_element("id", "status").text
         assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-        assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
-        asked = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-        urls = [one["params"]["request"]["url"] for one in asked if one["method"] == "Network.requestWillBeSent"]
+        assert errors(page) == []
+        urls = asked(page)
         assert urls
         assert all(url.startswith((server.address, "blob:", "data:")) for url in urls)
         page.find_element("tag name", "body").send_keys("\t")
         assert page.switch_to.active_element.get_attribute("id") == "place"
-    finally:
-        page.quit()

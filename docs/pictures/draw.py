@@ -1,4 +1,8 @@
-"""Draw the pictures in this folder: `python docs/pictures/draw.py MODEL IMAGE...`, with Chromium and chromedriver."""
+"""Draw the pictures in this folder, with Chromium and chromedriver.
+
+python docs/pictures/draw.py page MODEL IMAGE...      the page of the service
+python docs/pictures/draw.py report RUN               the report of a run, written before by `headgraft report`
+"""
 
 import shutil
 import subprocess
@@ -6,6 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from selenium import webdriver
@@ -13,40 +19,46 @@ from selenium import webdriver
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ADDRESS = "http://127.0.0.1:8732"
-SIZES = {"page": (900, 760), "page-phone": (500, 900)}  # Chromium's window is never narrower than 500
+PHONE = (500, 900)  # Chromium's window is never narrower
+FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run", "hide-scrollbars")
+SERVICE = {"page": (900, 760), "page-phone": PHONE}
+# Of the report: name, window, dark or light, from which of its places on.
+REPORT = (
+    ("report", (1280, 1080), False, ""),
+    ("report-sweep", (1280, 900), False, "sweep"),
+    ("report-dark", (1280, 1380), True, "matrix"),
+    ("report-phone", PHONE, False, ""),
+    ("report-phone-dark", PHONE, True, "clean"),
+)
 
 
-def browser(width: int, height: int) -> webdriver.Chrome:
+@contextmanager
+def browser(width: int, height: int, dark: bool = False) -> Iterator[webdriver.Chrome]:
     """A headless Chromium with a window of this size."""
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
-    flags = (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-background-networking",
-        "no-first-run",
-        "hide-scrollbars",
-    )
-    for flag in (*flags, f"window-size={width},{height}"):
+    for flag in (*FLAGS, f"window-size={width},{height}"):
         options.add_argument(f"--{flag}")
-    return webdriver.Chrome(options, webdriver.ChromeService(str(shutil.which("chromedriver"))))
-
-
-def draw(name: str, size: tuple[int, int], images: list[str]) -> None:
-    """The page with what it says of these images."""
-    page = browser(*size)
+    page = webdriver.Chrome(options, webdriver.ChromeService(str(shutil.which("chromedriver"))))
     try:
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        yield page
+    finally:
+        page.quit()
+
+
+def draw_page(name: str, size: tuple[int, int], images: list[str]) -> None:
+    """The page of the service with what it says of these images."""
+    with browser(*size) as page:
         page.get(ADDRESS)
         page.find_element("id", "files").send_keys("\n".join(str(Path(image).resolve()) for image in images))
         while len(page.find_elements("css selector", "article")) < len(images):
             time.sleep(0.1)
         page.save_screenshot(str(HERE / f"{name}.png"))
-    finally:
-        page.quit()
 
 
-def main(model: str, *images: str) -> None:
+def draw_service(model: str, *images: str) -> None:
     """Serve the model while the pictures are drawn."""
     command = [sys.executable, "cli.py", "serve", str(Path(model).resolve()), "--port", ADDRESS.rsplit(":", 1)[1]]
     service = subprocess.Popen(command, cwd=ROOT)
@@ -57,12 +69,28 @@ def main(model: str, *images: str) -> None:
                     break
             except urllib.error.URLError:
                 time.sleep(0.2)
-        for name, size in SIZES.items():
-            draw(name, size, list(images))
+        for name, size in SERVICE.items():
+            draw_page(name, size, list(images))
     finally:
         service.terminate()
         service.wait()
 
 
+def draw_report(run: str) -> None:
+    """Parts of a report, wide and narrow, light and dark."""
+    address = (Path(run).resolve() / "report.html").as_uri()
+    for name, size, dark, place in REPORT:
+        with browser(*size, dark) as page:
+            page.get(address)
+            if place:
+                page.execute_script(f"document.getElementById('{place}').scrollIntoView({{behavior: 'instant'}})")
+            time.sleep(0.5)
+            page.save_screenshot(str(HERE / f"{name}.png"))
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    what, *rest = sys.argv[1:]
+    if what == "page":
+        draw_service(*rest)
+    else:
+        draw_report(*rest)

@@ -147,6 +147,6 @@ def _svg(axes: Axes) -> Markup:
     for stand_in, name in _VARIABLES.items():
         text = text.replace(stand_in, f"var(--{name})")
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same in every drawing, and nothing refers to them
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)  # its style would be the whole page's
     text = text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
     return Markup(text)  # noqa: S704  # matplotlib's own, which escapes what it is given

@@ -1,0 +1,65 @@
+"""The documents say what the program does and what was measured, and lead nowhere that is not there."""
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import REPOSITORY
+
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "cache" / "FORMAT.md"])
+
+
+@pytest.fixture
+def writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """docs/write.py."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
+    yield importlib.import_module("write")
+    for name in ("write", "tables"):
+        sys.modules.pop(name, None)
+
+
+def test_the_command_reference_is_that_of_the_program(writer: ModuleType) -> None:
+    """`python docs/write.py` writes it."""
+    assert (REPOSITORY / "docs" / "commands.md").read_text("utf-8") == writer.commands()
+
+
+def test_every_figure_of_the_results_comes_from_a_file(writer: ModuleType) -> None:
+    """README.md and docs/results.md hold the tables that the files in docs/results/ give."""
+    for path in writer.WRITTEN:
+        text = path.read_text("utf-8")
+        assert text.count("<!-- results:") >= 4
+        assert writer.filled(text) == text
+
+
+def test_results_say_what_repeats_them() -> None:
+    """The command, the day and the machine."""
+    files = sorted((REPOSITORY / "docs" / "results").glob("*.json"))
+    assert files
+    for file in files:
+        found = json.loads(file.read_text("utf-8"))
+        assert found["command"].startswith("make results")
+        assert "torch" in found["hardware"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(document: Path) -> None:
+    """To files of the project, pictures too."""
+    text = re.sub(r"```.*?```", "", document.read_text("utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+    missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    assert missing == []
+
+
+def test_every_option_of_the_documents_exists(writer: ModuleType) -> None:
+    """A text that names one that is gone leads its reader astray."""
+    known = set(re.findall(r"--[a-z][a-z-]+", writer.commands())) | {"--json", "--help"}
+    others = {"--soak", "--only", "--images"}  # of pytest and of the benchmarks
+    for name in ("README.md", "docs/quickstart.md", "docs/concepts.md", "docs/python.md", "docs/json.md"):
+        said = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (REPOSITORY / name).read_text("utf-8")))
+        assert said <= known | others, name

@@ -1,0 +1,362 @@
+"""The report of a run: its figures, what it shows of the data, and the page itself."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chromium import asked, browser, errors
+from click.testing import CliRunner
+from conftest import CLASSES, Extract, draw_dataset, draw_image, flowers, require_weights, train_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.history import read_history, record_extraction
+from cache.index import ImageRecord
+from cache.layout import HISTORY_FILE
+from cache.store import FeatureCache
+from cli import main
+from pipeline.config import EvaluateConfig, ExtractConfig, ReportConfig, SweepConfig
+from pipeline.errors import RunError
+from pipeline.evaluate import evaluate
+from pipeline.extract import extract
+from pipeline.report import ReportResult, report
+from pipeline.reporting import thumbnails
+from pipeline.reporting.confusion import confusion
+from pipeline.reporting.costs import Payback
+from pipeline.reporting.next_steps import Found, next_steps
+from pipeline.reporting.predictions import Predictions, accuracies
+from pipeline.reporting.suspects import suspects
+from pipeline.reporting.thumbnails import Thumbnails
+from pipeline.run import REPORT_FILE
+from pipeline.sweep import sweep
+from pipeline.train import train_head
+
+STRANGE = "<script>alert(1)</script>'\"&amp;"
+
+
+def record(number: int) -> ImageRecord:
+    """An image that is nowhere."""
+    return ImageRecord(f"{number}.jpg", f"{number:064x}", "a", "valid", 1, 0)
+
+
+def predictions(truth: Sequence[int], predicted: Sequence[int], classes: int, sure: float = 0.9) -> Predictions:
+    """What a head would have said, `sure` of each."""
+    probabilities = np.full((len(truth), classes), (1 - sure) / (classes - 1))
+    probabilities[np.arange(len(truth)), predicted] = sure
+    return Predictions(tuple(map(record, range(len(truth)))), np.log(probabilities), np.array(truth))
+
+
+def test_an_interval_is_that_of_a_fraction() -> None:
+    """90 of 100: between what the binomial distribution has it in 95 % of samples; all right leaves no doubt."""
+    found = accuracies(predictions([0] * 100, [0] * 90 + [1] * 10, 8))
+    assert found["top1"].value == pytest.approx(0.9)
+    assert found["top1"].low == pytest.approx(0.84, abs=0.02)
+    assert found["top1"].high == pytest.approx(0.955, abs=0.02)
+    assert (
+        accuracies(predictions([0, 1], [0, 1], 2))["top1"]
+        == accuracies(predictions([0, 1], [0, 1], 2))["mean_per_class"]
+    )
+    assert "top5" not in accuracies(predictions([0, 1], [0, 1], 5))  # which would be 100 %
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40))
+def test_accuracies_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    """Over the classes that have images, others being predicted or not."""
+    from sklearn.metrics import recall_score
+
+    truth, predicted = zip(*pairs, strict=True)
+    found = accuracies(predictions(truth, predicted, 7))
+    expected = recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
+    assert found["mean_per_class"].value == pytest.approx(expected)
+    assert found["top1"].value == pytest.approx(np.mean(np.array(truth) == predicted))
+    assert all(0 <= one.low <= one.high <= 1 for one in found.values())
+
+
+def test_confused_classes_stand_side_by_side() -> None:
+    """Whatever their places: 0 and 3 share images, so do 1 and 4."""
+    truth, predicted = [0, 0, 3, 3, 1, 1, 4, 4, 2, 2], [0, 3, 3, 0, 1, 4, 4, 1, 2, 2]
+    found = confusion(predictions(truth, predicted, 5))
+    at = {label: place for place, label in enumerate(found.order)}
+    assert sorted(at) == list(range(5))
+    assert abs(at[0] - at[3]) == abs(at[1] - at[4]) == 1
+    assert [(pair.cell.truth, pair.cell.predicted, pair.count) for pair in found.pairs()] == [(0, 3, 2), (1, 4, 2)]
+    assert sum(cell.count for cell in found.cells.values()) == len(truth)
+
+
+def test_a_payback_counts_views() -> None:
+    """300 views in the cache against 100 in each epoch: 3 epochs, so the first head; or 10 heads of one epoch."""
+    assert (Payback(300, 20, 100).heads, Payback(300, 20, 100).epochs_of_first) == (1, 3)
+    assert (Payback(1000, 1, 100).heads, Payback(1001, 1, 100).heads) == (10, 11)
+
+
+def test_advice_follows_from_what_was_found() -> None:
+    """What is wrong comes first; what was done is not advised again."""
+    ground = Found(Path("run"), Path("c"), "s", "d", 0, 100, 10, 0.9, 0.95, 0.1, 3, 1, swept=False, tested=False)
+    texts = [step.text + step.command for step in next_steps(ground)]
+    assert "two splits" in texts[0]
+    assert any("headgraft sweep" in text for text in texts)
+    assert any("--passes 1" in text for text in texts)
+    done = replace(ground, passes=8, across=0, suspects=0, swept=True, tested=True, ridge=0.5)
+    assert [step.command.split()[1] for step in next_steps(done)] == ["export"]
+
+
+def test_what_filling_a_cache_took_is_kept(run_extract: Extract, tmp_path: Path) -> None:
+    """A line for each time that rows were computed; a line cut short is counted, and spoils no other."""
+    run_extract()
+    run_extract()  # computes nothing
+    run_extract(passes=1)
+    entries, unread = read_history(tmp_path / "features")
+    assert [(entry["computed"], entry["passes"]) for entry in entries] == [(24, 0), (12, 1)]
+    assert unread == 0
+    assert set(entries[0]["phases"]) == {"decode", "compute", "write"}
+    with open(tmp_path / "features" / HISTORY_FILE, "ab") as file:
+        file.write(b'{"set":"da')
+    record_extraction(tmp_path / "features", entries[0])
+    assert read_history(tmp_path / "features") == ([*entries, entries[0]], 1)
+
+
+def test_pictures_are_of_the_images_that_were_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another file under the name, or none, is counted and not shown; no more are made than there is room for."""
+    from pipeline.inputs.images import ImageSet
+
+    data = draw_dataset(tmp_path / "data")
+    images = ImageSet.scan(data).images
+    draw_image(data / images[0].path, 900)
+    (data / images[1].path).unlink()
+    found = Thumbnails(data)
+    found.add([*images, *images])
+    assert found.missing == 2
+    assert set(found.uris) == {image.digest for image in images[2:]}
+    assert all(uri.startswith("data:image/webp;base64,") for uri in found.uris.values())
+    small = Thumbnails(data, room=3 * max(map(len, found.uris.values())))
+    small.add(images)
+    assert 2 <= len(small.uris) <= 3 + len(found.uris) // 3
+    assert sum(map(len, small.uris.values())) <= 3 * max(map(len, found.uris.values()))
+    assert thumbnails.ROOM < 5e6 * 0.8  # the page stays under 5 MB
+
+
+@pytest.fixture
+def trained(run_extract: Extract, tmp_path: Path) -> Path:
+    """A small run on four colours."""
+    run_extract(passes=1)
+    train_head(train_config(tmp_path / "features", tmp_path / "run"))
+    return tmp_path / "run"
+
+
+class Page(HTMLParser):
+    """What a page holds: its ids, links, tags, and text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.outside: list[str] = []
+        self.text = ""
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Collect."""
+        self.tags[tag] += 1
+        values = dict(attrs)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.links += [values["href"] or ""] if tag == "a" else []
+        self.outside += [f"{name}={value}" for name, value in attrs if name in ("src", "srcset", "action", "data")]
+
+    def handle_data(self, data: str) -> None:
+        """Collect."""
+        self.text += data
+
+
+def looked_over(path: Path) -> Page:
+    """A page whose links all lead somewhere in it, that asks for nothing, and is no larger than mail takes."""
+    page, text = Page(path), path.read_text("utf-8")
+    assert len(page.ids) == len(set(page.ids)), [name for name, count in Counter(page.ids).items() if count > 1]
+    assert page.links
+    assert {link for link in page.links if link[:1] != "#" or link[1:] not in page.ids} == set()
+    assert page.outside == []
+    assert not re.search(r"url\((?!#|data:)", text)
+    assert "var(--ink)" in text
+    assert path.stat().st_size < 5e6
+    return page
+
+
+def test_the_page_answers_what_a_user_asks(trained: Path) -> None:
+    """Seven sections but the sweep's; no test figure before test was looked at, then one, and how often."""
+    result = report(ReportConfig(trained))
+    page = looked_over(trained / REPORT_FILE)
+    for heading in ("How good", "Where it fails", "Is the data clean", "How sure", "What it cost", "What next"):
+        assert heading in page.text
+    assert "The sweep" not in page.text
+    assert "headgraft evaluate" in page.text
+    assert "looked at" not in page.text
+    assert result.test == {}
+    assert result.pictures > 0
+    assert result.missing_pictures == 0
+    assert result.baselines["majority"] == pytest.approx(0.25)
+    assert 0 < result.calibration["ece"] < 1  # type: ignore[operator]
+    evaluate(EvaluateConfig(trained))
+    again = report(ReportConfig(trained))
+    assert again.test["top1"]["value"] == pytest.approx(evaluate(EvaluateConfig(trained)).top1)
+    assert "were looked at once" in looked_over(trained / REPORT_FILE).text
+
+
+def test_a_report_is_of_the_run_beside_it(trained: Path, tmp_path: Path) -> None:
+    """Training anew takes it away; elsewhere a file is replaced only when asked."""
+    report(ReportConfig(trained))
+    train_head(train_config(tmp_path / "features", trained, overwrite=True))
+    assert not (trained / REPORT_FILE).exists()
+    report(ReportConfig(trained, tmp_path / "deep" / "page.html"))
+    with pytest.raises(RunError, match="--overwrite"):
+        report(ReportConfig(trained, tmp_path / "deep" / "page.html"))
+    report(ReportConfig(trained, tmp_path / "deep" / "page.html", overwrite=True))
+
+
+def test_images_out_of_reach_are_left_without_a_picture(trained: Path, data: Path, tmp_path: Path) -> None:
+    """And found again with --data."""
+    shutil.move(data, tmp_path / "moved")
+    assert report(ReportConfig(trained)).missing_pictures > 0
+    assert "are shown without a picture" in looked_over(trained / REPORT_FILE).text
+    assert report(ReportConfig(trained, data=tmp_path / "moved")).missing_pictures == 0
+
+
+@pytest.mark.parametrize("merge", [False, True], ids=["the best", "merged"])
+def test_a_sweep_is_shown_head_by_head(run_extract: Extract, tmp_path: Path, merge: bool) -> None:
+    """In charts and a table that can be sorted; a merged head has no learning curve."""
+    run_extract()
+    space = tmp_path / "space.toml"
+    space.write_text('basis = ["pool", "pyramid"]\nhidden = [4, 8]\nlr = { low = 1e-3, high = 1e-1, log = true }\n')
+    sweep(SweepConfig(tmp_path / "features", tmp_path / "run", heads=9, epochs=4, space=space, seeds=2, merge=merge))
+    report(ReportConfig(tmp_path / "run"))
+    page = looked_over(tmp_path / "run" / REPORT_FILE)
+    assert "9 heads in" in page.text
+    assert page.text.count("pyramid") > 1
+    assert ("has no curve of its own" in page.text) == merge
+    (tmp_path / "run" / "sweep.json").write_text("{}")
+    with pytest.raises(RunError, match=r"sweep.json or journal.jsonl is not what the sweep left"):
+        report(ReportConfig(tmp_path / "run"))
+
+
+def relabelled(data: Path, names: dict[str, str]) -> None:
+    """Rename class folders in every split."""
+    for split in data.iterdir():
+        for label, name in names.items():
+            (split / label).rename(split / name)
+
+
+def test_names_stay_text(data: Path, run_extract: Extract, tmp_path: Path) -> None:
+    """Folders and display names that are markup, quotes, or no letters at all."""
+    strange = STRANGE.replace("/", "")
+    relabelled(data, {"1": strange, "2": "a\x1b[2Jb"})
+    run_extract()
+    train_head(train_config(tmp_path / "features", tmp_path / "run"))
+    (tmp_path / "names.json").write_text(json.dumps({"10": STRANGE, "100": "</style></svg>{{ 7 * 7 }}"}))
+    report(ReportConfig(tmp_path / "run", names=tmp_path / "names.json"))
+    page = looked_over(tmp_path / "run" / REPORT_FILE)
+    assert page.tags["script"] == page.tags["style"] == 1
+    for name in (strange, STRANGE, "</style></svg>{{ 7 * 7 }}", "a\\x1b[2Jb"):
+        assert name in page.text
+
+
+def test_two_classes_and_one_without_validation_images(data: Path, run_extract: Extract, tmp_path: Path) -> None:
+    """Are reported like any other, with what there is."""
+    for split in data.iterdir():
+        for label in ("10", "100"):
+            shutil.rmtree(split / label)
+    run_extract(set="two")
+    train_head(train_config(tmp_path / "features", tmp_path / "run"))
+    result = report(ReportConfig(tmp_path / "run"))
+    assert set(result.valid) == {"top1", "mean_per_class"}
+    looked_over(tmp_path / "run" / REPORT_FILE)
+    shutil.rmtree(data / "valid" / "2")
+    run_extract(set="two")
+    train_head(train_config(tmp_path / "features", tmp_path / "run", overwrite=True))
+    report(ReportConfig(tmp_path / "run"))
+    assert "No validation images: 2." in looked_over(tmp_path / "run" / REPORT_FILE).text
+
+
+def test_skipped_files_and_twins_are_listed(data: Path, run_extract: Extract, tmp_path: Path) -> None:
+    """With the reason; the same picture in two splits is said first in what next."""
+    (data / "train" / "1" / "bad.jpg").write_text("text")
+    shutil.copy(data / "train" / "1" / "image_0.jpg", data / "valid" / "1" / "twin.jpg")
+    run_extract(skip_bad=True)
+    train_head(train_config(tmp_path / "features", tmp_path / "run"))
+    result = report(ReportConfig(tmp_path / "run"))
+    page = looked_over(tmp_path / "run" / REPORT_FILE)
+    assert "train/1/bad.jpg" in page.text
+    assert "identical: train and valid" in page.text
+    assert result.duplicates["across"] >= 1
+    assert "Remove pictures that stand in two splits" in page.text
+
+
+def test_the_command_prints_one_object(trained: Path) -> None:
+    """And in words where the page is."""
+    shown = CliRunner().invoke(main, ["report", str(trained)])
+    assert shown.exit_code == 0, shown.output
+    assert str(trained / REPORT_FILE) in shown.stdout
+    found = json.loads(CliRunner().invoke(main, ["report", str(trained), "--json"]).stdout)
+    assert found.keys() == set(ReportResult.__dataclass_fields__)
+    refused = CliRunner().invoke(main, ["report", str(trained.parent)])
+    assert refused.exit_code == 1
+    assert "holds no run.json" in refused.output
+
+
+@pytest.mark.real
+def test_wrong_labels_come_first(tmp_path: Path) -> None:
+    """Of flowers with 5 % of the training labels changed, at least 60 % are among the first 5 % of the suspects."""
+    require_weights("alexnet")
+    lines, generator = ["path,label,split"], np.random.default_rng(0)
+    folders = sorted((flowers() / "train").iterdir(), key=lambda folder: -len(list(folder.iterdir())))[:12]
+    images = [(path, folder.name) for folder in folders for path in sorted(folder.glob("*.jpg"))[:40]]
+    flipped = set(generator.choice(len(images), len(images) // 20, replace=False).tolist())
+    for number, (path, label) in enumerate(images):
+        others = [folder.name for folder in folders if folder.name != label]
+        shown = generator.choice(others) if number in flipped else label
+        lines.append(f"{path},{shown},train")
+    lines += [f"{path},{path.parent.name},valid" for folder in folders for path in sorted(folder.glob("*.jpg"))[40:42]]
+    (tmp_path / "noisy.csv").write_text("\n".join(lines))
+    settings: dict[str, Any] = {"backbone": "alexnet", "image_size": 128, "device": "cpu", "precision": "float32"}
+    extract(ExtractConfig(tmp_path / "noisy.csv", tmp_path / "features", **settings))
+    cache = FeatureCache.open(tmp_path / "features")
+    index = cache.index()
+    wrong = {index.split("train")[number].digest for number in flipped}
+    first = [one.image.digest for one in suspects(cache, index) if one.image.split == "train"][: len(images) // 20]
+    assert len(wrong & set(first)) >= 0.6 * len(wrong)
+
+
+def test_no_right_label_of_an_easy_set_is_suspected(run_extract: Extract, tmp_path: Path) -> None:
+    """Four colours are told apart by any fit."""
+    torch.manual_seed(0)
+    run_extract()
+    cache = FeatureCache.open(tmp_path / "features")
+    assert suspects(cache, cache.index()) == []
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (500, False), (500, True)])
+def test_the_page_in_a_browser(trained: Path, width: int, dark: bool) -> None:
+    """No console error, no request, no scrolling sideways; a cell shows its images, a table sorts."""
+    report(ReportConfig(trained))
+    with browser(width, 900, dark) as page:
+        page.get((trained / REPORT_FILE).as_uri())
+        assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        hrefs = page.execute_script("return [...document.querySelectorAll('a')].map((a) => a.getAttribute('href'))")
+        for link in {href.removeprefix("#") for href in hrefs}:
+            page.get(f"{(trained / REPORT_FILE).as_uri()}#{link}")
+            assert page.find_element("id", link).is_displayed(), link
+        heads = page.find_elements("css selector", "#classes + .tall th button")
+        page.execute_script("arguments[0].click()", heads[0])
+        names = page.find_elements("css selector", "#classes + .tall tbody td:first-child")
+        assert [name.get_attribute("textContent") for name in names] == sorted(CLASSES, key=int, reverse=True)
+        paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert (int(re.findall(r"\d+", paper)[0]) < 128) == dark
+        assert errors(page) == []
+        assert {url for url in asked(page) if not url.startswith(("file:", "data:"))} == set()
