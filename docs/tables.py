@@ -108,7 +108,7 @@ def _heads() -> list[list[object]]:
             f"{plain['seconds'] / head['seconds']:.1f} times",
         ],
         [
-            f"a head tried, in a sweep of {many['heads']}",
+            f"a head tried, in a sweep of {many['heads']} that stops most of them early",
             f"{plain['seconds']:.0f} s",
             f"{each:.2f} s",
             f"{plain['seconds'] / each:.0f} times",

@@ -84,8 +84,8 @@ def _lines(total: int, what: str, say: Say, note: Callable[[], str]) -> Callable
 
 
 def counted(count: int, word: str) -> str:
-    """1 head, 2 heads."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+    """1 head, 2 heads; 1 pass, 2 passes."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}{'es' if word.endswith('s') else 's'}"
 
 
 def duration(seconds: float) -> str:

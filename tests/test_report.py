@@ -92,6 +92,14 @@ def test_confused_classes_stand_side_by_side() -> None:
     assert sum(cell.count for cell in found.cells.values()) == len(truth)
 
 
+def test_a_matrix_has_the_classes_with_most_mistakes() -> None:
+    """Of 200 classes 150, those that are confused among them."""
+    truth = [*range(200), 7, 150]
+    found = confusion(predictions(truth, [*range(200), 150, 7], 200))
+    assert len(set(found.order)) == 150
+    assert {7, 150} <= set(found.order)
+
+
 def test_a_payback_counts_views() -> None:
     """300 views in the cache against 100 in each epoch: 3 epochs, so the first head; or 10 heads of one epoch."""
     assert (Payback(300, 20, 100).heads, Payback(300, 20, 100).epochs_of_first) == (1, 3)

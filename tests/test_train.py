@@ -320,7 +320,7 @@ def test_calibration_error_over_15_bins_is_as_defined() -> None:
 
 def test_more_passes_than_there_are_say_what_to_do(features: Path, tmp_path: Path) -> None:
     """Extracting "again" would not help: how many there are, and both ways on."""
-    with pytest.raises(MissingRows, match="has 1 augmented passes, 4 were asked for: run extract with --passes 4"):
+    with pytest.raises(MissingRows, match="has 1 augmented pass, 4 asked for: run extract with --passes 4"):
         train_head(train_config(features, tmp_path / "run", passes=4))
 
 

@@ -7,7 +7,7 @@ from cache import layout
 from cache.errors import MissingRows
 from cache.index import SetIndex
 from cache.store import FeatureCache
-from pipeline.console import Say
+from pipeline.console import Say, counted
 from pipeline.errors import RunError
 from pipeline.inputs.images import count_leaks, stale_files
 
@@ -72,7 +72,7 @@ def _passes(asked: int | None, cache: FeatureCache, index: SetIndex) -> int:
     known = max(index.passes, cache.complete_passes(index))
     if asked is not None and asked > known:
         raise MissingRows(
-            f"set {index.name!r} of {cache.path} has {known} augmented passes, {asked} were asked for: "
+            f"set {index.name!r} of {cache.path} has {counted(known, 'augmented pass')}, {asked} asked for: "
             f"run extract with --passes {asked}, or train with --passes {known}"
         )
     return known if asked is None else asked

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from pipeline.model.calibration import BINS
 from pipeline.reporting.predictions import Predictions
@@ -79,7 +79,8 @@ def _places(axes: Axes, name: str, values: Sequence[Any]) -> np.ndarray:
     """Where heads stand on the axis of a setting: numbers in their scale, names side by side and a little apart."""
     if name == "lr":
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         return np.asarray(values, dtype=float)
     known = sorted(set(values))

@@ -25,6 +25,7 @@ from pipeline.search.baselines import Baselines, baselines
 from pipeline.search.journal import Journal
 
 THRESHOLD = 0.95  # cosine of near-duplicates
+MOST_COMPARED = 30_000  # images, each with each: some minutes
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Findings:
-    """Of one run. `test` is there only where the test images were looked at before."""
+    """Of one run. `test` is there only where the test images were looked at before.
+
+    Near-duplicates were not looked for, `compared`, where there are too many images.
+    """
 
     run: Run
     cache: FeatureCache
@@ -58,6 +62,7 @@ class Findings:
     confusion: Confusion
     calibration: Calibration
     suspects: list[Suspect]
+    compared: bool
     duplicates: list[Pair]
     leaks: dict[str, int]
     stage_one: StageOne
@@ -91,7 +96,8 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
     sweep = _sweep(run)
     say("looking for labels that may be wrong")
     doubtful = suspects(cache, index)
-    say("looking for near-duplicates")
+    compared = len(index.images) <= MOST_COMPARED
+    say("looking for near-duplicates" if compared else "too many images to look for near-duplicates among them")
     config = run.record["config"]
     return Findings(
         run=run,
@@ -104,7 +110,8 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
         confusion=confusion(valid),
         calibration=_calibration(valid),
         suspects=doubtful,
-        duplicates=near_duplicates(cache.path, index.name, THRESHOLD),
+        compared=compared,
+        duplicates=near_duplicates(cache.path, index.name, THRESHOLD) if compared else [],
         leaks=count_leaks(index),
         stage_one=stage_one(cache),
         payback=payback(index, config["passes"], config["epochs"], _dense_cost(cache, config["dense"])),

@@ -1,7 +1,7 @@
 """What each section of the page shows, from what was found: choices of how much, and in which order."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,9 +14,9 @@ from cache.index import SPLITS, ImageRecord
 from pipeline.console import counted
 from pipeline.model.calibration import BINS
 from pipeline.reporting import figures
-from pipeline.reporting.confusion import Cell
+from pipeline.reporting.confusion import Cell, Pair
 from pipeline.reporting.costs import PHASES
-from pipeline.reporting.findings import THRESHOLD, Findings
+from pipeline.reporting.findings import MOST_COMPARED, THRESHOLD, Findings
 from pipeline.reporting.next_steps import Found, next_steps
 from pipeline.reporting.predictions import RESAMPLES, Interval
 from pipeline.reporting.suspects import FOLDS
@@ -77,7 +77,7 @@ def _frame(found: Findings) -> dict[str, Any]:
     parts = (
         f"set {found.index.name}: {len(run.classes)} classes, {counts} images for training, validation and test",
         f"{base.backbone} at {base.input_size} pixels in {base.precision}",
-        counted(config["passes"], "augmented pass").replace("passs", "passes"),
+        counted(config["passes"], "augmented pass"),
         f"basis {run.record['basis']}, {config['hidden']} hidden units",
         f"headgraft {version('headgraft')}, {datetime.now(UTC):%Y-%m-%d}",
     )
@@ -137,18 +137,25 @@ def _where_it_fails(found: Findings) -> dict[str, Any]:
         for cell in confused.cells.values()
         if cell.truth in at and cell.predicted in at
     ]
-    rows = class_rows(found)
+    rows, pairs = class_rows(found), confused.pairs()[:PAIRS]
     return {
         "matrix": confused,
         "drawn": drawn,
-        "cells": list(confused.cells.values()),
+        "cells": _led_to((cell for cell, *_ in drawn), pairs, rows),
         "most_in_cell": IN_CELL,
-        "pairs": confused.pairs()[:PAIRS],
+        "pairs": pairs,
         "mistakes": _mistakes(found)[:PICTURES],
         "hits": _hits(found),
         "per_class": sorted(rows, key=lambda row: (row.recall is None, row.recall, found.name(row.place))),
         "absent": [row.place for row in rows if not row.valid],
     }
+
+
+def _led_to(drawn: Iterable[Cell], pairs: Iterable[Pair], rows: Iterable[ClassRow]) -> list[Cell]:
+    """The cells that something on the page leads to: of a thousand classes there are more than a page holds."""
+    cells = [*drawn, *(cell for pair in pairs for cell in (pair.cell, pair.other) if cell)]
+    cells += [cell for row in rows for cell in (row.hits, row.taken) if cell]
+    return list({cell.key: cell for cell in cells}.values())
 
 
 def _mistakes(found: Findings) -> list[int]:
@@ -196,6 +203,8 @@ def _clean(found: Findings, root: Path) -> dict[str, Any]:
         "folds": FOLDS,
         "leaks": found.leaks,
         "threshold": THRESHOLD,
+        "compared": found.compared,
+        "most_compared": f"{MOST_COMPARED:,}",
         "duplicates": found.duplicates,
         "across": found.across,
         "shown_pairs": _twins(found),
