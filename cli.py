@@ -139,6 +139,8 @@ def main() -> None:
 @_option(ExtractConfig, "threads", "Computing threads.  [default: all processors]", type=int)
 @_option(ExtractConfig, "skip_bad", "Record files that cannot be decoded, and go on.")
 @_option(ExtractConfig, "dry_run", "Say what would be done, and stop.")
+@_option(ExtractConfig, "shard_of", "i/n: compute the i-th of n parts, beside others that compute theirs.", type=str)
+@_option(ExtractConfig, "finish", "Index what the parts have computed; compute nothing.")
 @_json
 def extract(as_json: bool, **options: Any) -> None:
     """Stage one: features of the images in DATA that the cache does not have; run again to resume or extend."""
@@ -148,6 +150,8 @@ def extract(as_json: bool, **options: Any) -> None:
     rate = f", {result.images_per_second:.1f} images/s" if result.images_per_second else ""
     counts = f"{result.rows} rows in {result.cache}: {result.computed} computed, {result.reused} reused"
     text = f"{counts}, {result.seconds:.1f} s{rate}"
+    if options["shard_of"]:
+        text = f"part {options['shard_of']}: {text}; when all parts are done, run the same with --finish instead"
     if options["dry_run"]:
         text = f"dry run: of {result.rows} rows, {result.rows - result.reused} would be computed"
     skipped = "".join(f"\nskipped {named(bad['path'])}: {bad['reason']}" for bad in result.skipped)

@@ -38,7 +38,18 @@ MOST_PASSES = 1000  # of a set: what an index may say before it is taken for a f
 
 _VIEW = re.compile(r"(pass|dense):(0|[1-9][0-9]{0,8})")
 _SHARD = re.compile(r"([0-9a-f]{32})-([1-9][0-9]{0,15})\.h5")
+_PART_LOCK = re.compile(r"writer-[1-9][0-9]*-of-[1-9][0-9]*\.lock")
 _SET = re.compile(r"[^\x00-\x1f\x7f-\x9f/\\.][^\x00-\x1f\x7f-\x9f/\\]{0,99}")
+
+
+def part_lock(number: int, parts: int) -> str:
+    """The lock of one of several writers, each of a part of the rows."""
+    return f"writer-{number}-of-{parts}.lock"
+
+
+def is_lock(name: str) -> bool:
+    """Whether a file of this name is a lock, or says who holds one."""
+    return name in (LOCK_FILE, HOLDER_FILE) or _PART_LOCK.fullmatch(name) is not None
 
 
 def pass_view(number: int) -> str:

@@ -3,6 +3,7 @@
 Free of torch, so that `headgraft --help` starts at once and both entry points share every default.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -87,7 +88,8 @@ class ExtractConfig:
     """Stage one. `passes` augmented views per training image; `image_size` in pixels; None counts are chosen.
 
     `dense`, in pixels, asks for the map of a larger clean view of each training image, whose windows are views; 0 for
-    none.
+    none. `shard_of` i/n computes the i-th of n parts alone, beside others that compute theirs; `finish` indexes what
+    they have computed, and computes nothing.
     """
 
     data: Path
@@ -107,6 +109,8 @@ class ExtractConfig:
     threads: int | None = None
     skip_bad: bool = False
     dry_run: bool = False
+    shard_of: str | None = None
+    finish: bool = False
 
     def __post_init__(self) -> None:
         _take_texts_as_paths(self)
@@ -115,6 +119,20 @@ class ExtractConfig:
             _require_count(name, getattr(self, name), least, most)
         larger = not self.dense or self.dense > self.image_size
         _require(larger, f"--dense is {self.dense}, expected more than --image-size {self.image_size}, or 0 for none")
+        _ = self.part  # which checks it
+        _require(
+            not (self.finish and self.shard_of), "--finish and --shard-of: parts first, then --finish without them"
+        )
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """(i, n): the i-th of n parts, from 1; None for all of it."""
+        if self.shard_of is None:
+            return None
+        found = re.fullmatch(r"([1-9][0-9]{0,6})/([1-9][0-9]{0,6})", self.shard_of)
+        number, parts = (int(found[1]), int(found[2])) if found else (1, 0)
+        _require(number <= parts, f"--shard-of is {self.shard_of!r}, expected i/n with i from 1 to n, such as 3/8")
+        return number, parts
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,17 @@ from typing import Any
 
 from cache.errors import CacheError
 from cache.history import record_extraction
+from cache.index import SkippedImage
 from cache.lock import writing
 from cache.store import FeatureCache
 from cache.writer import merge_small_shards
 from pipeline.config import ExtractConfig
-from pipeline.console import Say, silent
+from pipeline.console import Say, counted, named, silent
+from pipeline.errors import PipelineError
 from pipeline.extraction.advice import advice
 from pipeline.extraction.compute import bring_up, compute
 from pipeline.extraction.plan import ExtractResult, Plan, announce, make_plan, missing_work, shares_of, stored_manifest
+from pipeline.inputs.loader import Work
 
 
 def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
@@ -29,16 +32,20 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
         result = _dry_run(plan, say)
         result.seconds = time.perf_counter() - start
         return result
-    with writing(config.cache):
+    with writing(config.cache, config.part):
         cache = FeatureCache.create(config.cache, plan.manifest)
         work, result = missing_work(plan, cache)
         announce(plan, result, work, say)
+        if config.finish:
+            _refuse_unfinished(work)
         try:
             bad = compute(plan, cache, work, result, say) if work else []
         finally:
             if result.computed:  # also of a run that was stopped: its rows were not free
                 result.seconds = time.perf_counter() - start
                 record_extraction(config.cache, _history(plan, result))
+        if config.part:
+            return _part_done(plan, result, bad, start)
         cache = FeatureCache.open(cache.path)
         merge_small_shards(cache.shards)
         index = plan.images.index(plan.name, bad)
@@ -48,6 +55,24 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
     result.skipped = [{"path": image.path, "reason": image.reason} for image in index.skipped]
     result.rows = result.computed + result.reused
     result.bytes = FeatureCache.open(cache.path).bytes
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _refuse_unfinished(work: list[Work]) -> None:
+    if work:
+        rows = sum(len(item.views) for item in work)
+        raise PipelineError(
+            f"{rows} rows of {counted(len(work), 'image')} are not there yet, the first {named(work[0].path)}: "
+            "run the parts that are missing, or extract without --finish, which computes them"
+        )
+
+
+def _part_done(plan: Plan, result: ExtractResult, bad: list[SkippedImage], start: float) -> ExtractResult:
+    """One part is in shards; merging and the index are for the last step, when all are."""
+    result.skipped = [{"path": image.path, "reason": image.reason} for image in bad]
+    result.rows = result.computed + result.reused
+    result.bytes = FeatureCache.open(plan.config.cache).bytes
     result.seconds = time.perf_counter() - start
     return result
 

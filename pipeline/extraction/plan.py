@@ -9,6 +9,7 @@ import torch
 
 from cache import layout
 from cache.errors import CacheError
+from cache.keys import RowKey
 from cache.layout import LARGEST_SIDE
 from cache.manifest import Augmentation, Base, Manifest
 from cache.store import FeatureCache, check_place
@@ -135,7 +136,7 @@ def _manifest(config: ExtractConfig, tensors: dict[str, torch.Tensor], precision
 def missing_work(plan: Plan, cache: FeatureCache | None) -> tuple[list[Work], ExtractResult]:
     """Files to decode, and the counts before the run; `cache` None stands for an empty one."""
     index = plan.images.index(plan.name)
-    keys = index.row_keys(plan.config.passes, plan.config.dense)
+    keys = _part_of(index.row_keys(plan.config.passes, plan.config.dense), plan.config.part)
     missing = cache.missing(keys) if cache else keys
     views: dict[bytes, list[str]] = {}
     for digest, view in missing:
@@ -145,6 +146,14 @@ def missing_work(plan: Plan, cache: FeatureCache | None) -> tuple[list[Work], Ex
     work = [Work(paths[digest], digest, tuple(names)) for digest, names in sorted(views.items())]
     reused = len(keys) - len(missing)
     return work, ExtractResult(plan.name, len(index.images), len(keys), 0, reused, cache=str(plan.config.cache))
+
+
+def _part_of(keys: list[RowKey], part: tuple[int, int] | None) -> list[RowKey]:
+    """Those of one part, by the contents of their images alone: whoever else computes what, and whatever is there."""
+    if part is None:
+        return keys
+    number, parts = part
+    return [key for key in keys if int.from_bytes(key[0][-8:]) % parts == number - 1]
 
 
 @dataclass(frozen=True)

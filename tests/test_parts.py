@@ -1,0 +1,116 @@
+"""Stage one in parts: any number of processes, in any order, and the cache that one process would have made."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, Extract
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.errors import CacheBusy
+from cache.keys import RowKey
+from cache.lock import writing
+from cache.store import FeatureCache
+from pipeline.config import ExtractConfig
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.extraction.plan import _part_of
+
+PART = """
+import sys
+sys.path.insert(0, "tests")
+from conftest import register_tiny
+from pipeline.config import ExtractConfig
+from pipeline.extract import extract
+register_tiny()
+data, cache, weights, part = sys.argv[1:]
+given = dict(backbone="tiny", weights=weights, image_size=32, precision="float32", device="cpu", threads=1)
+print(extract(ExtractConfig(data, cache, set="data", shard_of=part, **given)).computed)
+"""
+
+
+def rows_of(cache: Path) -> dict[RowKey, bytes]:
+    """Every row that is served, by key."""
+    opened = FeatureCache.open(cache)
+    keys = sorted({key for shard in opened.shards for key in shard.keys})
+    return dict(zip(keys, map(bytes, opened.read(keys)), strict=True))
+
+
+@given(st.lists(st.binary(min_size=32, max_size=32), unique=True), st.integers(1, 9))
+def test_parts_are_a_partition(digests: list[bytes], parts: int) -> None:
+    """Every row is in exactly one; all views of an image are in the same."""
+    keys = [(digest, view) for digest in digests for view in ("pass:0", "pass:1")]
+    found = [_part_of(keys, (number, parts)) for number in range(1, parts + 1)]
+    assert sorted(key for part in found for key in part) == sorted(keys)
+    for part in found:
+        assert {digest for digest, view in part if view == "pass:0"} == {digest for digest, _ in part}
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_parts_make_the_rows_that_one_process_makes(run_extract: Extract, tmp_path: Path, parts: int) -> None:
+    """In any order, and again; the last step indexes them and computes nothing."""
+    whole = run_extract(cache=tmp_path / "whole", passes=1)
+
+    def one(number: int) -> int:
+        return run_extract(passes=1, shard_of=f"{number}/{parts}").computed
+
+    computed = [one(number) for number in reversed(range(1, parts + 1))]
+    assert sum(computed) == whole.computed == 36
+    assert [one(number) for number in range(1, parts + 1)] == [0] * parts
+    cache = tmp_path / "features"
+    assert FeatureCache.open(cache).sets() == []
+    for _ in range(2):
+        assert run_extract(passes=1, finish=True).computed == 0
+    assert rows_of(cache) == rows_of(tmp_path / "whole")
+    assert FeatureCache.open(cache).index().digest == FeatureCache.open(tmp_path / "whole").index().digest
+    assert FeatureCache.open(cache).index().passes == 1
+    assert sum(len(shard) for shard in FeatureCache.open(cache).shards) == 36  # none is there twice
+
+
+def test_processes_at_once(run_extract: Extract, data: Path, tiny: str, tmp_path: Path) -> None:
+    """Three of them begin the same cache; together they compute each row once."""
+    run_extract(cache=tmp_path / "whole")
+    command = [sys.executable, "-c", PART, str(data), str(tmp_path / "features"), tiny]
+    started = [
+        subprocess.Popen([*command, f"{number}/3"], cwd=REPOSITORY, stdout=subprocess.PIPE) for number in (1, 2, 3)
+    ]
+    printed = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert sum(map(int, printed)) == 24
+    assert run_extract(finish=True).computed == 0
+    assert rows_of(tmp_path / "features") == rows_of(tmp_path / "whole")
+
+
+def test_a_part_that_is_missing_is_said_or_computed(run_extract: Extract) -> None:
+    """--finish computes nothing; the next extract does what is missing, and indexes all of it."""
+    first = run_extract(shard_of="1/2")
+    with pytest.raises(PipelineError, match=f"{24 - first.computed} rows of .* are not there yet"):
+        run_extract(finish=True)
+    assert run_extract().computed == 24 - first.computed
+
+
+def test_bad_files_are_recorded_by_the_last_step(run_extract: Extract, data: Path) -> None:
+    """A part leaves them out; an extract that skips them lists them."""
+    (data / "train" / "1" / "bad.jpg").write_text("text")
+    skipped = [run_extract(shard_of=f"{number}/2", skip_bad=True).skipped for number in (1, 2)]
+    assert sorted(map(len, skipped)) == [0, 1]
+    assert [bad["path"] for bad in run_extract(skip_bad=True).skipped] == ["train/1/bad.jpg"]
+
+
+def test_parts_write_beside_each_other_and_beside_nothing_else(tmp_path: Path) -> None:
+    """Not the same part twice; nothing that merges, indexes or prunes while one writes, nor the other way round."""
+    with writing(tmp_path / "cache", (1, 2)), writing(tmp_path / "cache", (2, 2)):
+        with pytest.raises(CacheBusy, match="part 1/2"), writing(tmp_path / "cache", (1, 2)):
+            pass
+        with pytest.raises(CacheBusy, match="another process is writing"), writing(tmp_path / "cache"):
+            pass
+    with writing(tmp_path / "cache"), pytest.raises(CacheBusy), writing(tmp_path / "cache", (1, 2)):
+        pass
+
+
+@pytest.mark.parametrize("given", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2", "1/2/3", ""])
+def test_what_is_no_part_is_refused(given: str) -> None:
+    """With what is expected."""
+    with pytest.raises(ConfigError, match="expected i/n"):
+        ExtractConfig(Path("data"), Path("cache"), shard_of=given)
