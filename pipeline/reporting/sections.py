@@ -1,8 +1,6 @@
 """What each section of the page shows, from what was found: choices of how much, and in which order."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -10,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from cache.index import SPLITS, ImageRecord
+from cache.index import ImageRecord
 from pipeline.console import counted
 from pipeline.model.calibration import BINS
 from pipeline.reporting import figures
+from pipeline.reporting.classes import ClassRow, class_rows
 from pipeline.reporting.confusion import Cell, Pair
 from pipeline.reporting.costs import PHASES
 from pipeline.reporting.findings import MOST_COMPARED, THRESHOLD, Findings
@@ -24,20 +23,6 @@ from pipeline.search.leaderboard import ranked
 
 PAIRS, PICTURES, SUSPECTS, TWINS, SKIPPED, IN_CELL = 25, 24, 48, 24, 50, 40  # that are shown
 _SCORES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
-
-
-@dataclass(frozen=True)
-class ClassRow:
-    """A class: its images by split, its cells, and how often it is found and meant; None where it has no images."""
-
-    place: int
-    train: int
-    valid: int
-    test: int
-    hits: Cell | None
-    taken: Cell | None
-    recall: float | None
-    precision: float | None
 
 
 def page_facts(found: Findings, root: Path) -> dict[str, Any]:
@@ -168,30 +153,6 @@ def _hits(found: Findings) -> list[int]:
     """Places of the images that are recognised, the least sure first."""
     order = np.argsort(found.valid.confidence, kind="stable")
     return [int(place) for place in order if found.valid.hits[place]][:PICTURES]
-
-
-def class_rows(found: Findings) -> list[ClassRow]:
-    """One of each class, in the order of the head's outputs."""
-    images = Counter((image.label, image.split) for image in found.index.images)
-    cells = found.confusion.cells
-    said = np.bincount(found.valid.predicted, minlength=found.valid.num_classes)
-    rows = []
-    for place, label in enumerate(found.run.classes):
-        of_split = {split: images[label, split] for split in SPLITS}
-        hits = cells.get((place, place))
-        wrong = [cell for (truth, predicted), cell in cells.items() if truth == place != predicted]
-        right = hits.count if hits else 0
-        rows.append(
-            ClassRow(
-                place=place,
-                **of_split,
-                hits=hits,
-                taken=max(wrong, key=lambda cell: cell.count, default=None),
-                recall=right / of_split["valid"] if of_split["valid"] else None,
-                precision=right / int(said[place]) if said[place] else None,
-            )
-        )
-    return rows
 
 
 def _clean(found: Findings, root: Path) -> dict[str, Any]:
