@@ -5,7 +5,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from cache.index import ImageRecord
 from cache.layout import HISTORY_FILE
 from cache.store import FeatureCache
 from cli import main
-from pipeline.config import EvaluateConfig, ExtractConfig, ReportConfig, SweepConfig
+from pipeline.config import EvaluateConfig, ExtractConfig, HeadSettings, ReportConfig, SweepConfig
 from pipeline.errors import RunError
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
@@ -34,6 +34,7 @@ from pipeline.reporting.confusion import confusion
 from pipeline.reporting.costs import Payback
 from pipeline.reporting.next_steps import Found, next_steps
 from pipeline.reporting.predictions import Predictions, accuracies
+from pipeline.reporting.record import sweep_fault
 from pipeline.reporting.suspects import suspects
 from pipeline.reporting.thumbnails import Thumbnails
 from pipeline.run import REPORT_FILE
@@ -304,6 +305,55 @@ def test_skipped_files_and_twins_are_listed(data: Path, run_extract: Extract, tm
     assert "identical: train and valid" in page.text
     assert result.duplicates["across"] >= 1
     assert "Remove pictures that stand in two splits" in page.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.update(epochs="x"),
+        lambda record: record.update(epochs=[{}]),
+        lambda record: record.update(kept_epoch=99),
+        lambda record: record.update(scored=[{}]),
+        lambda record: record.update(seconds=None),
+        lambda record: record["config"].update(passes="x"),
+        lambda record: record["config"].update(epochs=0),
+        lambda record: record["config"].update(basis="$a_$"),
+        lambda record: record.update(config={}),
+    ],
+)
+def test_an_edited_run_is_refused(trained: Path, change: Any) -> None:
+    """In one sentence, and no page is made."""
+    file = trained / "run.json"
+    record = json.loads(file.read_text())
+    change(record)
+    file.write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"has no usable .*: put it back"):
+        report(ReportConfig(trained))
+    assert not (trained / REPORT_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda result: result.update(heads=[]),
+        lambda result: result.update(heads=[1]),
+        lambda result: result.update(best={}),
+        lambda result: result.update(seconds="long"),
+        lambda result: result["best"].update(std=None),
+        lambda result: result["heads"][0].update(valid_loss="x"),
+        lambda result: result["heads"][0]["config"].update(basis="<script>$a_$"),
+        lambda result: result["heads"][0]["config"].update(lr=0),
+    ],
+)
+def test_edited_results_of_a_sweep_are_refused(change: Any) -> None:
+    """As `sweep_fault` says; what a sweep writes has none."""
+    settings = asdict(HeadSettings())
+    head = {"config": settings, "epochs": 1, "finished": True, "valid_accuracy": 0.5, "valid_loss": None}
+    best = {"config": dict(settings), "valid_accuracy": 0.5, "mean": 0.5, "std": 0.0, "seeds": 1}
+    result = {"heads": [head], "best": best, "seconds": 1.0, "basis_seconds": 0.5, "retrain_seconds": 1}
+    assert sweep_fault(result) == ""
+    change(result)
+    assert sweep_fault(result).startswith("no usable")
 
 
 def test_the_command_prints_one_object(trained: Path) -> None:

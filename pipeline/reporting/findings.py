@@ -18,9 +18,10 @@ from pipeline.model.calibration import at_temperature, error_of, fit_temperature
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne, payback, stage_one
 from pipeline.reporting.predictions import Interval, Predictions, accuracies, predict_split
+from pipeline.reporting.record import run_fault, sweep_fault
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
 from pipeline.reporting.suspects import Suspect, suspects
-from pipeline.run import JOURNAL_FILE, RESULTS_FILE, Run
+from pipeline.run import JOURNAL_FILE, RESULTS_FILE, RUN_FILE, Run
 from pipeline.search.baselines import Baselines, baselines
 from pipeline.search.journal import Journal
 
@@ -88,7 +89,9 @@ class Findings:
 
 
 def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], say: Say) -> Findings:
-    """Look at the run, its cache and its set."""
+    """Look at the run, its cache and its set; RunError where what they wrote down cannot be."""
+    if wrong := run_fault(run.record):
+        raise RunError(f"{run.path / RUN_FILE} has {wrong}: put it back, or train it again with --overwrite")
     say("scoring the validation images")
     valid = predict_split(run, cache, index, "valid")
     looked_at = any(entry["split"] == "test" for entry in run.record["scored"]) and bool(index.split("test"))
@@ -149,8 +152,8 @@ def _sweep(run: Run) -> Sweep | None:
         result = json.loads(read_regular(run.path / RESULTS_FILE))
         journal = Journal.read(run.path)
         scores = {head: {e: s.valid_accuracy for e, s in by.items()} for head, by in journal.scores.items()}
-        if not result["heads"] or not scores:
-            raise ValueError("no heads")
+        if wrong := sweep_fault(result) or ("" if scores else "no scores"):
+            raise ValueError(wrong)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(
             f"{run.path / RESULTS_FILE} or {JOURNAL_FILE} is not what the sweep left ({error}): "

@@ -1,0 +1,68 @@
+"""What a run and a sweep wrote down, looked over before a page is made of it: a person may have edited it."""
+
+import math
+from typing import Any
+
+from pipeline.config import HeadSettings
+from pipeline.errors import ConfigError
+
+_EPOCH = ("train_loss", "valid_accuracy", "valid_loss")
+_SWEEP = ("seconds", "basis_seconds", "retrain_seconds")
+_BEST = ("mean", "std", "valid_accuracy")
+
+
+def run_fault(record: dict[str, Any]) -> str:
+    """What of run.json no training writes; "" where all of it can be shown."""
+    config, epochs = record["config"], record.get("epochs")
+    if not all(_count(config.get(name)) for name in ("passes", "dense")) or not _count(config.get("epochs"), 1):
+        return "no usable config"
+    if not _settings(config):
+        return "no usable config"
+    if not isinstance(epochs, list) or not all(_has(one, _EPOCH) and _count(one.get("epoch"), 1) for one in epochs):
+        return "no usable epochs"
+    kept: Any = record.get("kept_epoch")
+    if not _count(kept) or kept > len(epochs) or (epochs and kept == 0):
+        return "no usable kept_epoch"
+    if not all(isinstance(one, dict) and isinstance(one.get("split"), str) for one in record["scored"]):
+        return "no usable scored"
+    return "" if _number(record.get("seconds")) else "no usable seconds"
+
+
+def sweep_fault(result: Any) -> str:
+    """The same of sweep.json."""
+    if not isinstance(result, dict) or not _has(result, _SWEEP):
+        return "no usable seconds"
+    best: Any = result.get("best")
+    heads: Any = result.get("heads")
+    if not _has(best, _BEST) or not _count(best.get("seeds"), 1) or not _settings(best.get("config")):
+        return "no usable best"
+    if not isinstance(heads, list) or not heads or not all(map(_is_head, heads)):
+        return "no usable heads"
+    return ""
+
+
+def _is_head(one: Any) -> bool:
+    if not _has(one, ("valid_accuracy",)) or not _count(one.get("epochs"), 1):
+        return False
+    return _settings(one.get("config")) and (one.get("valid_loss") is None or _number(one.get("valid_loss")))
+
+
+def _has(values: Any, numbers: tuple[str, ...]) -> bool:
+    return isinstance(values, dict) and all(_number(values.get(name)) for name in numbers)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _count(value: Any, least: int = 0) -> bool:
+    return type(value) is int and least <= value < 1 << 31
+
+
+def _settings(config: Any) -> bool:
+    """Whether these are settings of a head, others among them or not."""
+    try:
+        HeadSettings(**{name: config[name] for name in HeadSettings.__dataclass_fields__})
+    except (ConfigError, TypeError, KeyError):
+        return False
+    return True
