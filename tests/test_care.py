@@ -248,7 +248,7 @@ def test_where_there_is_no_cache_nothing_is_made(
 
 def test_more_passes_than_there_are_cannot_be_packed(cache: Path, tmp_path: Path) -> None:
     """How many there are, and what to do."""
-    with pytest.raises(MissingRows, match="has 1 augmented pass, 3 asked for"):
+    with pytest.raises(MissingRows, match="has 1 augmented passes, 3 were asked for"):
         pack(cache, tmp_path / "packed.h5", passes=3)
 
 
