@@ -20,6 +20,7 @@ from pipeline.config import ExportConfig
 from pipeline.console import Say, silent
 from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.evaluate import as_record, log_probs_of_split, score
+from pipeline.inputs.images import root_now
 from pipeline.machine.device import available_cpus
 from pipeline.model.calibration import at_temperature, cooled, error_of, fit_temperature
 from pipeline.model.card import PREPROCESSING
@@ -66,7 +67,7 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
     index = cache.index(run.record["set"])
     names = read_names(config.names) if config.names else {}
     calibration, looks = calibrate(run, cache, index, say) if config.calibrate else (Calibration(), [])
-    root = Path(index.root) if config.data is None else config.data if config.data.is_dir() else config.data.parent
+    root = root_now(index, config.data)
     tensors = _backbone_tensors(cache, index, say)
     with _beside(config.model) as temporary, _beside(config.onnx or config.model) as graph:
         run.record["scored"] += looks  # saved when there is something to show for them

@@ -9,9 +9,10 @@ import torch
 from cache.files import write_atomically
 from pipeline.config import ReportConfig
 from pipeline.console import Say, silent
+from pipeline.inputs.images import root_now
 from pipeline.machine.device import available_cpus
 from pipeline.predict import read_names
-from pipeline.reporting.findings import Findings, data_root, find
+from pipeline.reporting.findings import Findings, find
 from pipeline.run import REPORT_FILE, Run, refuse_other_kind, refuse_to_overwrite
 
 
@@ -69,7 +70,7 @@ def _page(found: Findings, config: ReportConfig) -> tuple[bytes, int, int]:
     from pipeline.reporting.sections import page_facts, wanted_pictures
     from pipeline.reporting.thumbnails import Thumbnails
 
-    root = data_root(found.index, config.data)
+    root = root_now(found.index, config.data)
     pictures = Thumbnails(root)
     pictures.add(wanted_pictures(found))
     facts = {**page_facts(found, root), "uris": pictures.uris, "missing_pictures": pictures.missing}

@@ -67,6 +67,13 @@ class ImageSet:
         return SetIndex(name, str(self.data), str(self.root), self.split_seed, self.classes, kept, skipped)
 
 
+def root_now(index: SetIndex, data: Path | None) -> Path:
+    """Where the set's images are: in `data`, a folder or a CSV beside them, or None, where they were."""
+    if data is None:
+        return Path(index.root)
+    return data if data.is_dir() else data.parent
+
+
 def changed_files(index: SetIndex) -> list[str]:
     """How the set's images differ from `index`, every one of them hashed; that they are out of reach counts."""
     if not Path(index.data).exists():

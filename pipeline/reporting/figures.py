@@ -16,8 +16,8 @@ from pipeline.model.calibration import BINS
 from pipeline.reporting.predictions import Predictions
 
 # Stand-ins that the page's style sheet gives their colours: matplotlib knows no variables.
-INK, SOFT, FIRST, SECOND, THIRD = "#010203", "#010204", "#010205", "#010206", "#010207"
-_VARIABLES = {INK: "ink", SOFT: "line", FIRST: "first", SECOND: "second", THIRD: "third"}
+INK, SOFT, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
+_VARIABLES = {INK: "ink", SOFT: "line", FIRST: "first", SECOND: "second"}
 
 _STYLE: Any = {  # matplotlib types every name of a setting
     "svg.fonttype": "none",  # letters stay text: smaller, and in the page's type

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,10 +159,3 @@ def _sweep(run: Run) -> Sweep | None:
             "put it back, or sweep again with --overwrite"
         ) from error
     return Sweep(result, scores)
-
-
-def data_root(index: SetIndex, data: Path | None) -> Path:
-    """Where the set's images are now."""
-    if data is None:
-        return Path(index.root)
-    return data if data.is_dir() else data.parent
