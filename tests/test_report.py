@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -109,11 +110,13 @@ def test_a_payback_counts_views() -> None:
 
 def test_advice_follows_from_what_was_found() -> None:
     """What is wrong comes first; what was done is not advised again."""
-    ground = Found(Path("run"), Path("c"), "s", "d", 0, 100, 10, 0.9, 0.95, 0.1, 3, 1, swept=False, tested=False)
+    ground = Found(
+        Path("run"), Path("c"), "s", "d", " --seed 3", 0, 100, 10, 0.9, 0.95, True, 3, 1, swept=False, tested=False
+    )
     texts = [step.text + step.command for step in next_steps(ground)]
     assert "two splits" in texts[0]
     assert any("headgraft sweep" in text for text in texts)
-    assert any("--passes 1" in text for text in texts)
+    assert any("--seed 3 --passes 1" in text for text in texts)
     done = replace(ground, passes=8, across=0, suspects=0, swept=True, tested=True, ridge=0.5)
     assert [step.command.split()[1] for step in next_steps(done)] == ["export"]
 
@@ -217,6 +220,18 @@ def test_the_page_answers_what_a_user_asks(trained: Path) -> None:
     again = report(ReportConfig(trained))
     assert again.test["top1"]["value"] == pytest.approx(evaluate(EvaluateConfig(trained)).top1)
     assert "were looked at once" in looked_over(trained / REPORT_FILE).text
+
+
+def test_the_advice_can_be_followed(data: Path, run_extract: Extract, tmp_path: Path) -> None:
+    """The command for more passes is one that the cache does not refuse."""
+    run_extract()
+    train_head(train_config(tmp_path / "features", tmp_path / "run"))
+    report(ReportConfig(tmp_path / "run"))
+    page = Page(tmp_path / "run" / REPORT_FILE)
+    (command,) = re.findall(r"headgraft (extract .*--passes \d+)", page.text)
+    done = CliRunner().invoke(main, [*shlex.split(command), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert "12 computed" in done.stdout
 
 
 def test_a_report_is_of_the_run_beside_it(trained: Path, tmp_path: Path) -> None:

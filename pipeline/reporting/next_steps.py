@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_UNSURE = 0.02  # calibration error
 _FEW = 30  # training images a class
 
 
@@ -19,18 +18,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Found:
-    """What the advice rests on."""
+    """What the advice rests on; `settings` are options that the cache was made with, where they are not defaults."""
 
     run: Path
     cache: Path
     set: str
     data: str
+    settings: str
     passes: int
     train_images: int
     classes: int
     top1: float
     ridge: float
-    ece: float
+    surer: bool
     suspects: int
     across: int
     swept: bool
@@ -57,10 +57,10 @@ def _steps(found: Found) -> Iterator[Step]:
         more = max(1, 2 * found.passes)
         yield Step(
             "Add augmented passes, which help most with few images a class",
-            f"headgraft extract {shlex.quote(found.data)} {cache} --passes {more}",
+            f"headgraft extract {shlex.quote(found.data)} {cache}{found.settings} --passes {more}",
         )
     run = shlex.quote(str(found.run))
     if not found.tested:
         yield Step("When nothing is left to choose, look at the test images, once", f"headgraft evaluate {run}")
-    sure = ", which also makes it as sure as it is right" if found.ece > _UNSURE else ""
+    sure = ", which also makes it as sure as it is right" if found.surer else ""
     yield Step(f"Export one model from image files to classes{sure}", f"headgraft export {run} model.safetensors")

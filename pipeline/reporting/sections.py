@@ -1,5 +1,6 @@
 """What each section of the page shows, from what was found: choices of how much, and in which order."""
 
+import shlex
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cache.index import ImageRecord
+from pipeline.config import ExtractConfig
 from pipeline.console import counted
 from pipeline.model.calibration import BINS
 from pipeline.reporting import figures
@@ -234,14 +236,34 @@ def _grounds(found: Findings) -> Found:
         cache=found.cache.path,
         set=found.index.name,
         data=found.index.data,
+        settings=_settings(found),
         passes=found.run.record["config"]["passes"],
         train_images=len(found.index.split("train")),
         classes=len(found.run.classes),
         top1=found.scores["top1"].value,
         ridge=found.known.ridge,
-        ece=found.calibration.ece,
+        surer=found.calibration.cooled_ece < found.calibration.ece,
         suspects=len(found.suspects),
         across=len(found.across),
         swept=found.sweep is not None,
         tested=found.test is not None,
+    )
+
+
+def _settings(found: Findings) -> str:
+    """Options of `extract` that this cache needs: without them it would be refused, or split otherwise."""
+    base, recipe = found.cache.manifest.base, found.cache.manifest.augmentation
+    files = [made.get("weights") for made in found.cache.provenance(found.index.row_keys(0))]
+    asked = {
+        "backbone": base.backbone,
+        "weights": next((name for name in files if isinstance(name, str)), None),
+        "image_size": base.input_size,
+        "seed": recipe.seed if recipe else ExtractConfig.seed,
+        "split_seed": found.index.split_seed,
+        "skip_bad": bool(found.index.skipped),
+    }
+    changed = {name: value for name, value in asked.items() if value != getattr(ExtractConfig, name)}
+    options = ((f"--{name.replace('_', '-')}", value) for name, value in changed.items())
+    return "".join(
+        f" {option}" if value is True else f" {option} {shlex.quote(str(value))}" for option, value in options
     )
