@@ -16,12 +16,15 @@ from pipeline.config import (
     CLASS_WEIGHTS,
     DEVICES,
     PRECISIONS,
+    REDUCED_BASIS,
     SEARCHES,
     TTA,
     EvaluateConfig,
     ExportConfig,
     ExtractConfig,
+    HeadSettings,
     PredictConfig,
+    ReduceConfig,
     ReportConfig,
     ServeConfig,
     SweepConfig,
@@ -167,7 +170,13 @@ def extract(as_json: bool, **options: Any) -> None:
 @_option(TrainConfig, "batch_size", "Images a step.")
 @_option(TrainConfig, "weight_decay", "AdamW's weight decay.")
 @_option(TrainConfig, "class_weights", "balanced: every class weighs the same.", type=click.Choice(CLASS_WEIGHTS))
-@_option(TrainConfig, "basis", "full, pool or pyramid, then +white[:G], then +pca:R or +lda[:G].")
+@_option(
+    TrainConfig,
+    "basis",
+    "full, pool or pyramid, then +white[:G], then +pca:R or +lda[:G].  "
+    f"[default: {HeadSettings.basis}; on a reduced cache {REDUCED_BASIS}]",
+    type=str,
+)
 @_option(TrainConfig, "seed", "Seed of weights, order and dropout.")
 @_option(TrainConfig, "overwrite", "Replace an existing run.")
 @_json
@@ -433,6 +442,30 @@ def cache_pack(as_json: bool, cache: Path, file: Path, name: str | None, passes:
 
     result = pack(cache, file, name, passes, overwrite)
     _emit(result, as_json, f"{result.file}: {result.rows} rows of {result.set}, {result.bytes / 1e6:.0f} MB")
+
+
+@cache.command("reduce")
+@click.argument("cache", type=_PATH)
+@click.option("--out", type=_PATH, required=True, help="Folder of the reduced cache.")
+@_option(ReduceConfig, "basis", "What rows are reduced by: pool or pyramid, then +white[:G], +pca:R or +lda[:G].")
+@_option(ReduceConfig, "set", "Image set it is fitted on.  [default: the only one]", type=str)
+@_option(ReduceConfig, "seeds", "Heads trained on either, to measure what is lost; 0: not measured.")
+@_option(ReduceConfig, "memory", "GB for rows.  [default: half of the free]", type=float)
+@_json
+def cache_reduce(as_json: bool, **options: Any) -> None:
+    """Write the rows of CACHE in a basis to a smaller cache, and measure what heads lose by that."""
+    from pipeline.reduce import reduce_cache
+
+    result = reduce_cache(ReduceConfig(**options), say)
+    lines = [
+        f"{result.out}: {result.rows} rows of {result.out_features} in place of {result.in_features}, "
+        f"{result.bytes / 1e6:.1f} MB in place of {result.source_bytes / 1e6:.1f}, "
+        f"{result.computed} reduced, {result.reused} reused, {result.seconds:.1f} s"
+    ]
+    if found := result.accuracy:
+        each = [f"{found[of]['mean']:.2%} ± {100 * found[of]['std']:.2f} {of}" for of in ("whole", "reduced")]
+        lines.append(f"validation over {counted(found['seeds'], 'seed')}: {', '.join(each)}")
+    _emit(result, as_json, "\n".join(lines))
 
 
 @cache.command("forget")

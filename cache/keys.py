@@ -30,6 +30,12 @@ def join_keys(digests: Digests, views: npt.NDArray[np.bytes_]) -> PackedKeys:
     return np.concatenate([digests, letters], axis=1).view(_PACKED).reshape(len(views))
 
 
+def are_dense(packed: PackedKeys) -> npt.NDArray[np.bool_]:
+    """Which of the keys are of dense views, (N,)."""
+    letters = np.ascontiguousarray(packed).view(np.uint8).reshape(len(packed), _PACKED.itemsize)
+    return np.equal(letters[:, 32], ord("d"))
+
+
 def pack_digests(digests: Iterable[str]) -> Digests:
     """SHA-256 of images, 64 hex digits each, as an array (N, 32)."""
     return np.frombuffer(bytes.fromhex("".join(digests)), dtype=np.uint8).reshape(-1, 32)
@@ -53,6 +59,11 @@ class KeyTable:
     def __len__(self) -> int:
         """Distinct keys."""
         return len(self._keys)
+
+    @property
+    def keys(self) -> PackedKeys:
+        """The distinct keys, sorted."""
+        return self._keys
 
     def find(self, keys: PackedKeys) -> tuple[Places, Places]:
         """Part and row of each of `keys`, (N,) each; -1 for a key that is nowhere."""

@@ -1,5 +1,6 @@
 """FeatureCache: which rows exist, which are missing, and reading them; every shard is checked before it is read."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from cache.files import is_temporary
 from cache.index import SetIndex, index_path, list_sets
 from cache.keys import KeyTable, PackedKeys, RowKey, pack_keys
 from cache.manifest import Manifest
+from cache.reduction import Reduction
 from cache.shard import Float16Array, Shard
 from cache.windows import cut_windows, split_keys, windows_of
 
@@ -48,10 +50,14 @@ class Part:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A cache folder opened for reading: `manifest` says what its numbers are made from."""
+    """A cache folder opened for reading: `manifest` says what its numbers are made from.
+
+    `reduction` says by what its rows were reduced, None where they are whole.
+    """
 
     path: Path
     manifest: Manifest
+    reduction: Reduction | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> "FeatureCache":
@@ -61,7 +67,8 @@ class FeatureCache:
         if not file.is_file():
             found = "an empty place" if not path.exists() else "a folder without a manifest"
             raise CacheError(f"{path} is {found}, expected a feature cache: run extract first, or name it with --cache")
-        return cls(path, Manifest.load(file))
+        manifest = Manifest.load(file)
+        return cls(path, manifest, _reduction_of(path, manifest))
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> "FeatureCache":
@@ -76,12 +83,17 @@ class FeatureCache:
             manifest.save(file)  # before the folders: at no moment is there something that is neither empty nor a cache
         for folder in layout.FOLDERS:
             (path / folder).mkdir(exist_ok=True)
-        return cls(path, manifest)
+        return cls(path, manifest, _reduction_of(path, manifest))
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row of the layer, such as (512, 7, 7)."""
-        return self.manifest.base.row_shape
+        """Shape of one row as it is served: of the layer, such as (512, 7, 7), or of what it was reduced to, (512,)."""
+        return self.reduction.row_shape if self.reduction else self.manifest.base.row_shape
+
+    @property
+    def basis_digest(self) -> str:
+        """What its shards name as their basis; "" where rows are whole."""
+        return self.reduction.digest if self.reduction else ""
 
     @property
     def in_features(self) -> int:
@@ -138,33 +150,45 @@ class FeatureCache:
             return DamagedCache(f"{path} cannot be read: {error.strerror}")
         if shard.header.base_digest != self.manifest.base.digest or shard.header.augmentation_digest not in recipes:
             return ManifestMismatch(f"{path} was made with other settings than {self.path}")
-        if not shard.header.basis and not self._fits(shard):
+        if shard.header.basis == self.basis_digest and not self._fits(shard):
             return DamagedCache(f"{path} holds rows of {shard.header.row_shape}, which its views do not have")
         return shard
 
     def _fits(self, shard: Shard) -> bool:
         """Whether its rows are rows of this cache and, only where all its views are dense, maps with windows."""
+        if self.reduction:
+            return shard.header.row_shape == self.row_shape and not any(map(layout.is_dense, shard.views))
         shape = shard.header.row_shape
         dense = [layout.is_dense(view) for view in shard.views]
         return all(dense) and windows_of(shape, self.row_shape) > 1 if shape != self.row_shape else not any(dense)
 
-    def _whole_rows(self, shards: Sequence[Shard]) -> KeyTable:
-        """Where each key is served from; a spare copy of a row is never looked at."""
-        return KeyTable([(n, shard.packed_keys) for n, shard in enumerate(shards) if not shard.header.basis])
+    def _served(self, shards: Sequence[Shard]) -> KeyTable:
+        """Where each key is served from; a spare copy of a row is never looked at, nor one of another basis."""
+        parts = enumerate(shards)
+        return KeyTable([(n, shard.packed_keys) for n, shard in parts if shard.header.basis == self.basis_digest])
 
     @cached_property
     def _places(self) -> KeyTable:
-        return self._whole_rows(self.shards)
+        return self._served(self.shards)
 
     def lost(self, index: SetIndex) -> int:
         """Rows that the set had when it was extracted and that no sound shard has."""
         keys = pack_keys(index.row_keys(index.passes, index.dense))
-        shards, _ = self._whole_rows(self.examined[0]).find(keys)
+        shards, _ = self._served(self.examined[0]).find(keys)
         return int((shards < 0).sum())
 
     def __len__(self) -> int:
         """Rows that can be served."""
         return len(self._places)
+
+    @property
+    def keys(self) -> PackedKeys:
+        """The key of every row that can be served, sorted."""
+        return self._places.keys
+
+    def without(self, keys: PackedKeys) -> PackedKeys:
+        """Those of `keys` that have no row, in their order."""
+        return keys[self._places.find(keys)[0] < 0]
 
     def missing(self, keys: Sequence[RowKey]) -> list[RowKey]:
         """Those of `keys` that have no row, in their order."""
@@ -248,6 +272,16 @@ class FeatureCache:
         while train and not self.missing([(key, layout.pass_view(passes + 1)) for key in train]):
             passes += 1
         return passes
+
+
+def _reduction_of(path: Path, manifest: Manifest) -> Reduction | None:
+    """Of a cache folder, its basis checked with it: without that its rows would say nothing."""
+    reduction = Reduction.load(path)
+    if reduction:
+        reduction.read_basis(path)
+        if reduction.in_features != math.prod(manifest.base.row_shape):
+            raise DamagedCache(f"{path} was reduced from rows of another length than its manifest's: reduce it anew")
+    return reduction
 
 
 def check_place(path: Path) -> None:

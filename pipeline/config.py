@@ -17,6 +17,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
 CLASS_WEIGHTS = ("none", "balanced")
 SEARCHES = ("random", "grid", "optuna")
+REDUCED_BASIS = "full"  # of a head on rows that are reduced already
 TTA = ("none", "flip")
 
 # Beyond these, a number is a slip of the hand; without them it would end in an overflow or the machine's memory.
@@ -165,6 +166,7 @@ class HeadSettings:
 class TrainConfig:
     """Stage two, one head of `HeadSettings`.
 
+    `basis` None is `HeadSettings.basis`, or on a reduced cache `REDUCED_BASIS`.
     `passes` None takes every pass the cache has whole for the set; `dense` adds the windows of views of so many pixels.
     `memory`, in GB, is what rows may take; None is half of what is free. More rows than that are read in each epoch.
     """
@@ -181,7 +183,7 @@ class TrainConfig:
     batch_size: int = HeadSettings.batch_size
     weight_decay: float = HeadSettings.weight_decay
     class_weights: str = HeadSettings.class_weights
-    basis: str = HeadSettings.basis
+    basis: str | None = None
     seed: int = 0
     memory: float | None = None
     overwrite: bool = False
@@ -193,7 +195,8 @@ class TrainConfig:
     @property
     def settings(self) -> HeadSettings:
         """What is said of the head."""
-        return HeadSettings(**{field.name: getattr(self, field.name) for field in fields(HeadSettings)})
+        said = {field.name: getattr(self, field.name) for field in fields(HeadSettings)}
+        return HeadSettings(**{**said, "basis": self.basis or HeadSettings.basis})
 
 
 @dataclass(frozen=True)
@@ -231,6 +234,28 @@ class SweepConfig:
         _require(self.search in SEARCHES, f"--search is {self.search!r}, expected one of {', '.join(SEARCHES)}")
         last = self.seed + self.seeds
         _require(last <= LARGEST_SEED, f"--seed is {self.seed}, and {self.seeds} more follow: at most {LARGEST_SEED:,}")
+
+
+@dataclass(frozen=True)
+class ReduceConfig:
+    """Cache → a smaller one, `out`, of rows in `basis`, fitted on the training rows of `set` with all its passes.
+
+    What that costs is measured on validation, with heads of `seeds` seeds on either; 0 does not measure.
+    """
+
+    cache: Path
+    out: Path
+    basis: str = "pyramid+pca:512"
+    set: str | None = None
+    seeds: int = 3
+    memory: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_training(self, {"seeds": (0, 100)})
+        _require(
+            BasisName.parse(self.basis) != BasisName("full"),
+            "--basis full reduces nothing: choose another, such as pyramid+pca:512",
+        )
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def _card(
         "backbone": base["backbone"],
         "weights": {"digest": base["weights_digest"], "licence": WEIGHTS_LICENCE},
         "preprocessing": {name: base[name] for name in PREPROCESSING},
-        "basis": record["basis"],
+        "basis": run.whole_basis.name,
         "manifest": asdict(cache.manifest),
         "set_digest": record["set_digest"],
         "skipped": [asdict(image) for image in index.skipped],

@@ -99,7 +99,7 @@ def _kept_dense(cache: FeatureCache, name: str) -> int:
 
 def _dry_run(plan: Plan, say: Say) -> ExtractResult:
     exists = stored_manifest(plan.config.cache) is not None
-    cache = FeatureCache(plan.config.cache, plan.manifest) if exists else None
+    cache = replace(FeatureCache.open(plan.config.cache), manifest=plan.manifest) if exists else None
     work, result = missing_work(plan, cache)
     result.bytes = cache.bytes if cache else 0
     announce(plan, result, work, say)

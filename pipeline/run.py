@@ -1,8 +1,12 @@
-"""A run folder: run.json, head.safetensors (the head in its basis), basis.safetensors; also of a sweep, a report."""
+"""A run folder: run.json, head.safetensors (the head in its basis), basis.safetensors; also of a sweep, a report.
+
+Of a run on a reduced cache also reduction.safetensors, the basis that its rows were reduced by.
+"""
 
 import hashlib
 import json
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from torch import Tensor, nn
 from cache.files import is_temporary, read_regular, write_atomically
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
+from pipeline.bases.reduced import chained
 from pipeline.console import named
 from pipeline.errors import RunError
 from pipeline.heads.head import head_from_tensors
@@ -21,6 +26,7 @@ from pipeline.heads.head import head_from_tensors
 RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 BASIS_FILE = "basis.safetensors"
+REDUCTION_FILE = "reduction.safetensors"
 JOURNAL_FILE = "journal.jsonl"
 RESULTS_FILE = "sweep.json"
 TABLE_FILE = "heads.csv"
@@ -45,31 +51,42 @@ _TYPES = {
 
 @dataclass
 class Run:
-    """A trained head and what it was trained from. `record` is run.json."""
+    """A trained head and what it was trained from. `record` is run.json.
+
+    `basis` is over the rows of its cache, which are those of the backbone or were made of these by `reduction`.
+    """
 
     path: Path
     record: dict[str, Any]
     basis: Basis
     head: nn.Sequential = field(repr=False)
+    reduction: Basis | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the head's outputs."""
         return tuple(self.record["classes"])
 
+    @property
+    def whole_basis(self) -> Basis:
+        """From whole rows of the backbone to what the head sees."""
+        return chained(self.reduction, self.basis)
+
     def folded_head(self) -> nn.Sequential:
         """The head over whole rows (B, D)."""
         tensors = dict(self.head.state_dict())
-        tensors["0.weight"], tensors["0.bias"] = self.basis.fold(tensors["0.weight"], tensors["0.bias"])
+        tensors["0.weight"], tensors["0.bias"] = self.whole_basis.fold(tensors["0.weight"], tensors["0.bias"])
         return head_from_tensors(tensors)
 
     def save(self) -> None:
-        """Write the three files; run.json last, so that a folder with it is whole."""
+        """Write the files; run.json last, so that a folder with it is whole."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in (RUN_FILE, REPORT_FILE):  # a report is of the run that was here before
+        for name in (RUN_FILE, REPORT_FILE, REDUCTION_FILE):  # of the run that was here before
             (self.path / name).unlink(missing_ok=True)
         head: dict[str, Tensor] = {f"head.{name}": t.contiguous() for name, t in self.head.state_dict().items()}
         contents = {HEAD_FILE: save(head), BASIS_FILE: save(self.basis.tensors())}
+        if self.reduction:
+            contents[REDUCTION_FILE] = save(self.reduction.tensors())
         for name, data in contents.items():
             write_atomically(self.path / name, data)
         self.record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
@@ -93,20 +110,23 @@ class Run:
                 raise RunError(f"{path} is a run of format {found}, expected {RUN_FORMAT}: train it again")
             if missing := sorted(name for name, kind in _TYPES.items() if not isinstance(record.get(name), kind)):
                 raise ValueError(f"{RUN_FILE} has no usable {missing[0]}")
-            contents = {name: read_regular(path / name) for name in (HEAD_FILE, BASIS_FILE)}
+            names = (HEAD_FILE, BASIS_FILE, *([REDUCTION_FILE] if record.get("reduction") else []))
+            contents = {name: read_regular(path / name) for name in names}
             for name, data in contents.items():
                 if hashlib.sha256(data).hexdigest() != record["files"][name]:
                     raise ValueError(f"{name} is not the one it was trained with")
             basis = Basis.from_tensors(record["basis"], load(contents[BASIS_FILE]))
+            reduction = _reduction(record, contents)
             tensors = load(contents[HEAD_FILE])
             head = head_from_tensors({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
-            if not all(tensor.isfinite().all() for tensor in (*basis.tensors().values(), *head.state_dict().values())):
+            bases = [one.tensors().values() for one in (basis, reduction) if one]
+            if not all(tensor.isfinite().all() for tensor in chain(*bases, head.state_dict().values())):
                 raise ValueError("a weight that is not finite")
             if not len(set(record["classes"])) == len(record["classes"]) == head[3].out_features:
                 raise ValueError(f"{head[3].out_features} outputs for {len(record['classes'])} distinct classes")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise RunError(f"{path} is not a whole run ({error}): train it again with --overwrite") from error
-        return cls(path, record, basis, head)
+        return cls(path, record, basis, head, reduction)
 
     def open_cache(self, cache: Path | None) -> FeatureCache:
         """The cache the run was trained from, at `cache` or where the run recorded it; another one is refused."""
@@ -116,6 +136,11 @@ class Run:
             raise RunError(
                 f"{opened.path} is not the cache of {self.path}: its manifest is {found[:16]}, the run's was "
                 f"{self.record['base_digest'][:16]}; name the right one with --cache"
+            )
+        if opened.basis_digest != self.record.get("reduction", {}).get("digest", ""):
+            raise RunError(
+                f"the rows of {opened.path} are not reduced as those that {self.path} was trained on: "
+                "name the right cache with --cache"
             )
         index = opened.index(self.record["set"])
         if index.digest != self.record["set_digest"]:
@@ -135,9 +160,15 @@ class Run:
             return 0
 
 
+def _reduction(record: dict[str, Any], contents: dict[str, bytes]) -> Basis | None:
+    if REDUCTION_FILE not in contents:
+        return None
+    return Basis.from_tensors(record["reduction"]["basis"], load(contents[REDUCTION_FILE]))
+
+
 def refuse_other_things(path: Path) -> None:
     """RunError where the folder `path` holds anything that no run holds: --overwrite replaces runs only."""
-    ours = {RUN_FILE, HEAD_FILE, BASIS_FILE, REPORT_FILE, *SWEEP_FILES}
+    ours = {RUN_FILE, HEAD_FILE, BASIS_FILE, REDUCTION_FILE, REPORT_FILE, *SWEEP_FILES}
     others = [file.name for file in path.iterdir() if file.name not in ours and not is_temporary(file)]
     if others:
         raise RunError(f"{path} holds {named(others[0])}, which is no part of a run: choose another folder with --run")

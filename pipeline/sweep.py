@@ -22,7 +22,7 @@ from pipeline.search.journal import Journal
 from pipeline.search.leaderboard import write_results
 from pipeline.search.proposals import start_search
 from pipeline.search.race import Contender, Race
-from pipeline.search.space import DEFAULT_SPACE, Space
+from pipeline.search.space import DEFAULT_SPACE, REDUCED_SPACE, Space
 
 
 @dataclass
@@ -49,11 +49,12 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     otherwise, or no head could be trained in time; ConfigError for a space that is none.
     """
     start = time.perf_counter()
-    space = DEFAULT_SPACE if config.space is None else Space.load(config.space)
-    search = start_search(config, space)
+    given = None if config.space is None else Space.load(config.space)
     device = resolve_device(config.device)
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
+    space = given or (REDUCED_SPACE if rows.cache.reduction else DEFAULT_SPACE)
+    search = start_search(config, space)
     prepare_sweep(config.run, config.overwrite)  # only now: what is wrong with the rows must not cost a run
     bases = Bases(rows, allowed_bytes(config.memory), say)
     journal = Journal.open(config.run, _asked(config, space, rows, device))
@@ -108,6 +109,7 @@ def _asked(config: SweepConfig, space: Space, rows: TrainingSet, device: torch.d
         "device": device.type,
         "space": space.describe(),
         "base_digest": rows.cache.manifest.base.digest,
+        **({"reduction": rows.cache.basis_digest} if rows.cache.reduction else {}),
         "set_digest": rows.index.digest,
     }
 

@@ -2,7 +2,8 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.bases.basis import Basis
+from pipeline.bases.reduced import reduction_basis
 from pipeline.bases.rows import HeadData, load_data
 from pipeline.bases.stream import StreamedData
 from pipeline.bases.trainset import TrainingSet
@@ -71,7 +73,8 @@ def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
         refuse_other_things(config.run)
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
-    basis, data = load_data(rows, config.basis, allowed_bytes(config.memory), say)
+    config = replace(config, basis=config.basis or rows.default_basis)
+    basis, data = load_data(rows, config.settings.basis, allowed_bytes(config.memory), say)
     result, head = fit_head(config, rows, data, say)
     result.seconds = time.perf_counter() - start
     remove_sweep(config.run)
@@ -85,7 +88,7 @@ def fit_head(
     """Train a head on `data`, which is in its basis: what happened, and the head of the best epoch."""
     start = time.perf_counter()
     settings, precision = config.settings, rows.cache.manifest.base.precision
-    result = TrainResult(str(config.run), rows.index.name, config.basis, precision, rows.leaks)
+    result = TrainResult(str(config.run), rows.index.name, settings.basis, precision, rows.leaks)
     refuse_beyond_memory(settings, data)
     shape = shape_of(settings, data, config.epochs)
     group = HeadGroup([HeadState.new(member_of(settings, config.seed), shape)], shape, class_weights(settings, data))
@@ -167,10 +170,17 @@ def run_of(config: TrainConfig, rows: TrainingSet, result: TrainResult, basis: B
         "base_digest": manifest.base.digest,
         "augmentation_digest": rows.recipe,
         "set_digest": rows.index.digest,
+        **_reduction_of(rows),
         "classes": list(rows.index.classes),
         "config": {**settings, "passes": rows.passes, "hidden": hidden_units(head)},
         **asdict(result),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "scored": [],
     }
-    return Run(config.run, record, basis, head)
+    return Run(config.run, record, basis, head, reduction_basis(rows.cache))
+
+
+def _reduction_of(rows: TrainingSet) -> dict[str, Any]:
+    """What a run records of the reduction of its cache; nothing where rows are whole."""
+    reduction = rows.cache.reduction
+    return {"reduction": {"basis": reduction.basis, "digest": reduction.digest}} if reduction else {}

@@ -32,7 +32,10 @@ def region_stage(name: str, row_shape: Shape) -> Regions | None:
     if name == "full":
         return None
     if len(row_shape) != 3:
-        raise PipelineError(f"basis {name} needs rows of channels x height x width, these are {row_shape}; use full")
+        raise PipelineError(
+            f"basis {name} needs rows of channels x height x width, these are {row_shape}: "
+            "use full, alone or with +white, +pca:R or +lda"
+        )
     _, height, width = row_shape
     boxes = _boxes(height, width) if name == "pyramid" else [(slice(None), slice(None))]
     weights = torch.zeros(height, width, len(boxes))

@@ -151,8 +151,7 @@ def _streamed(rows: TrainingSet, name: str, memory: int, say: Say) -> tuple[Basi
 def _in_memory(rows: TrainingSet, name: str, say: Say, shared: Shared) -> tuple[Basis, HeadData]:
     index, views = rows.index, rows.views
     train, valid = index.split("train"), index.split("valid")
-    keys = [(image.key, view) for image in train for view in views]
-    keys = list(dict.fromkeys([*keys, *((image.key, layout.CLEAN_VIEW) for image in valid)]))
+    keys = _keys_of(rows)
     place = {key: number for number, key in enumerate(keys)}
     train_rows = torch.tensor([[place[image.key, view] for view in views] for image in train])
     basis, projected = _projected(rows, keys, train_rows, name, say, shared)
@@ -166,6 +165,25 @@ def _in_memory(rows: TrainingSet, name: str, say: Say, shared: Shared) -> tuple[
     )
 
 
+def _keys_of(rows: TrainingSet) -> list[RowKey]:
+    """Distinct keys that training reads: every view of the training images, then the clean one of validation."""
+    train = [(image.key, view) for image in rows.index.split("train") for view in rows.views]
+    return list(dict.fromkeys([*train, *((image.key, layout.CLEAN_VIEW) for image in rows.index.split("valid"))]))
+
+
+def source_of(rows: TrainingSet, name: str) -> str:
+    """The digest of everything that basis `name` of these rows is made from."""
+    return _source(rows, name, _keys_of(rows))
+
+
+def _source(rows: TrainingSet, name: str, keys: list[RowKey]) -> str:
+    labels = sorted((image.digest, image.label, image.split) for image in rows.index.images)
+    key_digest = hashlib.sha256(b"".join(digest + view.encode() for digest, view in keys)).hexdigest()
+    fitting = [BASIS_VERSION, asdict(BasisName.parse(name))]
+    reduced = [rows.cache.basis_digest] if rows.cache.reduction else []
+    return json_digest([*fitting, rows.cache.manifest.base.digest, rows.recipe, labels, key_digest, *reduced])
+
+
 def label_tensor(index: SetIndex, images: Sequence[ImageRecord]) -> Tensor:
     """Places of the images' labels in the set's class order, (N,) int64."""
     place = {name: number for number, name in enumerate(index.classes)}
@@ -177,10 +195,7 @@ def _projected(
 ) -> tuple[Basis, Tensor]:
     """The basis, fitted on the rows of `keys` at `train_rows` (N, P), and all of them in it (M, R)."""
     cache, index = source_rows.cache, source_rows.index
-    labels = sorted((image.digest, image.label, image.split) for image in index.images)
-    key_digest = hashlib.sha256(b"".join(digest + view.encode() for digest, view in keys)).hexdigest()
-    fitting = [BASIS_VERSION, asdict(BasisName.parse(name))]
-    source = json_digest([*fitting, cache.manifest.base.digest, source_rows.recipe, labels, key_digest])
+    source = _source(source_rows, name, keys)
     if kept := _kept(cache, source, name, keys):
         return kept
     start = time.perf_counter()

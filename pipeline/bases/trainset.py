@@ -7,6 +7,7 @@ from cache import layout
 from cache.errors import MissingRows
 from cache.index import SetIndex
 from cache.store import FeatureCache
+from pipeline.config import REDUCED_BASIS, HeadSettings
 from pipeline.console import Say, counted
 from pipeline.errors import RunError
 from pipeline.inputs.images import count_leaks, stale_files
@@ -31,6 +32,11 @@ class TrainingSet:
         windows = range(self.cache.dense_windows(self.dense)) if self.dense else ()
         passes = (layout.pass_view(number) for number in range(self.passes + 1))
         return *passes, *(layout.window_view(self.dense, number) for number in windows)
+
+    @property
+    def default_basis(self) -> str:
+        """What a head is trained in where nothing else is asked for."""
+        return REDUCED_BASIS if self.cache.reduction else HeadSettings.basis
 
     @property
     def recipe(self) -> str:
@@ -79,6 +85,8 @@ def _passes(asked: int | None, cache: FeatureCache, index: SetIndex) -> int:
 
 
 def _refuse_missing(cache: FeatureCache, index: SetIndex, dense: int) -> None:
+    if dense and cache.reduction:
+        raise RunError(f"{cache.path} is reduced, and holds no dense views: train without --dense")
     if dense and dense != index.dense and cache.missing(index.row_keys(0, dense)):
         raise MissingRows(
             f"set {index.name!r} of {cache.path} has no dense views of {dense} pixels of all its training images: "

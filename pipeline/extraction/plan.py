@@ -12,6 +12,7 @@ from cache.errors import CacheError
 from cache.keys import RowKey
 from cache.layout import LARGEST_SIDE
 from cache.manifest import Augmentation, Base, Manifest
+from cache.reduction import Reduction
 from cache.store import FeatureCache, check_place
 from cache.windows import windows_of
 from pipeline.backbones import backbone
@@ -50,15 +51,21 @@ class ExtractResult:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run will do: where, with which settings, over which files."""
+class Making:
+    """How rows are made, whichever: the settings, the backbone's tensors, and where it computes."""
 
     config: ExtractConfig
-    images: ImageSet
-    name: str
     tensors: dict[str, torch.Tensor]
     device: torch.device
     manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Plan(Making):
+    """What a run will do: how it makes rows, and of which files."""
+
+    images: ImageSet
+    name: str
 
 
 def make_plan(config: ExtractConfig, say: Say) -> Plan:
@@ -72,10 +79,16 @@ def make_plan(config: ExtractConfig, say: Say) -> Plan:
     tensors = backbone.load_tensors(config.backbone, config.weights, say)
     manifest = _manifest(config, tensors, precision)
     if config.dense:
+        _refuse_reduced(config)
         refuse_no_windows(config, manifest.base.row_shape)
     if stored:
         manifest = stored.merged_with(manifest, config.cache)
-    return Plan(config, images, name, tensors, device, manifest)
+    return Plan(config, tensors, device, manifest, images, name)
+
+
+def _refuse_reduced(config: ExtractConfig) -> None:
+    if Reduction.load(config.cache):
+        raise PipelineError(f"{config.cache} is reduced, which dense views cannot be: leave out --dense")
 
 
 def refuse_no_windows(config: ExtractConfig, row_shape: tuple[int, ...]) -> None:
@@ -170,9 +183,9 @@ class Share:
         return sum(len(item.views) for item in self.work)
 
 
-def shares_of(plan: Plan, work: list[Work]) -> list[Share]:
+def shares_of(making: Making, work: list[Work]) -> list[Share]:
     """`work` by the size of its views, where there is any."""
-    base, dense = plan.manifest.base, plan.config.dense
+    base, dense = making.manifest.base, making.config.dense
     plain = Share(_only(work, dense=False), base.input_size, base.row_shape)
     shares = [plain]
     if dense:
@@ -190,7 +203,10 @@ def announce(plan: Plan, result: ExtractResult, work: list[Work], say: Say) -> N
     """Say what is there and what it will take; refuse what the disk cannot hold."""
     shares = shares_of(plan, work)
     missing = sum(share.rows for share in shares)
-    needed = sum(share.rows * 2 * math.prod(share.row_shape) for share in shares)
+    reduction = Reduction.load(plan.config.cache)
+    needed = sum(
+        share.rows * 2 * (reduction.out_features if reduction else math.prod(share.row_shape)) for share in shares
+    )
     say(
         f"{plan.name}: {result.images} images, {len(plan.images.classes)} classes, "
         f"{result.rows} rows: {result.reused} present, {missing} missing"

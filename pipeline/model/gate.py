@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cache.index import ImageRecord
 from cache.layout import CLEAN_VIEW
+from cache.shard import Float16Array
 from cache.store import FeatureCache
 from pipeline.backbones.backbone import Backbone, load_backbone
+from pipeline.bases.basis import Basis
+from pipeline.bases.reduced import reduce_rows
 from pipeline.console import Say, named
 from pipeline.errors import ParityError, RunError
 from pipeline.inputs.decode import decode_rgb, read_image
@@ -27,6 +31,7 @@ from pipeline.run import Run
 IMAGES = 200
 TOLERANCE = 1e-4  # in log-probability, class by class
 BATCH_TOLERANCE = 1e-3  # between batch sizes, whose sums differ in their order: unlikely classes are at -50 and less
+REDUCED_COSINE = 0.995  # of a reduced row and the same made here: bfloat16 rows of other machines have 0.9995 whole
 OTHER_BATCHES = (1, 3)  # sizes that some of the images are computed in as well
 IN_OTHER_BATCHES = 12  # images
 
@@ -53,7 +58,7 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
     device = _device(base.precision)
     say(f"parity: {len(images)} validation images through the exported file")
     network = load_backbone(base.backbone, dict(trained.backbone_tensors), device=device, precision=base.precision)
-    expected = _expected(trained, images, root, network, say)
+    expected, reduced = _expected(trained, images, root, network, say)
     request = {
         "model": str(model),
         "paths": [str(root / image.path) for image in images],
@@ -79,6 +84,7 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
         "float32_abs_diff": float(apart.max()),
         "float32_p99_diff": float(apart.flatten().quantile(0.99)),
         "float32_top1_agreement": _agreement(float32, expected),
+        **reduced,
     }
 
 
@@ -137,21 +143,58 @@ def _check_files(images: list[ImageRecord], root: Path) -> None:
             )
 
 
-def _expected(trained: Trained, images: list[ImageRecord], root: Path, network: Backbone, say: Say) -> Tensor:
-    """(N, C) of the head in its basis on the cache's rows; on rows made here if another kind of machine made those."""
+def _expected(
+    trained: Trained, images: list[ImageRecord], root: Path, network: Backbone, say: Say
+) -> tuple[Tensor, dict[str, float]]:
+    """(N, C) of the head in its basis on the cache's rows; on rows made here if another kind of machine made those.
+
+    Of a reduced cache, on whole rows made here: those it holds were rounded once more, by how much is said beside.
+    """
     cache = trained.cache
     keys = [(image.key, CLEAN_VIEW) for image in images]
-    views = Views(cache.manifest.base.input_size, cache.manifest.base.resize)
-    here = _kind({**network.provenance, "views": views.place})
-    if all(_kind(made) == here for made in cache.provenance(keys)):
-        rows = cache.read(keys)
-    else:
+    here = _kind({**network.provenance, "views": Views.place})
+    same_kind = all(_kind(made) == here for made in cache.provenance(keys))
+    if same_kind and not cache.reduction:
+        return _log_probs(trained, trained.run.basis, cache.read(keys)), {}
+    if not same_kind:
         say("the cache came from another kind of device: comparison rows are computed here")
-        pixels = [views.render(decode_rgb(read_image(root / i.path)), i.key, CLEAN_VIEW) for i in images]
-        size = network.batch_size
-        rows = torch.cat([torch.from_numpy(network(pixels[n : n + size])) for n in range(0, len(pixels), size)]).numpy()
+    whole = _rows_here(cache, images, root, network)
+    expected = _log_probs(trained, trained.run.whole_basis, whole)
+    return expected, _beside_reduced(trained, images, whole, expected) if cache.reduction else {}
+
+
+def _rows_here(cache: FeatureCache, images: list[ImageRecord], root: Path, network: Backbone) -> Float16Array:
+    """Whole rows of the images' files, (N, D)."""
+    views = Views(cache.manifest.base.input_size, cache.manifest.base.resize)
+    pixels = [views.render(decode_rgb(read_image(root / i.path)), i.key, CLEAN_VIEW) for i in images]
+    size = network.batch_size
+    return np.concatenate([network(pixels[n : n + size]) for n in range(0, len(pixels), size)])
+
+
+def _log_probs(trained: Trained, basis: Basis, rows: Float16Array) -> Tensor:
     with torch.inference_mode():
-        return at_temperature(trained.run.head(trained.run.basis.apply(rows)), trained.temperature)
+        return at_temperature(trained.run.head(basis.apply(rows)), trained.temperature)
+
+
+def _beside_reduced(
+    trained: Trained, images: list[ImageRecord], whole: Float16Array, expected: Tensor
+) -> dict[str, float]:
+    """How far the cache's rounded rows are from unrounded ones, in log-probability; ParityError for another image's."""
+    assert trained.run.reduction is not None
+    stored = trained.cache.read([(image.key, CLEAN_VIEW) for image in images])
+    made = reduce_rows(trained.run.reduction, whole)
+    agree = torch.cosine_similarity(torch.from_numpy(stored).double(), torch.from_numpy(made).double())
+    worst = int(agree.argmin())
+    if not float(agree[worst]) >= REDUCED_COSINE:
+        raise ParityError(
+            f"the row of {named(images[worst].path)} in {trained.cache.path} is not what its image gives: "
+            f"cosine {float(agree[worst]):.4f}, at least {REDUCED_COSINE} is expected; nothing was written"
+        )
+    found = _log_probs(trained, trained.run.basis, stored)
+    return {
+        "reduced_abs_diff": float((found - expected).abs().max()),
+        "reduced_top1_agreement": _agreement(found, expected),
+    }
 
 
 def _kind(provenance: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -65,7 +65,7 @@ def _frame(found: Findings) -> dict[str, Any]:
         f"set {found.index.name}: {len(run.classes)} classes, {counts} images for training, validation and test",
         f"{base.backbone} at {base.input_size} pixels in {base.precision}",
         counted(config["passes"], "augmented pass"),
-        f"basis {run.record['basis']}, {config['hidden']} hidden units",
+        f"basis {run.whole_basis.name}, {config['hidden']} hidden units",
         f"headgraft {version('headgraft')}, {datetime.now(UTC):%Y-%m-%d}",
     )
     names = {

@@ -96,4 +96,4 @@ def summary(chosen: Contender, trained: Sequence[Trained], together: Trained) ->
 def run_of_best(trained: Sequence[Trained], bases: Bases) -> Run:
     """The run of the one that validates best, not yet saved."""
     best = max(trained, key=lambda one: (one.result.valid_accuracy, -one.result.valid_loss))
-    return run_of(best.config, bases.rows, best.result, bases.basis(best.config.basis), best.head)
+    return run_of(best.config, bases.rows, best.result, bases.basis(best.config.settings.basis), best.head)

@@ -5,7 +5,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +167,5 @@ DEFAULT_SPACE = Space(
     },
     "the default space",
 )
+# Of rows that are reduced already: the same, in bases that such rows can be in.
+REDUCED_SPACE = replace(DEFAULT_SPACE, domains={**DEFAULT_SPACE.domains, "basis": ("full+lda:4", "full+lda:8")})

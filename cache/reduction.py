@@ -1,0 +1,90 @@
+"""What makes a cache a reduced one: the basis all its rows were reduced by, and what that cost in accuracy."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from cache import layout
+from cache.errors import DamagedCache
+from cache.files import read_regular, write_atomically
+from cache.manifest import LARGEST_ROW, is_count, is_digest, json_digest
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How whole rows of the manifest become the rows of a reduced cache.
+
+    `basis` is the name of the linear map and `digest` the SHA-256 of `basis.safetensors`, which holds its arrays;
+    `in_features` and `out_features` are the lengths of a row before and after. `source` is the digest of what the basis
+    was fitted on, `fitted_on` says that in words, and `accuracy` what heads lost by it; {} where it was not measured.
+    """
+
+    basis: str
+    digest: str
+    in_features: int
+    out_features: int
+    source: str
+    fitted_on: dict[str, Any] = field(default_factory=dict)
+    accuracy: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row, (R,)."""
+        return (self.out_features,)
+
+    def save(self, cache: Path) -> None:
+        """Write reduction.json whole or not at all; the basis must be there already."""
+        body = asdict(self)
+        data = json.dumps({"format": layout.FORMAT_VERSION, **body, "sha256": json_digest(body)}, indent=1)
+        write_atomically(cache / layout.REDUCTION_FILE, data.encode("ascii"))
+
+    @classmethod
+    def load(cls, cache: Path) -> Self | None:
+        """That of the cache folder; None where its rows are whole, DamagedCache where it is not what was written."""
+        path = cache / layout.REDUCTION_FILE
+        if not path.exists():
+            return None
+        try:
+            stored = json.loads(read_regular(path))
+            version, digest = stored.pop("format"), stored.pop("sha256")
+            if version != layout.FORMAT_VERSION or digest != json_digest(stored):
+                raise ValueError("of another format, or changed after it was written")
+            reduction = cls(**stored)
+            if wrong := _impossible(reduction):
+                raise ValueError(f"no usable {wrong}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DamagedCache(f"{path} is not the record of a reduction ({error}); reduce the cache anew") from error
+        return reduction
+
+    def read_basis(self, cache: Path) -> bytes:
+        """The bytes of `basis.safetensors`, checked against `digest`."""
+        path = cache / layout.BASIS_FILE
+        try:
+            data = read_regular(path)
+        except OSError as error:
+            raise DamagedCache(f"{path} cannot be read ({error.strerror}): restore it, or reduce anew") from error
+        if hashlib.sha256(data).hexdigest() != self.digest:
+            raise DamagedCache(f"{path} is not the basis that the rows were reduced by: restore it, or reduce anew")
+        return data
+
+
+def save_basis(cache: Path, data: bytes) -> str:
+    """Keep `data` as the cache's basis and return its digest; what was there before is replaced."""
+    write_atomically(cache / layout.BASIS_FILE, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _impossible(reduction: Reduction) -> str:
+    """The first field with a value of another type or beyond all bounds; "" where all are possible."""
+    possible = {
+        "basis": isinstance(reduction.basis, str),
+        "digest": is_digest(reduction.digest),
+        "in_features": is_count(reduction.in_features, 1, LARGEST_ROW),
+        "out_features": is_count(reduction.out_features, 1, LARGEST_ROW),
+        "source": is_digest(reduction.source),
+        "fitted_on": isinstance(reduction.fitted_on, dict),
+        "accuracy": isinstance(reduction.accuracy, dict),
+    }
+    return next((name for name, ok in possible.items() if not ok), "")

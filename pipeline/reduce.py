@@ -1,0 +1,174 @@
+"""A smaller cache of the same images: every row in a basis, and what heads lose by that, measured and recorded."""
+
+import json
+import time
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from cache import layout
+from cache.errors import CacheError
+from cache.keys import are_dense, unpack_keys
+from cache.lock import writing
+from cache.reduction import Reduction, save_basis
+from cache.store import FeatureCache, Part, check_place
+from cache.writer import ShardWriter, merge_small_shards
+from pipeline.bases.basis import Basis
+from pipeline.bases.reduced import reduce_rows, reduction_basis
+from pipeline.bases.rows import load_data, source_of
+from pipeline.bases.stream import ROWS_AT_ONCE
+from pipeline.bases.trainset import TrainingSet
+from pipeline.config import ReduceConfig, TrainConfig
+from pipeline.console import Say, counted, progress, silent, size
+from pipeline.errors import ConfigError
+from pipeline.machine.device import available_cpus
+from pipeline.machine.memory import allowed_bytes
+from pipeline.train import fit_head
+
+ROWS_PER_SHARD = 10_000  # of a KB or so each
+SECONDS_PER_SHARD = 60.0
+
+
+@dataclass
+class ReduceResult:
+    """What `reduce_cache` did; the fields of its JSON. `in_features` and `out_features` are lengths of a row.
+
+    `bytes` are those of the shards, `source_bytes` of those they were made from. `accuracy` has `whole` and `reduced`,
+    each with basis, mean and std of validation accuracies, and `lost`, a fraction; it is {} where not measured.
+    """
+
+    cache: str
+    out: str
+    basis: str
+    in_features: int
+    out_features: int
+    rows: int
+    computed: int
+    reused: int
+    bytes: int
+    source_bytes: int
+    accuracy: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
+    """Fit a basis on the training rows of a set, and write all rows of the cache in it to another; resumes.
+
+    Dense views are left out. Raises CacheError where `out` is another cache, or what is reduced already is asked for.
+    """
+    start = time.perf_counter()
+    torch.set_num_threads(available_cpus())
+    rows = TrainingSet.open(config.cache, config.set, None, say)
+    whole = rows.cache
+    if whole.reduction:
+        raise CacheError(f"{whole.path} is reduced already, by {whole.reduction.basis}: reduce the cache it came from")
+    if config.out.absolute() == config.cache.absolute():
+        raise ConfigError("--out is the cache itself: name another folder")
+    check_place(config.out)
+    with writing(config.out):
+        out, basis = _opened(config, rows, say)
+        computed = _write_rows(whole, out, basis, say)
+        out = FeatureCache.open(config.out)
+        merge_small_shards(out.shards)
+        for name in whole.sets():
+            out.save_index(replace(whole.index(name), dense=0))
+    out = FeatureCache.open(config.out)
+    assert out.reduction is not None
+    accuracy = out.reduction.accuracy
+    if config.seeds and accuracy.get("seeds") != config.seeds:
+        accuracy = _measure(config, rows, say)
+        with writing(config.out):
+            replace(out.reduction, accuracy=accuracy).save(config.out)
+    return ReduceResult(
+        cache=str(config.cache),
+        out=str(config.out),
+        basis=config.basis,
+        in_features=whole.in_features,
+        out_features=out.in_features,
+        rows=len(out),
+        computed=computed,
+        reused=len(out) - computed,
+        bytes=out.bytes,
+        source_bytes=whole.bytes,
+        accuracy=accuracy,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _opened(config: ReduceConfig, rows: TrainingSet, say: Say) -> tuple[FeatureCache, Basis]:
+    """The cache to write to and its basis: that which an earlier run of the same began, or a new one."""
+    whole, source = rows.cache, source_of(rows, config.basis)
+    known = Reduction.load(config.out)
+    if (config.out / layout.MANIFEST_FILE).is_file() and (known is None or known.source != source):
+        found = f"reduced by {known.basis}, fitted on other rows or as another basis" if known else "of whole rows"
+        raise CacheError(f"{config.out} holds a cache {found}: name another folder with --out")
+    if known is None:
+        basis, _ = load_data(rows, config.basis, allowed_bytes(config.memory), say)
+        config.out.mkdir(parents=True, exist_ok=True)
+        _describe(config.out, rows, basis, source).save(config.out)
+    out = FeatureCache.create(config.out, whole.manifest)  # after the reduction: never a cache of whole rows
+    kept = reduction_basis(out)
+    assert kept is not None
+    return out, kept
+
+
+def _describe(out: Path, rows: TrainingSet, basis: Basis, source: str) -> Reduction:
+    """The record of the reduction, its basis kept in `out`."""
+    width, index = rows.cache.in_features, rows.index
+    reduced = basis.transform(torch.zeros(1, width)).shape[1]
+    fitted_on = {
+        "set": index.name,
+        "set_digest": index.digest,
+        "train_images": len(index.split("train")),
+        "passes": rows.passes,
+    }
+    return Reduction(basis.name, save_basis(out, save(basis.tensors())), width, reduced, source, fitted_on)
+
+
+def _write_rows(whole: FeatureCache, out: FeatureCache, basis: Basis, say: Say) -> int:
+    """Reduce the rows that `out` lacks; returns how many those were."""
+    keys = whole.keys[~are_dense(whole.keys)]
+    missing = out.without(keys)
+    each = 2 * out.in_features + keys.itemsize
+    say(f"{counted(len(keys), 'row')}, {len(missing)} to reduce: {size(len(missing) * each)} to write")
+    recipe = whole.manifest.augmentation
+    parts = sorted(whole.parts(missing), key=_made_by)
+    with progress(len(missing), "rows", say) as advance:
+        for _, alike in groupby(parts, _made_by):
+            some = list(alike)
+            header = replace(some[0].shard.header, row_shape=out.row_shape, basis=out.basis_digest)
+            digest = recipe.digest if recipe else ""
+            with ShardWriter(out.path, header, digest, ROWS_PER_SHARD, SECONDS_PER_SHARD) as writer:
+                for part in some:
+                    for positions, rows in part.blocks(part.shard.read(), ROWS_AT_ONCE):
+                        writer.add(unpack_keys(missing[positions]), reduce_rows(basis, rows))
+                        advance(len(positions))
+    return len(missing)
+
+
+def _made_by(part: Part) -> str:
+    """What computed the rows of a shard: those alike share a shard again."""
+    return json.dumps(dict(part.shard.header.provenance), sort_keys=True)
+
+
+def _measure(config: ReduceConfig, rows: TrainingSet, say: Say) -> dict[str, Any]:
+    """Validation accuracy of the default head on whole and on reduced rows, over the same seeds."""
+    reduced = TrainingSet.open(config.out, rows.index.name, rows.passes, say)
+    found = {name: _scores(config, of, say) for name, of in (("whole", rows), ("reduced", reduced))}
+    lost = found["whole"]["mean"] - found["reduced"]["mean"]
+    say(f"{config.basis}: validation {found['whole']['mean']:.2%} whole, {found['reduced']['mean']:.2%} reduced")
+    return {**found, "lost": lost, "seeds": config.seeds}
+
+
+def _scores(config: ReduceConfig, rows: TrainingSet, say: Say) -> dict[str, Any]:
+    basis = rows.default_basis
+    _, data = load_data(rows, basis, allowed_bytes(config.memory), say)
+    heads = [TrainConfig(rows.cache.path, config.out, basis=basis, seed=seed) for seed in range(config.seeds)]
+    accuracies = [fit_head(head, rows, data)[0].valid_accuracy for head in heads]
+    spread = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
+    return {"basis": basis, "mean": float(np.mean(accuracies)), "std": spread}
