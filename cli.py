@@ -15,6 +15,7 @@ from cache.errors import HeadgraftError
 from pipeline.config import (
     CLASS_WEIGHTS,
     DEVICES,
+    ENGINES,
     PRECISIONS,
     REDUCED_BASIS,
     SEARCHES,
@@ -105,6 +106,24 @@ def _training_options(command: F) -> F:
     return command
 
 
+def _cluster_options(config: type) -> Callable[[F], F]:
+    """What computes, and on which workers."""
+
+    def add(command: F) -> F:
+        options = (
+            _option(config, "engine", "What computes: this process, or workers of Ray.", type=click.Choice(ENGINES)),
+            _option(config, "ray_address", "Of a Ray cluster.  [default: one is begun here]", type=str),
+            _option(config, "ray_workers", "Workers.  [default: as many as there is room for]", type=int),
+            _option(config, "cpus_per_worker", "Processors of each.  [default: 1, with a GPU 4]", type=int),
+            _option(config, "gpus_per_worker", "GPUs of each, or a part of one; 0: none is used."),
+        )
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 def _emit(result: Any, as_json: bool, text: str) -> None:
     """The result as JSON, or in words; both on standard output."""
     if as_json:
@@ -144,6 +163,8 @@ def main() -> None:
 @_option(ExtractConfig, "dry_run", "Say what would be done, and stop.")
 @_option(ExtractConfig, "shard_of", "i/n: compute the i-th of n parts, beside others that compute theirs.", type=str)
 @_option(ExtractConfig, "finish", "Index what the parts have computed; compute nothing.")
+@_cluster_options(ExtractConfig)
+@_option(ExtractConfig, "unit_rows", "Rows a worker of Ray makes at once.  [default: 128, with a GPU 1000]", type=int)
 @_json
 def extract(as_json: bool, **options: Any) -> None:
     """Stage one: features of the images in DATA that the cache does not have; run again to resume or extend."""
@@ -204,6 +225,7 @@ def train_head(as_json: bool, **options: Any) -> None:
 @_option(SweepConfig, "seeds", "Seeds that the chosen head is trained anew with.")
 @_option(SweepConfig, "device", "Where heads are searched.", type=click.Choice(DEVICES))
 @_option(SweepConfig, "merge", "Keep those seeds as one head, their hidden units side by side.")
+@_cluster_options(SweepConfig)
 @_option(SweepConfig, "seed", "Seed of the search and of all its heads.")
 @_option(SweepConfig, "overwrite", "Begin anew in place of an existing run.")
 @_json

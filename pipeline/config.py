@@ -17,6 +17,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
 CLASS_WEIGHTS = ("none", "balanced")
 SEARCHES = ("random", "grid", "optuna")
+ENGINES = ("local", "ray")
 REDUCED_BASIS = "full"  # of a head on rows that are reduced already
 TTA = ("none", "flip")
 
@@ -31,6 +32,7 @@ _EXTRACT_BOUNDS = {
     "batch_size": (1, 4096),
     "workers": (0, 256),
     "threads": (1, 1024),
+    "unit_rows": (1, 1_000_000),
 }
 _HEAD_BOUNDS = {"hidden": (1, 1 << 16), "batch_size": (1, 1 << 20)}
 _TRAIN_BOUNDS = {
@@ -85,12 +87,48 @@ def _check_tta(tta: str) -> None:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """What computes: `engine` local is this process, ray the workers of a Ray cluster, at `ray_address` or begun here.
+
+    `ray_workers` None is as many as there is room for. Each takes `cpus_per_worker` processors, None for one, or four
+    beside a GPU, and `gpus_per_worker` GPUs.
+    """
+
+    engine: str = "local"
+    ray_address: str | None = None
+    ray_workers: int | None = None
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.engine in ENGINES, f"--engine is {self.engine!r}, expected {' or '.join(ENGINES)}")
+        for name in ("ray_workers", "cpus_per_worker"):
+            _require_count(name, getattr(self, name), 1, 100_000)
+        gpus = self.gpus_per_worker
+        _require(0 <= gpus <= 64, f"--gpus-per-worker is {gpus}, expected 0 to 64")
+        if self.engine != "ray":
+            asked = [f.name for f in fields(ClusterConfig) if getattr(self, f.name) != f.default]
+            _require(
+                not asked, f"--{''.join(asked[:1]).replace('_', '-')} is for --engine ray: add that, or leave it out"
+            )
+
+    @property
+    def cpus(self) -> int:
+        """Processors of a worker."""
+        return self.cpus_per_worker or (4 if self.gpus_per_worker else 1)
+
+
+_CLUSTER = tuple(field.name for field in fields(ClusterConfig))
+
+
+@dataclass(frozen=True)
 class ExtractConfig:
     """Stage one. `passes` augmented views per training image; `image_size` in pixels; None counts are chosen.
 
     `dense`, in pixels, asks for the map of a larger clean view of each training image, whose windows are views; 0 for
     none. `shard_of` i/n computes the i-th of n parts alone, beside others that compute theirs; `finish` indexes what
-    they have computed, and computes nothing.
+    they have computed, and computes nothing. `engine` and what follows is of `ClusterConfig`; `unit_rows` are handed to
+    a worker at once, and lost with it.
     """
 
     data: Path
@@ -112,18 +150,31 @@ class ExtractConfig:
     dry_run: bool = False
     shard_of: str | None = None
     finish: bool = False
+    engine: str = ClusterConfig.engine
+    ray_address: str | None = ClusterConfig.ray_address
+    ray_workers: int | None = ClusterConfig.ray_workers
+    cpus_per_worker: int | None = ClusterConfig.cpus_per_worker
+    gpus_per_worker: float = ClusterConfig.gpus_per_worker
+    unit_rows: int | None = None
 
     def __post_init__(self) -> None:
         _take_texts_as_paths(self)
+        _ = self.cluster  # which checks it
         _check_computing(self.precision, self.device)
         for name, (least, most) in _EXTRACT_BOUNDS.items():
             _require_count(name, getattr(self, name), least, most)
         larger = not self.dense or self.dense > self.image_size
         _require(larger, f"--dense is {self.dense}, expected more than --image-size {self.image_size}, or 0 for none")
         _ = self.part  # which checks it
+        _require(self.unit_rows is None or self.engine == "ray", "--unit-rows is for --engine ray: add that")
         _require(
             not (self.finish and self.shard_of), "--finish and --shard-of: parts first, then --finish without them"
         )
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        """What is said of what computes."""
+        return ClusterConfig(**{name: getattr(self, name) for name in _CLUSTER})
 
     @property
     def part(self) -> tuple[int, int] | None:
@@ -225,15 +276,26 @@ class SweepConfig:
     seed: int = 0
     memory: float | None = None
     overwrite: bool = False
+    engine: str = ClusterConfig.engine
+    ray_address: str | None = ClusterConfig.ray_address
+    ray_workers: int | None = ClusterConfig.ray_workers
+    cpus_per_worker: int | None = ClusterConfig.cpus_per_worker
+    gpus_per_worker: float = ClusterConfig.gpus_per_worker
 
     def __post_init__(self) -> None:
         _check_training(self, _SWEEP_BOUNDS)
+        _ = self.cluster  # which checks it
         _check_device(self.device)
         limit = self.time_limit
         _require(limit is None or 0 < limit < float("inf"), f"--time-limit is {limit}, expected seconds above 0")
         _require(self.search in SEARCHES, f"--search is {self.search!r}, expected one of {', '.join(SEARCHES)}")
         last = self.seed + self.seeds
         _require(last <= LARGEST_SEED, f"--seed is {self.seed}, and {self.seeds} more follow: at most {LARGEST_SEED:,}")
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        """What is said of what computes."""
+        return ClusterConfig(**{name: getattr(self, name) for name in _CLUSTER})
 
 
 @dataclass(frozen=True)

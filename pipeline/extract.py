@@ -15,8 +15,8 @@ from pipeline.config import ExtractConfig
 from pipeline.console import Say, counted, named, silent
 from pipeline.errors import PipelineError
 from pipeline.extraction.advice import advice
-from pipeline.extraction.compute import bring_up, compute
-from pipeline.extraction.plan import ExtractResult, Plan, announce, make_plan, missing_work, shares_of, stored_manifest
+from pipeline.extraction.engine import Engine, engine_of
+from pipeline.extraction.plan import ExtractResult, Plan, announce, make_plan, missing_work, stored_manifest
 from pipeline.inputs.loader import Work
 
 
@@ -27,11 +27,15 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
     DecodeError listing every file that cannot be decoded, unless `skip_bad` records them.
     """
     start = time.perf_counter()
-    plan = make_plan(config, say)
-    if config.dry_run:
-        result = _dry_run(plan, say)
-        result.seconds = time.perf_counter() - start
-        return result
+    with engine_of(config, say) as engine:
+        plan = make_plan(config, say, engine.place)
+        result = _dry_run(plan, engine, say) if config.dry_run else _extract(plan, engine, start, say)
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _extract(plan: Plan, engine: Engine, start: float, say: Say) -> ExtractResult:
+    config = plan.config
     with writing(config.cache, config.part):
         cache = FeatureCache.create(config.cache, plan.manifest)
         work, result = missing_work(plan, cache)
@@ -39,13 +43,13 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
         if config.finish:
             _refuse_unfinished(work)
         try:
-            bad = compute(plan, cache, work, result, say) if work else []
+            bad = engine.compute(plan, cache, work, result, say) if work else []
         finally:
             if result.computed:  # also of a run that was stopped: its rows were not free
                 result.seconds = time.perf_counter() - start
                 record_extraction(config.cache, _history(plan, result))
         if config.part:
-            return _part_done(plan, result, bad, start)
+            return _part_done(plan, result, bad)
         cache = FeatureCache.open(cache.path)
         merge_small_shards(cache.shards)
         index = plan.images.index(plan.name, bad)
@@ -55,7 +59,6 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
     result.skipped = [{"path": image.path, "reason": image.reason} for image in index.skipped]
     result.rows = result.computed + result.reused
     result.bytes = FeatureCache.open(cache.path).bytes
-    result.seconds = time.perf_counter() - start
     return result
 
 
@@ -68,12 +71,11 @@ def _refuse_unfinished(work: list[Work]) -> None:
         )
 
 
-def _part_done(plan: Plan, result: ExtractResult, bad: list[SkippedImage], start: float) -> ExtractResult:
+def _part_done(plan: Plan, result: ExtractResult, bad: list[SkippedImage]) -> ExtractResult:
     """One part is in shards; merging and the index are for the last step, when all are."""
     result.skipped = [{"path": image.path, "reason": image.reason} for image in bad]
     result.rows = result.computed + result.reused
     result.bytes = FeatureCache.open(plan.config.cache).bytes
-    result.seconds = time.perf_counter() - start
     return result
 
 
@@ -97,14 +99,13 @@ def _kept_dense(cache: FeatureCache, name: str) -> int:
         return 0
 
 
-def _dry_run(plan: Plan, say: Say) -> ExtractResult:
+def _dry_run(plan: Plan, engine: Engine, say: Say) -> ExtractResult:
     exists = stored_manifest(plan.config.cache) is not None
     cache = replace(FeatureCache.open(plan.config.cache), manifest=plan.manifest) if exists else None
     work, result = missing_work(plan, cache)
     result.bytes = cache.bytes if cache else 0
     announce(plan, result, work, say)
-    for share in shares_of(plan, work):
-        bring_up(plan, share, say)
+    engine.estimate(plan, work, say)
     for line in advice(plan):
         say(line)
     return result

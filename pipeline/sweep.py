@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,15 +13,17 @@ from pipeline.bases.trainset import TrainingSet
 from pipeline.config import SweepConfig
 from pipeline.console import Say, counted, silent
 from pipeline.heads.head import hidden_units
+from pipeline.machine.cluster import connected
 from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run import Run, prepare_sweep
 from pipeline.search.baselines import baselines
 from pipeline.search.choice import choose, describe, merged, run_of_best, summary, train_anew
+from pipeline.search.crew import AloneCrew, Crew, RayCrew
 from pipeline.search.held import Bases
 from pipeline.search.journal import Journal
 from pipeline.search.leaderboard import write_results
-from pipeline.search.proposals import start_search
+from pipeline.search.proposals import Search, start_search
 from pipeline.search.race import Contender, Race
 from pipeline.search.space import DEFAULT_SPACE, REDUCED_SPACE, Space
 
@@ -50,7 +53,7 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     """
     start = time.perf_counter()
     given = None if config.space is None else Space.load(config.space)
-    device = resolve_device(config.device)
+    device = _device(config)
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
     space = given or (REDUCED_SPACE if rows.cache.reduction else DEFAULT_SPACE)
@@ -60,14 +63,9 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     journal = Journal.open(config.run, _asked(config, space, rows, device))
     if journal.scores:
         say(f"going on from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
-    race = Race(bases, journal, config.epochs, config.seed, device, config.halving, _deadline(config), say)
-    heads: list[Contender] = []
-    while not race.over and (batch := search.ask()):
-        new = [Contender(len(heads) + place, settings) for place, settings in enumerate(batch)]
-        heads += new
-        race.run(new)
-        search.tell([(head.settings, head.score.valid_accuracy) for head in new])
-    heads = [head for head in heads if head.score.epochs]  # a time limit may leave some untried
+    with _crew(config, rows, device, say) as crew:
+        race = Race(bases, journal, config.epochs, config.seed, config.halving, _deadline(config), say, crew)
+        heads = _all_tried(race, search)
     chosen = choose(heads, bases)
     result = SweepResult(str(config.run), rows.index.name, rows.passes, rows.dense, rows.leaks)
     result.heads = _entries(heads, config.epochs)
@@ -80,6 +78,34 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     write_results(config.run, asdict(result))
     run.save()  # last: with run.json, the sweep is finished
     return result
+
+
+def _device(config: SweepConfig) -> torch.device:
+    """Where heads are searched; workers of Ray have a GPU where they were given one."""
+    if config.engine == "ray":
+        return torch.device("cuda" if config.gpus_per_worker else "cpu")
+    return resolve_device(config.device)
+
+
+@contextmanager
+def _crew(config: SweepConfig, rows: TrainingSet, device: torch.device, say: Say) -> Iterator[Crew]:
+    """Who trains the heads."""
+    if config.engine != "ray":
+        yield AloneCrew(device)
+        return
+    with connected(config.cluster, say) as ray, RayCrew(ray, config, rows) as crew:
+        yield crew
+
+
+def _all_tried(race: Race, search: Search) -> list[Contender]:
+    """Every head that the search proposes, with its score; without those a time limit left untried."""
+    heads: list[Contender] = []
+    while not race.over and (batch := search.ask()):
+        new = [Contender(len(heads) + place, settings) for place, settings in enumerate(batch)]
+        heads += new
+        race.run(new)
+        search.tell([(head.settings, head.score.valid_accuracy) for head in new])
+    return [head for head in heads if head.score.epochs]
 
 
 def _finish(config: SweepConfig, chosen: Contender, bases: Bases, result: SweepResult, say: Say) -> Run:

@@ -23,7 +23,7 @@ from pipeline.console import silent
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.run import Run
-from pipeline.search import race
+from pipeline.search import crew
 from pipeline.search.baselines import PENALTIES, baselines
 from pipeline.search.choice import choose
 from pipeline.search.held import Bases
@@ -179,7 +179,7 @@ def test_a_killed_sweep_goes_on_without_repeating_what_was_done(
 
 def test_a_line_cut_short_by_a_kill_is_dropped(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The head it was of trains again; anything else that is no journal is refused."""
-    monkeypatch.setattr(race, "_LARGEST_GROUP", 1)
+    monkeypatch.setattr(crew, "_LARGEST_GROUP", 1)
     calls = iter(range(100))
     real = Journal.record
     monkeypatch.setattr(
@@ -247,7 +247,7 @@ def test_what_is_wrong_with_the_rows_costs_no_run(features: Path) -> None:
 def test_a_sweep_short_of_memory_trains_fewer_heads_at_once(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And keeps no states of heads that wait: the same results, by training from the start again."""
     whole = sweep(config(features, run=features.parent / "whole", memory=1.0))
-    monkeypatch.setattr("pipeline.search.race.free_bytes", lambda device: 20_000)
+    monkeypatch.setattr("pipeline.search.crew.free_bytes", lambda device: 20_000)
     assert sweep(config(features, memory=1.0)).heads == whole.heads
     monkeypatch.setattr("pipeline.train.available_bytes", lambda: 100)
     with pytest.raises(RunError, match="choose a smaller --hidden"):
@@ -259,7 +259,7 @@ def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.Monke
     now = iter(range(10_000))
     monkeypatch.setattr("pipeline.search.race.time.monotonic", lambda: next(now))
     monkeypatch.setattr("pipeline.sweep.time.monotonic", lambda: next(now))
-    monkeypatch.setattr(race, "_LARGEST_GROUP", 1)
+    monkeypatch.setattr(crew, "_LARGEST_GROUP", 1)
     result = sweep(config(features, time_limit=8.0))
     trained = [head for head in result.heads if head["epochs"]]
     assert 0 < len(trained) == len(result.heads) < 10
@@ -290,7 +290,7 @@ def test_a_head_is_the_same_in_any_company(features: Path, tmp_path: Path, monke
     settings = [HeadSettings("pyramid", 8, lr=rate, batch_size=8) for rate in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)]
 
     def scores(largest: int, halving: bool) -> list[float]:
-        monkeypatch.setattr(race, "_LARGEST_GROUP", largest)
+        monkeypatch.setattr(crew, "_LARGEST_GROUP", largest)
         journal = Journal.open(tmp_path / f"{largest}{halving}", {})
         heads = [Contender(number, one) for number, one in enumerate(settings)]
         Race(opened(features), journal, epochs=8, seed=0, halving=halving).run(heads)

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from pipeline.inputs.decode import DECODING_POLICY
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.loader import Work
 from pipeline.inputs.views import INTERPOLATION
-from pipeline.machine.device import resolve_device, resolve_precision
 
 
 @dataclass
@@ -68,12 +68,15 @@ class Plan(Making):
     name: str
 
 
-def make_plan(config: ExtractConfig, say: Say) -> Plan:
+Place = Callable[[ExtractConfig, str | None], tuple[torch.device, str]]  # and the precision of the rows there are
+
+
+def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
+    """What a run will do; `place` says where, and in which precision."""
     check_place(config.cache)
     images = ImageSet.scan(config.data, config.split_seed, config.skip_bad)
     stored = stored_manifest(config.cache)
-    device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device, stored.base.precision if stored else None)
+    device, precision = place(config, stored.base.precision if stored else None)
     name = layout.check_set_name(images.data.name if config.set is None else config.set)
     _keep_other_roots(config, images, name)
     tensors = backbone.load_tensors(config.backbone, config.weights, say)

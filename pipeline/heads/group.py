@@ -6,7 +6,7 @@ and random numbers, and shares with the others only the rows of each batch.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,11 @@ class HeadState:
     moments: tuple[dict[str, Tensor], dict[str, Tensor]]  # AdamW's first and second
     taken: int
     noise: Any = None  # state of the generator of its dropout, where it has one that has been drawn from
+
+    def to(self, device: torch.device) -> "HeadState":
+        """The same with its tensors on `device`."""
+        tensors, *moments = ({n: t.to(device) for n, t in part.items()} for part in (self.tensors, *self.moments))
+        return replace(self, tensors=tensors, moments=(moments[0], moments[1]))
 
     @classmethod
     def new(cls, member: Member, shape: Shape, dtype: torch.dtype = torch.float32) -> "HeadState":

@@ -5,26 +5,18 @@ for more, until the last few train to the end. All follow the schedule of the fu
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-import torch
-
-from pipeline.bases.rows import ROWS_TO_SCORE
 from pipeline.config import HeadSettings
 from pipeline.console import Say, counted, silent
-from pipeline.heads.group import CPU, HeadGroup, HeadState
-from pipeline.heads.seeds import order_of
-from pipeline.machine.device import computes_bfloat16, free_bytes
+from pipeline.heads.group import HeadState
+from pipeline.search.crew import AloneCrew, Crew, Group
 from pipeline.search.held import Bases
 from pipeline.search.journal import UNTRIED, Journal, Score
-from pipeline.train import bytes_of_training, class_weights, member_of, refuse_beyond_memory, shape_of
 
 FINISHING = 4  # heads that train to the end, at least
 _KEEP = 4  # one in so many goes on
-_LEAST_FREE = 1 << 30  # bytes that states of waiting heads leave alone
-_LARGEST_GROUP = 16  # heads on a CPU; more share a multiplication no better (docs/performance.md)
-_BYTES_A_UNIT = 24  # of what a step holds of each hidden unit of each row: in two precisions, noise and gradient
 
 
 @dataclass
@@ -39,16 +31,16 @@ class Contender:
 
 @dataclass
 class Race:
-    """What all heads of a sweep have in common. `deadline` is a time of `time.monotonic`."""
+    """What all heads of a sweep have in common. `deadline` is a time of `time.monotonic`; `crew` trains the heads."""
 
     bases: Bases
     journal: Journal
     epochs: int
     seed: int
-    device: torch.device = CPU
     halving: bool = True
     deadline: float = float("inf")
     say: Say = silent
+    crew: Crew = field(default_factory=AloneCrew)
 
     @property
     def over(self) -> bool:
@@ -74,52 +66,27 @@ class Race:
             if known:
                 head.score, head.state = known, None
         waiting = [head for head in heads if head.score.epochs < epochs]
-        for alike in _alike(waiting):
-            largest = self._largest(alike[0].settings)
-            for start in range(0, len(alike), largest):
-                if self.over:
-                    return
-                self._train(alike[start : start + largest], epochs)
+        by_number = {head.number: head for head in waiting}
+        for group, outcomes in self.crew.train(self._groups(waiting, epochs), self.bases, lambda: self.over):
+            for number, (score, state) in zip(group.numbers, outcomes, strict=True):
+                by_number[number].score, by_number[number].state = score, state
+                self.journal.record(number, score)
 
-    def _largest(self, settings: HeadSettings) -> int:
-        """How many heads of these settings may be trained at once; RunError where there is no room for one."""
-        data = self.bases.data(settings.basis)
-        refuse_beyond_memory(settings, data)
-        each = 2 * bytes_of_training(settings, data)
-        if self.device.type == "cpu":
-            return max(1, min(_LARGEST_GROUP, free_bytes(self.device) // each))
-        # There, all heads at once; a step and a validation take more than the weights.
-        each += _BYTES_A_UNIT * settings.hidden * max(settings.batch_size, ROWS_TO_SCORE)
-        return max(1, free_bytes(self.device) // each)
-
-    def _products(self) -> torch.dtype | None:
-        """What heads are multiplied in: bfloat16 where the device computes in it, at up to twice the speed."""
-        return torch.bfloat16 if computes_bfloat16(self.device) else None
-
-    def _train(self, heads: Sequence[Contender], epochs: int) -> None:
-        """Heads of one shape, from where their states are or, where those are gone, from the start."""
-        settings = heads[0].settings
-        data = self.bases.data(settings.basis)
-        shape = shape_of(settings, data, self.epochs)
-        states = [head.state or HeadState.new(member_of(head.settings, self.seed), shape) for head in heads]
-        done = heads[0].score.epochs if heads[0].state else 0
-        scores = [head.score if head.state else UNTRIED for head in heads]
-        group = HeadGroup(states, shape, class_weights(settings, data), self._products(), self.device)
-        for epoch in range(done + 1, epochs + 1):
-            group.epoch(data.batches(settings.batch_size, order_of(self.seed, epoch)))
-            found = [Score(epoch, *values, epoch) for values in group.score(data.validation())]
-            scores = [_after(before, new) for before, new in zip(scores, found, strict=True)]
-        for place, head in enumerate(heads):
-            head.score = scores[place]
-            going_on = epochs < self.epochs and free_bytes(self.device) > _LEAST_FREE
-            head.state = group.state(place) if going_on else None  # without, it would train again from the start
-            self.journal.record(head.number, head.score)
-
-
-def _after(before: Score, new: Score) -> Score:
-    """The score one epoch later: of the better epoch, of equals the earlier one."""
-    best = new if new.rank > before.rank or not before.epochs else before
-    return replace(best, epochs=new.epochs)
+    def _groups(self, heads: Sequence[Contender], epochs: int) -> Iterator[Group]:
+        """Heads of one shape and progress, as many of them as may train side by side; made as they are asked for."""
+        for alike in _alike(heads):
+            size = self.crew.share(len(alike), alike[0].settings, self.bases)
+            for start in range(0, len(alike), size):
+                some = alike[start : start + size]
+                yield Group(
+                    numbers=tuple(head.number for head in some),
+                    settings=tuple(head.settings for head in some),
+                    scores=tuple(head.score if head.state else UNTRIED for head in some),
+                    states=tuple(head.state for head in some),
+                    epochs=epochs,
+                    of=self.epochs,
+                    seed=self.seed,
+                )
 
 
 def _progress(heads: Sequence[Contender], epochs: int) -> str:

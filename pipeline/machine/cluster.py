@@ -1,0 +1,150 @@
+"""Ray: a cluster that is there or one begun on this machine, and units of work handed to its workers.
+
+Workers are actors: each is made once, takes one unit at a time, and is begun anew by Ray where its process or its
+machine goes; the unit it had is then done again.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from pipeline.config import ClusterConfig
+from pipeline.console import Say, counted, first_line
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.machine.device import available_cpus
+
+U = TypeVar("U")
+T = TypeVar("T")
+
+RETRIES = 3  # of a unit whose worker went
+_SECONDS_TO_WAIT = 10.0  # for a unit, before it is looked whether to stop
+
+
+@contextmanager
+def connected(cluster: ClusterConfig, say: Say) -> Iterator[Any]:
+    """The package `ray`, connected to `cluster`; one that was begun here ends here.
+
+    A connection that the process has already is used as it is. ConfigError without the package, PipelineError where the
+    cluster cannot be reached.
+    """
+    ray = _package()
+    if ray.is_initialized():
+        yield ray
+        return
+    address = cluster.ray_address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing but weights is ever asked of the network
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    given: dict[str, Any] = {"address": address} if address else {"num_cpus": available_cpus(), "address": "local"}
+    try:
+        ray.init(**given, include_dashboard=None if address else False, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        where = f"no Ray cluster answers at {address}" if address else "Ray could not be started here"
+        raise PipelineError(f"{where} ({first_line(error)}): check --ray-address and that Ray runs there") from error
+    found = ray.cluster_resources()
+    say(f"Ray: {found.get('CPU', 0):g} processors, {counted(int(found.get('GPU', 0)), 'GPU')}")
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _package() -> Any:
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise ConfigError("--engine ray needs Ray: pip install 'headgraft[ray]'") from error
+    return ray
+
+
+@dataclass
+class Workers(Generic[U, T]):
+    """Actors of `kind`, made with `given`, whose method `run` does a unit. A context manager: leaving it ends them.
+
+    `kind` also has a method `ready`, which returns when it can begin.
+    """
+
+    ray: Any
+    kind: type
+    given: Sequence[Any]
+    cluster: ClusterConfig
+    name_of: Callable[[U], str] = str
+    _actors: list[Any] = field(default_factory=list)
+    _idle: deque[Any] = field(default_factory=deque)
+    _coming: dict[Any, Any] = field(default_factory=dict)  # by the reference to `ready`
+
+    def __enter__(self) -> "Workers[U, T]":
+        needs = {"num_cpus": self.cluster.cpus, "num_gpus": self.cluster.gpus_per_worker}
+        actor = self.ray.remote(**needs, max_restarts=-1, max_task_retries=RETRIES)(self.kind)
+        self._actors = [actor.remote(*self.given) for _ in range(self.count)]
+        self._coming = {each.ready.remote(): each for each in self._actors}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            self.ray.kill(actor)
+
+    @property
+    def count(self) -> int:
+        """How many: as asked for, else all that the cluster has room for."""
+        if self.cluster.ray_workers is not None:
+            return self.cluster.ray_workers
+        have, gpus = self.ray.cluster_resources(), self.cluster.gpus_per_worker
+        room = [have.get("CPU", 0) // self.cluster.cpus]
+        if gpus:
+            room.append(have.get("GPU", 0) // gpus)
+        if min(room) < 1:
+            raise PipelineError(
+                f"the Ray cluster has {have.get('CPU', 0):g} processors and {have.get('GPU', 0):g} GPUs, a worker "
+                f"takes {self.cluster.cpus:g} and {gpus:g}: ask for less, or name --ray-workers if it will grow"
+            )
+        return int(min(room))
+
+    def first_ready(self) -> None:
+        """Wait until one worker can begin."""
+        done, _ = self.ray.wait(list(self._coming), num_returns=1)
+        self._idle.append(self._come(done[0]))
+
+    def run(self, units: Sequence[U], stop: Callable[[], bool] = lambda: False) -> Iterator[tuple[U, T]]:
+        """Each unit with what `run` made of it, as they are done. After `stop`, no more are begun.
+
+        What `run` raises is raised here; PipelineError for a unit that brings down one worker after another.
+        """
+        waiting, busy = deque(units), dict[Any, tuple[Any, U]]()
+        while busy or (waiting and not stop()):
+            while waiting and self._idle and not stop():
+                actor, unit = self._idle.popleft(), waiting.popleft()
+                busy[actor.run.remote(unit)] = actor, unit
+            asked = [*busy, *(self._coming if waiting else ())]
+            done, _ = self.ray.wait(asked, num_returns=1, timeout=_SECONDS_TO_WAIT)
+            for reference in done:
+                if reference in self._coming:
+                    self._idle.append(self._come(reference))
+                    continue
+                actor, unit = busy.pop(reference)
+                self._idle.append(actor)
+                yield unit, self._result(reference, unit)
+
+    def _come(self, reference: Any) -> Any:
+        """A worker that is there now."""
+        actor = self._coming.pop(reference)
+        self._get(reference, "a worker could not begin")
+        return actor
+
+    def _result(self, reference: Any, unit: U) -> T:
+        went = f"{self.name_of(unit)} brought down the worker that had it, and {RETRIES} more"
+        result: T = self._get(reference, went)
+        return result
+
+    def _get(self, reference: Any, went: str) -> Any:
+        known = self.ray.exceptions
+        try:
+            return self.ray.get(reference)
+        except known.RayTaskError as error:
+            raise error.cause from None
+        except known.RayError as error:
+            reason = first_line(error)[:300]
+            raise PipelineError(f"{went} ({reason}): mend that, then run the same command to go on") from error

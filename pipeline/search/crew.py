@@ -1,0 +1,170 @@
+"""Who trains groups of heads: this process, or the workers of a Ray cluster."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from pipeline.bases.rows import ROWS_TO_SCORE
+from pipeline.bases.trainset import TrainingSet
+from pipeline.config import HeadSettings, SweepConfig
+from pipeline.console import silent
+from pipeline.heads.group import CPU, HeadGroup, HeadState
+from pipeline.heads.seeds import order_of
+from pipeline.machine.cluster import Workers
+from pipeline.machine.device import available_cpus, computes_bfloat16, free_bytes, resolve_device
+from pipeline.machine.memory import allowed_bytes
+from pipeline.search.held import Bases, Data
+from pipeline.search.journal import UNTRIED, Score
+from pipeline.train import bytes_of_training, class_weights, member_of, refuse_beyond_memory, shape_of
+
+_LEAST_FREE = 1 << 30  # bytes that states of waiting heads leave alone
+_LARGEST_GROUP = 16  # heads on a CPU; more share a multiplication no better (docs/performance.md)
+_BYTES_A_UNIT = 24  # of what a step holds of each hidden unit of each row: in two precisions, noise and gradient
+
+Outcome = tuple[Score, HeadState | None]
+Stop = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Heads of one shape and progress, by their `numbers`, to be brought to `epochs` of a schedule of `of` epochs.
+
+    `states` are None where they begin, `scores` those they have come to.
+    """
+
+    numbers: tuple[int, ...]
+    settings: tuple[HeadSettings, ...]
+    scores: tuple[Score, ...]
+    states: tuple[HeadState | None, ...] = field(repr=False)
+    epochs: int
+    of: int
+    seed: int
+
+    def part(self, start: int, end: int) -> "Group":
+        """The heads at these places of it."""
+        some = slice(start, end)
+        own = {name: getattr(self, name)[some] for name in ("numbers", "settings", "scores", "states")}
+        return replace(self, **own)
+
+
+class Crew(Protocol):
+    """Trains groups. A head is the same in any company, so who trains it, and beside which others, changes nothing."""
+
+    def share(self, heads: int, settings: HeadSettings, bases: Bases) -> int:
+        """Into groups of how many to divide `heads` of one shape; RunError where there is no room for one."""
+
+    def train(self, groups: Iterable[Group], bases: Bases, stop: Stop) -> Iterator[tuple[Group, Sequence[Outcome]]]:
+        """Groups with what became of each of their heads, as they are done; after `stop`, no more are begun."""
+
+
+@dataclass(frozen=True)
+class AloneCrew:
+    """This process, one group after the other."""
+
+    device: torch.device = CPU
+
+    def share(self, heads: int, settings: HeadSettings, bases: Bases) -> int:
+        return min(heads, largest_group(settings, bases.data(settings.basis), self.device))
+
+    def train(self, groups: Iterable[Group], bases: Bases, stop: Stop) -> Iterator[tuple[Group, Sequence[Outcome]]]:
+        for group in groups:
+            if stop():
+                return
+            yield group, train_group(group, bases.data(group.settings[0].basis), self.device)
+
+
+def largest_group(settings: HeadSettings, data: Data, device: torch.device) -> int:
+    """How many heads of these settings may be trained at once; RunError where there is no room for one."""
+    refuse_beyond_memory(settings, data)
+    each = 2 * bytes_of_training(settings, data)
+    if device.type == "cpu":
+        return max(1, min(_LARGEST_GROUP, free_bytes(device) // each))
+    # There, all heads at once; a step and a validation take more than the weights.
+    each += _BYTES_A_UNIT * settings.hidden * max(settings.batch_size, ROWS_TO_SCORE)
+    return max(1, free_bytes(device) // each)
+
+
+def train_group(group: Group, data: Data, device: torch.device) -> list[Outcome]:
+    """From where the states are or, where there are none, from the start.
+
+    States are kept of heads that may go on, while there is room: without, a head would train again from the start.
+    """
+    settings = group.settings[0]
+    shape = shape_of(settings, data, group.of)
+    pairs = zip(group.settings, group.states, strict=True)
+    states = [state or HeadState.new(member_of(its, group.seed), shape) for its, state in pairs]
+    done = group.scores[0].epochs if group.states[0] else 0
+    scores = group.scores if group.states[0] else tuple(UNTRIED for _ in states)
+    # Products in bfloat16 where the device computes in it, at up to twice the speed.
+    products = torch.bfloat16 if computes_bfloat16(device) else None
+    heads = HeadGroup(states, shape, class_weights(settings, data), products, device)
+    for epoch in range(done + 1, group.epochs + 1):
+        heads.epoch(data.batches(settings.batch_size, order_of(group.seed, epoch)))
+        found = [Score(epoch, *values, epoch) for values in heads.score(data.validation())]
+        scores = tuple(_after(before, new) for before, new in zip(scores, found, strict=True))
+    outcomes = []
+    for place, score in enumerate(scores):
+        going_on = group.epochs < group.of and free_bytes(device) > _LEAST_FREE
+        outcomes.append((score, heads.state(place) if going_on else None))
+    return outcomes
+
+
+def _after(before: Score, new: Score) -> Score:
+    """The score one epoch later: of the better epoch, of equals the earlier one."""
+    best = new if new.rank > before.rank or not before.epochs else before
+    return replace(best, epochs=new.epochs)
+
+
+class RayCrew:
+    """Workers of a Ray cluster that sees the cache at the same place as this machine; a context manager."""
+
+    def __init__(self, ray: Any, config: SweepConfig, rows: TrainingSet) -> None:
+        given = (config, config.cache.absolute(), rows.index.name, rows.passes)
+        self._workers = Workers[Group, list[Outcome]](ray, HeadWorker, given, config.cluster, _name_of)
+
+    def __enter__(self) -> "RayCrew":
+        self._workers.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.__exit__()
+
+    def share(self, heads: int, settings: HeadSettings, bases: Bases) -> int:
+        bases.data(settings.basis)  # fitted once, here: workers find the rows in it beside the shards
+        return max(1, -(-heads // self._workers.count))
+
+    def train(self, groups: Iterable[Group], bases: Bases, stop: Stop) -> Iterator[tuple[Group, Sequence[Outcome]]]:
+        for group, outcomes in self._workers.run(list(groups), stop):
+            room = free_bytes(CPU) > _LEAST_FREE
+            yield group, [(score, state if room else None) for score, state in outcomes]
+
+
+class HeadWorker:
+    """Trains groups of heads on the rows of a cache, of which it holds what they need: what runs as an actor."""
+
+    def __init__(self, config: SweepConfig, cache: Path, name: str, passes: int) -> None:
+        cpus = config.cluster.cpus
+        torch.set_num_threads(cpus)
+        self._device = resolve_device(config.device if config.gpus_per_worker else "cpu")
+        rows = TrainingSet.open(cache, name, passes, silent, config.dense)
+        share = min(1.0, cpus / available_cpus())  # of this machine, among the workers on it
+        self._bases = Bases(rows, int(share * allowed_bytes(config.memory)))
+
+    def ready(self) -> None:
+        """Returns when it has been made."""
+
+    def run(self, group: Group) -> list[Outcome]:
+        """What became of each head of the group; states on the CPU, as other machines may have nothing else."""
+        settings = group.settings[0]
+        data = self._bases.data(settings.basis)
+        size = largest_group(settings, data, self._device)
+        parts = (group.part(start, start + size) for start in range(0, len(group.numbers), size))
+        outcomes = [outcome for part in parts for outcome in train_group(part, data, self._device)]
+        return [(score, state and state.to(CPU)) for score, state in outcomes]
+
+
+def _name_of(group: Group) -> str:
+    return f"the group of {len(group.numbers)} heads from head {group.numbers[0]} on"
