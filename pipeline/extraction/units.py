@@ -22,7 +22,7 @@ from pipeline.console import Say, counted, named, progress, silent
 from pipeline.extraction.compute import BadFiles, all_bad, bring_up, compute_share, skipped
 from pipeline.extraction.plan import ExtractResult, Making, Plan, Share, shares_of
 from pipeline.inputs.loader import Work
-from pipeline.machine.cluster import Workers
+from pipeline.machine.cluster import Workers, workers_of
 from pipeline.machine.device import resolve_device, resolve_precision
 
 UNIT_ROWS = {"cpu": 128, "cuda": 1000}  # some 20 seconds of one processor; a whole shard
@@ -84,6 +84,7 @@ def place_of(ray: Any, config: ExtractConfig, stored: str | None) -> tuple[torch
         device = _device_here(config)
         return device.type, resolve_precision(config.precision, device, stored)
 
+    workers_of(ray, config.cluster)  # else the question would wait for ever
     needs = {"num_cpus": config.cluster.cpus, "num_gpus": config.gpus_per_worker}
     try:
         device, precision = ray.get(ray.remote(**needs)(ask).remote())

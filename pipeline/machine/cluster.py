@@ -60,6 +60,22 @@ def _package() -> Any:
     return ray
 
 
+def workers_of(ray: Any, cluster: ClusterConfig) -> int:
+    """How many: as asked for, else all that the cluster has room for; PipelineError where that is none."""
+    if cluster.ray_workers is not None:
+        return cluster.ray_workers  # a cluster may grow
+    have, gpus = ray.cluster_resources(), cluster.gpus_per_worker
+    room = [have.get("CPU", 0) // cluster.cpus]
+    if gpus:
+        room.append(have.get("GPU", 0) // gpus)
+    if min(room) < 1:
+        raise PipelineError(
+            f"the Ray cluster has {have.get('CPU', 0):g} processors and {have.get('GPU', 0):g} GPUs, a worker takes "
+            f"{cluster.cpus:g} and {gpus:g}: ask for less, or name --ray-workers if it will grow"
+        )
+    return int(min(room))
+
+
 @dataclass
 class Workers(Generic[U, T]):
     """Actors of `kind`, made with `given`, whose method `run` does a unit. A context manager: leaving it ends them.
@@ -72,6 +88,7 @@ class Workers(Generic[U, T]):
     given: Sequence[Any]
     cluster: ClusterConfig
     name_of: Callable[[U], str] = str
+    count: int = 0
     _actors: list[Any] = field(default_factory=list)
     _idle: deque[Any] = field(default_factory=deque)
     _coming: dict[Any, Any] = field(default_factory=dict)  # by the reference to `ready`
@@ -79,6 +96,7 @@ class Workers(Generic[U, T]):
     def __enter__(self) -> "Workers[U, T]":
         needs = {"num_cpus": self.cluster.cpus, "num_gpus": self.cluster.gpus_per_worker}
         actor = self.ray.remote(**needs, max_restarts=-1, max_task_retries=RETRIES)(self.kind)
+        self.count = workers_of(self.ray, self.cluster)
         self._actors = [actor.remote(*self.given) for _ in range(self.count)]
         self._coming = {each.ready.remote(): each for each in self._actors}
         return self
@@ -86,22 +104,6 @@ class Workers(Generic[U, T]):
     def __exit__(self, *_: object) -> None:
         for actor in self._actors:
             self.ray.kill(actor)
-
-    @property
-    def count(self) -> int:
-        """How many: as asked for, else all that the cluster has room for."""
-        if self.cluster.ray_workers is not None:
-            return self.cluster.ray_workers
-        have, gpus = self.ray.cluster_resources(), self.cluster.gpus_per_worker
-        room = [have.get("CPU", 0) // self.cluster.cpus]
-        if gpus:
-            room.append(have.get("GPU", 0) // gpus)
-        if min(room) < 1:
-            raise PipelineError(
-                f"the Ray cluster has {have.get('CPU', 0):g} processors and {have.get('GPU', 0):g} GPUs, a worker "
-                f"takes {self.cluster.cpus:g} and {gpus:g}: ask for less, or name --ray-workers if it will grow"
-            )
-        return int(min(room))
 
     def first_ready(self) -> None:
         """Wait until one worker can begin."""
