@@ -1,5 +1,6 @@
 """Copies of a cache at a URL: push and pull, in memory, in a folder, and in an S3 that a server here plays."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -413,6 +414,9 @@ def test_the_commands_say_what_was_done(tmp_path: Path) -> None:
     done = run(main, ["cache", "pull", URL, str(tmp_path / "b")])
     assert done.exit_code == 1
     assert f"refused {name}: it has 5 bytes there, its name says" in done.stdout
+    found = json.loads(run(main, ["cache", "push", str(cache), URL, "--json"]).stdout)
+    assert found.keys() == {"url", "cache", "shards", "present", "bytes", "sets", "refused", "seconds"}
+    assert (found["url"], found["shards"], found["sets"], found["refused"]) == (URL, 1, [], [])
     done = run(main, ["cache", "pull", "memory://no", str(tmp_path / "c"), "--json"])
     assert (done.exit_code, done.stdout) == (1, "")
 
