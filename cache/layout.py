@@ -16,7 +16,7 @@ SHARD_FOLDER = "shards"
 SET_FOLDER = "sets"
 PROJECTION_FOLDER = "projections"
 DAMAGED_FOLDER = "damaged"  # what repair set aside; never read
-COPIED_FILES: tuple[str, ...] = ()  # beside the manifest, and older than it: without them the rows say nothing
+COPIED_FILES = (BASIS_FILE, REDUCTION_FILE)  # older than the manifest: without them the rows would say nothing
 FOLDERS = (SHARD_FOLDER, SET_FOLDER, PROJECTION_FOLDER)
 TEMPORARY_SUFFIX = ".tmp"
 

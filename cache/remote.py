@@ -9,12 +9,13 @@ from pathlib import Path
 
 from cache import layout
 from cache.copies import index_place, receive_index, receive_shard, send_index, send_shard, shard_place
-from cache.errors import CacheError, ManifestMismatch
+from cache.errors import CacheError, DamagedCache, ManifestMismatch
 from cache.files import read_regular, write_atomically
 from cache.index import index_path
 from cache.lock import writing
 from cache.manifest import Manifest
 from cache.objects import ObjectStore
+from cache.reduction import Reduction
 from cache.store import FeatureCache, check_place
 
 _AT_ONCE = 4  # copies under way
@@ -117,10 +118,23 @@ def _settle_here(path: Path, manifest: Manifest, store: ObjectStore) -> Manifest
         Manifest.load(file).merged_with(manifest, path, "Pull into another folder.")
         _refuse_other_files(path, store)
     else:
-        for name in layout.COPIED_FILES:
-            if (data := store.read(name)) is not None:
-                write_atomically(path / name, data)
+        _receive_files(path, store)
     return FeatureCache.create(path, manifest).manifest
+
+
+def _receive_files(path: Path, store: ObjectStore) -> None:
+    """What a new cache has beside its manifest; nothing of it is kept where it is damaged."""
+    for name in layout.COPIED_FILES:
+        (path / name).unlink(missing_ok=True)  # of a pull that was stopped
+        if (data := store.read(name)) is not None:
+            write_atomically(path / name, data)
+    try:
+        if reduction := Reduction.load(path):
+            reduction.read_basis(path)
+    except DamagedCache as error:
+        for name in layout.COPIED_FILES:
+            (path / name).unlink(missing_ok=True)
+        raise DamagedCache(f"{store.url} is damaged, and nothing of it was kept: {error}") from error
 
 
 def _refuse_other_files(path: Path, store: ObjectStore) -> None:

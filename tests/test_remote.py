@@ -23,6 +23,7 @@ from cache.index import ImageRecord, SetIndex
 from cache.lock import writing
 from cache.manifest import Augmentation, Manifest
 from cache.objects import ObjectStore
+from cache.reduction import Reduction, save_basis
 from cache.remote import pull, push
 from cache.shard import ShardHeader, write_shard
 from cache.store import FeatureCache
@@ -338,20 +339,37 @@ def test_a_shard_that_is_cut_here_is_received_anew(tmp_path: Path) -> None:
     assert rows_of(cache) == whole
 
 
-def test_files_beside_the_manifest_are_copied_and_must_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the manifest; a cache that lacks one, or has another, is of another kind."""
-    monkeypatch.setattr("cache.layout.COPIED_FILES", ("extra.json",))
-    cache, plain = cache_of(tmp_path / "a", 1), cache_of(tmp_path / "plain", 2)
-    (cache / "extra.json").write_bytes(b"what rows were reduced by")
+def reduced(path: Path, basis: bytes = b"the arrays of a basis") -> Path:
+    """A cache that says that its rows are reduced."""
+    path.mkdir()
+    Reduction("pool", save_basis(path, basis), 32, 8, "0" * 64).save(path)
+    return cache_of(path)
+
+
+def test_what_rows_were_reduced_by_is_copied_and_must_agree(tmp_path: Path) -> None:
+    """Before the manifest; a cache of whole rows, or of another basis, is of another kind, both ways."""
+    cache, whole = reduced(tmp_path / "a"), cache_of(tmp_path / "whole", 2)
     push(cache, URL)
+    assert list(stored())[:3] == ["basis.safetensors", "reduction.json", "manifest.json"]
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "extra.json").write_bytes(b"of a pull that was stopped")
+    (tmp_path / "b" / "basis.safetensors").write_bytes(b"of a pull that was stopped")
     pull(URL, tmp_path / "b")
-    assert (tmp_path / "b" / "extra.json").read_bytes() == b"what rows were reduced by"
-    with pytest.raises(ManifestMismatch, match=r"differ in extra\.json"):
-        push(plain, URL)
-    with pytest.raises(ManifestMismatch, match=r"differ in extra\.json"):
-        pull(URL, plain)
+    assert FeatureCache.open(tmp_path / "b").reduction == FeatureCache.open(cache).reduction
+    for other in (whole, reduced(tmp_path / "other", b"another")):
+        with pytest.raises(ManifestMismatch, match=r"differ in basis\.safetensors, reduction\.json"):
+            push(other, URL)
+        with pytest.raises(ManifestMismatch, match=r"differ in basis\.safetensors, reduction\.json"):
+            pull(URL, other)
+
+
+@pytest.mark.parametrize("name", layout.COPIED_FILES)
+def test_what_rows_were_reduced_by_is_checked(tmp_path: Path, name: str) -> None:
+    """Where it is damaged there, nothing is kept here."""
+    push(reduced(tmp_path / "a"), URL)
+    damage(name, flipped(stored()[name], 10))
+    with pytest.raises(DamagedCache, match=f"{URL} is damaged, and nothing of it was kept: .*{name}"):
+        pull(URL, tmp_path / "b")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["writer.lock"]
 
 
 def test_pull_is_a_writer(tmp_path: Path) -> None:
