@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -33,6 +33,9 @@ from pipeline.config import (
 )
 from pipeline.console import counted, named, say
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cache.remote import CopyResult  # it takes a second to import
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -488,6 +491,41 @@ def cache_reduce(as_json: bool, **options: Any) -> None:
         each = [f"{found[of]['mean']:.2%} ± {100 * found[of]['std']:.2f} {of}" for of in ("whole", "reduced")]
         lines.append(f"validation over {counted(found['seeds'], 'seed')}: {', '.join(each)}")
     _emit(result, as_json, "\n".join(lines))
+
+
+@cache.command("push")
+@click.argument("cache", type=_PATH)
+@click.argument("url")
+@click.option("--overwrite", is_flag=True, help="Replace indexes there that differ.")
+@_json
+def cache_push(as_json: bool, cache: Path, url: str, overwrite: bool) -> None:
+    """Copy to URL, such as s3://bucket/features, what CACHE has and it lacks; exit status 1 if a file is refused."""
+    from cache.remote import push
+
+    _emit_copies(push(cache, url, overwrite, say), as_json, "sent to")
+
+
+@cache.command("pull")
+@click.argument("url")
+@click.argument("cache", type=_PATH)
+@click.option("--overwrite", is_flag=True, help="Replace indexes of CACHE that differ.")
+@_json
+def cache_pull(as_json: bool, url: str, cache: Path, overwrite: bool) -> None:
+    """Copy to CACHE what it lacks of the cache at URL, every file checked; exit status 1 if one is refused."""
+    from cache.remote import pull
+
+    _emit_copies(pull(url, cache, overwrite, say), as_json, "received from")
+
+
+def _emit_copies(result: "CopyResult", as_json: bool, done: str) -> None:
+    lines = [
+        f"{counted(result.shards, 'shard')} {done} {result.url}, {result.bytes / 1e6:.1f} MB, "
+        f"{result.present} there already; {len(result.sets)} of the sets, {result.seconds:.1f} s"
+    ]
+    lines += [f"refused {refused['file']}: {refused['reason']}" for refused in result.refused]
+    _emit(result, as_json, "\n".join(lines))
+    if result.refused:
+        sys.exit(1)
 
 
 @cache.command("forget")

@@ -15,15 +15,17 @@ from cache.errors import CacheError
 from cache.layout import TEMPORARY_SUFFIX
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux: process numbers mean something until the next boot
+_PROCESSES = Path("/proc/self/ns/pid")  # Linux: and among the processes of one container
 _TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}" + re.escape(TEMPORARY_SUFFIX))
 _SECONDS_TO_LIVE = 86400  # of a temporary file whose writer cannot be asked for
 
 
 @cache
 def _machine() -> str:
-    """Eight hex digits for this machine since it started; containers differ by their host name."""
+    """Eight hex digits for this machine since it started; containers count as machines, by what processes they see."""
     boot = _BOOT_ID.read_bytes() if _BOOT_ID.is_file() else b""
-    return hashlib.sha256(platform.node().encode() + boot).hexdigest()[:8]
+    processes = os.fsencode(_PROCESSES.readlink()) if _PROCESSES.is_symlink() else b""
+    return hashlib.sha256(platform.node().encode() + boot + processes).hexdigest()[:8]
 
 
 def temporary_name() -> str:
@@ -87,6 +89,20 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def keep(temporary: Path, path: Path) -> None:
+    """Give a file that was written under a temporary name beside it its own: fsync, rename, fsync of the folder.
+
+    CacheError where the system refuses.
+    """
+    try:
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise CacheError(f"could not write {path}: {error.strerror or error}; run the same command again") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -87,6 +87,10 @@ class SetIndex:
         """Distinct keys this set needs: the clean view of all; of what is in train passes 1..`passes`, dense views."""
         return list(dict.fromkeys(key for image in self.images for key in image.keys(passes, dense)))
 
+    def says_all_of(self, other: "SetIndex") -> bool:
+        """Whether it names the same images, labels and splits as `other`, and no fewer passes and dense views."""
+        return self.digest == other.digest and self.passes >= other.passes and other.dense in (0, self.dense)
+
     def counts(self) -> dict[str, int]:
         """Files by split."""
         return {split: len(self.split(split)) for split in SPLITS}
@@ -101,10 +105,19 @@ class SetIndex:
     def load(cls, path: Path) -> Self:
         """Read an index and check it against its digest."""
         try:
-            stored: dict[str, Any] = json.loads(read_regular(path))
+            data = read_regular(path)
+        except OSError as error:
+            raise DamagedCache(f"{path} is not an index ({error!r}); run extract again to write it") from error
+        return cls.from_json(data, path.stem, path)
+
+    @classmethod
+    def from_json(cls, data: bytes, name: str, path: Path | str) -> Self:
+        """The index of set `name` from the bytes of its file, which `path` names in messages."""
+        try:
+            stored: dict[str, Any] = json.loads(data)
             version, digest = stored.pop("format"), stored.pop("sha256")
             expected = json_digest(stored)  # no NaN, and no nesting without end
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedCache(f"{path} is not an index ({error!r}); run extract again to write it") from error
         if version != layout.FORMAT_VERSION:
             raise CacheError(f"{path} is of format {version!r}, expected {layout.FORMAT_VERSION}; run extract again")
@@ -127,7 +140,7 @@ class SetIndex:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedCache(f"{path} lacks or adds a field ({error}); run extract again to write it") from error
-        if wrong := _impossible(index, path):
+        if wrong := _impossible(index, name):
             raise DamagedCache(f"{path} has {wrong}, which no index has; run extract again to write it")
         return index
 
@@ -146,9 +159,9 @@ def _records(columns: dict[str, list[Any]]) -> tuple[ImageRecord, ...]:
     return tuple(starmap(ImageRecord, zip(*({**columns, **shared}[name] for name in names), strict=True)))
 
 
-def _impossible(index: SetIndex, path: Path) -> str:
+def _impossible(index: SetIndex, name: str) -> str:
     """What is of another type, beyond all bounds, or leads out of the data set; "" where all is possible."""
-    if index.name != path.stem or not all(map(_is_file_name, (index.data, index.root, *index.classes))):
+    if index.name != name or not all(map(_is_file_name, (index.data, index.root, *index.classes))):
         return "another set's name, or no texts as places and classes"
     if not index.classes or len(set(index.classes)) != len(index.classes):
         return "no classes, or one twice"

@@ -16,6 +16,7 @@ SHARD_FOLDER = "shards"
 SET_FOLDER = "sets"
 PROJECTION_FOLDER = "projections"
 DAMAGED_FOLDER = "damaged"  # what repair set aside; never read
+COPIED_FILES = (BASIS_FILE, REDUCTION_FILE)  # older than the manifest: without them the rows would say nothing
 FOLDERS = (SHARD_FOLDER, SET_FOLDER, PROJECTION_FOLDER)
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -52,6 +53,11 @@ def part_lock(number: int, parts: int) -> str:
 def is_lock(name: str) -> bool:
     """Whether a file of this name is a lock, or says who holds one."""
     return name in (LOCK_FILE, HOLDER_FILE) or _PART_LOCK.fullmatch(name) is not None
+
+
+def precedes_manifest(name: str) -> bool:
+    """Whether a file of this name may be in a folder that has no manifest yet, as where a writer was stopped."""
+    return is_lock(name) or name in COPIED_FILES
 
 
 def pass_view(number: int) -> str:

@@ -4,70 +4,89 @@ The lock keeps writers from doing work twice. Nothing that is served depends on 
 digest of their contents, and a writer's temporary files are left alone while it lives.
 """
 
+import errno
 import fcntl
 import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from cache import layout
 from cache.errors import CacheBusy, CacheError
 from cache.files import is_abandoned, read_regular, write_atomically
 
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # of a file system without them
+_HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}  # EACCES: of locks that are emulated, as over NFS
+
+Say = Callable[[str], None]
+
 
 @contextmanager
-def writing(cache: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
+def writing(cache: Path, part: tuple[int, int] | None = None, say: Say = lambda _: None) -> Iterator[None]:
     """Hold the cache for writing and clear what a killed writer left; CacheBusy says who else holds it.
 
-    With `part` (i, n), others may write beside this one, each another part.
+    With `part` (i, n), others may write beside this one, each another part. Where the file system has no locks, that
+    is said, and the work goes on.
     """
-    with _alone(cache) if part is None else _beside_others(cache, *part):
+    with _alone(cache, say) if part is None else _beside_others(cache, *part, say):
         _clear(cache)
         yield
 
 
 @contextmanager
-def _beside_others(cache: Path, number: int, parts: int) -> Iterator[None]:
+def _beside_others(cache: Path, number: int, parts: int, say: Say) -> Iterator[None]:
     """The cache's lock shared with other parts, the part's own alone."""
     with ExitStack() as held:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            shared = held.enter_context(open(cache / layout.LOCK_FILE, "a"))
-            fcntl.flock(shared, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            held.enter_context(FileLock(cache / layout.part_lock(number, parts)).acquire(blocking=False))
-        except Timeout as error:
-            raise CacheBusy(f"another process computes part {number}/{parts} of {cache}: leave it to that") from error
-        except BlockingIOError as error:
-            raise _busy(cache) from error
-        except OSError as error:
-            raise _unwritable(cache, error) from error
+        if not held.enter_context(_locked(cache, layout.LOCK_FILE, fcntl.LOCK_SH, say)):
+            raise _busy(cache)
+        if not held.enter_context(_locked(cache, layout.part_lock(number, parts), fcntl.LOCK_EX, lambda _: None)):
+            raise CacheBusy(f"another process computes part {number}/{parts} of {cache}: leave it to that")
         yield
 
 
 @contextmanager
-def _alone(cache: Path) -> Iterator[None]:
+def _alone(cache: Path, say: Say) -> Iterator[None]:
+    with _locked(cache, layout.LOCK_FILE, fcntl.LOCK_EX, say) as held:
+        if not held:
+            raise _busy(cache)
+        holder = cache / layout.HOLDER_FILE
+        try:
+            about = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            with suppress(CacheError):  # only a courtesy to others: what a full disk means, the first shard will say
+                write_atomically(holder, json.dumps(about).encode())  # not through a link that lies there
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(cache: Path, name: str, how: int, say: Say) -> Iterator[bool]:
+    """Hold a lock of the cache, made if it is not there; yields False where another holds it."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache / layout.LOCK_FILE)
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise _busy(cache) from error
+        # Open for both: over NFS a shared lock needs a file open for reading, and one held alone for writing.
+        handle = os.open(cache / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise _unwritable(cache, error) from error
-    holder = cache / layout.HOLDER_FILE
     try:
-        about = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        with suppress(CacheError):  # only a courtesy to others: what a full disk means, the first shard will say
-            write_atomically(holder, json.dumps(about).encode())  # not through a link that lies there
-        yield
+        yield _flock(cache, handle, how, say)
     finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+        os.close(handle)
+
+
+def _flock(cache: Path, handle: int, how: int, say: Say) -> bool:
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        if error.errno not in _NO_LOCKS:
+            raise _unwritable(cache, error) from error
+        say(f"{cache} is on a file system without locks ({error.strerror}): two writers there may do the same work")
+    return True
 
 
 def _busy(cache: Path) -> CacheBusy:

@@ -16,6 +16,7 @@ from cache.layout import FEATURE_DTYPE, FORMAT_VERSION, LARGEST_SIDE
 T = TypeVar("T")
 
 LARGEST_ROW = 1 << 24  # features
+_ADVICE = "Ask for what the cache has, or extract into another folder (--cache DIR)."
 
 
 def canonical_json(value: object) -> bytes:
@@ -77,8 +78,8 @@ class Manifest:
     base: Base
     augmentation: Augmentation | None = None
 
-    def merged_with(self, asked: "Manifest", where: Path) -> "Manifest":
-        """This manifest, able to hold rows of `asked` too; a difference is refused field by field."""
+    def merged_with(self, asked: "Manifest", where: Path | str, advice: str = _ADVICE) -> "Manifest":
+        """This manifest, able to hold rows of `asked` too; a difference is refused field by field, with advice."""
         lines = _differences(self.base, asked.base)
         if self.augmentation and asked.augmentation:
             lines += _differences(self.augmentation, asked.augmentation)
@@ -86,20 +87,29 @@ class Manifest:
             raise ManifestMismatch(
                 f"the cache {where} was made with other settings:\n"
                 + "\n".join(f"  {line}" for line in lines)
-                + "\nAsk for what the cache has, or extract into another folder (--cache DIR)."
+                + f"\n{advice}"
             )
         return Manifest(self.base, self.augmentation or asked.augmentation)
 
     def save(self, path: Path) -> None:
         """Write manifest.json whole or not at all."""
+        write_atomically(path, self.as_json())
+
+    def as_json(self) -> bytes:
+        """The bytes of manifest.json."""
         body = asdict(self)
-        write_atomically(path, json.dumps({**body, "digest": json_digest(body)}, indent=1).encode())
+        return json.dumps({**body, "digest": json_digest(body)}, indent=1).encode()
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read manifest.json; a damaged one, or one of another format version, is an error that says so."""
+        return cls.from_json(read_regular(path), path)
+
+    @classmethod
+    def from_json(cls, data: bytes, path: Path | str) -> Self:
+        """The manifest of the bytes of manifest.json, which `path` names in messages."""
         try:
-            stored = json.loads(read_regular(path))
+            stored = json.loads(data)
             digest, base = stored.pop("digest"), stored["base"]
             version = base["format"]
             expected = json_digest(stored)  # no NaN, and no nesting without end

@@ -45,7 +45,7 @@ def prune(path: Path, dry_run: bool = False, say: Callable[[str], None] = lambda
     unused.
     """
     FeatureCache.open(path)  # where there is no cache, nothing is made, not even a lock
-    with writing(path):
+    with writing(path, say=say):
         cache = FeatureCache.open(path)
         spare = spare_copies(cache.shards)
         used = _used(cache)

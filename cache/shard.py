@@ -94,9 +94,12 @@ class Shard:
         return {view.decode("ascii") for view in views.tolist()}
 
     @classmethod
-    def open(cls, path: Path) -> "Shard":
-        """Check length, then digest, then structure, and map the rows; a difference raises DamagedCache."""
-        _check_bytes(path)
+    def open(cls, path: Path, name: str = "") -> "Shard":
+        """Check length, then digest, then structure, and map the rows; a difference raises DamagedCache.
+
+        `name` is what to check it against, where the file does not have that name yet.
+        """
+        _check_bytes(path, name or path.name)
         try:
             with h5py.File(path, "r") as file:
                 header = _read_header(file)
@@ -122,8 +125,8 @@ class Shard:
         return np.frombuffer(data, layout.FEATURE_DTYPE, count, offset).reshape(self.rows.shape)
 
 
-def _check_bytes(path: Path) -> None:
-    promised = layout.parse_shard_name(path.name)
+def _check_bytes(path: Path, name: str) -> None:
+    promised = layout.parse_shard_name(name)
     if promised is None:
         raise DamagedCache(f"{path} is not named as a shard is")
     digest, size = promised

@@ -288,7 +288,7 @@ def check_place(path: Path) -> None:
     """CacheError where `path` is neither a cache, nor one that a writer is beginning, nor empty, nor absent."""
     if not path.exists():
         return
-    begun = path.is_dir() and all(layout.is_lock(file.name) or is_temporary(file) for file in path.iterdir())
+    begun = path.is_dir() and all(layout.precedes_manifest(file.name) or is_temporary(file) for file in path.iterdir())
     # The manifest is looked for after the others: it may have landed meanwhile, and from then on it is a cache.
     if not begun and not (path / layout.MANIFEST_FILE).is_file():
         raise CacheError(f"{path} is not a feature cache and not empty: name another folder with --cache")

@@ -36,7 +36,7 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
 
 def _extract(plan: Plan, engine: Engine, start: float, say: Say) -> ExtractResult:
     config = plan.config
-    with writing(config.cache, config.part):
+    with writing(config.cache, config.part, say):
         cache = FeatureCache.create(config.cache, plan.manifest)
         work, result = missing_work(plan, cache)
         announce(plan, result, work, say)

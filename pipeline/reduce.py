@@ -70,7 +70,7 @@ def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
     if config.out.absolute() == config.cache.absolute():
         raise ConfigError("--out is the cache itself: name another folder")
     check_place(config.out)
-    with writing(config.out):
+    with writing(config.out, say=say):
         out, basis = _opened(config, rows, say)
         computed = _write_rows(whole, out, basis, say)
         out = FeatureCache.open(config.out)
@@ -82,7 +82,7 @@ def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
     accuracy = out.reduction.accuracy
     if config.seeds and accuracy.get("seeds") != config.seeds:
         accuracy = _measure(config, rows, say)
-        with writing(config.out):
+        with writing(config.out, say=say):
             replace(out.reduction, accuracy=accuracy).save(config.out)
     return ReduceResult(
         cache=str(config.cache),

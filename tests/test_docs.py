@@ -60,6 +60,7 @@ def test_every_option_of_the_documents_exists(writer: ModuleType) -> None:
     """A text that names one that is gone leads its reader astray."""
     known = set(re.findall(r"--[a-z][a-z-]+", writer.commands())) | {"--json", "--help"}
     others = {"--soak", "--only", "--images"}  # of pytest and of the benchmarks
-    for name in ("README.md", "docs/quickstart.md", "docs/concepts.md", "docs/python.md", "docs/json.md"):
+    named = ("quickstart", "concepts", "python", "json", "shared-storage")
+    for name in ("README.md", *(f"docs/{one}.md" for one in named)):
         said = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (REPOSITORY / name).read_text("utf-8")))
         assert said <= known | others, name
