@@ -22,6 +22,7 @@ class CacheInfo:
     bytes: int
     projections: int
     sets: list[dict[str, Any]]
+    reduction: dict[str, Any] | None = None
 
 
 def info(path: Path) -> CacheInfo:
@@ -41,6 +42,7 @@ def info(path: Path) -> CacheInfo:
         bytes=cache.bytes,
         projections=sum(not file.name.startswith(".") for file in cache.projections.glob("*")),
         sets=[_set(cache, name) for name in cache.sets()],
+        reduction=asdict(cache.reduction) if cache.reduction else None,
     )
 
 
@@ -81,11 +83,20 @@ def in_words(found: CacheInfo) -> str:
         f"augmentation   {recipe['recipe']}, version {recipe['version']}, seed {recipe['seed']}"
         if recipe
         else "augmentation   none yet",
+        *([f"reduced        {_reduced_in_words(found.reduction)}"] if found.reduction else []),
         *(f"rows           {count} of {_view_in_words(view)}" for view, count in found.rows.items()),
         *(f"set            {_set_in_words(entry)}" for entry in found.sets),
         f"projections    {found.projections} kept",
     ]
     return "\n".join(lines)
+
+
+def _reduced_in_words(reduction: dict[str, Any]) -> str:
+    to = f"to {reduction['out_features']} by {reduction['basis']}"
+    accuracy = reduction["accuracy"]
+    if not accuracy:
+        return f"{to}; what that costs was not measured"
+    return f"{to}; validation {accuracy['reduced']['mean']:.2%}, of whole rows {accuracy['whole']['mean']:.2%}"
 
 
 def _view_in_words(view: str) -> str:

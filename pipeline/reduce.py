@@ -168,7 +168,10 @@ def _measure(config: ReduceConfig, rows: TrainingSet, say: Say) -> dict[str, Any
 def _scores(config: ReduceConfig, rows: TrainingSet, say: Say) -> dict[str, Any]:
     basis = rows.default_basis
     _, data = load_data(rows, basis, allowed_bytes(config.memory), say)
-    heads = [TrainConfig(rows.cache.path, config.out, basis=basis, seed=seed) for seed in range(config.seeds)]
-    accuracies = [fit_head(head, rows, data)[0].valid_accuracy for head in heads]
+    accuracies = []
+    for seed in range(config.seeds):
+        head = TrainConfig(rows.cache.path, config.out, basis=basis, seed=seed)
+        accuracies.append(fit_head(head, rows, data)[0].valid_accuracy)
+        say(f"rows of {rows.cache.in_features}, basis {basis}, seed {seed}: {accuracies[-1]:.2%} validation")
     spread = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
     return {"basis": basis, "mean": float(np.mean(accuracies)), "std": spread}

@@ -1,0 +1,270 @@
+"""Reduced caches: rows of R numbers in place of D, in the same format, whose heads fold back and leave the same way."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Extract, draw_image, flowers, require_weights, train_config
+from test_parts import rows_of
+
+from cache.check import verify
+from cache.errors import CacheError, DamagedCache, HeadgraftError, MissingRows
+from cache.info import in_words, info
+from cache.layout import BASIS_FILE, REDUCTION_FILE
+from cache.reduction import Reduction
+from cache.shard import Shard
+from cache.store import FeatureCache
+from pipeline.bases.reduced import reduction_basis
+from pipeline.bundle import load_bundle
+from pipeline.config import (
+    EvaluateConfig,
+    ExportConfig,
+    ExtractConfig,
+    ReduceConfig,
+    ReportConfig,
+    SweepConfig,
+    TrainConfig,
+)
+from pipeline.errors import ConfigError, ParityError, PipelineError, RunError
+from pipeline.evaluate import evaluate
+from pipeline.export import export
+from pipeline.extract import extract
+from pipeline.model.fresh import answer
+from pipeline.reduce import ReduceResult, reduce_cache
+from pipeline.report import report
+from pipeline.run import Run
+from pipeline.sweep import sweep
+from pipeline.train import train_head
+
+
+@pytest.fixture
+def features(run_extract: Extract, tmp_path: Path) -> Path:
+    """A cache of whole rows, clean and of one pass."""
+    run_extract(passes=1)
+    return tmp_path / "features"
+
+
+def reduce_it(features: Path, **options: object) -> ReduceResult:
+    """Into a folder beside it."""
+    given: dict[str, object] = {
+        "cache": features,
+        "out": features.with_name("reduced"),
+        "basis": "pool+pca:6",
+        "seeds": 0,
+    }
+    return reduce_cache(ReduceConfig(**{**given, **options}))  # type: ignore[arg-type]  # checked by the config
+
+
+@pytest.fixture
+def gate_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other side of the parity gate in this process, which alone knows the tiny backbone."""
+
+    def ask(request: dict[str, object]) -> object:
+        return json.loads(json.dumps(answer(json.loads(json.dumps(request)))))
+
+    monkeypatch.setattr("pipeline.model.gate._ask_fresh_process", ask)
+
+
+@pytest.fixture
+def reduced(features: Path) -> Path:
+    """The same cache, reduced to rows of six."""
+    reduce_it(features)
+    return features.with_name("reduced")
+
+
+def test_every_row_is_there_in_its_basis(features: Path, reduced: Path) -> None:
+    """As the basis inside makes it of the whole row, rounded once more; indexes, manifest and views are the same."""
+    whole, small = FeatureCache.open(features), FeatureCache.open(reduced)
+    assert small.row_shape == (6,)
+    assert small.keys.tolist() == whole.keys.tolist()
+    basis = reduction_basis(small)
+    assert basis is not None
+    rows, made = rows_of(features), rows_of(reduced)
+    for key, row in rows.items():
+        expected = basis.apply(np.frombuffer(row, np.float16)[None]).half().numpy()
+        assert np.allclose(np.frombuffer(made[key], np.float16), expected[0], rtol=2e-3, atol=1e-3)
+    assert small.manifest == whole.manifest
+    assert small.index() == whole.index()
+    assert verify(reduced).bad == []
+    assert "to 6 by pool+pca:6; what that costs was not measured" in in_words(info(reduced))
+
+
+def test_shards_are_of_the_same_format(reduced: Path) -> None:
+    """They name the basis, so that nobody takes their rows for whole ones, not even who knows nothing of it."""
+    digest = FeatureCache.open(reduced).basis_digest
+    for path in (reduced / "shards").glob("*.h5"):
+        header = Shard.open(path).header
+        assert (header.basis, header.row_shape) == (digest, (6,))
+    (reduced / REDUCTION_FILE).unlink()
+    assert len(FeatureCache.open(reduced)) == 0
+
+
+def test_it_goes_on_where_it_was_stopped(features: Path, reduced: Path, run_extract: Extract) -> None:
+    """What is there is kept; what the cache has gained is added only where the basis is still that of its rows."""
+    one, *_ = (reduced / "shards").glob("*.h5")
+    lost = len(Shard.open(one))
+    one.unlink()
+    again = reduce_it(features)
+    assert (again.computed, again.rows) == (lost, 36)
+    before = rows_of(reduced)
+    run_extract(passes=2)
+    with pytest.raises(CacheError, match="fitted on other rows"):
+        reduce_it(features)
+    assert rows_of(reduced) == before
+
+
+def test_images_are_extracted_into_it(features: Path, reduced: Path, run_extract: Extract, data: Path) -> None:
+    """Whole rows of new images pass through the basis and are never kept; the old rows are reused."""
+    draw_image(data / "train" / "1" / "new.png", 77, "1")
+    result = run_extract(cache=reduced, passes=1)
+    assert (result.computed, result.reused) == (2, 36)
+    run_extract(passes=1)
+    whole, small = FeatureCache.open(features), FeatureCache.open(reduced)
+    basis = reduction_basis(small)
+    assert basis is not None
+    keys = [image.key for image in whole.index().images if image.path.endswith("new.png")]
+    assert len(keys) == 1
+    key = [(keys[0], view) for view in ("pass:0", "pass:1")]
+    assert torch.allclose(torch.from_numpy(small.read(key)).float(), basis.apply(whole.read(key)), atol=2e-3)
+    assert run_extract(cache=reduced, passes=1, shard_of="1/2").computed == 0
+    with pytest.raises(PipelineError, match="is reduced, which dense views cannot be"):
+        run_extract(cache=reduced, passes=1, dense=48)
+
+
+@pytest.mark.usefixtures("gate_here")
+def test_a_head_of_it_leaves_like_any_other(reduced: Path, tmp_path: Path) -> None:
+    """Trained in seconds from small rows, scored, folded over whole rows, exported through the gate, and predicting."""
+    run = tmp_path / "run"
+    train_head(replace(train_config(reduced, run), basis=None))
+    loaded = Run.load(run)
+    assert loaded.record["basis"] == "full"
+    assert loaded.record["reduction"]["basis"] == "pool+pca:6"
+    assert loaded.folded_head()[0].in_features == 32
+    assert 0 <= evaluate(EvaluateConfig(run)).top1 <= 1
+    result = export(ExportConfig(run, tmp_path / "model.safetensors"))
+    assert result.parity["max_abs_diff"] <= 1e-4
+    assert result.parity["reduced_abs_diff"] < 0.05
+    bundle = load_bundle(tmp_path / "model.safetensors")
+    assert bundle.card["basis"] == "pool+pca:6 then full"
+    assert report(ReportConfig(run)).bytes > 1000
+
+
+@pytest.mark.parametrize("basis", ["full+white:2", "full+lda:1", "full+pca:3"])
+def test_a_further_basis_folds_through_both(reduced: Path, tmp_path: Path, basis: str) -> None:
+    """Over whole rows the folded head says what the head says behind both bases."""
+    train_head(train_config(reduced, tmp_path / "run", basis=basis))
+    run = Run.load(tmp_path / "run")
+    rows = FeatureCache.open(reduced.with_name("features")).read(
+        [(i.key, "pass:0") for i in FeatureCache.open(reduced).index().images]
+    )
+    behind = run.head(run.whole_basis.apply(rows))
+    assert torch.allclose(run.folded_head()(torch.from_numpy(rows).float()), behind, atol=1e-4)
+
+
+@pytest.mark.usefixtures("gate_here")
+def test_the_gate_finds_a_row_of_another_image(reduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a reduced cache are held against those that their images give."""
+    train_head(replace(train_config(reduced, tmp_path / "run"), basis=None))
+    read = FeatureCache.read
+    monkeypatch.setattr(FeatureCache, "read", lambda self, keys: read(self, keys)[::-1].copy())
+    with pytest.raises(ParityError, match="is not what its image gives"):
+        export(ExportConfig(tmp_path / "run", tmp_path / "model.safetensors"))
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_sweep_of_it(reduced: Path, tmp_path: Path) -> None:
+    """In bases that its rows can be in."""
+    result = sweep(SweepConfig(reduced, tmp_path / "run", heads=6, epochs=2, seeds=1))
+    assert {head["config"]["basis"] for head in result.heads} <= {"full+lda:4", "full+lda:8"}
+    assert Run.load(tmp_path / "run").folded_head()[0].in_features == 32
+
+
+def test_what_is_lost_is_measured_and_kept(features: Path) -> None:
+    """Over the same seeds on either; a second run measures nothing anew, unless other seeds are asked for."""
+    accuracy = reduce_it(features, seeds=2).accuracy
+    assert accuracy["seeds"] == 2
+    assert accuracy["lost"] == pytest.approx(accuracy["whole"]["mean"] - accuracy["reduced"]["mean"])
+    out = features.with_name("reduced")
+    kept = Reduction.load(out)
+    assert kept is not None
+    assert kept.accuracy == accuracy == reduce_it(features, seeds=2).accuracy
+    assert reduce_it(features, seeds=1).accuracy["seeds"] == 1
+    assert f"validation {accuracy['reduced']['mean']:.2%}" in in_words(info(out))
+
+
+def test_runs_know_their_rows(features: Path, reduced: Path, tmp_path: Path) -> None:
+    """A run of whole rows is not scored on reduced ones, nor the other way round, nor on those of another basis."""
+    train_head(train_config(features, tmp_path / "whole"))
+    train_head(replace(train_config(reduced, tmp_path / "small"), basis=None))
+    reduce_it(features, out=tmp_path / "other", basis="pool+pca:5")
+    for run, cache in (("whole", reduced), ("small", features), ("small", tmp_path / "other")):
+        with pytest.raises(RunError, match="not reduced as those"):
+            evaluate(EvaluateConfig(tmp_path / run, cache=cache))
+
+
+def test_what_cannot_be_is_refused_in_a_sentence(features: Path, reduced: Path, tmp_path: Path) -> None:
+    """Nothing that is there is touched."""
+    before = rows_of(reduced)
+    cases: list[tuple[type[HeadgraftError], str, dict[str, object]]] = [
+        (CacheError, "is reduced already", {"cache": reduced, "out": tmp_path / "again", "basis": "pca:2"}),
+        (ConfigError, "is the cache itself", {"out": features}),
+        (CacheError, "reduced by pool.pca:6, fitted on other rows or as another basis", {"basis": "pool+pca:5"}),
+        (PipelineError, "asks for more than", {"out": tmp_path / "wide", "basis": "pool+pca:100"}),
+    ]
+    for kind, message, options in cases:
+        with pytest.raises(kind, match=message):
+            reduce_it(features, **options)
+    with pytest.raises(ConfigError, match="--basis full reduces nothing"):
+        ReduceConfig(features, tmp_path / "x", basis="full")
+    with pytest.raises(PipelineError, match="use full, alone or with"):
+        train_head(train_config(reduced, tmp_path / "run", basis="pyramid"))
+    with pytest.raises(RunError, match="is reduced, and holds no dense views"):
+        train_head(train_config(reduced, tmp_path / "run", basis="full", dense=48))
+    with pytest.raises(CacheError, match="of whole rows: name another folder"):
+        reduce_it(features, cache=features, out=shutil.copytree(features, tmp_path / "copy"))
+    with pytest.raises(MissingRows):
+        train_head(train_config(reduced, tmp_path / "run", basis="full", passes=2))
+    assert rows_of(reduced) == before
+
+
+def test_a_damaged_basis_or_record_is_refused(reduced: Path) -> None:
+    """Without its basis, a reduced row says nothing."""
+    basis, record = reduced / BASIS_FILE, reduced / REDUCTION_FILE
+    sound, said = basis.read_bytes(), record.read_bytes()
+    for file, damage in (
+        (basis, sound[:-1] + bytes([sound[-1] ^ 1])),
+        (basis, sound[:100]),
+        (record, said.replace(b"pool+pca:6", b"pool+pca:7")),
+        (record, b"{}"),
+        (record, b"[1"),
+    ):
+        file.write_bytes(damage)
+        with pytest.raises(DamagedCache, match="reduce"):
+            FeatureCache.open(reduced)
+        basis.write_bytes(sound)
+        record.write_bytes(said)
+    basis.unlink()
+    with pytest.raises(DamagedCache, match=r"basis\.safetensors cannot be read"):
+        FeatureCache.open(reduced)
+
+
+@pytest.mark.real
+def test_real_flowers_in_a_fiftieth(tmp_path: Path) -> None:
+    """AlexNet's rows of 9,216 in 128: the head folds back over whole rows and passes the gate."""
+    require_weights("alexnet")
+    data = tmp_path / "data"
+    for split, count in (("train", 12), ("valid", 3)):
+        for label in sorted(folder.name for folder in (flowers() / split).iterdir())[:12]:
+            (data / split / label).mkdir(parents=True)
+            for image in sorted((flowers() / split / label).iterdir())[:count]:
+                (data / split / label / image.name).symlink_to(image)
+    extract(ExtractConfig(data, tmp_path / "features", backbone="alexnet"))
+    config = ReduceConfig(tmp_path / "features", tmp_path / "reduced", basis="pyramid+pca:128", seeds=1)
+    result = reduce_cache(config)
+    assert result.bytes * 45 < result.source_bytes
+    train_head(TrainConfig(tmp_path / "reduced", tmp_path / "run", hidden=64, epochs=5))
+    assert export(ExportConfig(tmp_path / "run", tmp_path / "model.safetensors")).parity["max_abs_diff"] <= 1e-4
