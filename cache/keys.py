@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from cache import layout
+
 RowKey = tuple[bytes, str]  # (SHA-256 of the image file, view)
 PackedKeys = npt.NDArray[np.bytes_]  # (N,) S48: the digest, then the view, which never ends in a zero byte
 Digests = npt.NDArray[np.uint8]  # (N, 32)
@@ -28,6 +30,11 @@ def join_keys(digests: Digests, views: npt.NDArray[np.bytes_]) -> PackedKeys:
     """Digests and views (N,) S16, as a shard stores them, as one array."""
     letters = np.ascontiguousarray(views).view(np.uint8).reshape(len(views), 16)
     return np.concatenate([digests, letters], axis=1).view(_PACKED).reshape(len(views))
+
+
+def keys_of(digests: Digests, view: str) -> PackedKeys:
+    """The keys of one view of `digests` (N, 32), in their order."""
+    return join_keys(digests, np.full(len(digests), view, dtype=layout.VIEW_DTYPE))
 
 
 def pack_digests(digests: Iterable[str]) -> Digests:
@@ -53,6 +60,11 @@ class KeyTable:
     def __len__(self) -> int:
         """Distinct keys."""
         return len(self._keys)
+
+    @property
+    def used(self) -> set[int]:
+        """Parts that some key is found in."""
+        return set(np.unique(self._parts).tolist())
 
     def find(self, keys: PackedKeys) -> tuple[Places, Places]:
         """Part and row of each of `keys`, (N,) each; -1 for a key that is nowhere."""

@@ -95,20 +95,18 @@ def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
     changes, seen = [], set()
     for item in listed:
         path = os.path.relpath(item.path, root)
-        shown = named(path)
         seen.add(path)
         image = known.get(path)
         if image is None:
             if path not in skipped or _digest_if_readable(item) != skipped[path]:
-                changes.append(f"{shown} is new" + (" since it was skipped" if path in skipped else ""))
+                changes.append(f"{named(path)} is new" + (" since it was skipped" if path in skipped else ""))
         elif item.fault:
-            changes.append(f"{shown} is {item.fault}")
+            changes.append(f"{named(path)} is {item.fault}")
         elif image.label != item.label or (item.split and image.split != item.split):
-            changes.append(
-                f"{shown} is now {item.split} {item.label!r}, was {image.split} {image.label!r}".replace("  ", " ")
-            )
+            now = f"{item.split} {item.label!r}".lstrip()
+            changes.append(f"{named(path)} is now {now}, was {image.split} {image.label!r}")
         elif (change := _content_change(item.path, image, trust_times)) is not None:
-            changes.append(f"{shown} {change}")
+            changes.append(f"{named(path)} {change}")
     return changes + [f"{named(path)} is gone" for path in known if path not in seen]
 
 
