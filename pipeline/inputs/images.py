@@ -13,6 +13,8 @@ from pipeline.console import named
 from pipeline.errors import ImageSetError
 from pipeline.inputs.listing import Listed, extensions, list_files
 
+_FILES_AT_ONCE = 64  # hashed by one thread
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -163,8 +165,10 @@ def _hash_all(root: Path, listed: list[Listed]) -> tuple[list[ImageRecord], list
             return SkippedImage(path, "", f"cannot be read: {error.strerror}")
         return ImageRecord(path, digest, item.label, item.split, found.st_size, found.st_mtime_ns)
 
+    # Some at a time: a task of the pool takes more memory than a record, and for small files more time than hashing.
+    parts = [listed[start : start + _FILES_AT_ONCE] for start in range(0, len(listed), _FILES_AT_ONCE)]
     with ThreadPoolExecutor() as pool:
-        records = list(pool.map(record, listed))
+        records = [item for part in pool.map(lambda part: list(map(record, part)), parts) for item in part]
     faults = [item for item in records if isinstance(item, SkippedImage)]
     return [item for item in records if isinstance(item, ImageRecord)], faults
 

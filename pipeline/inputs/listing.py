@@ -16,7 +16,7 @@ _COLUMNS = ("path", "label", "split")
 _DEEPEST = 100  # folders inside one another
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Listed:
     """A file as found; `split` "" is still to be chosen."""
 

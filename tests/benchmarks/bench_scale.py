@@ -38,7 +38,7 @@ TINY = 0.001  # GB: fewer than the rows of 20,000 images take
 
 
 class Laps:
-    """Seconds of each part of a step, and the highest memory in bytes until its end."""
+    """Seconds of each part of a step, of the clock and of processors, and the highest memory in bytes until its end."""
 
     def __init__(self) -> None:
         self.found: list[dict[str, Any]] = []
@@ -47,10 +47,10 @@ class Laps:
     @contextmanager
     def lap(self, part: str) -> Iterator[None]:
         """Time a part."""
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         yield
-        seconds = time.perf_counter() - start
-        self.found.append({"part": part, "seconds": seconds, "bytes": highest() - self._before})
+        found = {"part": part, "seconds": time.perf_counter() - start, "cpu": time.process_time() - used}
+        self.found.append({**found, "bytes": highest() - self._before})
 
 
 def highest() -> int:
@@ -158,26 +158,30 @@ def measure(folder: Path, images: int) -> dict[str, Any]:
 
 
 def by_part(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each part: seconds and bytes by number of images, R² of the line through the seconds, and `ratio`, of the
-    seconds an image of the largest set to those of the smallest."""
+    """Of each part: seconds, processor seconds and bytes by number of images, and how straight both seconds grow."""
     counts = [entry["images"] for entry in found]
     parts: dict[str, dict[str, Any]] = {}
     for laps in zip(*(entry["parts"] for entry in found), strict=True):
-        seconds, used = [lap["seconds"] for lap in laps], [lap["bytes"] for lap in laps]
-        ratio = seconds[-1] / counts[-1] / (seconds[0] / counts[0])
-        line = straight(counts, seconds) if len(counts) > 1 else (0.0, 0.0, 1.0)
-        parts[laps[0]["part"]] = {"seconds": seconds, "bytes": used, "r2": line[2], "ratio": ratio}
+        part = {name: [lap[name] for lap in laps] for name in ("seconds", "cpu", "bytes")}
+        growth = {f"{name}_growth": growth_of(counts, part[name]) for name in ("seconds", "cpu")}
+        parts[laps[0]["part"]] = {**part, **growth}
     return parts
 
 
+def growth_of(counts: list[int], seconds: list[float]) -> dict[str, float]:
+    """R² of the straight line, and the cost of an image of the largest set over that of the smallest."""
+    r2 = straight(counts, seconds)[2] if len(counts) > 1 else 1.0
+    return {"r2": r2, "ratio": seconds[-1] / counts[-1] / (seconds[0] / counts[0])}
+
+
 def show(counts: list[int], parts: dict[str, dict[str, Any]]) -> None:
-    """A table."""
-    print(f"{'':48} {'  '.join(f'{count:>16,}' for count in counts)}  s a million     R²  ratio")
+    """A table; after the seconds those of processors, on which other work on the machine tells less."""
+    print(f"{'':44} {'  '.join(f'{count:>23,}' for count in counts)}      R²  ratio")
     for name, part in parts.items():
-        cells = [f"{s:7.2f} s {b / 1e6:4.0f} MB" for s, b in zip(part["seconds"], part["bytes"], strict=True)]
-        million = part["seconds"][-1] / counts[-1] * 1e6
-        print(f"{name:48} {'  '.join(f'{cell:>16}' for cell in cells)}  {million:11.1f} ", end="")
-        print(f"{part['r2']:.4f}  {part['ratio']:5.2f}")
+        figures = zip(part["seconds"], part["cpu"], part["bytes"], strict=True)
+        cells = [f"{seconds:6.1f} {cpu:6.1f} s {used / 1e6:5.0f} MB" for seconds, cpu, used in figures]
+        growth = part["cpu_growth"]
+        print(f"{name:44} {'  '.join(cells)}  {growth['r2']:.4f}  {growth['ratio']:5.2f}")
 
 
 def bench(folder: Path, counts: list[int], file: Path | None) -> None:
