@@ -79,7 +79,7 @@ bench-extract: setup ## Time stage one beside a plain script and the processor's
 bench-scale: setup ## Time a cache of up to a million images, tiny ones (about 30 minutes) [ARGS=]
 	$(BIN)/python tests/benchmarks/bench_scale.py $(ARGS)
 
-simulate: setup ## Stage one on many machines, simulated: failures, slow ones (about 5 minutes) [ARGS=]
+simulate: setup ## Stage one on many machines, simulated: failures, slow ones (about 10 minutes) [ARGS=]
 	$(BIN)/python tests/benchmarks/simulate.py $(ARGS)
 
 results: setup ## Measure the figures of README.md and docs/results.md, and write them (about 20 minutes) [CACHE= ARGS=]
