@@ -13,7 +13,7 @@ PASSES ?= 1
 DATA ?= $(wildcard $(HEADGRAFT_FLOWERS))
 ARGS ?=
 
-.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench bench-extract bench-dense bench-sweep bench-predict results clean
+.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench bench-extract bench-dense bench-sweep bench-predict bench-scale simulate results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,11 +76,14 @@ bench-dense: setup ## What passes and dense views bring, of a cache that has the
 bench-predict: setup ## Time predictions and the service (about 20 minutes) [MODEL= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_predict.py "$(MODEL)" $(ARGS)
 
-bench-setup-ray: setup ## Install Ray too, for --engine ray
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
-
-extract: setup ## Time stage one beside a plain script and the processor's limit (about 30 minutes) [ARGS=]
+bench-extract: setup ## Time stage one beside a plain script and the processor's limit (about 30 minutes) [ARGS=]
 	$(BIN)/python tests/benchmarks/bench_extract.py $(ARGS)
+
+bench-scale: setup ## Time a cache of up to a million images, tiny ones (about 30 minutes) [ARGS=]
+	$(BIN)/python tests/benchmarks/bench_scale.py $(ARGS)
+
+simulate: setup ## Stage one on many machines, simulated: failures, slow ones (about 10 minutes) [ARGS=]
+	$(BIN)/python tests/benchmarks/simulate.py $(ARGS)
 
 results: setup ## Measure the figures of README.md and docs/results.md, and write them (about 20 minutes) [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/results.py "$(CACHE)" $(ARGS)

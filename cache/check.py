@@ -1,6 +1,6 @@
 """verify: is every file of a cache what was written; repair: set aside what is not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -9,8 +9,10 @@ from cache import layout
 from cache.errors import CacheError
 from cache.files import sync_folder
 from cache.index import SetIndex
+from cache.keys import KeyTable, PackedKeys
 from cache.lock import writing
 from cache.projections import intact, projection_files
+from cache.shard import Shard
 from cache.store import FeatureCache
 
 Changes = Callable[[SetIndex], list[str]]  # how a set's images differ from its index, in words
@@ -47,8 +49,8 @@ def verify(path: Path, changes: Changes | None = None) -> VerifyResult:
     cache = FeatureCache.open(path)
     indexes = {name: _index_or_fault(cache, name) for name in cache.sets()}  # before the shards: those only grow
     sound, bad = cache.examined
-    rows = {(shard.header.row_shape, shard.header.basis, *key) for shard in sound for key in shard.keys}
-    result = VerifyResult(str(path), len(sound) + len(bad), len(rows))
+    rows = sum(len(KeyTable(list(enumerate(keys)))) for keys in _keys_by_kind(sound))
+    result = VerifyResult(str(path), len(sound) + len(bad), rows)
     result.bad += [_entry(path, file, str(error)) for file, error in bad.items()]
     result.bad += [_entry(path, file, "its bytes lost their digest") for file in _damaged_projections(path)]
     for name, index in indexes.items():
@@ -63,6 +65,14 @@ def verify(path: Path, changes: Changes | None = None) -> VerifyResult:
         if changes and (changed := changes(index)):
             result.changed[name] = changed
     return result
+
+
+def _keys_by_kind(shards: Iterable[Shard]) -> Iterable[list[PackedKeys]]:
+    """Keys of shards whose rows are of one shape and basis."""
+    kinds: dict[tuple[object, ...], list[PackedKeys]] = {}
+    for shard in shards:
+        kinds.setdefault((shard.header.row_shape, shard.header.basis), []).append(shard.packed_keys)
+    return kinds.values()
 
 
 def _index_or_fault(cache: FeatureCache, name: str) -> SetIndex | CacheError:

@@ -9,10 +9,12 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from cache import layout
 from cache.errors import CacheError, DamagedCache
 from cache.files import read_regular, write_atomically
-from cache.keys import RowKey
+from cache.keys import PackedKeys, RowKey, keys_of, pack_digests
 from cache.manifest import is_count, is_digest, json_digest
 
 SPLITS = ("train", "valid", "test")
@@ -90,6 +92,14 @@ class SetIndex:
     def says_all_of(self, other: "SetIndex") -> bool:
         """Whether it names the same images, labels and splits as `other`, and no fewer passes and dense views."""
         return self.digest == other.digest and self.passes >= other.passes and other.dense in (0, self.dense)
+
+    def packed_keys(self, passes: int, dense: int = 0) -> PackedKeys:
+        """The same keys as one array, in order of their bytes: a tenth of the memory."""
+        digests = pack_digests(image.digest for image in self.images)
+        trained = digests[[image.split == "train" for image in self.images]]
+        views = [layout.pass_view(number) for number in range(1, passes + 1)]
+        views += [layout.dense_view(dense)] if dense else []
+        return np.unique(np.concatenate([keys_of(digests, layout.CLEAN_VIEW), *(keys_of(trained, v) for v in views)]))
 
     def counts(self) -> dict[str, int]:
         """Files by split."""
@@ -188,9 +198,9 @@ def _is_file_name(value: object) -> bool:
 def _is_possible(record: ImageRecord, from_csv: bool, classes: frozenset[str]) -> bool:
     if not _is_file_name(record.path) or record.label not in classes:
         return False
-    inside = from_csv or not (Path(record.path).is_absolute() or ".." in Path(record.path).parts)
+    path = Path(record.path)
     return (
-        inside
+        (from_csv or not (path.is_absolute() or ".." in path.parts))
         and is_digest(record.digest)
         and record.split in SPLITS
         and is_count(record.size)

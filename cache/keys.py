@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from cache import layout
+
 RowKey = tuple[bytes, str]  # (SHA-256 of the image file, view)
 PackedKeys = npt.NDArray[np.bytes_]  # (N,) S48: the digest, then the view, which never ends in a zero byte
 Digests = npt.NDArray[np.uint8]  # (N, 32)
@@ -36,6 +38,11 @@ def are_dense(packed: PackedKeys) -> npt.NDArray[np.bool_]:
     return np.equal(letters[:, 32], ord("d"))
 
 
+def keys_of(digests: Digests, view: str) -> PackedKeys:
+    """The keys of one view of `digests` (N, 32), in their order."""
+    return join_keys(digests, np.full(len(digests), view, dtype=layout.VIEW_DTYPE))
+
+
 def pack_digests(digests: Iterable[str]) -> Digests:
     """SHA-256 of images, 64 hex digits each, as an array (N, 32)."""
     return np.frombuffer(bytes.fromhex("".join(digests)), dtype=np.uint8).reshape(-1, 32)
@@ -64,6 +71,11 @@ class KeyTable:
     def keys(self) -> PackedKeys:
         """The distinct keys, sorted."""
         return self._keys
+
+    @property
+    def used(self) -> set[int]:
+        """Parts that some key is found in."""
+        return set(np.unique(self._parts).tolist())
 
     def find(self, keys: PackedKeys) -> tuple[Places, Places]:
         """Part and row of each of `keys`, (N,) each; -1 for a key that is nowhere."""

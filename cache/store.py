@@ -15,7 +15,7 @@ from cache import layout
 from cache.errors import CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
 from cache.files import is_temporary
 from cache.index import SetIndex, index_path, list_sets
-from cache.keys import KeyTable, PackedKeys, RowKey, pack_keys
+from cache.keys import KeyTable, PackedKeys, RowKey, keys_of, pack_digests, pack_keys
 from cache.manifest import Manifest
 from cache.reduction import Reduction
 from cache.shard import Float16Array, Shard
@@ -173,8 +173,7 @@ class FeatureCache:
 
     def lost(self, index: SetIndex) -> int:
         """Rows that the set had when it was extracted and that no sound shard has."""
-        keys = pack_keys(index.row_keys(index.passes, index.dense))
-        shards, _ = self._served(self.examined[0]).find(keys)
+        shards, _ = self._served(self.examined[0]).find(index.packed_keys(index.passes, index.dense))
         return int((shards < 0).sum())
 
     def __len__(self) -> int:
@@ -267,9 +266,9 @@ class FeatureCache:
 
     def complete_passes(self, index: SetIndex) -> int:
         """The largest K for which all passes 1..K of the set's training images have rows."""
-        train = {image.key for image in index.split("train")}
+        train = pack_digests(image.digest for image in index.split("train"))
         passes = 0
-        while train and not self.missing([(key, layout.pass_view(passes + 1)) for key in train]):
+        while len(train) and (self._places.find(keys_of(train, layout.pass_view(passes + 1)))[0] >= 0).all():
             passes += 1
         return passes
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cache import layout
 from cache.files import sync_folder
-from cache.keys import RowKey
+from cache.keys import KeyTable, RowKey
 from cache.shard import Float16Array, Shard, ShardHeader, write_shard
 
 ROWS_PER_SHARD = 1000
@@ -111,14 +111,16 @@ def merge_small_shards(shards: Sequence[Shard]) -> int:
 
 def spare_copies(shards: Sequence[Shard]) -> list[Shard]:
     """Shards whose every row also stands in a larger one, as a kill during a merge leaves them."""
-    seen: set[tuple[object, ...]] = set()
-    spare = []
+    kinds: dict[tuple[object, ...], list[Shard]] = {}
     for shard in sorted(shards, key=lambda s: (-len(s), s.path.name)):
-        keys = {(shard.header.basis, shard.header.row_shape, *key) for key in shard.keys}
-        if keys <= seen:
-            spare.append(shard)
-        seen |= keys
-    return spare
+        kinds.setdefault((shard.header.basis, shard.header.row_shape), []).append(shard)
+    return [shard for kind in kinds.values() for shard in _served_by_others(kind)]
+
+
+def _served_by_others(shards: Sequence[Shard]) -> list[Shard]:
+    """Those of `shards`, of rows of one kind, whose every row stands in one before it."""
+    used = KeyTable([(number, shard.packed_keys) for number, shard in enumerate(shards)]).used
+    return [shard for number, shard in enumerate(shards) if number not in used]
 
 
 def _batches(group: Sequence[Shard]) -> Iterator[list[Shard]]:

@@ -19,13 +19,13 @@ from cache.check import repair, verify
 from cache.errors import CacheBusy, CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
 from cache.files import temporary_name
 from cache.index import ImageRecord, SetIndex, SkippedImage
-from cache.keys import RowKey
+from cache.keys import RowKey, unpack_keys
 from cache.lock import writing
 from cache.projections import intact, load_projection, save_projection
 from cache.prune import prune
 from cache.shard import Float16Array, Shard, ShardHeader, write_shard
 from cache.store import FeatureCache
-from cache.writer import ShardWriter, merge_small_shards
+from cache.writer import ShardWriter, merge_small_shards, spare_copies
 
 HEADER = ShardHeader(some_base().digest, (8, 2, 2), provenance={"device": "cpu", "weights": "NONE"})
 
@@ -134,6 +134,24 @@ def test_row_keys_are_distinct_and_augmented_only_in_train() -> None:
     """Identical files share rows; a file of valid needs no augmented pass."""
     known = index(image(1), replace(image(1), path="copy.jpg"), image(2, "valid"))
     assert known.row_keys(2) == [key_of(1), key_of(1, "pass:1"), key_of(1, "pass:2"), key_of(2)]
+
+
+@pytest.mark.parametrize(("passes", "dense"), [(0, 0), (2, 0), (1, 288)])
+def test_keys_in_bulk_are_those_one_by_one(passes: int, dense: int) -> None:
+    """In another order, as one array."""
+    known = index(image(1), replace(image(1), path="copy.jpg"), image(2, "valid"), image(3))
+    assert sorted(unpack_keys(known.packed_keys(passes, dense))) == sorted(known.row_keys(passes, dense))
+
+
+def test_a_shard_is_spare_only_beside_rows_of_its_kind(tmp_path: Path) -> None:
+    """The same keys in another basis, or of another shape, are other rows; of copies the first by name is kept."""
+    keys = [key_of(1), key_of(2)]
+    whole = ShardHeader(some_base().digest, (2,))
+    headers = [whole, replace(whole, provenance={"device": "cuda"}), replace(whole, basis="b")]
+    paths = [write_shard(tmp_path, header, keys, some_rows(2, 2)) for header in headers]
+    part = write_shard(tmp_path, whole, keys[:1], some_rows(1, 2))
+    spare = spare_copies([Shard.open(path) for path in (*paths, part)])
+    assert {shard.path for shard in spare} == {max(paths[:2]), part}
 
 
 def test_rows_are_read_in_the_order_of_their_keys(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from pipeline.console import named
 from pipeline.errors import ImageSetError
 from pipeline.inputs.listing import Listed, extensions, list_files
 
+_FILES_AT_ONCE = 64  # hashed by one thread
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -95,20 +97,18 @@ def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
     changes, seen = [], set()
     for item in listed:
         path = os.path.relpath(item.path, root)
-        shown = named(path)
         seen.add(path)
         image = known.get(path)
         if image is None:
             if path not in skipped or _digest_if_readable(item) != skipped[path]:
-                changes.append(f"{shown} is new" + (" since it was skipped" if path in skipped else ""))
+                changes.append(f"{named(path)} is new" + (" since it was skipped" if path in skipped else ""))
         elif item.fault:
-            changes.append(f"{shown} is {item.fault}")
+            changes.append(f"{named(path)} is {item.fault}")
         elif image.label != item.label or (item.split and image.split != item.split):
-            changes.append(
-                f"{shown} is now {item.split} {item.label!r}, was {image.split} {image.label!r}".replace("  ", " ")
-            )
+            now = f"{item.split} {item.label!r}".lstrip()
+            changes.append(f"{named(path)} is now {now}, was {image.split} {image.label!r}")
         elif (change := _content_change(item.path, image, trust_times)) is not None:
-            changes.append(f"{shown} {change}")
+            changes.append(f"{named(path)} {change}")
     return changes + [f"{named(path)} is gone" for path in known if path not in seen]
 
 
@@ -165,8 +165,10 @@ def _hash_all(root: Path, listed: list[Listed]) -> tuple[list[ImageRecord], list
             return SkippedImage(path, "", f"cannot be read: {error.strerror}")
         return ImageRecord(path, digest, item.label, item.split, found.st_size, found.st_mtime_ns)
 
+    # Some at a time: a task of the pool takes more memory than a record, and for small files more time than hashing.
+    parts = [listed[start : start + _FILES_AT_ONCE] for start in range(0, len(listed), _FILES_AT_ONCE)]
     with ThreadPoolExecutor() as pool:
-        records = list(pool.map(record, listed))
+        records = [item for part in pool.map(lambda part: list(map(record, part)), parts) for item in part]
     faults = [item for item in records if isinstance(item, SkippedImage)]
     return [item for item in records if isinstance(item, ImageRecord)], faults
 

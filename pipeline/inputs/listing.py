@@ -1,6 +1,7 @@
 """Which files a data set has: folders with splits, one folder of classes, or a CSV."""
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ _COLUMNS = ("path", "label", "split")
 _DEEPEST = 100  # folders inside one another
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Listed:
     """A file as found; `split` "" is still to be chosen."""
 
@@ -70,7 +71,11 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in EXTENSIONS and not path.is_dir()
+    return _is_named_image(path) and not path.is_dir()
+
+
+def _is_named_image(path: Path) -> bool:
+    return not path.name.startswith(".") and path.suffix.lower() in EXTENSIONS
 
 
 def _entries_below(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
@@ -80,17 +85,23 @@ def _entries_below(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterato
         yield folder, fault
         return
     try:
-        entries = [(entry, entry.is_dir()) for entry in sorted(folder.iterdir())]
+        with os.scandir(folder) as found:
+            entries = sorted((entry.name, _is_folder(entry)) for entry in found)
     except OSError as error:
         yield folder, f"cannot be listed: {error.strerror}"
         return
-    for entry, is_folder in entries:
-        if entry.name.startswith("."):
+    for name, is_folder in entries:
+        if name.startswith("."):
             continue
         if is_folder:
-            yield from _entries_below(root, entry, (*above, here))
-        elif _is_image(entry):
+            yield from _entries_below(root, folder / name, (*above, here))
+        elif _is_named_image(entry := folder / name):
             yield entry, ""
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Without asking the system about each file, links aside: the folder says which it is."""
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def _folder_fault(root: Path, here: Path, above: tuple[Path, ...]) -> str:

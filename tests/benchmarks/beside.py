@@ -46,11 +46,17 @@ def subset(folder: Path, count: int, splits: str = "train") -> Path:
     return folder
 
 
-def line(numbers: Sequence[int], seconds: Sequence[float]) -> str:
-    """The straight line through these points, and how straight they lie."""
+def straight(numbers: Sequence[int], seconds: Sequence[float]) -> tuple[float, float, float]:
+    """Slope of the straight line through these points, where it starts, and R², how straight they lie."""
     slope, start = np.polyfit(numbers, seconds, 1)
     left = np.array(seconds) - (slope * np.array(numbers) + start)
-    return f"{1000 * slope:.2f} ms each, {start:+.2f} s at 0, R² {1 - left.var() / np.var(seconds):.4f}"
+    return float(slope), float(start), float(1 - left.var() / np.var(seconds))
+
+
+def line(numbers: Sequence[int], seconds: Sequence[float]) -> str:
+    """That line in words."""
+    slope, start, r2 = straight(numbers, seconds)
+    return f"{1000 * slope:.2f} ms each, {start:+.2f} s at 0, R² {r2:.4f}"
 
 
 def hardware() -> str:
