@@ -13,7 +13,7 @@ PASSES ?= 1
 DATA ?= $(wildcard $(HEADGRAFT_FLOWERS))
 ARGS ?=
 
-.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench bench-extract bench-dense bench-sweep bench-predict bench-scale simulate results clean
+.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench bench-extract bench-dense bench-sweep bench-predict bench-ray bench-scale simulate results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ bench-predict: setup ## Time predictions and the service (about 20 minutes) [MOD
 
 bench-extract: setup ## Time stage one beside a plain script and the processor's limit (about 30 minutes) [ARGS=]
 	$(BIN)/python tests/benchmarks/bench_extract.py $(ARGS)
+
+bench-ray: setup-ray ## Stage one and a sweep on Ray beside one process (about 15 minutes) [CACHE= ARGS=]
+	$(BIN)/python tests/benchmarks/bench_ray.py $(if $(wildcard $(CACHE)/manifest.json),--cache "$(CACHE)") $(ARGS)
 
 bench-scale: setup ## Time a cache of up to a million images, tiny ones (about 30 minutes) [ARGS=]
 	$(BIN)/python tests/benchmarks/bench_scale.py $(ARGS)

@@ -80,7 +80,7 @@ def plan_again(folder: Path, laps: Laps) -> None:
 def _plan(folder: Path, images: ImageSet) -> Plan:
     """As `make_plan` does, but for a backbone: none is needed to find what is missing."""
     config = ExtractConfig(folder / "data", folder / "cache", synthetic.NAME)
-    return Plan(config, images, synthetic.NAME, {}, torch.device("cpu"), synthetic.MANIFEST)
+    return Plan(config, {}, torch.device("cpu"), synthetic.MANIFEST, images, synthetic.NAME)
 
 
 def open_cache(folder: Path, laps: Laps) -> None:
@@ -136,7 +136,7 @@ def _train(folder: Path, laps: Laps, name: str, memory: float | None) -> None:
     with laps.lap(f"{name}: set opened, folder compared"):
         rows = TrainingSet.open(config.cache, None, config.passes, silent)
     with laps.lap(f"{name}: rows in the basis"):
-        _, data = load_data(rows, config.basis, allowed_bytes(memory), silent)
+        _, data = load_data(rows, config.settings.basis, allowed_bytes(memory), silent)
     with laps.lap(f"{name}: first epoch"):
         fit_head(config, rows, data, silent)
 
