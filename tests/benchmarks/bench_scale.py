@@ -1,6 +1,6 @@
 """Planning, opening, verifying and the start of training by number of images: seconds, memory, how straight they grow.
 
-`make bench-scale`; about 20 minutes and a million small files, which it removes. Rows are tiny, so what is measured is
+`make bench-scale`; about 30 minutes and a million small files, which it removes. Rows are tiny, so what is measured is
 what each image costs whatever its row's size. Each step runs in a process of its own; files are read from the page
 cache. Memory is the highest resident above what the process took after its imports.
 """
