@@ -165,6 +165,7 @@ def main() -> None:
 @_option(ExtractConfig, "skip_bad", "Record files that cannot be decoded, and go on.")
 @_option(ExtractConfig, "dry_run", "Say what would be done, and stop.")
 @_option(ExtractConfig, "shard_of", "i/n: compute the i-th of n parts, beside others that compute theirs.", type=str)
+@_option(ExtractConfig, "hash_only", "Hash the images once for all parts, before them; compute nothing.")
 @_option(ExtractConfig, "finish", "Index what the parts have computed; compute nothing.")
 @_cluster_options(ExtractConfig)
 @_option(ExtractConfig, "unit_rows", "Rows a worker of Ray makes at once.  [default: 128, with a GPU 1000]", type=int)
@@ -179,6 +180,8 @@ def extract(as_json: bool, **options: Any) -> None:
     text = f"{counts}, {result.seconds:.1f} s{rate}"
     if options["shard_of"]:
         text = f"part {options['shard_of']}: {text}; when all parts are done, run the same with --finish instead"
+    if options["hash_only"]:
+        text = f"{result.images} images listed in {result.cache}, {result.rows - result.reused} rows to compute"
     if options["dry_run"]:
         text = f"dry run: of {result.rows} rows, {result.rows - result.reused} would be computed"
     skipped = "".join(f"\nskipped {named(bad['path'])}: {bad['reason']}" for bad in result.skipped)

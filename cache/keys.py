@@ -32,6 +32,12 @@ def join_keys(digests: Digests, views: npt.NDArray[np.bytes_]) -> PackedKeys:
     return np.concatenate([digests, letters], axis=1).view(_PACKED).reshape(len(views))
 
 
+def digest_ends(packed: PackedKeys) -> npt.NDArray[np.uint64]:
+    """The last eight bytes of the digest of each key, as a big-endian number, (N,)."""
+    letters = np.ascontiguousarray(packed).view(np.uint8).reshape(len(packed), _PACKED.itemsize)
+    return np.ascontiguousarray(letters[:, 24:32]).view(">u8").reshape(len(packed)).astype(np.uint64)
+
+
 def are_dense(packed: PackedKeys) -> npt.NDArray[np.bool_]:
     """Which of the keys are of dense views, (N,)."""
     letters = np.ascontiguousarray(packed).view(np.uint8).reshape(len(packed), _PACKED.itemsize)

@@ -14,6 +14,7 @@ BASIS_FILE = "basis.safetensors"  # the arrays of that basis
 HOLDER_FILE = "writer.json"  # who holds the lock, for the message that another process gets
 SHARD_FOLDER = "shards"
 SET_FOLDER = "sets"
+LISTING_FOLDER = "listings"  # what a set's images hash to, for parts to come: as an index, which it is not yet
 PROJECTION_FOLDER = "projections"
 DAMAGED_FOLDER = "damaged"  # what repair set aside; never read
 COPIED_FILES = (BASIS_FILE, REDUCTION_FILE)  # older than the manifest: without them the rows would say nothing

@@ -70,6 +70,15 @@ class Reduction:
         return data
 
 
+def what_decides(data: bytes | None) -> object:
+    """What decides rows in a file beside the manifest: in reduction.json all but the accuracy, which may come later."""
+    try:
+        stored = json.loads(data or b"")
+        return {name: value for name, value in stored.items() if name not in ("accuracy", "sha256")}
+    except (ValueError, AttributeError, RecursionError):
+        return data  # the arrays of a basis, or nothing
+
+
 def save_basis(cache: Path, data: bytes) -> str:
     """Keep `data` as the cache's basis and return its digest; what was there before is replaced."""
     write_atomically(cache / layout.BASIS_FILE, data)

@@ -15,7 +15,7 @@ from cache.index import index_path
 from cache.lock import writing
 from cache.manifest import Manifest
 from cache.objects import ObjectStore
-from cache.reduction import Reduction
+from cache.reduction import Reduction, what_decides
 from cache.store import FeatureCache, check_place
 
 _AT_ONCE = 4  # copies under way
@@ -138,7 +138,8 @@ def _receive_files(path: Path, store: ObjectStore) -> None:
 
 
 def _refuse_other_files(path: Path, store: ObjectStore) -> None:
-    differ = [name for name, data in _copied_files(path).items() if data != store.read(name)]
+    here = _copied_files(path)
+    differ = [name for name, data in here.items() if what_decides(data) != what_decides(store.read(name))]
     if differ:
         raise ManifestMismatch(
             f"{path} and {store.url} differ in {', '.join(differ)}, so their rows are not of one kind: "

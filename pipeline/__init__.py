@@ -2,7 +2,8 @@
 
 Nothing is imported here, so that what needs no torch starts at once. The public interface, by module:
 
-    pipeline.config         ExtractConfig, ReduceConfig, TrainConfig, SweepConfig, ExportConfig, EvaluateConfig, PredictConfig
+    pipeline.config         ExtractConfig, ReduceConfig, TrainConfig, SweepConfig, ExportConfig, EvaluateConfig,
+                            PredictConfig
     pipeline.extract        extract
     pipeline.reduce         reduce_cache
     pipeline.train          train_head

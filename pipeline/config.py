@@ -127,8 +127,8 @@ class ExtractConfig:
 
     `dense`, in pixels, asks for the map of a larger clean view of each training image, whose windows are views; 0 for
     none. `shard_of` i/n computes the i-th of n parts alone, beside others that compute theirs; `finish` indexes what
-    they have computed, and computes nothing. `engine` and what follows is of `ClusterConfig`; `unit_rows` are handed to
-    a worker at once, and lost with it.
+    they have computed, and computes nothing; `hash_only` comes before them, so that each need not hash all. `engine`
+    and what follows is of `ClusterConfig`; `unit_rows` are handed to a worker at once, and lost with it.
     """
 
     data: Path
@@ -150,6 +150,7 @@ class ExtractConfig:
     dry_run: bool = False
     shard_of: str | None = None
     finish: bool = False
+    hash_only: bool = False
     engine: str = ClusterConfig.engine
     ray_address: str | None = ClusterConfig.ray_address
     ray_workers: int | None = ClusterConfig.ray_workers
@@ -167,6 +168,8 @@ class ExtractConfig:
         _require(larger, f"--dense is {self.dense}, expected more than --image-size {self.image_size}, or 0 for none")
         _ = self.part  # which checks it
         _require(self.unit_rows is None or self.engine == "ray", "--unit-rows is for --engine ray: add that")
+        alone = self.hash_only and (self.finish or self.shard_of or self.dry_run)
+        _require(not alone, "--hash-only goes before all others: leave out --shard-of, --finish and --dry-run")
         _require(
             not (self.finish and self.shard_of), "--finish and --shard-of: parts first, then --finish without them"
         )

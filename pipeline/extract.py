@@ -5,9 +5,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from cache import layout
 from cache.errors import CacheError
 from cache.history import record_extraction
-from cache.index import SkippedImage
+from cache.index import SkippedImage, index_path
 from cache.lock import writing
 from cache.store import FeatureCache
 from cache.writer import merge_small_shards
@@ -29,7 +30,10 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
     start = time.perf_counter()
     with engine_of(config, say) as engine:
         plan = make_plan(config, say, engine.place)
-        result = _dry_run(plan, engine, say) if config.dry_run else _extract(plan, engine, start, say)
+        if config.hash_only:
+            result = _list(plan)
+        else:
+            result = _dry_run(plan, engine, say) if config.dry_run else _extract(plan, engine, start, say)
     result.seconds = time.perf_counter() - start
     return result
 
@@ -56,9 +60,22 @@ def _extract(plan: Plan, engine: Engine, start: float, say: Say) -> ExtractResul
         dense = plan.config.dense or _kept_dense(cache, plan.name)
         whole = dense if not cache.missing(index.row_keys(0, dense)) else 0
         cache.save_index(replace(index, passes=cache.complete_passes(index), dense=whole))
+        index_path(cache.path / layout.LISTING_FOLDER, plan.name).unlink(missing_ok=True)  # the index says more
     result.skipped = [{"path": image.path, "reason": image.reason} for image in index.skipped]
     result.rows = result.computed + result.reused
     result.bytes = FeatureCache.open(cache.path).bytes
+    return result
+
+
+def _list(plan: Plan) -> ExtractResult:
+    """Keep what the set's images hash to, for the parts; its index is written when all rows are there."""
+    with writing(plan.config.cache):
+        cache = FeatureCache.create(plan.config.cache, plan.manifest)
+        folder = cache.path / layout.LISTING_FOLDER
+        folder.mkdir(exist_ok=True)
+        plan.images.index(plan.name).save(folder)
+        _, result = missing_work(plan, cache)
+        result.bytes = cache.bytes
     return result
 
 

@@ -34,3 +34,17 @@ def _noting(start: Callable[..., Any]) -> Callable[..., Any]:
         return start(self, views)
 
     return noted
+
+
+class Blind:
+    """A worker that cannot begin."""
+
+    def ready(self) -> None:
+        """Says why."""
+        from pipeline.errors import PipelineError
+
+        raise PipelineError("no cache is seen from here")
+
+    def run(self, unit: int) -> int:
+        """Never comes to that."""
+        return unit

@@ -1,21 +1,23 @@
 """Stage one in parts: any number of processes, in any order, and the cache that one process would have made."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Extract
+from conftest import REPOSITORY, Extract, draw_image
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.errors import CacheBusy
-from cache.keys import RowKey
+from cache.keys import RowKey, pack_keys, unpack_keys
 from cache.lock import writing
 from cache.store import FeatureCache
 from pipeline.config import ExtractConfig
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, DecodeError, ImageSetError, PipelineError
 from pipeline.extraction.plan import _part_of
+from pipeline.inputs import images
 
 PART = """
 import sys
@@ -41,7 +43,9 @@ def rows_of(cache: Path) -> dict[RowKey, bytes]:
 def test_parts_are_a_partition(digests: list[bytes], parts: int) -> None:
     """Every row is in exactly one; all views of an image are in the same."""
     keys = [(digest, view) for digest in digests for view in ("pass:0", "pass:1")]
-    found = [_part_of(keys, (number, parts)) for number in range(1, parts + 1)]
+    found = [unpack_keys(_part_of(pack_keys(keys), (number, parts))) for number in range(1, parts + 1)]
+    for number, part in enumerate(found):
+        assert all(int.from_bytes(digest[-8:]) % parts == number for digest, _ in part)
     assert sorted(key for part in found for key in part) == sorted(keys)
     for part in found:
         assert {digest for digest, view in part if view == "pass:0"} == {digest for digest, _ in part}
@@ -88,6 +92,56 @@ def test_a_part_that_is_missing_is_said_or_computed(run_extract: Extract) -> Non
     with pytest.raises(PipelineError, match=f"{24 - first.computed} rows of .* are not there yet"):
         run_extract(finish=True)
     assert run_extract().computed == 24 - first.computed
+
+
+def test_parts_need_not_hash_what_was_hashed(
+    run_extract: Extract, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After --hash-only they hash what changed since; a change that size and time hide is found by who decodes it."""
+    run_extract(cache=tmp_path / "whole")
+    listed = run_extract(hash_only=True)
+    assert (listed.computed, listed.rows, listed.images) == (0, 24, 24)
+    assert FeatureCache.open(tmp_path / "features").sets() == []
+    hashed: list[str] = []
+    digest = images._digest
+
+    def noted(path: Path) -> str:
+        hashed.append(path.name)
+        return digest(path)
+
+    monkeypatch.setattr(images, "_digest", noted)
+    computed = [run_extract(shard_of=f"{number}/2").computed for number in (1, 2)]
+    assert (sum(computed), hashed) == (24, [])
+    run_extract(finish=True)
+    assert len(hashed) == 24
+    assert not list((tmp_path / "features" / "listings").iterdir())
+    assert rows_of(tmp_path / "features") == rows_of(tmp_path / "whole")
+    # The index serves as well, once there is one.
+    file = draw_image(data / "train" / "1" / "image_0.jpg", 5000)
+    hashed.clear()
+    assert sum(run_extract(shard_of=f"{number}/2").computed for number in (1, 2)) == 1
+    assert set(hashed) == {file.name}
+
+
+def test_a_hidden_change_is_found_by_who_decodes_it(run_extract: Extract, data: Path) -> None:
+    """Other bytes under the size and time that were listed: no row is made of them."""
+    run_extract(hash_only=True)
+    file = data / "train" / "1" / "image_0.jpg"
+    was = file.stat()
+    file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    with pytest.raises(ImageSetError, match="since it was listed"):
+        run_extract(shard_of="1/1")
+    run_extract(hash_only=True)
+    with pytest.raises(DecodeError):
+        run_extract(shard_of="1/1")
+
+
+@pytest.mark.parametrize("beside", [{"finish": True}, {"shard_of": "1/2"}, {"dry_run": True}])
+def test_hashing_goes_before_all_others(beside: dict[str, object]) -> None:
+    """And not with them."""
+    with pytest.raises(ConfigError, match="--hash-only goes before"):
+        ExtractConfig(Path("data"), Path("cache"), hash_only=True, **beside)  # type: ignore[arg-type]
 
 
 def test_bad_files_are_recorded_by_the_last_step(run_extract: Extract, data: Path) -> None:

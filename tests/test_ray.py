@@ -25,6 +25,7 @@ from pipeline.console import silent
 from pipeline.errors import ConfigError, DecodeError, PipelineError
 from pipeline.extraction.units import cut
 from pipeline.inputs.loader import Work
+from pipeline.machine.cluster import Workers
 from pipeline.sweep import sweep
 
 ON_RAY: dict[str, Any] = {"engine": "ray", "unit_rows": 4}
@@ -173,6 +174,17 @@ def test_a_sweep_by_workers_is_the_sweep_of_one_process(run_extract: Extract, tm
     lines = (tmp_path / "there" / "journal.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "taken-over" / "journal.jsonl").write_text("".join(lines[:9]))
     assert sweep(replace(config, run=tmp_path / "taken-over"), silent).heads == local.heads
+
+
+def test_why_a_worker_cannot_begin_is_said(cluster: Path) -> None:
+    """In its own words, such as of a cache that is not to be seen from where it is."""
+    import ray
+
+    with (
+        Workers[int, int](ray, ray_workers.Blind, (), ClusterConfig("ray")) as crew,
+        pytest.raises(PipelineError, match=r"^no cache is seen from here$"),
+    ):
+        crew.first_ready()
 
 
 def test_more_than_the_cluster_has_is_refused(run_extract: Extract, workers: Path) -> None:

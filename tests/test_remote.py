@@ -354,7 +354,11 @@ def test_what_rows_were_reduced_by_is_copied_and_must_agree(tmp_path: Path) -> N
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "basis.safetensors").write_bytes(b"of a pull that was stopped")
     pull(URL, tmp_path / "b")
-    assert FeatureCache.open(tmp_path / "b").reduction == FeatureCache.open(cache).reduction
+    known = FeatureCache.open(cache).reduction
+    assert known is not None
+    assert FeatureCache.open(tmp_path / "b").reduction == known
+    replace(known, accuracy={"seeds": 1}).save(cache)  # measured later, which changes no row
+    assert push(cache, URL).refused == ()
     for other in (whole, reduced(tmp_path / "other", b"another")):
         with pytest.raises(ManifestMismatch, match=r"differ in basis\.safetensors, reduction\.json"):
             push(other, URL)

@@ -10,7 +10,8 @@ import torch
 
 from cache import layout
 from cache.errors import CacheError
-from cache.keys import RowKey
+from cache.index import SetIndex, index_path
+from cache.keys import PackedKeys, digest_ends, unpack_keys
 from cache.layout import LARGEST_SIDE
 from cache.manifest import Augmentation, Base, Manifest
 from cache.reduction import Reduction
@@ -74,10 +75,11 @@ Place = Callable[[ExtractConfig, str | None], tuple[torch.device, str]]  # and t
 def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
     """What a run will do; `place` says where, and in which precision."""
     check_place(config.cache)
-    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad)
+    name = config.data.absolute().name if config.set is None else config.set
+    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=_hashed(config, name))
     stored = stored_manifest(config.cache)
     device, precision = place(config, stored.base.precision if stored else None)
-    name = layout.check_set_name(images.data.name if config.set is None else config.set)
+    layout.check_set_name(name)
     _keep_other_roots(config, images, name)
     tensors = backbone.load_tensors(config.backbone, config.weights, say)
     manifest = _manifest(config, tensors, precision)
@@ -87,6 +89,16 @@ def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
     if stored:
         manifest = stored.merged_with(manifest, config.cache)
     return Plan(config, tensors, device, manifest, images, name)
+
+
+def _hashed(config: ExtractConfig, name: str) -> SetIndex | None:
+    """What a part need not hash again, since it compares what it decodes: the set's listing, else its index."""
+    for folder in (layout.LISTING_FOLDER, layout.SET_FOLDER) if config.part else ():
+        try:
+            return SetIndex.load(index_path(config.cache / folder, name))
+        except CacheError:  # there is none, or it is damaged: all is hashed
+            continue
+    return None
 
 
 def _refuse_reduced(config: ExtractConfig) -> None:
@@ -152,24 +164,28 @@ def _manifest(config: ExtractConfig, tensors: dict[str, torch.Tensor], precision
 def missing_work(plan: Plan, cache: FeatureCache | None) -> tuple[list[Work], ExtractResult]:
     """Files to decode, and the counts before the run; `cache` None stands for an empty one."""
     index = plan.images.index(plan.name)
-    keys = _part_of(index.row_keys(plan.config.passes, plan.config.dense), plan.config.part)
-    missing = cache.missing(keys) if cache else keys
+    keys = _part_of(index.packed_keys(plan.config.passes, plan.config.dense), plan.config.part)
+    missing = cache.without(keys) if cache else keys
     views: dict[bytes, list[str]] = {}
-    for digest, view in missing:
+    for digest, view in unpack_keys(missing):
         views.setdefault(digest, []).append(view)
-    paths = {image.key: plan.images.root / image.path for image in reversed(index.images)}
+    paths: dict[bytes, Path] = {}
+    for image in index.images:
+        if (key := image.key) in views and key not in paths:  # of identical files, the first
+            paths[key] = plan.images.root / image.path
     # By digest, which is a random order: each shard then holds all classes, and can be trained on by itself.
     work = [Work(paths[digest], digest, tuple(names)) for digest, names in sorted(views.items())]
     reused = len(keys) - len(missing)
     return work, ExtractResult(plan.name, len(index.images), len(keys), 0, reused, cache=str(plan.config.cache))
 
 
-def _part_of(keys: list[RowKey], part: tuple[int, int] | None) -> list[RowKey]:
+def _part_of(keys: PackedKeys, part: tuple[int, int] | None) -> PackedKeys:
     """Those of one part, by the contents of their images alone: whoever else computes what, and whatever is there."""
     if part is None:
         return keys
     number, parts = part
-    return [key for key in keys if int.from_bytes(key[0][-8:]) % parts == number - 1]
+    chosen: PackedKeys = keys[digest_ends(keys) % parts == number - 1]
+    return chosen
 
 
 @dataclass(frozen=True)

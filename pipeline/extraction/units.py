@@ -7,6 +7,7 @@ takes no more than its unit with it.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,20 +43,32 @@ class Worker:
     """Makes rows, unit after unit, with a backbone that it loads once: what runs as an actor."""
 
     def __init__(self, config: ExtractConfig, manifest: Manifest, stored: Sequence[Any], expected_rows: int) -> None:
-        """`stored` has one reference, to the backbone's tensors as arrays: within a list Ray leaves it as it is."""
-        import ray
+        """`stored` has one reference, to the backbone's tensors as arrays: within a list Ray leaves it as it is.
 
-        arrays: dict[str, npt.NDArray[np.float32]] = ray.get(stored[0])
-        own = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}  # Ray's are not writable
-        # What cannot be decoded is the run's concern, not the unit's.
-        here = replace(config, skip_bad=True, threads=config.threads or config.cluster.cpus)
-        self._making = Making(here, own, _device_here(config), manifest)
-        self._cache = FeatureCache.open(config.cache)
+        All else is made when it is needed first: what fails in here, Ray tells without its reason.
+        """
+        self._given = config, manifest, stored[0]
         self._expected = expected_rows
         self._networks: dict[int, Backbone] = {}
 
+    @cached_property
+    def _making(self) -> Making:
+        import ray
+
+        config, manifest, stored = self._given
+        arrays: dict[str, npt.NDArray[np.float32]] = ray.get(stored)
+        own = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}  # Ray's are not writable
+        # What cannot be decoded is the run's concern, not the unit's.
+        here = replace(config, skip_bad=True, threads=config.threads or config.cluster.cpus)
+        return Making(here, own, _device_here(config), manifest)
+
+    @cached_property
+    def _cache(self) -> FeatureCache:
+        return FeatureCache.open(self._making.config.cache)
+
     def ready(self) -> None:
-        """Returns when it can make rows at speed."""
+        """Returns when it can make rows at speed; CacheError where the cache is not to be seen from here."""
+        _ = self._cache
         base = self._making.manifest.base
         self._network(Share([], base.input_size, base.row_shape))
 

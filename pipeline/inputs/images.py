@@ -33,7 +33,12 @@ class ImageSet:
 
     @classmethod
     def scan(
-        cls, data: str | Path, split_seed: int = 0, skip_bad: bool = False, known: Sequence[str] = ()
+        cls,
+        data: str | Path,
+        split_seed: int = 0,
+        skip_bad: bool = False,
+        known: Sequence[str] = (),
+        hashed: SetIndex | None = None,
     ) -> "ImageSet":
         """List and hash the images of `data`.
 
@@ -42,12 +47,14 @@ class ImageSet:
         Hidden files and folders are ignored. Links to files are followed wherever they lead, links to folders within
         the set. Raises ImageSetError where the data cannot be used, and, unless `skip_bad` records them, for entries
         that cannot be read. Where classes are `known`, train may be missing, and unknown ones are the caller's concern.
+        Files that were `hashed` before and have kept size and time are not hashed again: for callers who compare the
+        digest with the bytes that they decode.
         """
         data = Path(data)
         root, listed = list_files(data, train_needed=not known)
         if not listed:
             raise ImageSetError(f"{data} holds no images, expected a folder per class with {extensions()} files")
-        images, faults = _hash_all(root, listed)
+        images, faults = _hash_all(root, listed, hashed)
         if faults and not skip_bad:
             lines = "\n".join(f"  {named(root / image.path)}: {image.reason}" for image in faults)
             raise ImageSetError(
@@ -152,15 +159,20 @@ def _digest_if_readable(item: Listed) -> str:
         return ""
 
 
-def _hash_all(root: Path, listed: list[Listed]) -> tuple[list[ImageRecord], list[SkippedImage]]:
+def _hash_all(
+    root: Path, listed: list[Listed], hashed: SetIndex | None
+) -> tuple[list[ImageRecord], list[SkippedImage]]:
     """Records of what can be read, and the rest with the reason."""
+    before = {image.path: image for image in hashed.images} if hashed and Path(hashed.root) == root.absolute() else {}
 
     def record(item: Listed) -> ImageRecord | SkippedImage:
         path = os.path.relpath(item.path, root)
         if item.fault:
             return SkippedImage(path, "", item.fault)
         try:
-            found, digest = item.path.stat(), _digest(item.path)
+            found, kept = item.path.stat(), before.get(path)
+            same = kept and (found.st_size, found.st_mtime_ns) == (kept.size, kept.mtime_ns)
+            digest = kept.digest if kept and same else _digest(item.path)
         except OSError as error:
             return SkippedImage(path, "", f"cannot be read: {error.strerror}")
         return ImageRecord(path, digest, item.label, item.split, found.st_size, found.st_mtime_ns)

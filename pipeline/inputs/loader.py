@@ -98,5 +98,8 @@ class Loader:
 def _read(item: Work) -> bytes:
     data = read_image(item.path)
     if item.digest and hashlib.sha256(data).digest() != item.digest:
-        raise ImageSetError(f"{item.path} changed while it was being extracted: run the same command again")
+        raise ImageSetError(
+            f"{item.path} changed while it was being extracted, or since it was listed: run the same command again, "
+            "after --hash-only if parts go by that"
+        )
     return data

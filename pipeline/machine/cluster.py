@@ -5,6 +5,8 @@ machine goes; the unit it had is then done again.
 """
 
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,12 +39,15 @@ def connected(cluster: ClusterConfig, say: Say) -> Iterator[Any]:
     address = cluster.ray_address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing but weights is ever asked of the network
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    on_terminate = signal.getsignal(signal.SIGTERM)
     given: dict[str, Any] = {"address": address} if address else {"num_cpus": available_cpus(), "address": "local"}
     try:
         ray.init(**given, include_dashboard=None if address else False, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = f"no Ray cluster answers at {address}" if address else "Ray could not be started here"
         raise PipelineError(f"{where} ({first_line(error)}): check --ray-address and that Ray runs there") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place
     found = ray.cluster_resources()
     say(f"Ray: {found.get('CPU', 0):g} processors, {counted(int(found.get('GPU', 0)), 'GPU')}")
     try:

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from cache.store import FeatureCache
 from pipeline.bases.rows import ROWS_TO_SCORE
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
-from pipeline.console import silent
+from pipeline.errors import RunError
 from pipeline.heads.group import CPU, HeadGroup, HeadState
 from pipeline.heads.seeds import order_of
 from pipeline.machine.cluster import Workers
@@ -122,7 +124,7 @@ class RayCrew:
     """Workers of a Ray cluster that sees the cache at the same place as this machine; a context manager."""
 
     def __init__(self, ray: Any, config: SweepConfig, rows: TrainingSet) -> None:
-        given = (config, config.cache.absolute(), rows.index.name, rows.passes)
+        given = (config, config.cache.absolute(), rows.index.name, rows.index.digest, rows.passes)
         self._workers = Workers[Group, list[Outcome]](ray, HeadWorker, given, config.cluster, _name_of)
 
     def __enter__(self) -> "RayCrew":
@@ -145,16 +147,30 @@ class RayCrew:
 class HeadWorker:
     """Trains groups of heads on the rows of a cache, of which it holds what they need: what runs as an actor."""
 
-    def __init__(self, config: SweepConfig, cache: Path, name: str, passes: int) -> None:
+    def __init__(self, config: SweepConfig, cache: Path, name: str, set_digest: str, passes: int) -> None:
+        """All else is made when it is needed first: what fails in here, Ray tells without its reason."""
+        self._given = config, cache, name, set_digest, passes
+
+    @cached_property
+    def _device(self) -> torch.device:
+        config = self._given[0]
+        return resolve_device(config.device if config.gpus_per_worker else "cpu")
+
+    @cached_property
+    def _bases(self) -> Bases:
+        config, cache, name, set_digest, passes = self._given
         cpus = config.cluster.cpus
         torch.set_num_threads(cpus)
-        self._device = resolve_device(config.device if config.gpus_per_worker else "cpu")
-        rows = TrainingSet.open(cache, name, passes, silent, config.dense)
+        opened = FeatureCache.open(cache)
+        index = opened.index(name)
+        if index.digest != set_digest:
+            raise RunError(f"set {name!r} of {cache} changed while heads were trained on it: run the sweep again")
         share = min(1.0, cpus / available_cpus())  # of this machine, among the workers on it
-        self._bases = Bases(rows, int(share * allowed_bytes(config.memory)))
+        return Bases(TrainingSet(opened, index, passes, {}, config.dense), int(share * allowed_bytes(config.memory)))
 
     def ready(self) -> None:
-        """Returns when it has been made."""
+        """Returns when it can train; CacheError where the cache is not to be seen from here."""
+        _ = self._bases
 
     def run(self, group: Group) -> list[Outcome]:
         """What became of each head of the group; states on the CPU, as other machines may have nothing else."""

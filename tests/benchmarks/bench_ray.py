@@ -48,7 +48,12 @@ def bench_same(scratch: Path, count: int) -> None:
         cache = scratch / f"parts{parts}"
         command = [sys.executable, "cli.py", "extract", str(images), "--cache", str(cache), *passes]
         started = [
-            subprocess.Popen([*command, "--shard-of", f"{number}/{parts}"], cwd=ROOT, stderr=subprocess.DEVNULL)
+            subprocess.Popen(
+                [*command, "--shard-of", f"{number}/{parts}"],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             for number in range(1, parts + 1)
         ]
         assert [process.wait() for process in started] == [0] * parts
