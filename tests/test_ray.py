@@ -238,6 +238,37 @@ def test_the_command_begins_a_cluster_itself(data: Path, tmp_path: Path) -> None
     assert rows_of(tmp_path / "here") == rows_of(tmp_path / "there")
 
 
+@pytest.mark.real
+def test_the_command_joins_a_cluster_that_is_there(data: Path, tmp_path: Path, workers: Path) -> None:
+    """By its address, which may also be in the environment; it stays there when the command has ended."""
+    import ray
+
+    require_weights("alexnet")
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, str(REPOSITORY / "cli.py"), "extract", str(data), "--backbone", "alexnet", "--json"]
+    joined = subprocess.run(
+        [*command, "--cache", "there", "--engine", "ray", "--ray-address", address],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert json.loads(joined.stdout)["computed"] == 24, joined.stderr
+    assert "Ray: 2 processors" in joined.stderr
+    assert ray.cluster_resources()["CPU"] == 2
+    nowhere = subprocess.run(
+        [*command, "--cache", "nowhere", "--engine", "ray"],
+        cwd=tmp_path,
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert nowhere.returncode == 1
+    assert "no Ray cluster answers at 127.0.0.1:1" in nowhere.stderr
+    assert "Traceback" not in nowhere.stderr
+
+
 def test_a_worker_takes_what_it_is_given() -> None:
     """Processors: one, beside a GPU four, or as asked for."""
     given = [ClusterConfig("ray"), ClusterConfig("ray", gpus_per_worker=0.5), ClusterConfig("ray", cpus_per_worker=3)]

@@ -37,7 +37,7 @@ def connected(cluster: ClusterConfig, say: Say) -> Iterator[Any]:
         yield ray
         return
     address = cluster.ray_address or os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing but weights is ever asked of the network
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     on_terminate = signal.getsignal(signal.SIGTERM)
     given: dict[str, Any] = {"address": address} if address else {"num_cpus": available_cpus(), "address": "local"}

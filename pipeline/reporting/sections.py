@@ -202,7 +202,7 @@ def _how_sure(found: Findings) -> dict[str, Any]:
 
 
 def _cost(found: Findings) -> dict[str, Any]:
-    base, took, paid = found.cache.manifest.base, found.stage_one, found.payback
+    took, paid = found.stage_one, found.payback
     a_view = took.seconds / took.computed if took.computed else 0.0
     return {
         "stage_one": took,
@@ -210,7 +210,7 @@ def _cost(found: Findings) -> dict[str, Any]:
         "devices": ", ".join(sorted({str(entry.get("device", "?")) for entry in took.extractions})),
         "bytes": found.cache.bytes,
         "rows": len(found.cache),
-        "row_bytes": f"{2 * int(np.prod(base.row_shape)):,}",
+        "row_bytes": f"{2 * found.cache.in_features:,}",
         "head_cost": _head_cost(found),
         "payback": paid,
         "spent": paid.views * a_view,
