@@ -103,8 +103,11 @@ def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
 def _opened(config: ReduceConfig, rows: TrainingSet, say: Say) -> tuple[FeatureCache, Basis]:
     """The cache to write to and its basis: that which an earlier run of the same began, or a new one."""
     whole, source = rows.cache, source_of(rows, config.basis)
-    known = Reduction.load(config.out)
-    if (config.out / layout.MANIFEST_FILE).is_file() and (known is None or known.source != source):
+    begun = (config.out / layout.MANIFEST_FILE).is_file()
+    known = (
+        Reduction.load(config.out) if begun else None
+    )  # without a manifest, of a run that was stopped before any row
+    if begun and (known is None or known.source != source):
         found = f"reduced by {known.basis}, fitted on other rows or as another basis" if known else "of whole rows"
         raise CacheError(f"{config.out} holds a cache {found}: name another folder with --out")
     if known is None:

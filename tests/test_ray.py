@@ -23,6 +23,7 @@ from cache.store import FeatureCache
 from pipeline.config import ClusterConfig, ExtractConfig, SweepConfig
 from pipeline.console import silent
 from pipeline.errors import ConfigError, DecodeError, PipelineError
+from pipeline.extraction import units
 from pipeline.extraction.units import cut
 from pipeline.inputs.loader import Work
 from pipeline.machine.cluster import Workers
@@ -69,9 +70,9 @@ def computed_in(folder: Path) -> list[tuple[int, int]]:
 def test_units_are_the_work_in_its_order(views: list[int], rows: int) -> None:
     """Each has as many rows as asked for, and no more than one image's too many; the last may have fewer."""
     work = [Work(Path(str(n)), b"", tuple(map(str, range(count)))) for n, count in enumerate(views)]
-    units = list(cut(work, rows))
-    assert [item for unit in units for item in unit] == work
-    sizes = [sum(len(item.views) for item in unit) for unit in units]
+    found = list(cut(work, rows))
+    assert [item for unit in found for item in unit] == work
+    sizes = [sum(len(item.views) for item in unit) for unit in found]
     assert all(rows <= size < rows + 5 for size in sizes[:-1])
     assert all(size for size in sizes)
 
@@ -141,10 +142,23 @@ def test_bad_files_are_named_or_recorded(run_extract: Extract, data: Path, worke
     assert (result.rows, result.images) == (24, 27)
 
 
+def test_a_worker_without_the_images_takes_none_for_bad(
+    run_extract: Extract, data: Path, tmp_path: Path, workers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that does not see them, with --skip-bad too, all would be left out of the set."""
+    whole = units._for_workers
+
+    def elsewhere(config: ExtractConfig) -> ExtractConfig:
+        return replace(whole(config), data=tmp_path / "not-mounted")
+
+    monkeypatch.setattr(units, "_for_workers", elsewhere)
+    with pytest.raises(PipelineError, match=r"not-mounted is not there on .*, where a worker of Ray runs"):
+        run_extract(skip_bad=True, **ON_RAY)
+    assert FeatureCache.open(tmp_path / "features").sets() == []
+
+
 def test_what_a_worker_refuses_is_said_as_here(run_extract: Extract, data: Path, workers: Path) -> None:
     """An image that changed after it was listed: the same sentence, without the way it came."""
-    from pipeline.extraction import units
-
     whole = units.compute_units
 
     def changing(*given: Any) -> Any:
@@ -241,8 +255,7 @@ def test_the_command_begins_a_cluster_itself(data: Path, tmp_path: Path) -> None
 @pytest.mark.real
 def test_the_command_joins_a_cluster_that_is_there(data: Path, tmp_path: Path, workers: Path) -> None:
     """By its address, which may also be in the environment; it stays there when the command has ended."""
-    import ray
-
+    ray: Any = pytest.importorskip("ray")
     require_weights("alexnet")
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, str(REPOSITORY / "cli.py"), "extract", str(data), "--backbone", "alexnet", "--json"]

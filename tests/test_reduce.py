@@ -117,6 +117,17 @@ def test_it_goes_on_where_it_was_stopped(features: Path, reduced: Path, run_extr
     assert rows_of(reduced) == before
 
 
+def test_one_that_was_stopped_before_any_row_begins_anew(features: Path, tmp_path: Path) -> None:
+    """Its basis and record are there, the manifest is not: whatever they say, another basis may take their place."""
+    reduce_it(features, basis="pool+pca:5")
+    out = features.with_name("reduced")
+    for file in (out / "manifest.json", out / "sets" / "data.json", *out.glob("shards/*.h5")):
+        file.unlink()
+    for folder in ("shards", "sets", "projections"):
+        (out / folder).rmdir()
+    assert reduce_it(features).out_features == 6
+
+
 def test_images_are_extracted_into_it(features: Path, reduced: Path, run_extract: Extract, data: Path) -> None:
     """Whole rows of new images pass through the basis and are never kept; the old rows are reused."""
     draw_image(data / "train" / "1" / "new.png", 77, "1")

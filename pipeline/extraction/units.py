@@ -4,6 +4,7 @@ A worker writes a unit's rows itself, as one shard at the end of the unit: featu
 takes no more than its unit with it.
 """
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from cache.store import FeatureCache
 from pipeline.backbones.backbone import Backbone, weights_source
 from pipeline.config import ExtractConfig
 from pipeline.console import Say, counted, named, progress, silent
+from pipeline.errors import PipelineError
 from pipeline.extraction.compute import BadFiles, all_bad, bring_up, compute_share, skipped
 from pipeline.extraction.plan import ExtractResult, Making, Plan, Share, shares_of
 from pipeline.inputs.loader import Work
@@ -60,7 +62,9 @@ class Worker:
         own = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}  # Ray's are not writable
         # What cannot be decoded is the run's concern, not the unit's.
         here = replace(config, skip_bad=True, threads=config.threads or config.cluster.cpus)
-        return Making(here, own, _device_here(config), manifest)
+        device = _device_here(config)
+        resolve_precision(manifest.base.precision, device)  # machines of a cluster may differ
+        return Making(here, own, device, manifest)
 
     @cached_property
     def _cache(self) -> FeatureCache:
@@ -69,15 +73,26 @@ class Worker:
     def ready(self) -> None:
         """Returns when it can make rows at speed; CacheError where the cache is not to be seen from here."""
         _ = self._cache
+        self._refuse_blind()
         base = self._making.manifest.base
         self._network(Share([], base.input_size, base.row_shape))
 
     def run(self, unit: Unit) -> UnitDone:
         """Decode, compute and write the rows of a unit."""
+        self._refuse_blind()
         result, bad = ExtractResult("", 0, 0, 0, 0), BadFiles()
         for share in shares_of(self._making, list(unit)):
             compute_share(self._making, self._cache, share, self._network(share), bad, result, silent, one_shard=True)
         return UnitDone(result.computed, result.phases, bad)
+
+    def _refuse_blind(self) -> None:
+        """PipelineError where the images are not to be seen: each would pass for one that cannot be decoded."""
+        data = self._making.config.data
+        if not data.exists():
+            raise PipelineError(
+                f"{data} is not there on {platform.node()}, where a worker of Ray runs: "
+                "images and cache must lie at the same places on all machines"
+            )
 
     def _network(self, share: Share) -> Backbone:
         if share.size not in self._networks:
