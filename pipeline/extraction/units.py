@@ -6,7 +6,7 @@ takes no more than its unit with it.
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -30,6 +30,7 @@ from pipeline.machine.device import resolve_device, resolve_precision
 
 UNIT_ROWS = {"cpu": 128, "cuda": 1000}  # some 20 seconds of one processor; a whole shard
 Unit = tuple[Work, ...]
+Arrays = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -42,61 +43,60 @@ class UnitDone:
 
 
 class Worker:
-    """Makes rows, unit after unit, with a backbone that it loads once: what runs as an actor."""
+    """Makes rows, unit after unit, with a backbone that it loads once: what runs as an actor.
 
-    def __init__(self, config: ExtractConfig, manifest: Manifest, stored: Sequence[Any], expected_rows: int) -> None:
-        """`stored` has one reference, to the backbone's tensors as arrays: within a list Ray leaves it as it is.
+    `arrays` are the backbone's tensors, handed over with each call, since a worker that Ray begins anew has none; they
+    lie in memory that the workers of a machine share. All else is made when it is needed first: what fails while a
+    worker is begun, Ray tells without its reason.
+    """
 
-        All else is made when it is needed first: what fails in here, Ray tells without its reason.
-        """
-        self._given = config, manifest, stored[0]
-        self._expected = expected_rows
+    def __init__(self, config: ExtractConfig, manifest: Manifest, expected_rows: int) -> None:
+        self._config, self._manifest, self._expected = config, manifest, expected_rows
+        self._making: Making | None = None
         self._networks: dict[int, Backbone] = {}
 
     @cached_property
-    def _making(self) -> Making:
-        import ray
-
-        config, manifest, stored = self._given
-        arrays: dict[str, npt.NDArray[np.float32]] = ray.get(stored)
-        own = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}  # Ray's are not writable
-        # What cannot be decoded is the run's concern, not the unit's.
-        here = replace(config, skip_bad=True, threads=config.threads or config.cluster.cpus)
-        device = _device_here(config)
-        resolve_precision(manifest.base.precision, device)  # machines of a cluster may differ
-        return Making(here, own, device, manifest)
-
-    @cached_property
     def _cache(self) -> FeatureCache:
-        return FeatureCache.open(self._making.config.cache)
+        return FeatureCache.open(self._config.cache)
 
-    def ready(self) -> None:
+    def ready(self, arrays: Arrays) -> None:
         """Returns when it can make rows at speed; CacheError where the cache is not to be seen from here."""
         _ = self._cache
-        self._refuse_blind()
-        base = self._making.manifest.base
-        self._network(Share([], base.input_size, base.row_shape))
+        base = self._manifest.base
+        self._network(Share([], base.input_size, base.row_shape), self._bring_up(arrays))
 
-    def run(self, unit: Unit) -> UnitDone:
+    def run(self, unit: Unit, arrays: Arrays) -> UnitDone:
         """Decode, compute and write the rows of a unit."""
-        self._refuse_blind()
+        making = self._bring_up(arrays)
         result, bad = ExtractResult("", 0, 0, 0, 0), BadFiles()
-        for share in shares_of(self._making, list(unit)):
-            compute_share(self._making, self._cache, share, self._network(share), bad, result, silent, one_shard=True)
+        for share in shares_of(making, list(unit)):
+            network = self._network(share, making)
+            compute_share(making, self._cache, share, network, bad, result, silent, one_shard=True)
         return UnitDone(result.computed, result.phases, bad)
+
+    def _bring_up(self, arrays: Arrays) -> Making:
+        """How rows are made here; PipelineError where they cannot be."""
+        self._refuse_blind()
+        if self._making is None:
+            config, device = self._config, _device_here(self._config)
+            resolve_precision(self._manifest.base.precision, device)  # machines of a cluster may differ
+            own = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}  # Ray's are not writable
+            # What cannot be decoded is the run's concern, not the unit's.
+            here = replace(config, skip_bad=True, threads=config.threads or config.cluster.cpus)
+            self._making = Making(here, own, device, self._manifest)
+        return self._making
 
     def _refuse_blind(self) -> None:
         """PipelineError where the images are not to be seen: each would pass for one that cannot be decoded."""
-        data = self._making.config.data
-        if not data.exists():
+        if not self._config.data.exists():
             raise PipelineError(
-                f"{data} is not there on {platform.node()}, where a worker of Ray runs: "
+                f"{self._config.data} is not there on {platform.node()}, where a worker of Ray runs: "
                 "images and cache must lie at the same places on all machines"
             )
 
-    def _network(self, share: Share) -> Backbone:
+    def _network(self, share: Share, making: Making) -> Backbone:
         if share.size not in self._networks:
-            self._networks[share.size], _ = bring_up(self._making, share, silent, self._expected)
+            self._networks[share.size], _ = bring_up(making, share, silent, self._expected)
         return self._networks[share.size]
 
 
@@ -145,8 +145,8 @@ def compute_units(
     rows = sum(len(item.views) for item in work)
     bad: BadFiles = {}
     done: set[int] = set()
-    given = (_for_workers(plan.config), plan.manifest, [tensors], rows)
-    with Workers[Unit, UnitDone](ray, Worker, given, plan.config.cluster, _name_of) as workers:
+    given = (_for_workers(plan.config), plan.manifest, rows)
+    with Workers[Unit, UnitDone](ray, Worker, given, plan.config.cluster, _name_of, (tensors,)) as workers:
         say(f"{counted(len(units), 'unit')} of work for {counted(workers.count, 'worker')}")
         workers.first_ready()
         result.warmup_seconds = time.perf_counter() - start

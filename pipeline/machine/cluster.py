@@ -6,6 +6,7 @@ machine goes; the unit it had is then done again.
 
 import os
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ U = TypeVar("U")
 T = TypeVar("T")
 
 RETRIES = 3  # of a unit whose worker went
+SECONDS_TO_KNOCK = 10.0  # at a cluster's address
 _SECONDS_TO_WAIT = 10.0  # for a unit, before it is looked whether to stop
 
 
@@ -42,8 +44,10 @@ def connected(cluster: ClusterConfig, say: Say) -> Iterator[Any]:
     on_terminate = signal.getsignal(signal.SIGTERM)
     given: dict[str, Any] = {"address": address} if address else {"num_cpus": available_cpus(), "address": "local"}
     try:
+        if address:
+            _knock(address)
         ray.init(**given, include_dashboard=None if address else False, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         where = f"no Ray cluster answers at {address}" if address else "Ray could not be started here"
         raise PipelineError(f"{where} ({first_line(error)}): check --ray-address and that Ray runs there") from error
     if threading.current_thread() is threading.main_thread():
@@ -54,6 +58,13 @@ def connected(cluster: ClusterConfig, say: Say) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens at host:port, which Ray itself takes minutes to say."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_KNOCK).close()
 
 
 def _package() -> Any:
@@ -85,7 +96,8 @@ def workers_of(ray: Any, cluster: ClusterConfig) -> int:
 class Workers(Generic[U, T]):
     """Actors of `kind`, made with `given`, whose method `run` does a unit. A context manager: leaving it ends them.
 
-    `kind` also has a method `ready`, which returns when it can begin.
+    `kind` also has a method `ready`, which returns when it can begin. Both are handed `shared` as well, references to
+    what is too large to be sent each time.
     """
 
     ray: Any
@@ -93,6 +105,7 @@ class Workers(Generic[U, T]):
     given: Sequence[Any]
     cluster: ClusterConfig
     name_of: Callable[[U], str] = str
+    shared: Sequence[Any] = ()
     count: int = 0
     _actors: list[Any] = field(default_factory=list)
     _idle: deque[Any] = field(default_factory=deque)
@@ -103,7 +116,7 @@ class Workers(Generic[U, T]):
         actor = self.ray.remote(**needs, max_restarts=-1, max_task_retries=RETRIES)(self.kind)
         self.count = workers_of(self.ray, self.cluster)
         self._actors = [actor.remote(*self.given) for _ in range(self.count)]
-        self._coming = {each.ready.remote(): each for each in self._actors}
+        self._coming = {each.ready.remote(*self.shared): each for each in self._actors}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,7 +137,7 @@ class Workers(Generic[U, T]):
         while busy or (waiting and not stop()):
             while waiting and self._idle and not stop():
                 actor, unit = self._idle.popleft(), waiting.popleft()
-                busy[actor.run.remote(unit)] = actor, unit
+                busy[actor.run.remote(unit, *self.shared)] = actor, unit
             asked = [*busy, *(self._coming if waiting else ())]
             done, _ = self.ray.wait(asked, num_returns=1, timeout=_SECONDS_TO_WAIT)
             for reference in done:
