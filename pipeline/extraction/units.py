@@ -175,7 +175,7 @@ def _for_workers(config: ExtractConfig) -> ExtractConfig:
 
 
 def _name_of(unit: Unit) -> str:
-    return f"the unit of {len(unit)} images from {named(unit[0].path)} on"
+    return f"the unit of {counted(len(unit), 'image')} from {named(unit[0].path)} on"
 
 
 def _add(outcome: UnitDone, result: ExtractResult) -> None:

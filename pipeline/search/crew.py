@@ -12,6 +12,7 @@ from cache.store import FeatureCache
 from pipeline.bases.rows import ROWS_TO_SCORE
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
+from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.heads.group import CPU, HeadGroup, HeadState
 from pipeline.heads.seeds import order_of
@@ -183,4 +184,4 @@ class HeadWorker:
 
 
 def _name_of(group: Group) -> str:
-    return f"the group of {len(group.numbers)} heads from head {group.numbers[0]} on"
+    return f"the group of {counted(len(group.numbers), 'head')} from head {group.numbers[0]} on"
