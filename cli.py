@@ -175,7 +175,7 @@ def extract(as_json: bool, **options: Any) -> None:
     from pipeline.extract import extract as run
 
     result = run(ExtractConfig(**options), say)
-    rate = f", {result.images_per_second:.1f} images/s" if result.images_per_second else ""
+    rate = f", {result.images_per_second:.1f} rows/s after the start" if result.images_per_second else ""
     counts = f"{result.rows} rows in {result.cache}: {result.computed} computed, {result.reused} reused"
     text = f"{counts}, {result.seconds:.1f} s{rate}"
     if options["shard_of"]:

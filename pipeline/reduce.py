@@ -70,8 +70,9 @@ def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
     if config.out.absolute() == config.cache.absolute():
         raise ConfigError("--out is the cache itself: name another folder")
     check_place(config.out)
+    fitted = _fitted(config, rows, say)  # before anything is made: not all that may be asked for can be
     with writing(config.out, say=say):
-        out, basis = _opened(config, rows, say)
+        out, basis = _opened(config, rows, fitted)
         computed = _write_rows(whole, out, basis, say)
         out = FeatureCache.open(config.out)
         merge_small_shards(out.shards)
@@ -100,21 +101,28 @@ def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
     )
 
 
-def _opened(config: ReduceConfig, rows: TrainingSet, say: Say) -> tuple[FeatureCache, Basis]:
-    """The cache to write to and its basis: that which an earlier run of the same began, or a new one."""
-    whole, source = rows.cache, source_of(rows, config.basis)
-    begun = (config.out / layout.MANIFEST_FILE).is_file()
-    known = (
-        Reduction.load(config.out) if begun else None
-    )  # without a manifest, of a run that was stopped before any row
-    if begun and (known is None or known.source != source):
-        found = f"reduced by {known.basis}, fitted on other rows or as another basis" if known else "of whole rows"
-        raise CacheError(f"{config.out} holds a cache {found}: name another folder with --out")
-    if known is None:
-        basis, _ = load_data(rows, config.basis, allowed_bytes(config.memory), say)
-        config.out.mkdir(parents=True, exist_ok=True)
-        _describe(config.out, rows, basis, source).save(config.out)
-    out = FeatureCache.create(config.out, whole.manifest)  # after the reduction: never a cache of whole rows
+def _fitted(config: ReduceConfig, rows: TrainingSet, say: Say) -> Basis | None:
+    """The basis; None where an earlier run of the same has left it. CacheError where `out` is another cache."""
+    if not _begun(config.out):  # what may lie there is of a run that was stopped before any row
+        return load_data(rows, config.basis, allowed_bytes(config.memory), say)[0]
+    known = Reduction.load(config.out)
+    if known and known.source == source_of(rows, config.basis):
+        return None
+    found = f"reduced by {known.basis}, fitted on other rows or as another basis" if known else "of whole rows"
+    raise CacheError(f"{config.out} holds a cache {found}: name another folder with --out")
+
+
+def _begun(out: Path) -> bool:
+    return (out / layout.MANIFEST_FILE).is_file()
+
+
+def _opened(config: ReduceConfig, rows: TrainingSet, fitted: Basis | None) -> tuple[FeatureCache, Basis]:
+    """The cache to write to, and the basis that lies in it."""
+    if fitted and _begun(config.out):
+        raise CacheError(f"another process began {config.out} meanwhile: run the same command again")
+    if fitted:
+        _describe(config.out, rows, fitted, source_of(rows, config.basis)).save(config.out)
+    out = FeatureCache.create(config.out, rows.cache.manifest)  # after the reduction: never a cache of whole rows
     kept = reduction_basis(out)
     assert kept is not None
     return out, kept

@@ -58,12 +58,12 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
     space = given or (REDUCED_SPACE if rows.cache.reduction else DEFAULT_SPACE)
     search = start_search(config, space)
-    prepare_sweep(config.run, config.overwrite)  # only now: what is wrong with the rows must not cost a run
     bases = Bases(rows, allowed_bytes(config.memory), say)
-    journal = Journal.open(config.run, _asked(config, space, rows, device))
-    if journal.scores:
-        say(f"going on from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
     with _crew(config, rows, device, say) as crew:
+        prepare_sweep(config.run, config.overwrite)  # only now: what cannot be must not cost a run, nor begin one
+        journal = Journal.open(config.run, _asked(config, space, rows, device))
+        if journal.scores:
+            say(f"going on from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
         race = Race(bases, journal, config.epochs, config.seed, config.halving, _deadline(config), say, crew)
         heads = _all_tried(race, search)
     chosen = choose(heads, bases)

@@ -146,7 +146,7 @@ def test_regions_need_a_map() -> None:
 
 def test_more_components_than_rows_are_refused() -> None:
     """With how many there can be."""
-    with pytest.raises(PipelineError, match="more than the 5 components"):
+    with pytest.raises(PipelineError, match="more than the 5 directions"):
         fitted("pca:9", (4, 2, 2), 5)
 
 

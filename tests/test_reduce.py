@@ -224,11 +224,12 @@ def test_what_cannot_be_is_refused_in_a_sentence(features: Path, reduced: Path, 
         (CacheError, "is reduced already", {"cache": reduced, "out": tmp_path / "again", "basis": "pca:2"}),
         (ConfigError, "is the cache itself", {"out": features}),
         (CacheError, "reduced by pool.pca:6, fitted on other rows or as another basis", {"basis": "pool+pca:5"}),
-        (PipelineError, "asks for more than", {"out": tmp_path / "wide", "basis": "pool+pca:100"}),
+        (PipelineError, "use .pca:8 or fewer", {"out": tmp_path / "wide", "basis": "pool+pca:100"}),
     ]
     for kind, message, options in cases:
         with pytest.raises(kind, match=message):
             reduce_it(features, **options)
+    assert not (tmp_path / "wide").exists()
     with pytest.raises(ConfigError, match="--basis full reduces nothing"):
         ReduceConfig(features, tmp_path / "x", basis="full")
     with pytest.raises(PipelineError, match="use full, alone or with"):

@@ -58,7 +58,10 @@ def principal(spread: Spread, components: int) -> list[Stage]:
 
 def _refuse_more(components: int, most: int) -> None:
     if components > most:
-        raise PipelineError(f"+pca:{components} asks for more than the {most} components these rows have")
+        raise PipelineError(
+            f"+pca:{components} asks for more than the {most} directions that these training rows have: "
+            f"use +pca:{most} or fewer"
+        )
 
 
 def discriminant(spread: Spread, shrinkage: float) -> list[Stage]:

@@ -85,6 +85,8 @@ class RayEngine:
         return self._package
 
     def place(self, config: ExtractConfig, stored: str | None) -> tuple[torch.device, str]:
+        if stored and not config.gpus_per_worker:  # nothing to ask: it may be that nothing is to be computed, either
+            return torch.device("cpu"), stored if config.precision == "auto" else config.precision
         return place_of(self._ray, config, stored)
 
     def compute(

@@ -49,7 +49,9 @@ def connected(cluster: ClusterConfig, say: Say) -> Iterator[Any]:
         ray.init(**given, include_dashboard=None if address else False, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
         where = f"no Ray cluster answers at {address}" if address else "Ray could not be started here"
-        raise PipelineError(f"{where} ({first_line(error)}): check --ray-address and that Ray runs there") from error
+        # Where none is found, Ray tells of options of its own.
+        reason = "" if address and type(error) is ConnectionError else f" ({first_line(error)})"
+        raise PipelineError(f"{where}{reason}: check --ray-address and that Ray runs there") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place
     found = ray.cluster_resources()
@@ -119,8 +121,9 @@ class Workers(Generic[U, T]):
         self._coming = {each.ready.remote(*self.shared): each for each in self._actors}
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for actor in self._actors:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        # After an interrupt they end with the connection: killed one by one, Ray would announce that it tries again.
+        for actor in () if kind and issubclass(kind, KeyboardInterrupt) else self._actors:
             self.ray.kill(actor)
 
     def first_ready(self) -> None:

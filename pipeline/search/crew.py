@@ -132,8 +132,8 @@ class RayCrew:
         self._workers.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._workers.__exit__()
+    def __exit__(self, *raised: Any) -> None:
+        self._workers.__exit__(*raised)
 
     def share(self, heads: int, settings: HeadSettings, bases: Bases) -> int:
         bases.data(settings.basis)  # fitted once, here: workers find the rows in it beside the shards
