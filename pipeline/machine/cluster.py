@@ -7,10 +7,11 @@ machine goes; the unit it had is then done again.
 import os
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -35,9 +36,19 @@ def connected(cluster: ClusterConfig, say: Say) -> Iterator[Any]:
     cluster cannot be reached.
     """
     ray = _package()
-    if ray.is_initialized():
-        yield ray
-        return
+    with redirect_stdout(sys.stderr):  # where Ray prints what it has to say, and results are to stand alone
+        if ray.is_initialized():
+            yield ray
+            return
+        _connect(ray, cluster, say)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _connect(ray: Any, cluster: ClusterConfig, say: Say) -> None:
+    """Join the cluster that is asked for, or begin one."""
     address = cluster.ray_address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -56,10 +67,6 @@ def connected(cluster: ClusterConfig, say: Say) -> Iterator[Any]:
         signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place
     found = ray.cluster_resources()
     say(f"Ray: {found.get('CPU', 0):g} processors, {counted(int(found.get('GPU', 0)), 'GPU')}")
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 def _knock(address: str) -> None:
@@ -122,9 +129,14 @@ class Workers(Generic[U, T]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
-        # After an interrupt they end with the connection: killed one by one, Ray would announce that it tries again.
+        # Killed at work, Ray would announce that it tries again. After an interrupt they end with the connection, and
+        # those that have not come up when nothing refers to them any more.
+        coming = {id(actor) for actor in self._coming.values()}
         for actor in () if kind and issubclass(kind, KeyboardInterrupt) else self._actors:
-            self.ray.kill(actor)
+            if id(actor) not in coming:
+                self.ray.kill(actor)
+        self._actors, self._coming = [], {}
+        self._idle.clear()
 
     def first_ready(self) -> None:
         """Wait until one worker can begin."""
