@@ -14,12 +14,8 @@ import click
 from cache.errors import HeadgraftError
 from pipeline.config import (
     CLASS_WEIGHTS,
-    DEVICES,
-    ENGINES,
-    PRECISIONS,
     REDUCED_BASIS,
     SEARCHES,
-    TTA,
     EvaluateConfig,
     ExportConfig,
     ExtractConfig,
@@ -33,6 +29,7 @@ from pipeline.config import (
 )
 from pipeline.console import counted, named, say
 from pipeline.errors import ConfigError
+from pipeline.options import DEVICES, ENGINES, PRECISIONS, TTA
 
 if TYPE_CHECKING:
     from cache.remote import CopyResult  # it takes a second to import

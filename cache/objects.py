@@ -106,7 +106,7 @@ class ObjectStore:
         """Only calls of fsspec go in here: each library behind it has errors of its own, of no common kind."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # botocore's, paramiko's, OSError and others
             raise CacheError(
                 f"could not {what}: {_reason(error)}; what was copied before is kept: mend that, then run this again"
             ) from error

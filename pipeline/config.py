@@ -4,22 +4,25 @@ Free of torch, so that `headgraft --help` starts at once and both entry points s
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from cache.layout import LARGEST_SIDE, MOST_PASSES
 from pipeline.bases.name import BasisName
-from pipeline.errors import ConfigError
+from pipeline.options import (
+    ClusterConfig,
+    check_computing,
+    check_device,
+    check_training,
+    check_tta,
+    require,
+    require_count,
+    take_texts_as_paths,
+)
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-DEVICES = ("auto", "cpu", "cuda")
 CLASS_WEIGHTS = ("none", "balanced")
 SEARCHES = ("random", "grid", "optuna")
-ENGINES = ("local", "ray")
 REDUCED_BASIS = "full"  # of a head on rows that are reduced already
-TTA = ("none", "flip")
 
 # Beyond these, a number is a slip of the hand; without them it would end in an overflow or the machine's memory.
 LARGEST_SEED = (1 << 32) - 1  # seeds.py counts on it
@@ -44,91 +47,14 @@ _TRAIN_BOUNDS = {
 _SWEEP_BOUNDS = {**_TRAIN_BOUNDS, "heads": (1, 100_000), "seeds": (1, 100)}
 
 
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
-
-
-def _require_count(name: str, value: int | None, least: int, most: int) -> None:
-    """A count that was left open is chosen later."""
-    option = f"--{name.replace('_', '-')}"
-    _require(value is None or value >= least, f"{option} is {value}, expected {least} or more")
-    _require(value is None or value <= most, f"{option} is {value}, expected at most {most:,}")
-
-
-def _take_texts_as_paths(config: Any) -> None:
-    """Let callers from Python give a path as text."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.type in (Path, Path | None) and isinstance(value, str):
-            object.__setattr__(config, field.name, Path(value))
-
-
-def _check_training(config: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
-    """What one head and a sweep have in common."""
-    _take_texts_as_paths(config)
-    for name, (least, most) in bounds.items():
-        _require_count(name, getattr(config, name), least, most)
-    memory = config.memory
-    _require(memory is None or 0 < memory < 1e9, f"--memory is {memory}, expected GB above 0")
-
-
-def _check_computing(precision: str, device: str) -> None:
-    _require(precision in PRECISIONS, f"--precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
-    _check_device(device)
-
-
-def _check_device(device: str) -> None:
-    _require(device in DEVICES, f"--device is {device!r}, expected one of {', '.join(DEVICES)}")
-
-
-def _check_tta(tta: str) -> None:
-    _require(tta in TTA, f"--tta is {tta!r}, expected one of {', '.join(TTA)}")
-
-
 @dataclass(frozen=True)
-class ClusterConfig:
-    """What computes: `engine` local is this process, ray the workers of a Ray cluster, at `ray_address` or begun here.
-
-    `ray_workers` None is as many as there is room for. Each takes `cpus_per_worker` processors, None for one, or four
-    beside a GPU, and `gpus_per_worker` GPUs.
-    """
-
-    engine: str = "local"
-    ray_address: str | None = None
-    ray_workers: int | None = None
-    cpus_per_worker: int | None = None
-    gpus_per_worker: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require(self.engine in ENGINES, f"--engine is {self.engine!r}, expected {' or '.join(ENGINES)}")
-        for name in ("ray_workers", "cpus_per_worker"):
-            _require_count(name, getattr(self, name), 1, 100_000)
-        gpus = self.gpus_per_worker
-        _require(0 <= gpus <= 64, f"--gpus-per-worker is {gpus}, expected 0 to 64")
-        if self.engine != "ray":
-            asked = [f.name for f in fields(ClusterConfig) if getattr(self, f.name) != f.default]
-            _require(
-                not asked, f"--{''.join(asked[:1]).replace('_', '-')} is for --engine ray: add that, or leave it out"
-            )
-
-    @property
-    def cpus(self) -> int:
-        """Processors of a worker."""
-        return self.cpus_per_worker or (4 if self.gpus_per_worker else 1)
-
-
-_CLUSTER = tuple(field.name for field in fields(ClusterConfig))
-
-
-@dataclass(frozen=True)
-class ExtractConfig:
+class ExtractConfig(ClusterConfig):
     """Stage one. `passes` augmented views per training image; `image_size` in pixels; None counts are chosen.
 
     `dense`, in pixels, asks for the map of a larger clean view of each training image, whose windows are views; 0 for
     none. `shard_of` i/n computes the i-th of n parts alone, beside others that compute theirs; `finish` indexes what
-    they have computed, and computes nothing; `hash_only` comes before them, so that each need not hash all. `engine`
-    and what follows is of `ClusterConfig`; `unit_rows` are handed to a worker at once, and lost with it.
+    they have computed, and computes nothing; `hash_only` comes before them, so that each need not hash all. Workers of
+    a cluster are handed `unit_rows` at once, which are lost with them.
     """
 
     data: Path
@@ -151,33 +77,21 @@ class ExtractConfig:
     shard_of: str | None = None
     finish: bool = False
     hash_only: bool = False
-    engine: str = ClusterConfig.engine
-    ray_address: str | None = ClusterConfig.ray_address
-    ray_workers: int | None = ClusterConfig.ray_workers
-    cpus_per_worker: int | None = ClusterConfig.cpus_per_worker
-    gpus_per_worker: float = ClusterConfig.gpus_per_worker
     unit_rows: int | None = None
 
     def __post_init__(self) -> None:
-        _take_texts_as_paths(self)
-        _ = self.cluster  # which checks it
-        _check_computing(self.precision, self.device)
+        take_texts_as_paths(self)
+        super().__post_init__()
+        check_computing(self.precision, self.device)
         for name, (least, most) in _EXTRACT_BOUNDS.items():
-            _require_count(name, getattr(self, name), least, most)
+            require_count(name, getattr(self, name), least, most)
         larger = not self.dense or self.dense > self.image_size
-        _require(larger, f"--dense is {self.dense}, expected more than --image-size {self.image_size}, or 0 for none")
+        require(larger, f"--dense is {self.dense}, expected more than --image-size {self.image_size}, or 0 for none")
         _ = self.part  # which checks it
-        _require(self.unit_rows is None or self.engine == "ray", "--unit-rows is for --engine ray: add that")
+        require(self.unit_rows is None or self.engine == "ray", "--unit-rows is for --engine ray: add that")
         alone = self.hash_only and (self.finish or self.shard_of or self.dry_run)
-        _require(not alone, "--hash-only goes before all others: leave out --shard-of, --finish and --dry-run")
-        _require(
-            not (self.finish and self.shard_of), "--finish and --shard-of: parts first, then --finish without them"
-        )
-
-    @property
-    def cluster(self) -> ClusterConfig:
-        """What is said of what computes."""
-        return ClusterConfig(**{name: getattr(self, name) for name in _CLUSTER})
+        require(not alone, "--hash-only goes before all others: leave out --shard-of, --finish and --dry-run")
+        require(not (self.finish and self.shard_of), "--finish and --shard-of: parts first, then --finish without them")
 
     @property
     def part(self) -> tuple[int, int] | None:
@@ -186,7 +100,7 @@ class ExtractConfig:
             return None
         found = re.fullmatch(r"([1-9][0-9]{0,6})/([1-9][0-9]{0,6})", self.shard_of)
         number, parts = (int(found[1]), int(found[2])) if found else (1, 0)
-        _require(number <= parts, f"--shard-of is {self.shard_of!r}, expected i/n with i from 1 to n, such as 3/8")
+        require(number <= parts, f"--shard-of is {self.shard_of!r}, expected i/n with i from 1 to n, such as 3/8")
         return number, parts
 
 
@@ -207,12 +121,12 @@ class HeadSettings:
 
     def __post_init__(self) -> None:
         for name, (least, most) in _HEAD_BOUNDS.items():
-            _require_count(name, getattr(self, name), least, most)
-        _require(0 <= self.dropout < 1, f"--dropout is {self.dropout}, expected 0 or more and under 1")
-        _require(0 < self.lr < float("inf"), f"--lr is {self.lr}, expected a number above 0")
-        _require(0 <= self.weight_decay < float("inf"), f"--weight-decay is {self.weight_decay}, expected 0 or more")
+            require_count(name, getattr(self, name), least, most)
+        require(0 <= self.dropout < 1, f"--dropout is {self.dropout}, expected 0 or more and under 1")
+        require(0 < self.lr < float("inf"), f"--lr is {self.lr}, expected a number above 0")
+        require(0 <= self.weight_decay < float("inf"), f"--weight-decay is {self.weight_decay}, expected 0 or more")
         known = ", ".join(CLASS_WEIGHTS)
-        _require(self.class_weights in CLASS_WEIGHTS, f"--class-weights is {self.class_weights!r}, expected {known}")
+        require(self.class_weights in CLASS_WEIGHTS, f"--class-weights is {self.class_weights!r}, expected {known}")
         BasisName.parse(self.basis)
 
 
@@ -243,7 +157,7 @@ class TrainConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        _check_training(self, _TRAIN_BOUNDS)
+        check_training(self, _TRAIN_BOUNDS)
         _ = self.settings  # which checks them
 
     @property
@@ -254,7 +168,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(ClusterConfig):
     """Stage two, many heads: `heads` of a space, found by `search`, each for up to `epochs`.
 
     `space` is a TOML file, None the default space. With `halving`, heads that fall behind are stopped. `time_limit`, in
@@ -279,26 +193,16 @@ class SweepConfig:
     seed: int = 0
     memory: float | None = None
     overwrite: bool = False
-    engine: str = ClusterConfig.engine
-    ray_address: str | None = ClusterConfig.ray_address
-    ray_workers: int | None = ClusterConfig.ray_workers
-    cpus_per_worker: int | None = ClusterConfig.cpus_per_worker
-    gpus_per_worker: float = ClusterConfig.gpus_per_worker
 
     def __post_init__(self) -> None:
-        _check_training(self, _SWEEP_BOUNDS)
-        _ = self.cluster  # which checks it
-        _check_device(self.device)
+        check_training(self, _SWEEP_BOUNDS)
+        super().__post_init__()
+        check_device(self.device)
         limit = self.time_limit
-        _require(limit is None or 0 < limit < float("inf"), f"--time-limit is {limit}, expected seconds above 0")
-        _require(self.search in SEARCHES, f"--search is {self.search!r}, expected one of {', '.join(SEARCHES)}")
+        require(limit is None or 0 < limit < float("inf"), f"--time-limit is {limit}, expected seconds above 0")
+        require(self.search in SEARCHES, f"--search is {self.search!r}, expected one of {', '.join(SEARCHES)}")
         last = self.seed + self.seeds
-        _require(last <= LARGEST_SEED, f"--seed is {self.seed}, and {self.seeds} more follow: at most {LARGEST_SEED:,}")
-
-    @property
-    def cluster(self) -> ClusterConfig:
-        """What is said of what computes."""
-        return ClusterConfig(**{name: getattr(self, name) for name in _CLUSTER})
+        require(last <= LARGEST_SEED, f"--seed is {self.seed}, and {self.seeds} more follow: at most {LARGEST_SEED:,}")
 
 
 @dataclass(frozen=True)
@@ -316,8 +220,8 @@ class ReduceConfig:
     memory: float | None = None
 
     def __post_init__(self) -> None:
-        _check_training(self, {"seeds": (0, 100)})
-        _require(
+        check_training(self, {"seeds": (0, 100)})
+        require(
             BasisName.parse(self.basis) != BasisName("full"),
             "--basis full reduces nothing: choose another, such as pyramid+pca:512",
         )
@@ -337,7 +241,7 @@ class ExportConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        _take_texts_as_paths(self)
+        take_texts_as_paths(self)
 
 
 @dataclass(frozen=True)
@@ -353,10 +257,10 @@ class EvaluateConfig:
     tta: str = "none"
 
     def __post_init__(self) -> None:
-        _take_texts_as_paths(self)
-        _check_computing(self.precision, self.device)
-        _check_tta(self.tta)
-        _require(self.split in ("train", "valid", "test"), f"--split is {self.split!r}, expected train, valid or test")
+        take_texts_as_paths(self)
+        check_computing(self.precision, self.device)
+        check_tta(self.tta)
+        require(self.split in ("train", "valid", "test"), f"--split is {self.split!r}, expected train, valid or test")
 
 
 @dataclass(frozen=True)
@@ -371,7 +275,7 @@ class ReportConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        _take_texts_as_paths(self)
+        take_texts_as_paths(self)
 
 
 @dataclass(frozen=True)
@@ -390,10 +294,10 @@ class PredictConfig:
     tta: str = "none"
 
     def __post_init__(self) -> None:
-        _take_texts_as_paths(self)
-        _check_computing(self.precision, self.device)
-        _check_tta(self.tta)
-        _require(self.top_k >= 1, f"--top-k is {self.top_k}, expected 1 or more")
+        take_texts_as_paths(self)
+        check_computing(self.precision, self.device)
+        check_tta(self.tta)
+        require(self.top_k >= 1, f"--top-k is {self.top_k}, expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -411,12 +315,12 @@ class ServeConfig:
     max_waiting: int = 128
 
     def __post_init__(self) -> None:
-        _take_texts_as_paths(self)
-        _check_computing(self.precision, self.device)
+        take_texts_as_paths(self)
+        check_computing(self.precision, self.device)
         for name, least, most in (("port", 0, 65535), ("max_files", 1, 10_000), ("max_waiting", 1, 100_000)):
-            _require_count(name, getattr(self, name), least, most)
+            require_count(name, getattr(self, name), least, most)
         for name in ("max_mb", "max_megapixels"):
-            _require(
+            require(
                 0 < getattr(self, name) <= 1000,
                 f"--{name.replace('_', '-')} is {getattr(self, name)}, expected above 0",
             )

@@ -93,7 +93,7 @@ def _crew(config: SweepConfig, rows: TrainingSet, device: torch.device, say: Say
     if config.engine != "ray":
         yield AloneCrew(device)
         return
-    with connected(config.cluster, say) as ray, RayCrew(ray, config, rows) as crew:
+    with connected(config, say) as ray, RayCrew(ray, config, rows) as crew:
         yield crew
 
 

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from test_parts import rows_of
 
 from cache.store import FeatureCache
-from pipeline.config import ClusterConfig, ExtractConfig, SweepConfig
+from pipeline.config import ExtractConfig, SweepConfig
 from pipeline.console import silent
 from pipeline.errors import ConfigError, DecodeError, PipelineError
 from pipeline.extraction import units
 from pipeline.extraction.units import cut
 from pipeline.inputs.loader import Work
 from pipeline.machine.cluster import Workers
+from pipeline.options import ClusterConfig
 from pipeline.sweep import sweep
 
 ON_RAY: dict[str, Any] = {"engine": "ray", "unit_rows": 4}
@@ -196,7 +197,7 @@ def test_why_a_worker_cannot_begin_is_said(cluster: Path) -> None:
     import ray
 
     with (
-        Workers[int, int](ray, ray_workers.Blind, (), ClusterConfig("ray")) as crew,
+        Workers[int, int](ray, ray_workers.Blind, (), ClusterConfig(engine="ray")) as crew,
         pytest.raises(PipelineError, match=r"^no cache is seen from here$"),
     ):
         crew.first_ready()
@@ -285,5 +286,9 @@ def test_the_command_joins_a_cluster_that_is_there(data: Path, tmp_path: Path, w
 
 def test_a_worker_takes_what_it_is_given() -> None:
     """Processors: one, beside a GPU four, or as asked for."""
-    given = [ClusterConfig("ray"), ClusterConfig("ray", gpus_per_worker=0.5), ClusterConfig("ray", cpus_per_worker=3)]
+    given = [
+        ClusterConfig(engine="ray"),
+        ClusterConfig(engine="ray", gpus_per_worker=0.5),
+        ClusterConfig(engine="ray", cpus_per_worker=3),
+    ]
     assert [cluster.cpus for cluster in given] == [1, 4, 3]

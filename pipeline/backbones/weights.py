@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-import pickle
+import pickle  # for its errors, and the one unpickler, which refuses every name but those of numpy arrays
 import socket
 import subprocess
 import sys

@@ -81,7 +81,7 @@ class RayEngine:
     @property
     def _ray(self) -> Any:
         if self._package is None:
-            self._package = self._held.enter_context(connected(self._config.cluster, self._say))
+            self._package = self._held.enter_context(connected(self._config, self._say))
         return self._package
 
     def place(self, config: ExtractConfig, stored: str | None) -> tuple[torch.device, str]:

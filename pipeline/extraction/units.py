@@ -82,7 +82,7 @@ class Worker:
             resolve_precision(self._manifest.base.precision, device)  # machines of a cluster may differ
             own = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}  # Ray's are not writable
             # What cannot be decoded is the run's concern, not the unit's.
-            here = replace(config, skip_bad=True, threads=config.threads or config.cluster.cpus)
+            here = replace(config, skip_bad=True, threads=config.threads or config.cpus)
             self._making = Making(here, own, device, self._manifest)
         return self._making
 
@@ -112,8 +112,8 @@ def place_of(ray: Any, config: ExtractConfig, stored: str | None) -> tuple[torch
         device = _device_here(config)
         return device.type, resolve_precision(config.precision, device, stored)
 
-    workers_of(ray, config.cluster)  # else the question would wait for ever
-    needs = {"num_cpus": config.cluster.cpus, "num_gpus": config.gpus_per_worker}
+    workers_of(ray, config)  # else the question would wait for ever
+    needs = {"num_cpus": config.cpus, "num_gpus": config.gpus_per_worker}
     try:
         device, precision = ray.get(ray.remote(**needs)(ask).remote())
     except ray.exceptions.RayTaskError as error:
@@ -146,7 +146,7 @@ def compute_units(
     bad: BadFiles = {}
     done: set[int] = set()
     given = (_for_workers(plan.config), plan.manifest, rows)
-    with Workers[Unit, UnitDone](ray, Worker, given, plan.config.cluster, _name_of, (tensors,)) as workers:
+    with Workers[Unit, UnitDone](ray, Worker, given, plan.config, _name_of, (tensors,)) as workers:
         say(f"{counted(len(units), 'unit')} of work for {counted(workers.count, 'worker')}")
         workers.first_ready()
         result.warmup_seconds = time.perf_counter() - start

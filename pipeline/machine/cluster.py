@@ -15,10 +15,10 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from pipeline.config import ClusterConfig
 from pipeline.console import Say, counted, first_line
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.machine.device import available_cpus
+from pipeline.options import ClusterConfig
 
 U = TypeVar("U")
 T = TypeVar("T")

@@ -126,7 +126,7 @@ class RayCrew:
 
     def __init__(self, ray: Any, config: SweepConfig, rows: TrainingSet) -> None:
         given = (config, config.cache.absolute(), rows.index.name, rows.index.digest, rows.passes)
-        self._workers = Workers[Group, list[Outcome]](ray, HeadWorker, given, config.cluster, _name_of)
+        self._workers = Workers[Group, list[Outcome]](ray, HeadWorker, given, config, _name_of)
 
     def __enter__(self) -> "RayCrew":
         self._workers.__enter__()
@@ -160,7 +160,7 @@ class HeadWorker:
     @cached_property
     def _bases(self) -> Bases:
         config, cache, name, set_digest, passes = self._given
-        cpus = config.cluster.cpus
+        cpus = config.cpus
         torch.set_num_threads(cpus)
         opened = FeatureCache.open(cache)
         index = opened.index(name)
