@@ -165,7 +165,7 @@ def main() -> None:
 @_option(ExtractConfig, "hash_only", "Hash the images once for all parts, before them; compute nothing.")
 @_option(ExtractConfig, "finish", "Index what the parts have computed; compute nothing.")
 @_cluster_options(ExtractConfig)
-@_option(ExtractConfig, "unit_rows", "Rows a worker of Ray makes at once.  [default: 128, with a GPU 1000]", type=int)
+@_option(ExtractConfig, "unit_rows", "Rows a worker makes at once.  [default: up to 128, with a GPU 1000]", type=int)
 @_json
 def extract(as_json: bool, **options: Any) -> None:
     """Stage one: features of the images in DATA that the cache does not have; run again to resume or extend."""

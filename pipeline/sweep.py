@@ -59,6 +59,8 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     space = given or (REDUCED_SPACE if rows.cache.reduction else DEFAULT_SPACE)
     search = start_search(config, space)
     bases = Bases(rows, allowed_bytes(config.memory), say)
+    if not config.overwrite:
+        prepare_sweep(config.run, overwrite=False)  # which removes nothing: said before a cluster is begun
     with _crew(config, rows, device, say) as crew:
         prepare_sweep(config.run, config.overwrite)  # only now: what cannot be must not cost a run, nor begin one
         journal = Journal.open(config.run, _asked(config, space, rows, device))

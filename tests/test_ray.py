@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import ray_workers
+import torch
 from conftest import REPOSITORY, Extract, draw_image, require_weights
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,6 +77,14 @@ def test_units_are_the_work_in_its_order(views: list[int], rows: int) -> None:
     sizes = [sum(len(item.views) for item in unit) for unit in found]
     assert all(rows <= size < rows + 5 for size in sizes[:-1])
     assert all(size for size in sizes)
+
+
+@given(st.integers(1, 100_000), st.integers(1, 500))
+def test_units_are_small_where_there_is_little(rows: int, workers: int) -> None:
+    """Every worker has several, unless they would be of a few rows; never more than a shard of work."""
+    unit = units._unit_rows(rows, workers, torch.device("cpu"))
+    assert 16 <= unit <= 128
+    assert unit == 16 or rows > (unit - 1) * 8 * workers
 
 
 def test_workers_make_the_rows_that_one_process_makes(run_extract: Extract, tmp_path: Path, workers: Path) -> None:

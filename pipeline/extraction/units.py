@@ -28,7 +28,9 @@ from pipeline.inputs.loader import Work
 from pipeline.machine.cluster import Workers, workers_of
 from pipeline.machine.device import resolve_device, resolve_precision
 
-UNIT_ROWS = {"cpu": 128, "cuda": 1000}  # some 20 seconds of one processor; a whole shard
+UNIT_ROWS = {"cpu": 128, "cuda": 1000}  # at most: some 20 seconds of one processor; a whole shard
+_UNITS_A_WORKER = 8  # at least: while the last of them are done, the others have nothing to do
+_LEAST_UNIT_ROWS = 16
 Unit = tuple[Work, ...]
 Arrays = dict[str, npt.NDArray[np.float32]]
 
@@ -135,18 +137,24 @@ def cut(work: list[Work], rows: int) -> Iterator[Unit]:
         yield tuple(unit)
 
 
+def _unit_rows(rows: int, workers: int, device: torch.device) -> int:
+    """Of a unit, where nothing is asked: fewer where there are few rows for so many workers."""
+    shared_out = -(-rows // (_UNITS_A_WORKER * workers))
+    return min(UNIT_ROWS[device.type], max(_LEAST_UNIT_ROWS, shared_out))
+
+
 def compute_units(
     ray: Any, plan: Plan, cache: FeatureCache, work: list[Work], result: ExtractResult, say: Say
 ) -> list[SkippedImage]:
     """As `compute`, by workers of a Ray cluster that sees images and cache at the same places as this machine."""
     start = time.perf_counter()
-    units = list(cut(work, plan.config.unit_rows or UNIT_ROWS[plan.device.type]))
     tensors = ray.put({name: tensor.numpy() for name, tensor in plan.tensors.items()})
     rows = sum(len(item.views) for item in work)
     bad: BadFiles = {}
     done: set[int] = set()
     given = (_for_workers(plan.config), plan.manifest, rows)
     with Workers[Unit, UnitDone](ray, Worker, given, plan.config, _name_of, (tensors,)) as workers:
+        units = list(cut(work, plan.config.unit_rows or _unit_rows(rows, workers.count, plan.device)))
         say(f"{counted(len(units), 'unit')} of work for {counted(workers.count, 'worker')}")
         workers.first_ready()
         result.warmup_seconds = time.perf_counter() - start
