@@ -159,6 +159,13 @@ def main() -> None:
     type=int,
 )
 @_option(ExtractConfig, "threads", "Computing threads.  [default: all processors]", type=int)
+@_option(
+    ExtractConfig,
+    "grey_range",
+    "Value of 16-bit grey that becomes white, or auto: 4095 for 12 bits.  [default: 65535]",
+    metavar="MAX|auto",
+    type=str,
+)
 @_option(ExtractConfig, "skip_bad", "Record files that cannot be decoded, and go on.")
 @_option(ExtractConfig, "dry_run", "Say what would be done, and stop.")
 @_option(ExtractConfig, "shard_of", "i/n: compute the i-th of n parts, beside others that compute theirs.", type=str)

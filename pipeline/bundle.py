@@ -20,7 +20,9 @@ from pipeline.backbones.backbone import Backbone, build_trunk, load_backbone, mi
 from pipeline.console import first_line
 from pipeline.errors import BundleError, DecodeError
 from pipeline.heads.head import head_from_tensors
+from pipeline.inputs.decode import Decoding
 from pipeline.inputs.loader import Loader, Work
+from pipeline.inputs.remarks import Remarks
 from pipeline.inputs.views import ViewPixels, Views
 from pipeline.model.card import card_fault
 
@@ -82,6 +84,11 @@ class Bundle:
         """The preprocessing, the same object that stage one uses."""
         return Views(self.card["preprocessing"]["input_size"], self.card["preprocessing"]["resize"])
 
+    @property
+    def decoding(self) -> Decoding:
+        """How image files become pixels, as in stage one."""
+        return Decoding.parse(self.card["preprocessing"]["decoding"])
+
     @cached_property
     def _cpu_backbone(self) -> Backbone:
         return self.backbone(torch.device("cpu"), "float32")
@@ -103,12 +110,12 @@ class Bundle:
             yield places, backbone.features(views)
 
     def _batches(
-        self, paths: Sequence[Path], size: int, failed: dict[int, str]
+        self, paths: Sequence[Path], size: int, failed: dict[int, str], remarks: Remarks | None = None
     ) -> Iterator[tuple[list[int], list[ViewPixels]]]:
         """Clean views of image files, decoded ahead in a thread: (places in `paths`, views)."""
         places: list[int] = []
         views: list[ViewPixels] = []
-        with Loader(self.views, workers=1) as loader:
+        with Loader(self.views, 1, self.decoding, remarks) as loader:
             work = (Work(path, b"", (CLEAN_VIEW,)) for path in paths)
             for place, (_, outcome) in enumerate(loader.run(work)):
                 if isinstance(outcome, DecodeError):
@@ -124,15 +131,16 @@ class Bundle:
 
     @torch.inference_mode()
     def log_probs(
-        self, backbone: Backbone, paths: Sequence[Path], mirrored: bool = False
+        self, backbone: Backbone, paths: Sequence[Path], mirrored: bool = False, remarks: Remarks | None = None
     ) -> tuple[Tensor, dict[int, str]]:
         """Log-probabilities of image files (N, C) float32, and the reason by place for those that have none.
 
-        With `mirrored`, each image is seen as it is and mirrored, and the probabilities are averaged.
+        With `mirrored`, each image is seen as it is and mirrored, and the probabilities are averaged. What is odd in
+        files that are read goes into `remarks`.
         """
         result = torch.full((len(paths), len(self.classes)), float("nan"))
         failed: dict[int, str] = {}
-        for places, views in self._batches(paths, backbone.batch_size, failed):
+        for places, views in self._batches(paths, backbone.batch_size, failed, remarks):
             result[places] = self.head(backbone.features(views))
             if mirrored:
                 other = self.head(backbone.features([view[:, ::-1] for view in views]))

@@ -54,7 +54,8 @@ class ExtractConfig(ClusterConfig):
     `dense`, in pixels, asks for the map of a larger clean view of each training image, whose windows are views; 0 for
     none. `shard_of` i/n computes the i-th of n parts alone, beside others that compute theirs; `finish` indexes what
     they have computed, and computes nothing; `hash_only` comes before them, so that each need not hash all. Workers of
-    a cluster are handed `unit_rows` at once, which are lost with them.
+    a cluster are handed `unit_rows` at once, which are lost with them. `grey_range` is the value of 16-bit grey that
+    becomes white, or "auto"; None for 65535.
     """
 
     data: Path
@@ -72,6 +73,7 @@ class ExtractConfig(ClusterConfig):
     batch_size: int | None = None
     workers: int | None = None
     threads: int | None = None
+    grey_range: str | None = None
     skip_bad: bool = False
     dry_run: bool = False
     shard_of: str | None = None
@@ -87,6 +89,11 @@ class ExtractConfig(ClusterConfig):
             require_count(name, getattr(self, name), least, most)
         larger = not self.dense or self.dense > self.image_size
         require(larger, f"--dense is {self.dense}, expected more than --image-size {self.image_size}, or 0 for none")
+        grey = self.grey_range
+        known = grey in (None, "auto") or (str(grey).isdecimal() and 255 <= int(str(grey)) <= 65535)
+        require(
+            known, f"--grey-range is {grey!r}, expected auto or a value from 255 to 65535, such as 4095 for 12 bits"
+        )
         _ = self.part  # which checks it
         require(self.unit_rows is None or self.engine == "ray", "--unit-rows is for --engine ray: add that")
         alone = self.hash_only and (self.finish or self.shard_of or self.dry_run)

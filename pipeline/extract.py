@@ -61,6 +61,8 @@ def _extract(plan: Plan, engine: Engine, start: float, say: Say) -> ExtractResul
         whole = dense if not cache.missing(index.row_keys(0, dense)) else 0
         cache.save_index(replace(index, passes=cache.complete_passes(index), dense=whole))
         index_path(cache.path / layout.LISTING_FOLDER, plan.name).unlink(missing_ok=True)  # the index says more
+    for line in result.remarks.lines():
+        say(line)
     result.skipped = [{"path": image.path, "reason": image.reason} for image in index.skipped]
     result.rows = result.computed + result.reused
     result.bytes = FeatureCache.open(cache.path).bytes

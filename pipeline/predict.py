@@ -20,6 +20,7 @@ from pipeline.config import PredictConfig
 from pipeline.console import Say, silent
 from pipeline.errors import PipelineError
 from pipeline.inputs.decode import EXTENSIONS
+from pipeline.inputs.remarks import Remarks
 from pipeline.machine.device import available_cpus, computes_bfloat16, resolve_device, resolve_precision
 
 
@@ -45,7 +46,10 @@ def predict(config: PredictConfig, say: Say = silent) -> PredictResult:
     precision = bundle_precision(bundle, config.precision, device, say)
     network = bundle.backbone(device, precision)
     ready = time.perf_counter()
-    log_probs, failed = bundle.log_probs(network, paths, mirrored=config.tta == "flip")
+    remarks = Remarks()
+    log_probs, failed = bundle.log_probs(network, paths, config.tta == "flip", remarks)
+    for line in remarks.lines():
+        say(line)
     rate = len(paths) / (time.perf_counter() - ready)
     result = PredictResult(precision, failed=nothing)
     for place, path in enumerate(paths):

@@ -9,6 +9,7 @@ import torch
 from cache.files import write_atomically
 from pipeline.config import ReportConfig
 from pipeline.console import Say, silent
+from pipeline.inputs.decode import Decoding
 from pipeline.inputs.images import root_now
 from pipeline.machine.device import available_cpus
 from pipeline.predict import read_names
@@ -71,7 +72,7 @@ def _page(found: Findings, config: ReportConfig) -> tuple[bytes, int, int]:
     from pipeline.reporting.thumbnails import Thumbnails
 
     root = root_now(found.index, config.data)
-    pictures = Thumbnails(root)
+    pictures = Thumbnails(root, Decoding.parse(found.cache.manifest.base.decoding))
     pictures.add(wanted_pictures(found))
     facts = {**page_facts(found, root), "uris": pictures.uris, "missing_pictures": pictures.missing}
     facts["numbers"] = {digest: number for number, digest in enumerate(pictures.uris)}

@@ -1,15 +1,20 @@
 """Decoding: one policy for every format, and no damaged file gets through."""
 
+import struct
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
 
 from pipeline.errors import DecodeError
-from pipeline.inputs.decode import Pixels, decode_rgb
+from pipeline.inputs.decode import DECODING_POLICY, Decoding, Pixels, decode_rgb
+from pipeline.inputs.effort import jpeg_scans, pixel_passes
+from pipeline.inputs.remarks import FRAMES, catching_warnings
+from pipeline.inputs.sniff import describe
 
 TRANSPOSED = {  # what a camera stores so that the orientation tag makes it upright
     1: None,
@@ -21,6 +26,7 @@ TRANSPOSED = {  # what a camera stores so that the orientation tag makes it upri
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
+KINDS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF"]
 
 
 def pattern(height: int = 6, width: int = 9) -> Pixels:
@@ -158,23 +164,45 @@ def test_an_empty_file_is_refused() -> None:
         decode_rgb(b"")
 
 
-@pytest.mark.parametrize("content", [b"just some text", b"<svg></svg>", b"%PDF-1.7", b"\0" * 100])
-def test_what_is_no_image_is_refused(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"just some text", "not an image of a known format"),
+        (b"<svg></svg>", "SVG"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\0" * 100, "zero bytes"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>404 not found</html>", "HTML page"),
+        (b"\n <!-- cached --> <HTML lang=en>", "HTML page"),
+        (b"\0\0\0\x18ftypisom" + b"\0" * 99, "video"),
+        (b"\xff\x0a" + b"\1" * 99, "JPEG XL"),
+        (b"\xff\xd8\xff\xd8" + b"\1" * 99, "damaged JPEG"),
+        (b"\xff\xd8\xff\xc3\0\x0b\x10" + b"\1" * 99, "lossless JPEG"),
+        (b"PK\x03\x04" + b"\1" * 99, "ZIP"),
+    ],
+)
+def test_what_is_no_image_is_called_what_it_is(content: bytes, found: str) -> None:
     """The suffix proves nothing: the bytes decide."""
-    path = tmp_path / "picture.jpg"
-    path.write_bytes(content)
-    with pytest.raises(DecodeError, match="not an image of a known format"):
-        decode_rgb(path.read_bytes())
+    with pytest.raises(DecodeError, match=found):
+        decode_rgb(content)
+
+
+def test_a_heic_under_another_name_is_called_so_where_it_cannot_be_read() -> None:
+    """With what to install; with the plug-in it is a damaged one, since nothing follows."""
+    content = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 2000
+    assert "pip install -e '.[heif]'" in describe(content, heif=False)
+    with pytest.raises(DecodeError, match="HEIC"):
+        decode_rgb(content)
 
 
 def test_formats_outside_the_list_are_refused() -> None:
     """PostScript and icons are images to Pillow, not here."""
     for kind in ("EPS", "ICO", "PCX"):
-        with pytest.raises(DecodeError, match="known format"):
+        with pytest.raises(DecodeError, match="not an image of a known format"):
             decode_rgb(encoded(Image.fromarray(pattern(16, 16)), kind))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_format_decodes_whole_and_is_refused_truncated(kind: str) -> None:
     """Half a file is never a picture with a grey lower half."""
     data = encoded(Image.fromarray(pattern(32, 32)), kind)
@@ -198,13 +226,145 @@ def test_a_thread_of_an_image_is_refused() -> None:
     assert decode_rgb(encoded(Image.new("L", (100, 1)), "PNG")).shape == (1, 100, 3)
 
 
-def test_a_jpeg_of_many_scans_is_refused() -> None:
-    """Each costs a pass over all pixels; a progressive one as editors write it is decoded."""
-    whole = encoded(Image.fromarray(pattern(64, 64)), "JPEG", progressive=True)
-    assert decode_rgb(whole).shape == (64, 64, 3)
+def many_scans(image: Image.Image, scans: int) -> bytes:
+    """A progressive JPEG whose last scan is there so many times more."""
+    whole = encoded(image, "JPEG", progressive=True)
     last = whole[whole.rindex(b"\xff\xda") : -2]
-    with pytest.raises(DecodeError, match="over 100 scans"):
-        decode_rgb(whole[:-2] + 100 * last + whole[-2:])
+    return whole[:-2] + scans * last + whole[-2:]
+
+
+def as_mpo(first: bytes, second: bytes) -> bytes:
+    """Two JPEGs as one MPO, with the index segment that Pillow looks for."""
+    head = b"MPF\0II*\0" + struct.pack("<IH", 8, 3)
+    # Three entries: the version, how many images, and where their table of 16 bytes each is.
+    head += struct.pack("<HHI4sHHIIHHIII", 0xB000, 7, 4, b"0100", 0xB001, 4, 1, 2, 0xB002, 7, 32, 50, 0)
+    length = len(head) + 32 + 2  # of the segment, itself included
+    size = len(first) + length + 2
+    images = struct.pack("<IIIHHIIIHH", 0x030000, size, 0, 0, 0, 0, len(second), size - 10, 0, 0)
+    return first[:2] + b"\xff\xe2" + struct.pack(">H", length) + head + images + first[2:] + second
+
+
+def test_effort_is_pixels_times_scans_in_every_format() -> None:
+    """Each scan costs a pass over all pixels for a few bytes; a progressive file as editors write it is decoded."""
+    image = Image.fromarray(pattern(64, 64))
+    plain = encoded(image, "JPEG", progressive=True)
+    scans = jpeg_scans(plain)
+    assert scans == plain.count(b"\xff\xda") > 5
+    attacks = [many_scans(image, 100), as_mpo(many_scans(image, 100), encoded(image, "JPEG"))]
+    for data in attacks:
+        assert jpeg_scans(data) == scans + 100
+        assert decode_rgb(data).shape == (64, 64, 3)  # small enough to be no burden
+        with pytest.raises(DecodeError, match=rf"64 x 64 pixels in {scans + 100} scans"):
+            decode_rgb(data, effort_limit=64 * 64 * (scans + 99))
+    assert Image.open(BytesIO(attacks[1])).format == "MPO"
+
+
+def test_effort_counts_the_scans_of_a_jpeg_within_a_tiff() -> None:
+    """A TIFF's strips can be JPEG streams; of strips with one scan each, the effort is the page's pixels."""
+    image = Image.fromarray(pattern(64, 64))
+    data = encoded(image, "TIFF", compression="jpeg")
+    with Image.open(BytesIO(data)) as opened:
+        assert pixel_passes(opened, data) == 64 * 64
+    stream = many_scans(image, 100)
+    entries = [(256, 64), (257, 64), (258, 8), (259, 7), (262, 6), (273, 130), (277, 3), (278, 64), (279, len(stream))]
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    attack = (b"II*\0" + struct.pack("<IH", 8, len(entries)) + table + struct.pack("<I", 0)).ljust(130, b"\0") + stream
+    with pytest.raises(DecodeError, match="scans"):
+        decode_rgb(attack, effort_limit=64 * 64 * 50)
+
+
+@given(st.binary(max_size=300))
+def test_what_follows_a_jpeg_is_no_part_of_it(trailer: bytes) -> None:
+    """A motion photo has a video behind its end, with any bytes: its scans are those of the picture."""
+    plain = encoded(Image.fromarray(pattern(16, 16)), "JPEG", progressive=True)
+    assert jpeg_scans(plain + trailer + b"\xff\xda" * 200) == jpeg_scans(plain)
+
+
+@given(st.binary(max_size=200))
+def test_counting_scans_ends_on_any_bytes(data: bytes) -> None:
+    """Whatever follows the first marker, there are no more scans than start markers."""
+    assert jpeg_scans(b"\xff\xd8" + data) <= data.count(b"\xff\xda")
+
+
+def test_a_motion_photo_is_its_picture() -> None:
+    """Eight MiB of noise hold some hundred pairs of bytes that resemble the start of a scan."""
+    plain = encoded(Image.fromarray(pattern(16, 16)), "JPEG")
+    trailer = np.random.default_rng(0).integers(0, 256, 8 << 20, dtype=np.uint8).tobytes()
+    assert trailer.count(b"\xff\xda") > 100
+    assert np.array_equal(decode_rgb(plain + trailer), decode_rgb(plain))
+
+
+def exif_of(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """An EXIF block of (tag, type, count, value or offset as four bytes)."""
+    table = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + table + struct.pack("<I", 0)
+
+
+SIDEWAYS = (0x0112, 3, 1, b"\6\0\0\0")  # orientation 6
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        (0x011A, 2, 3, b"72\0\0"),  # a resolution that is a text
+        (0x8769, 4, 1, struct.pack("<I", 10**6)),  # a block of tags beyond the end
+        (0x0110, 2, 999, b"\0\0\0\0"),  # a camera's name longer than the file
+    ],
+)
+def test_orientation_holds_where_another_exif_field_is_damaged(damaged: tuple[int, int, int, bytes]) -> None:
+    """One field of another type or without its value must not cost the image, nor its orientation."""
+    data = encoded(Image.fromarray(pattern(16, 24)), "JPEG", exif=exif_of(SIDEWAYS, damaged))
+    with catching_warnings():
+        assert decode_rgb(data).shape == (24, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "value", [(0x0112, 3, 1, b"\x09\0\0\0"), (0x0112, 2, 2, b"6\0\0\0"), (0x0112, 3, 0, b"\0" * 4)]
+)
+def test_an_orientation_that_is_none_leaves_the_image_as_it_is(value: tuple[int, int, int, bytes]) -> None:
+    """Out of range, a text, or empty."""
+    data = encoded(Image.fromarray(pattern(16, 24)), "JPEG", exif=exif_of(value))
+    assert decode_rgb(data).shape == (16, 24, 3)
+
+
+def test_large_texts_and_profiles_in_a_png_do_no_harm() -> None:
+    """Editors write some MiB of them; they are no part of the pixels."""
+    image = Image.fromarray(pattern())
+    info = PngImagePlugin.PngInfo()
+    info.add_text("note", "x" * (3 << 20), zip=True)
+    profile = b"\0\1\2\3" * (3 << 18)
+    for data in (encoded(image, pnginfo=info), encoded(image, icc_profile=profile)):
+        assert np.array_equal(decode_rgb(data), pattern())
+
+
+def test_only_the_first_page_is_read_and_that_is_remarked() -> None:
+    """Of a TIFF, and the first frame of an animation; the second frame of an MPO is a preview, and not worth a word."""
+    first, second = Image.fromarray(pattern()), Image.new("RGB", (9, 6))
+    for kind in ("TIFF", "PNG", "GIF", "WEBP"):
+        odd: dict[str, str] = {}
+        data = encoded(first, kind, save_all=True, append_images=[second])
+        assert decode_rgb(data, remarks=odd).shape == (6, 9, 3)
+        assert list(odd) == [FRAMES]
+    single: dict[str, str] = {}
+    decode_rgb(encoded(first, "TIFF"), remarks=single)
+    decode_rgb(encoded(first, "MPO", save_all=True, append_images=[second]), remarks=single)
+    assert not single
+
+
+def test_16_bit_grey_is_scaled_to_the_range_that_is_asked_for() -> None:
+    """4095 becomes white, what is above too."""
+    values = np.array([[0, 8, 9, 2048, 4095, 65535]], dtype=np.uint16)
+    pixels = decode_rgb(encoded(Image.fromarray(values)), policy=Decoding(4095))
+    assert pixels[0, :, 0].tolist() == [0, 0, 1, 128, 255, 255]
+
+
+def test_the_policys_name_holds_a_range_only_where_one_was_asked_for() -> None:
+    """Caches of before stay what they are; what no program wrote is refused."""
+    assert Decoding().name == DECODING_POLICY
+    assert Decoding.parse(Decoding(4095).name) == Decoding(4095)
+    for name in ("rgb-2", "rgb-1 grey:65535", "rgb-1 grey:99999", "rgb-1 grey:12", ""):
+        with pytest.raises(ValueError, match="decoding policy"):
+            Decoding.parse(name)
 
 
 def test_a_decompression_bomb_is_refused() -> None:
@@ -217,14 +377,15 @@ def test_a_decompression_bomb_is_refused() -> None:
 def test_damaged_files_raise_nothing_but_decode_error() -> None:
     """Whatever bytes are flipped, the answer is pixels or a DecodeError."""
     generator = np.random.default_rng(0)
-    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"):
+    for kind in KINDS:
         whole = encoded(Image.fromarray(pattern(16, 16)), kind)
         for _ in range(20):
             damaged = bytearray(whole)
             for position in generator.integers(0, len(whole), 4):
                 damaged[position] = int(generator.integers(256))
             try:
-                pixels = decode_rgb(bytes(damaged), pixel_limit=10_000)
+                with catching_warnings():
+                    pixels = decode_rgb(bytes(damaged), pixel_limit=10_000)
             except DecodeError:
                 continue
             assert pixels.dtype == np.uint8

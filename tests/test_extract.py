@@ -170,9 +170,9 @@ def test_the_phase_that_the_others_wait_for_is_named(
     monkeypatch.setattr("cache.writer.ShardWriter.__init__.__defaults__", ("", 2, 20.0))
     quick = pkgutil.resolve_name(place)
 
-    def slowed(*args: object) -> object:
+    def slowed(*args: object, **named: object) -> object:
         time.sleep(0.05)
-        return quick(*args)
+        return quick(*args, **named)
 
     monkeypatch.setattr(place, slowed)
     assert run_extract(workers=workers).bound == phase

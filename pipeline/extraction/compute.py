@@ -108,7 +108,7 @@ def compute_share(
     """
     renderer = _renderer(making)
     basis = reduction_basis(cache)
-    loader = Loader(renderer, _workers(making))
+    loader = Loader(renderer, _workers(making), making.decoding, result.remarks)
     with (
         _writer(making, cache, share, {**network.provenance, "views": renderer.place}, one_shard) as writer,
         progress(share.rows, "rows", say, lambda: f", bound by {_bound(loader, writer, result)}") as advance,
@@ -214,7 +214,7 @@ def _bound(loader: Loader, writer: ShardWriter, result: ExtractResult) -> str:
 
 def all_bad(making: Making, bad: BadFiles, remaining: list[Work]) -> DecodeError:
     """One error for all files that cannot be decoded: those found, and those of `remaining`, which are tried."""
-    rest = [(item, str(error)) for item, error in Loader(_renderer(making), 2).check(remaining)]
+    rest = [(item, str(error)) for item, error in Loader(_renderer(making), 2, making.decoding).check(remaining)]
     found = [*bad.values(), *rest]
     lines = "\n".join(f"  {named(item.path)}: {reason}" for item, reason in found)
     return DecodeError(

@@ -23,9 +23,11 @@ from pipeline.config import ExtractConfig
 from pipeline.console import Say, size
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inputs import augment
-from pipeline.inputs.decode import DECODING_POLICY
+from pipeline.inputs.decode import Decoding
+from pipeline.inputs.grey import AUTO, decoding_for, narrow_range
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.loader import Work
+from pipeline.inputs.remarks import Remarks
 from pipeline.inputs.views import INTERPOLATION
 
 
@@ -34,6 +36,7 @@ class ExtractResult:
     """What `extract` did; the fields of its JSON. Seconds are wall-clock, those of `phases` overlap.
 
     `bound` is the phase that the others waited for: "decode", "compute" or "write"; "" where nothing was computed.
+    `remarks` on files that were decoded all the same: by kind, how many and the first.
     """
 
     set: str
@@ -47,6 +50,7 @@ class ExtractResult:
     phases: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "compute": 0.0, "write": 0.0})
     bound: str = ""
     skipped: list[dict[str, str]] = field(default_factory=list)
+    remarks: Remarks = field(default_factory=Remarks)
     cache: str = ""
     bytes: int = 0
 
@@ -59,6 +63,11 @@ class Making:
     tensors: dict[str, torch.Tensor]
     device: torch.device
     manifest: Manifest
+
+    @property
+    def decoding(self) -> Decoding:
+        """How image files become pixels."""
+        return Decoding.parse(self.manifest.base.decoding)
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
     layout.check_set_name(name)
     _keep_other_roots(config, images, name)
     tensors = backbone.load_tensors(config.backbone, config.weights, say)
-    manifest = _manifest(config, tensors, precision)
+    manifest = _manifest(config, tensors, precision, _decoding(config, images, stored))
     if config.dense:
         _refuse_reduced(config)
         refuse_no_windows(config, manifest.base.row_shape)
@@ -143,7 +152,15 @@ def _keep_other_roots(config: ExtractConfig, images: ImageSet, name: str) -> Non
             )
 
 
-def _manifest(config: ExtractConfig, tensors: dict[str, torch.Tensor], precision: str) -> Manifest:
+def _decoding(config: ExtractConfig, images: ImageSet, stored: Manifest | None) -> str:
+    """The name of the policy that is asked for; auto is that of the rows there are."""
+    if config.grey_range == AUTO and stored:
+        return stored.base.decoding
+    training = [images.root / image.path for image in images.images if image.split == "train"]
+    return decoding_for(config.grey_range, training).name
+
+
+def _manifest(config: ExtractConfig, tensors: dict[str, torch.Tensor], precision: str, decoding: str) -> Manifest:
     base = Base(
         backbone=config.backbone,
         layer=backbone.LAYER,
@@ -154,7 +171,7 @@ def _manifest(config: ExtractConfig, tensors: dict[str, torch.Tensor], precision
         interpolation=INTERPOLATION,
         mean=backbone.MEAN,
         std=backbone.STD,
-        decoding=DECODING_POLICY,
+        decoding=decoding,
         precision=precision,
     )
     recipe = Augmentation(augment.RECIPE, augment.RECIPE_VERSION, config.seed) if config.passes else None
@@ -233,6 +250,8 @@ def announce(plan: Plan, result: ExtractResult, work: list[Work], say: Say) -> N
     folder = next(path for path in (plan.config.cache, *plan.config.cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free
     say(f"{size(needed)} to write, {size(free)} free")
+    if warning := narrow_range([item.path for item in work], plan.decoding):
+        say(warning)
     if needed > free:
         raise CacheError(
             f"{folder} has {size(free)} free, {size(needed)} are needed: make room, or name another --cache"

@@ -25,6 +25,7 @@ from pipeline.errors import PipelineError
 from pipeline.extraction.compute import BadFiles, all_bad, bring_up, compute_share, skipped
 from pipeline.extraction.plan import ExtractResult, Making, Plan, Share, shares_of
 from pipeline.inputs.loader import Work
+from pipeline.inputs.remarks import Remarks
 from pipeline.machine.cluster import Workers, workers_of
 from pipeline.machine.device import resolve_device, resolve_precision
 
@@ -42,6 +43,7 @@ class UnitDone:
     rows: int
     phases: dict[str, float]
     bad: BadFiles
+    remarks: Remarks
 
 
 class Worker:
@@ -74,7 +76,7 @@ class Worker:
         for share in shares_of(making, list(unit)):
             network = self._network(share, making)
             compute_share(making, self._cache, share, network, bad, result, silent, one_shard=True)
-        return UnitDone(result.computed, result.phases, bad)
+        return UnitDone(result.computed, result.phases, bad, result.remarks)
 
     def _bring_up(self, arrays: Arrays) -> Making:
         """How rows are made here; PipelineError where they cannot be."""
@@ -188,6 +190,7 @@ def _name_of(unit: Unit) -> str:
 
 def _add(outcome: UnitDone, result: ExtractResult) -> None:
     result.computed += outcome.rows
+    result.remarks.merge(outcome.remarks)
     for phase, seconds in outcome.phases.items():
         result.phases[phase] += seconds
     result.bound = max(result.phases, key=lambda phase: result.phases[phase])

@@ -1,31 +1,87 @@
 """Bytes of an image file → RGB pixels: one policy, used wherever an image is read."""
 
+import re
 import stat
 import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import DecodeError
+from pipeline.inputs.effort import pixel_passes
+from pipeline.inputs.remarks import FRAMES, METADATA, collected
+from pipeline.inputs.sniff import describe
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 
 # Part of every cache's manifest: change it with anything below that changes a pixel.
 DECODING_POLICY = "rgb-1"
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+HEIF = find_spec("pillow_heif") is not None  # the extra `heif`
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", *(("HEIF",) if HEIF else ()))
+HEIF_EXTENSIONS = frozenset({".heic", ".heif", ".hif"})
+EXTENSIONS = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
+    ".pbm", ".pgm", ".ppm", ".pnm", ".avif", ".jp2", ".j2k", *(HEIF_EXTENSIONS if HEIF else ()),
+})  # fmt: skip
 PIXEL_LIMIT = 100_000_000
+EFFORT_LIMIT = 20 * PIXEL_LIMIT  # pixels times passes: cameras and editors write about ten scans
 LONGEST = 100  # times the short side: scaled by the short side, a longer image would fill the memory
-SCAN_LIMIT = 100  # of a JPEG: each is a pass over all pixels, for a few bytes; cameras and editors write about ten
 BYTE_LIMIT = 1 << 30  # more than the pixel limit can need
+WHITE = 65535  # of 16-bit grey
 
-_START_OF_SCAN = b"\xff\xda"
+_ORIENTATION = 0x0112  # EXIF
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Our own limit, taken from the header before any pixel is decoded, stands in for Pillow's warning.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow refuses a PNG for 1 MiB of text or profile once inflated; editors write more. This bounds the memory it takes.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+if HEIF:
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The decoding policy of a cache or a model.
+
+    Attributes:
+        grey_range: value of 16-bit grey that becomes white, 255 to 65535: 4095 for 12 bits in 16-bit files.
+    """
+
+    grey_range: int = WHITE
+
+    @property
+    def name(self) -> str:
+        """As manifests and model cards have it."""
+        return DECODING_POLICY if self.grey_range == WHITE else f"{DECODING_POLICY} grey:{self.grey_range}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The policy of that name; ValueError where this program does not know it."""
+        found = re.fullmatch(rf"{DECODING_POLICY}(?: grey:([1-9][0-9]{{2,4}}))?", name)
+        policy = cls(int(found[1] or WHITE)) if found else None
+        if policy is None or policy.name != name or not 255 <= policy.grey_range <= WHITE:
+            raise ValueError(f"no decoding policy {name!r}: expected {DECODING_POLICY}")
+        return policy
+
+
+FULL_RANGE = Decoding()
 
 
 def read_image(path: Path) -> bytes:
@@ -41,42 +97,72 @@ def read_image(path: Path) -> bytes:
         raise DecodeError(f"cannot be read: {error.strerror}") from error
 
 
-def decode_rgb(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
+def decode_rgb(
+    data: bytes,
+    pixel_limit: int = PIXEL_LIMIT,
+    effort_limit: int = EFFORT_LIMIT,
+    policy: Decoding = FULL_RANGE,
+    remarks: dict[str, str] | None = None,
+) -> Pixels:
     """Decode the first frame of an image file to uint8 RGB (height, width, 3), upright.
 
     EXIF orientation is applied, colour profiles are ignored. CMYK goes through Pillow's conversion; grey is
-    repeated; palettes are looked up; alpha is laid over white; 16-bit grey is scaled (v / 257, rounded), not
-    clipped. Formats outside `FORMATS`, images over `pixel_limit` pixels or `LONGEST`
-    times longer than wide, JPEGs of more than `SCAN_LIMIT` scans, and floating-point images are refused.
-    Raises DecodeError with the reason.
+    repeated; palettes are looked up; alpha is laid over white; 16-bit grey is scaled to the policy's range and
+    rounded. Formats outside `FORMATS`, images over `pixel_limit` pixels, over `effort_limit` pixels times scans, or
+    `LONGEST` times longer than wide, and floating-point images are refused. What is odd but harmless goes into
+    `remarks`, details by kind. Raises DecodeError with the reason.
     """
     if not data:
         raise DecodeError("the file is empty")
+    remarks = {} if remarks is None else remarks
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > pixel_limit:
-                raise DecodeError(f"{image.width} x {image.height} pixels, over the limit of {pixel_limit:,}")
-            if max(image.size) > LONGEST * min(image.size):
-                raise DecodeError(f"{image.width} x {image.height} pixels, over {LONGEST} times longer than wide")
-            if image.format == "JPEG" and data.count(_START_OF_SCAN) > SCAN_LIMIT:
-                raise DecodeError(f"over {SCAN_LIMIT} scans, more than any camera or editor writes")
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(_to_rgb(upright))
+        with collected(remarks), Image.open(BytesIO(data), formats=FORMATS) as image:
+            _refuse_too_much(image, data, pixel_limit, effort_limit)
+            # The second frame of an MPO is a preview or the other eye's view.
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                remarks[FRAMES] = ""
+            image.load()
+            return np.asarray(_to_rgb(_upright(image, remarks), policy))
     except DecodeError:
         raise
     except Image.DecompressionBombError as error:
         raise DecodeError(f"over the limit of {pixel_limit:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise DecodeError(f"not an image of a known format ({', '.join(FORMATS)})") from error
+        raise DecodeError(describe(data, HEIF)) from error
     except Exception as error:  # Pillow's plugins raise anything from SyntaxError to struct.error on damaged files
         raise DecodeError(f"cannot be decoded: {error or type(error).__name__}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _refuse_too_much(image: Image.Image, data: bytes, pixel_limit: int, effort_limit: int) -> None:
+    """From the header alone, before any pixel is decoded."""
+    size = f"{image.width} x {image.height} pixels"
+    pixels = image.width * image.height
+    if pixels > pixel_limit:
+        raise DecodeError(f"{size}, over the limit of {pixel_limit:,}")
+    if max(image.size) > LONGEST * min(image.size):
+        raise DecodeError(f"{size}, over {LONGEST} times longer than wide")
+    if (effort := pixel_passes(image, data)) > effort_limit:
+        raise DecodeError(
+            f"{size} in {effort // pixels} scans, over the limit of {effort_limit // pixels} scans at this size"
+        )
+
+
+def _upright(image: Image.Image, remarks: dict[str, str]) -> Image.Image:
+    """Turned as its EXIF orientation says; an orientation that cannot be read is none."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception as error:  # as damaged as a file can be, as above; the pixels are not
+        remarks[METADATA] = str(error) or type(error).__name__
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:
     if image.mode == "F":
         raise DecodeError("floating-point pixels have no stated range; save it as 8- or 16-bit")
     if image.mode.startswith("I"):
-        image = _scale_16_bit(image)
+        image = _scale_16_bit(image, policy.grey_range)
     if "A" in image.getbands() or "transparency" in image.info:
         over = image.convert("RGBA")
         white = Image.new("RGBA", over.size, (255, 255, 255, 255))
@@ -84,9 +170,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _scale_16_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits to 8: Pillow's own conversion clips at 255."""
+def _scale_16_bit(image: Image.Image, most: int) -> Image.Image:
+    """Grey of 16 bits to 8, `most` and above to 255: Pillow's own conversion clips at 255."""
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise DecodeError(f"grey values from {values.min()} to {values.max()}, expected 16 bits (0 to 65535)")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if values.min() < 0 or values.max() > WHITE:
+        raise DecodeError(f"grey values from {values.min()} to {values.max()}, expected 16 bits (0 to {WHITE})")
+    return Image.fromarray(((values.clip(max=most) * 255 + most // 2) // most).astype(np.uint8))

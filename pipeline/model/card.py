@@ -5,7 +5,7 @@ from typing import Any
 
 from cache.manifest import Base, Manifest
 from pipeline.backbones.backbone import MEAN, STD
-from pipeline.inputs.decode import DECODING_POLICY
+from pipeline.inputs.decode import Decoding
 from pipeline.inputs.views import INTERPOLATION
 
 _TYPES = {
@@ -78,12 +78,16 @@ def _has(values: dict[str, Any], types: dict[str, type]) -> bool:
 
 def _unknown_preprocessing(base: Base, stated: dict[str, Any]) -> str:
     """The first step that is stated twice differently, or that this program does otherwise."""
-    ours = {"interpolation": INTERPOLATION, "mean": MEAN, "std": STD, "decoding": DECODING_POLICY}
+    ours = {"interpolation": INTERPOLATION, "mean": MEAN, "std": STD}
     for name in PREPROCESSING:
         value = getattr(base, name)
         said = tuple(stated[name]) if isinstance(stated.get(name), list) else stated.get(name)
         if said != value or value != ours.get(name, value):
             return name
+    try:
+        Decoding.parse(base.decoding)
+    except ValueError:
+        return "decoding"
     return ""
 
 

@@ -22,7 +22,8 @@ from pipeline.bases.basis import Basis
 from pipeline.bases.reduced import reduce_rows
 from pipeline.console import Say, named
 from pipeline.errors import ParityError, RunError
-from pipeline.inputs.decode import decode_rgb, read_image
+from pipeline.inputs.decode import Decoding
+from pipeline.inputs.loader import read_pixels
 from pipeline.inputs.views import Views
 from pipeline.machine.device import computes_bfloat16
 from pipeline.model.calibration import at_temperature
@@ -167,8 +168,9 @@ def _expected(
 
 def _rows_here(cache: FeatureCache, images: list[ImageRecord], root: Path, network: Backbone) -> Float16Array:
     """Whole rows of the images' files, (N, D)."""
-    views = Views(cache.manifest.base.input_size, cache.manifest.base.resize)
-    pixels = [views.render(decode_rgb(read_image(root / i.path)), i.key, CLEAN_VIEW) for i in images]
+    base = cache.manifest.base
+    views, decoding = Views(base.input_size, base.resize), Decoding.parse(base.decoding)
+    pixels = [views.render(read_pixels(root / i.path, decoding), i.key, CLEAN_VIEW) for i in images]
     size = network.batch_size
     return np.concatenate([network(pixels[n : n + size]) for n in range(0, len(pixels), size)])
 

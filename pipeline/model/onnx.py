@@ -17,7 +17,7 @@ from pipeline.backbones.backbone import normalise
 from pipeline.bundle import Bundle
 from pipeline.console import named
 from pipeline.errors import ParityError, PipelineError
-from pipeline.inputs.decode import decode_rgb, read_image
+from pipeline.inputs.loader import read_pixels
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # in log-probability, class by class
@@ -62,7 +62,7 @@ def _check(bundle: Bundle, path: Path, images: Sequence[Path]) -> float:
     model, largest = bundle.as_module(), 0.0
     for start in range(0, len(images), BATCH):
         files = images[start : start + BATCH]
-        views = np.stack([bundle.views.render(decode_rgb(read_image(file)), b"", CLEAN_VIEW) for file in files])
+        views = np.stack([bundle.views.render(read_pixels(file, bundle.decoding), b"", CLEAN_VIEW) for file in files])
         pixels = normalise(torch.from_numpy(views).permute(0, 3, 1, 2)).contiguous()
         with torch.inference_mode():
             expected = model(pixels)

@@ -11,7 +11,8 @@ from PIL import Image
 
 from cache.index import ImageRecord
 from pipeline.errors import DecodeError
-from pipeline.inputs.decode import decode_rgb, read_image
+from pipeline.inputs.decode import FULL_RANGE, Decoding, Pixels, decode_rgb, read_image
+from pipeline.inputs.remarks import catching_warnings
 
 SIDE = 96  # pixels
 ROOM = 3_600_000  # bytes of all of them: a page has to go through the mail
@@ -23,6 +24,7 @@ class Thumbnails:
     """Of images below `root`; `uris` by the digest of the image, `missing` counts those that are no longer there."""
 
     root: Path
+    decoding: Decoding = FULL_RANGE
     room: int = ROOM
     uris: dict[str, str] = field(default_factory=dict)
     missing: int = 0
@@ -30,10 +32,11 @@ class Thumbnails:
 
     def add(self, images: Iterable[ImageRecord]) -> None:
         """Make those of `images` that fit, in their order."""
-        for image in images:
-            if image.digest not in self._tried:
-                self._tried.add(image.digest)
-                self._add(image)
+        with catching_warnings():
+            for image in images:
+                if image.digest not in self._tried:
+                    self._tried.add(image.digest)
+                    self._add(image)
 
     def _add(self, image: ImageRecord) -> None:
         if self.room <= 0:
@@ -42,7 +45,7 @@ class Thumbnails:
             data = read_image(self.root / image.path)
             if hashlib.sha256(data).hexdigest() != image.digest:
                 raise DecodeError("another file than the one whose features are in the cache")
-            uri = _uri(data)
+            uri = _uri(decode_rgb(data, policy=self.decoding))
         except DecodeError:
             self.missing += 1
             return
@@ -51,9 +54,9 @@ class Thumbnails:
             self.uris[image.digest] = uri
 
 
-def _uri(data: bytes) -> str:
+def _uri(pixels: Pixels) -> str:
     """The middle square, as a backbone sees an image, in WebP."""
-    picture = Image.fromarray(decode_rgb(data))
+    picture = Image.fromarray(pixels)
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS, (left, top, left + side, top + side), reducing_gap=2)

@@ -103,7 +103,7 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
     _answer_with_reasons(app)
 
     def view_of(data: bytes) -> Pixels:
-        return bundle.views.render(decode_rgb(data, limits.pixels), b"", CLEAN_VIEW)
+        return bundle.views.render(decode_rgb(data, limits.pixels, policy=bundle.decoding), b"", CLEAN_VIEW)
 
     async def predict_all(uploads: list[UploadFile], top_k: int) -> tuple[list[FilePrediction], list[FailedFile]]:
         loop = asyncio.get_running_loop()

@@ -1,0 +1,65 @@
+"""16-bit grey: how much of its range the files of a set use, so that 12-bit pictures do not become black."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.console import counted, named
+from pipeline.errors import ImageSetError
+from pipeline.inputs.decode import FORMATS, PIXEL_LIMIT, WHITE, Decoding
+from pipeline.inputs.remarks import catching_warnings
+
+AUTO = "auto"
+_KINDS = frozenset({".png", ".tif", ".tiff", ".jp2", ".j2k"})  # a PGM states its range, which Pillow scales to 16 bits
+_NARROW = WHITE // 8
+_SAMPLED = 256  # files
+
+
+def decoding_for(asked: str | None, training: Sequence[Path]) -> Decoding:
+    """The policy for `--grey-range`: a value, or with auto the least 2^n - 1 that the `training` files stay within."""
+    if asked is None:
+        return Decoding()
+    if asked != AUTO:
+        return Decoding(int(asked))
+    largest = [value for value in _largest_values(training) if value is not None]
+    if not largest:
+        raise ImageSetError("--grey-range auto, but no training image is 16-bit grey: leave the option out")
+    return Decoding(min(WHITE, max(255, (1 << max(largest).bit_length()) - 1)))
+
+
+def narrow_range(files: Sequence[Path], decoding: Decoding) -> str:
+    """A warning where the 16-bit grey files among a sample of `files` use less than an eighth of the range, or ""."""
+    if decoding.grey_range <= _NARROW:
+        return ""
+    chosen = [path for path in files if path.suffix.lower() in _KINDS]
+    sample = chosen[:: max(1, len(chosen) // _SAMPLED)][:_SAMPLED]
+    found = [(value, path) for value, path in zip(_largest_values(sample), sample, strict=True) if value is not None]
+    if not found or max(found)[0] > _NARROW:
+        return ""
+    most, path = max(found)
+    return (
+        f"warning: the largest value in {counted(len(found), 'sampled 16-bit grey file')} is {most:,} of {WHITE:,} "
+        f"({named(path.name)}): they become nearly black; use --grey-range {(1 << most.bit_length()) - 1} or auto, "
+        "with another --cache"
+    )
+
+
+def _largest_values(files: Sequence[Path]) -> list[int | None]:
+    """Of each file that is 16-bit grey; None for any other, and for those that cannot be decoded."""
+    with catching_warnings(), ThreadPoolExecutor() as pool:
+        return list(pool.map(_largest_value, files))
+
+
+def _largest_value(path: Path) -> int | None:
+    if path.suffix.lower() not in _KINDS:
+        return None
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if not image.mode.startswith("I") or image.width * image.height > PIXEL_LIMIT:
+                return None
+            return int(np.asarray(image).max())
+    except Exception:  # decoding names what is damaged, with the reason
+        return None
