@@ -1,10 +1,13 @@
 """The command line: options → one config → one call → print."""
 
+import ctypes
 import errno
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -45,8 +48,56 @@ def _terminate(*_: object) -> NoReturn:
     raise _Terminated
 
 
+@contextmanager
+def _results_alone() -> Iterator[Callable[[str], None]]:
+    """Yield what prints a result: all else that goes to standard output meanwhile ends on standard error.
+
+    Libraries print there, and so do child processes, which see only the descriptor.
+    """
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # takes the place of an output that was closed
+    os.close(spare)
+    stream, kept = sys.stdout, os.dup(1)
+
+    def put_back() -> None:
+        ctypes.CDLL(None).fflush(None)  # what C code printed waits in a buffer of its own
+        os.dup2(kept, 1)
+
+    def print_result(text: str) -> None:
+        put_back()
+        try:
+            if stream:  # there is none where it was closed
+                click.echo(text, file=stream)
+        finally:
+            os.dup2(2, 1)
+
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield print_result
+    finally:
+        put_back()
+        os.close(kept)
+
+
+class _Command(click.Command):
+    """A command whose result is all that it prints on standard output; `obj` of its context prints it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _results_alone() as ctx.obj:
+            return super().invoke(ctx)
+
+
 class _Group(click.Group):
+    """Commands about one thing."""
+
+    command_class = _Command
+
+
+class _Main(_Group):
     """Our errors become one message and exit status 1, or 2 for wrong usage; others are bugs with a traceback."""
+
+    group_class = _Group
 
     def invoke(self, ctx: click.Context) -> Any:
         before = signal.signal(signal.SIGTERM, _terminate)
@@ -127,12 +178,13 @@ def _cluster_options(config: type) -> Callable[[F], F]:
 def _emit(result: Any, as_json: bool, text: str) -> None:
     """The result as JSON, or in words; both on standard output."""
     if as_json:
-        click.echo(json.dumps(asdict(result) if is_dataclass(result) and not isinstance(result, type) else result))
+        line = json.dumps(asdict(result) if is_dataclass(result) and not isinstance(result, type) else result)
     else:
-        click.echo("\n".join(map(named, text.split("\n"))))  # names may hold anything, commands to a terminal too
+        line = "\n".join(map(named, text.split("\n")))  # names may hold anything, commands to a terminal too
+    click.get_current_context().obj(line)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headgraft")
 def main() -> None:
     """Cache a frozen backbone's features once, train heads from them in seconds, export one model."""
@@ -565,9 +617,7 @@ def weights_list(as_json: bool) -> None:
     from pipeline.backbones.backbone import BACKBONES
 
     known = [spec.weights for spec in BACKBONES.values()]
-    rows = [
-        {"backbone": w.backbone, "weights": w.name, "path": str(w.path), "present": w.path.is_file()} for w in known
-    ]
+    rows = [{"backbone": w.backbone, "weights": w.name, "path": str(w.path), "present": w.present} for w in known]
     text = "\n".join(f"{r['backbone']:8} {r['weights']}  {r['path'] if r['present'] else 'not fetched'}" for r in rows)
     _emit({"weights": rows}, as_json, text)
 
@@ -578,7 +628,7 @@ def weights_list(as_json: bool) -> None:
 def weights_fetch(backbone: str, as_json: bool) -> None:
     """Fetch the weights of BACKBONE into the user's weights folder."""
     from pipeline.backbones.backbone import backbone_spec
-    from pipeline.backbones.weights import fetch
+    from pipeline.backbones.sources import fetch
 
     named = backbone_spec(backbone).weights
     fetch(named, say)
