@@ -20,7 +20,8 @@ import torch
 from conftest import REPOSITORY, Extract, draw_image, tiny_tensors
 from safetensors.torch import save_file
 
-from cache.errors import CacheError, DamagedCache, HeadgraftError, ManifestMismatch
+from cache.errors import CacheBusy, CacheError, DamagedCache, HeadgraftError, ManifestMismatch
+from cache.lock import writing
 from cache.store import FeatureCache
 from pipeline.backbones.backbone import MEAN, STD, build_trunk, load_backbone, normalise
 from pipeline.config import ExtractConfig
@@ -172,6 +173,25 @@ def test_what_cannot_be_is_refused_before_anything_is_hashed_or_fetched(
         run_extract(**option)
     assert not hashing.called
     assert not (tmp_path / "empty").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_hashed(
+    run_extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process writes it, or nobody can; a dry run writes nothing, so neither matters to it."""
+    run_extract()
+    hashing = Mock(wraps=hashlib.file_digest)
+    monkeypatch.setattr(hashlib, "file_digest", hashing)
+    with writing(tmp_path / "features"):
+        with pytest.raises(CacheBusy):
+            run_extract(passes=1)
+        assert not hashing.called
+        run_extract(passes=1, dry_run=True)
+    hashing.reset_mock()
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match=f"{tmp_path}/file/features: Not a directory.*--cache"):
+        run_extract(cache=tmp_path / "file" / "features")
+    assert not hashing.called
 
 
 def test_weights_that_do_not_fit_are_refused(run_extract: Extract, tmp_path: Path) -> None:
