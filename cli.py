@@ -220,7 +220,7 @@ def main() -> None:
 @_option(ExtractConfig, "unit_rows", "Rows a worker makes at once.  [default: up to 128, with a GPU 1000]", type=int)
 @_json
 def extract(as_json: bool, **options: Any) -> None:
-    """Stage one: features of the images in DATA that the cache does not have; run again to resume or extend."""
+    """Stage one: compute the features of DATA that the cache lacks. Run it again to resume or to extend."""
     from pipeline.extract import extract as run
 
     result = run(ExtractConfig(**options), say)
@@ -303,7 +303,7 @@ def sweep(as_json: bool, **options: Any) -> None:
 @_option(EvaluateConfig, "tta", "For a model; flip: also see each image mirrored.", type=click.Choice(TTA))
 @_json
 def evaluate(as_json: bool, **options: Any) -> None:
-    """Score a RUN from its cache, or a MODEL on the image files of DATA."""
+    """Score a RUN from its cache, or a MODEL on images in DATA."""
     from pipeline.evaluate import evaluate as run
 
     r = run(EvaluateConfig(**options), say)
@@ -323,7 +323,7 @@ def evaluate(as_json: bool, **options: Any) -> None:
 @_option(ReportConfig, "overwrite", "Replace an existing file at --output.")
 @_json
 def report(as_json: bool, **options: Any) -> None:
-    """Write RUN as one page: how good, where it fails, suspicious labels, what it cost, what next."""
+    """Write one page on RUN. It shows accuracy, errors, possible label errors, cost and what to try next."""
     from pipeline.report import report as run
 
     result = run(ReportConfig(**options), say)
@@ -350,7 +350,7 @@ def report(as_json: bool, **options: Any) -> None:
 @_option(ExportConfig, "overwrite", "Replace an existing model.")
 @_json
 def export(as_json: bool, **options: Any) -> None:
-    """Write RUN as one combined MODEL file, checked against what was trained."""
+    """Write RUN as one MODEL file, backbone and head. It is checked against what was trained."""
     from pipeline.export import export as run
 
     result = run(ExportConfig(**options), say)
@@ -380,7 +380,7 @@ def export(as_json: bool, **options: Any) -> None:
 @click.option("--csv", "table", is_flag=True, help="Print path,rank,class,name,probability.")
 @_json
 def predict(as_json: bool, table: bool, **options: Any) -> None:
-    """Name the most probable classes of image files, folders, globs, or with - of what standard input lists."""
+    """Name the most probable classes of images. IMAGE is a file, folder or glob, or - for a list on standard input."""
     from pipeline.predict import as_csv
     from pipeline.predict import predict as run
 
@@ -411,7 +411,7 @@ def predict(as_json: bool, table: bool, **options: Any) -> None:
 @_option(ServeConfig, "max_megapixels", "Megapixels of an image.")
 @_option(ServeConfig, "max_waiting", "Images that wait at once; beyond, requests are told to come back.")
 def serve(**options: Any) -> None:
-    """Predict over HTTP with MODEL: POST /predict, GET /health, and a page."""
+    """Predict over HTTP with MODEL. It answers POST /predict and GET /health, and has a page."""
     from pipeline.serve import serve as run
 
     run(ServeConfig(**options), say)
@@ -446,7 +446,7 @@ def model_info(as_json: bool, model: Path, card: Path | None, overwrite: bool) -
 
 @main.group()
 def cache() -> None:
-    """Look after a feature cache: what is in it, whether it is sound, what it can do without."""
+    """Feature caches: inspect, verify, repair, copy, reduce, prune."""
 
 
 @cache.command("info")
@@ -476,7 +476,7 @@ def cache_info(as_json: bool, cache: Path, duplicates: bool, name: str | None, t
 @click.option("--full", is_flag=True, help="Also hash every image and compare it with the index.")
 @_json
 def cache_verify(as_json: bool, cache: Path, full: bool) -> None:
-    """Check every file of CACHE against the digest it was written under; exit status 1 if any is bad."""
+    """Check every file of CACHE against its digest. Exit status 1 if any is bad."""
     from cache.check import verify
     from pipeline.inputs.images import changed_files
 
@@ -514,7 +514,7 @@ def cache_repair(as_json: bool, cache: Path) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @_json
 def cache_pack(as_json: bool, cache: Path, file: Path, name: str | None, passes: int | None, overwrite: bool) -> None:
-    """Write a set's features, labels, paths, splits and passes as one plain HDF5 FILE."""
+    """Write a set as one plain HDF5 FILE. It holds features, labels, paths, splits and passes."""
     from cache.pack import pack
 
     result = pack(cache, file, name, passes, overwrite)
@@ -530,7 +530,7 @@ def cache_pack(as_json: bool, cache: Path, file: Path, name: str | None, passes:
 @_option(ReduceConfig, "memory", "GB for rows.  [default: half of the free]", type=float)
 @_json
 def cache_reduce(as_json: bool, **options: Any) -> None:
-    """Write the rows of CACHE in a basis to a smaller cache, and measure what heads lose by that."""
+    """Write CACHE in a basis to a smaller cache. What heads lose by that is measured."""
     from pipeline.reduce import reduce_cache
 
     result = reduce_cache(ReduceConfig(**options), say)
@@ -551,7 +551,7 @@ def cache_reduce(as_json: bool, **options: Any) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace indexes there that differ.")
 @_json
 def cache_push(as_json: bool, cache: Path, url: str, overwrite: bool) -> None:
-    """Copy to URL, such as s3://bucket/features, what CACHE has and it lacks; exit status 1 if a file is refused."""
+    """Upload the files of CACHE that are missing at URL. Exit status 1 if a file is refused."""
     from cache.remote import push
 
     _emit_copies(push(cache, url, overwrite, say), as_json, "sent to")
@@ -563,7 +563,7 @@ def cache_push(as_json: bool, cache: Path, url: str, overwrite: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace indexes of CACHE that differ.")
 @_json
 def cache_pull(as_json: bool, url: str, cache: Path, overwrite: bool) -> None:
-    """Copy to CACHE what it lacks of the cache at URL, every file checked; exit status 1 if one is refused."""
+    """Download the files at URL that CACHE lacks. Every file is checked; exit status 1 if one is refused."""
     from cache.remote import pull
 
     _emit_copies(pull(url, cache, overwrite, say), as_json, "received from")

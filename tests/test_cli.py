@@ -94,6 +94,17 @@ def test_every_command_explains_itself(command: str) -> None:
         assert result.stdout.startswith("Usage:")
 
 
+@pytest.mark.parametrize("group", ["", "cache", "model", "weights"])
+def test_no_summary_is_cut(group: str) -> None:
+    """At 80 columns every command says in one line what it does."""
+    result = CliRunner().invoke(main, [*group.split(), "--help"], terminal_width=80)
+    listed = result.stdout.partition("Commands:\n")[2].splitlines()
+    command = main.commands[group] if group else main
+    assert isinstance(command, click.Group)
+    assert len(listed) == len(command.commands)
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed), result.stdout
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_defaults_are_those_of_the_configuration(name: str) -> None:
     """Every field of a stage's dataclass is a parameter of its command, with the same default."""
