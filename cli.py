@@ -1,10 +1,13 @@
 """The command line: options → one config → one call → print."""
 
+import ctypes
 import errno
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -45,8 +48,56 @@ def _terminate(*_: object) -> NoReturn:
     raise _Terminated
 
 
+@contextmanager
+def _results_alone() -> Iterator[Callable[[str], None]]:
+    """Yield what prints a result: all else that goes to standard output meanwhile ends on standard error.
+
+    Libraries print there, and so do child processes, which see only the descriptor.
+    """
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # takes the place of an output that was closed
+    os.close(spare)
+    stream, kept = sys.stdout, os.dup(1)
+
+    def put_back() -> None:
+        ctypes.CDLL(None).fflush(None)  # what C code printed waits in a buffer of its own
+        os.dup2(kept, 1)
+
+    def print_result(text: str) -> None:
+        put_back()
+        try:
+            if stream:  # there is none where it was closed
+                click.echo(text, file=stream)
+        finally:
+            os.dup2(2, 1)
+
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield print_result
+    finally:
+        put_back()
+        os.close(kept)
+
+
+class _Command(click.Command):
+    """A command whose result is all that it prints on standard output; `obj` of its context prints it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _results_alone() as ctx.obj:
+            return super().invoke(ctx)
+
+
 class _Group(click.Group):
+    """Commands about one thing."""
+
+    command_class = _Command
+
+
+class _Main(_Group):
     """Our errors become one message and exit status 1, or 2 for wrong usage; others are bugs with a traceback."""
+
+    group_class = _Group
 
     def invoke(self, ctx: click.Context) -> Any:
         before = signal.signal(signal.SIGTERM, _terminate)
@@ -127,12 +178,13 @@ def _cluster_options(config: type) -> Callable[[F], F]:
 def _emit(result: Any, as_json: bool, text: str) -> None:
     """The result as JSON, or in words; both on standard output."""
     if as_json:
-        click.echo(json.dumps(asdict(result) if is_dataclass(result) and not isinstance(result, type) else result))
+        line = json.dumps(asdict(result) if is_dataclass(result) and not isinstance(result, type) else result)
     else:
-        click.echo("\n".join(map(named, text.split("\n"))))  # names may hold anything, commands to a terminal too
+        line = "\n".join(map(named, text.split("\n")))  # names may hold anything, commands to a terminal too
+    click.get_current_context().obj(line)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headgraft")
 def main() -> None:
     """Cache a frozen backbone's features once, train heads from them in seconds, export one model."""
@@ -175,7 +227,7 @@ def main() -> None:
 @_option(ExtractConfig, "unit_rows", "Rows a worker makes at once.  [default: up to 128, with a GPU 1000]", type=int)
 @_json
 def extract(as_json: bool, **options: Any) -> None:
-    """Stage one: features of the images in DATA that the cache does not have; run again to resume or extend."""
+    """Stage one: compute the features of DATA that the cache lacks. Run it again to resume or to extend."""
     from pipeline.extract import extract as run
 
     result = run(ExtractConfig(**options), say)
@@ -258,7 +310,7 @@ def sweep(as_json: bool, **options: Any) -> None:
 @_option(EvaluateConfig, "tta", "For a model; flip: also see each image mirrored.", type=click.Choice(TTA))
 @_json
 def evaluate(as_json: bool, **options: Any) -> None:
-    """Score a RUN from its cache, or a MODEL on the image files of DATA."""
+    """Score a RUN from its cache, or a MODEL on images in DATA."""
     from pipeline.evaluate import evaluate as run
 
     r = run(EvaluateConfig(**options), say)
@@ -278,7 +330,7 @@ def evaluate(as_json: bool, **options: Any) -> None:
 @_option(ReportConfig, "overwrite", "Replace an existing file at --output.")
 @_json
 def report(as_json: bool, **options: Any) -> None:
-    """Write RUN as one page: how good, where it fails, suspicious labels, what it cost, what next."""
+    """Write one page on RUN. It shows accuracy, errors, possible label errors, cost and what to try next."""
     from pipeline.report import report as run
 
     result = run(ReportConfig(**options), say)
@@ -305,7 +357,7 @@ def report(as_json: bool, **options: Any) -> None:
 @_option(ExportConfig, "overwrite", "Replace an existing model.")
 @_json
 def export(as_json: bool, **options: Any) -> None:
-    """Write RUN as one combined MODEL file, checked against what was trained."""
+    """Write RUN as one MODEL file, backbone and head. It is checked against what was trained."""
     from pipeline.export import export as run
 
     result = run(ExportConfig(**options), say)
@@ -335,7 +387,7 @@ def export(as_json: bool, **options: Any) -> None:
 @click.option("--csv", "table", is_flag=True, help="Print path,rank,class,name,probability.")
 @_json
 def predict(as_json: bool, table: bool, **options: Any) -> None:
-    """Name the most probable classes of image files, folders, globs, or with - of what standard input lists."""
+    """Name the most probable classes of images. IMAGE is a file, folder or glob, or - for a list on standard input."""
     from pipeline.predict import as_csv
     from pipeline.predict import predict as run
 
@@ -366,7 +418,7 @@ def predict(as_json: bool, table: bool, **options: Any) -> None:
 @_option(ServeConfig, "max_megapixels", "Megapixels of an image.")
 @_option(ServeConfig, "max_waiting", "Images that wait at once; beyond, requests are told to come back.")
 def serve(**options: Any) -> None:
-    """Predict over HTTP with MODEL: POST /predict, GET /health, and a page."""
+    """Predict over HTTP with MODEL. It answers POST /predict and GET /health, and has a page."""
     from pipeline.serve import serve as run
 
     run(ServeConfig(**options), say)
@@ -401,7 +453,7 @@ def model_info(as_json: bool, model: Path, card: Path | None, overwrite: bool) -
 
 @main.group()
 def cache() -> None:
-    """Look after a feature cache: what is in it, whether it is sound, what it can do without."""
+    """Feature caches: inspect, verify, repair, copy, reduce, prune."""
 
 
 @cache.command("info")
@@ -431,7 +483,7 @@ def cache_info(as_json: bool, cache: Path, duplicates: bool, name: str | None, t
 @click.option("--full", is_flag=True, help="Also hash every image and compare it with the index.")
 @_json
 def cache_verify(as_json: bool, cache: Path, full: bool) -> None:
-    """Check every file of CACHE against the digest it was written under; exit status 1 if any is bad."""
+    """Check every file of CACHE against its digest. Exit status 1 if any is bad."""
     from cache.check import verify
     from pipeline.inputs.images import changed_files
 
@@ -469,7 +521,7 @@ def cache_repair(as_json: bool, cache: Path) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @_json
 def cache_pack(as_json: bool, cache: Path, file: Path, name: str | None, passes: int | None, overwrite: bool) -> None:
-    """Write a set's features, labels, paths, splits and passes as one plain HDF5 FILE."""
+    """Write a set as one plain HDF5 FILE. It holds features, labels, paths, splits and passes."""
     from cache.pack import pack
 
     result = pack(cache, file, name, passes, overwrite)
@@ -485,7 +537,7 @@ def cache_pack(as_json: bool, cache: Path, file: Path, name: str | None, passes:
 @_option(ReduceConfig, "memory", "GB for rows.  [default: half of the free]", type=float)
 @_json
 def cache_reduce(as_json: bool, **options: Any) -> None:
-    """Write the rows of CACHE in a basis to a smaller cache, and measure what heads lose by that."""
+    """Write CACHE in a basis to a smaller cache. What heads lose by that is measured."""
     from pipeline.reduce import reduce_cache
 
     result = reduce_cache(ReduceConfig(**options), say)
@@ -506,7 +558,7 @@ def cache_reduce(as_json: bool, **options: Any) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace indexes there that differ.")
 @_json
 def cache_push(as_json: bool, cache: Path, url: str, overwrite: bool) -> None:
-    """Copy to URL, such as s3://bucket/features, what CACHE has and it lacks; exit status 1 if a file is refused."""
+    """Upload the files of CACHE that are missing at URL. Exit status 1 if a file is refused."""
     from cache.remote import push
 
     _emit_copies(push(cache, url, overwrite, say), as_json, "sent to")
@@ -518,7 +570,7 @@ def cache_push(as_json: bool, cache: Path, url: str, overwrite: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace indexes of CACHE that differ.")
 @_json
 def cache_pull(as_json: bool, url: str, cache: Path, overwrite: bool) -> None:
-    """Copy to CACHE what it lacks of the cache at URL, every file checked; exit status 1 if one is refused."""
+    """Download the files at URL that CACHE lacks. Every file is checked; exit status 1 if one is refused."""
     from cache.remote import pull
 
     _emit_copies(pull(url, cache, overwrite, say), as_json, "received from")
@@ -572,9 +624,7 @@ def weights_list(as_json: bool) -> None:
     from pipeline.backbones.backbone import BACKBONES
 
     known = [spec.weights for spec in BACKBONES.values()]
-    rows = [
-        {"backbone": w.backbone, "weights": w.name, "path": str(w.path), "present": w.path.is_file()} for w in known
-    ]
+    rows = [{"backbone": w.backbone, "weights": w.name, "path": str(w.path), "present": w.present} for w in known]
     text = "\n".join(f"{r['backbone']:8} {r['weights']}  {r['path'] if r['present'] else 'not fetched'}" for r in rows)
     _emit({"weights": rows}, as_json, text)
 
@@ -585,7 +635,7 @@ def weights_list(as_json: bool) -> None:
 def weights_fetch(backbone: str, as_json: bool) -> None:
     """Fetch the weights of BACKBONE into the user's weights folder."""
     from pipeline.backbones.backbone import backbone_spec
-    from pipeline.backbones.weights import fetch
+    from pipeline.backbones.sources import fetch
 
     named = backbone_spec(backbone).weights
     fetch(named, say)

@@ -36,3 +36,8 @@ class UnknownSet(CacheError):
 
 class CacheBusy(CacheError):
     """Another process holds the cache for writing."""
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs an optional part of this program, for an error's last words."""
+    return f"run pip install -e '.[{extra}]' in the folder of headgraft's source"

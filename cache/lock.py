@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from cache import layout
 from cache.errors import CacheBusy, CacheError
@@ -34,6 +35,19 @@ def writing(cache: Path, part: tuple[int, int] | None = None, say: Say = lambda 
     with _alone(cache, say) if part is None else _beside_others(cache, *part, say):
         _clear(cache)
         yield
+
+
+def refuse_unwritable(cache: Path, part: tuple[int, int] | None = None) -> None:
+    """The CacheError that `writing` would end with now, if any, before work is done for it; makes nothing."""
+    if cache.is_dir():
+        with writing(cache, part):
+            return
+    above = next(folder for folder in cache.absolute().parents if folder.exists())
+    try:
+        with TemporaryFile(dir=above):
+            return
+    except OSError as error:
+        raise _unwritable(cache, error) from error
 
 
 @contextmanager

@@ -196,4 +196,11 @@ def _is_short(value: object) -> bool:
 
 def _differences(found: Base | Augmentation, asked: Base | Augmentation) -> list[str]:
     pairs = ((f.name, getattr(found, f.name), getattr(asked, f.name)) for f in fields(found))
-    return [f"{name}: the cache has {have!r}, asked for {want!r}" for name, have, want in pairs if have != want]
+    return [
+        f"{name}: the cache has {_short(have)}, asked for {_short(want)}" for name, have, want in pairs if have != want
+    ]
+
+
+def _short(value: object) -> str:
+    """As a person reads it: of a digest the first digits."""
+    return f"{str(value)[:12]}…" if is_digest(value) else repr(value)

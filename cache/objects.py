@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.errors import CacheError
+from cache.errors import CacheError, install_hint
 from cache.files import temporary_name
 
 # Where a file being written can be seen, so that it is written beside its place and moved there. An object store shows
 # an object when all of it has arrived; to move one there is to copy it.
 _FOLDERS = frozenset({"file", "local", "sftp", "ssh", "smb", "hdfs", "arrow_hdfs"})
-_INSTALL = "pip install 'headgraft[s3]'"
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,9 @@ class ObjectStore:
             # Listings are not kept: others push at the same time.
             system, root = url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
-            raise CacheError(f"{shown} needs a package that is not installed: for S3, {_INSTALL} ({error})") from error
+            raise CacheError(
+                f"{shown} needs a package that is not installed ({error}): for S3, {install_hint('s3')}"
+            ) from error
         except Exception as error:  # a kind of URL that is not known, or settings of its file system
             raise CacheError(f"{shown} cannot be used: {_reason(error)}") from error
         return cls(shown.rstrip("/"), root.rstrip("/"), system)

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 
 import torch
 
+from cache.errors import install_hint
 from pipeline.bundle import load_bundle
 from pipeline.config import ServeConfig
 from pipeline.console import Say, silent
@@ -20,7 +21,7 @@ def serve(config: ServeConfig, say: Say = silent) -> None:
     """Serve a model on `host` and `port`; PipelineError where a package of the extra is missing."""
     missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
     if missing:
-        raise PipelineError(f"serve needs {', '.join(missing)}: pip install 'headgraft[serve]'")
+        raise PipelineError(f"serve needs {', '.join(missing)}: {install_hint('serve')}")
     import uvicorn
 
     from pipeline.service.app import create_app

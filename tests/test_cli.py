@@ -2,14 +2,18 @@
 
 import json
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
-from conftest import draw_image
+from conftest import REPOSITORY, draw_image
 
+import cli
 from cli import main
 from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig, SweepConfig, TrainConfig
 
@@ -90,6 +94,17 @@ def test_every_command_explains_itself(command: str) -> None:
         assert result.stdout.startswith("Usage:")
 
 
+@pytest.mark.parametrize("group", ["", "cache", "model", "weights"])
+def test_no_summary_is_cut(group: str) -> None:
+    """At 80 columns every command says in one line what it does."""
+    result = CliRunner().invoke(main, [*group.split(), "--help"], terminal_width=80)
+    listed = result.stdout.partition("Commands:\n")[2].splitlines()
+    command = main.commands[group] if group else main
+    assert isinstance(command, click.Group)
+    assert len(listed) == len(command.commands)
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed), result.stdout
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_defaults_are_those_of_the_configuration(name: str) -> None:
     """Every field of a stage's dataclass is a parameter of its command, with the same default."""
@@ -113,6 +128,50 @@ def test_every_command_takes_json() -> None:
             command = command.commands[part]
         if not isinstance(command, click.Group):
             assert any("--json" in parameter.opts for parameter in command.params)
+
+
+def commands(group: click.Group = main) -> Iterator[click.Command]:
+    """All that are not groups."""
+    for command in group.commands.values():
+        yield from commands(command) if isinstance(command, click.Group) else [command]
+
+
+NOISY = """
+import ctypes, os, subprocess, sys
+import cache.prune, cli
+
+def noisy(folder, name):
+    print("from python")
+    os.write(1, b"from the descriptor\\n")
+    subprocess.run(["echo", "from a child"])
+    ctypes.CDLL(None).printf(b"from C\\n")
+
+cache.prune.forget = noisy
+cli.main(["cache", "forget", "folder", "--set", "flowers", *sys.argv[1:]])
+"""
+
+
+def test_whatever_a_library_prints_standard_output_is_the_object() -> None:
+    """Printed by Python, past it, by a child process or by C code: that is for the person watching."""
+    assert all(isinstance(command, cli._Command) for command in commands())
+    for options in (["--json"], []):
+        command = [sys.executable, "-c", NOISY, *options]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        assert len(result.stdout.splitlines()) == 1
+        assert set(result.stderr.splitlines()) == {f"from {it}" for it in ("python", "the descriptor", "a child", "C")}
+        assert "from" not in result.stdout
+    assert "flowers is forgotten" in result.stdout
+
+
+def test_a_closed_output_is_no_error() -> None:
+    """Of either kind: what would stand there is lost, and nothing takes its place."""
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        command = f'exec "{sys.executable}" -c "$0" --json {closed}'
+        result = subprocess.run(
+            ["sh", "-c", command, NOISY], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+        assert result.stdout.count("\n") == (closed == "2>&-")
+        assert "from C" not in result.stdout
 
 
 def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], tmp_path: Path) -> None:

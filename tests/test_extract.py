@@ -1,14 +1,18 @@
 """Stage one with the tiny backbone: counts, reuse, refusals, bad files, resume."""
 
+import hashlib
 import json
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +20,8 @@ import torch
 from conftest import REPOSITORY, Extract, draw_image, tiny_tensors
 from safetensors.torch import save_file
 
-from cache.errors import CacheError, DamagedCache, ManifestMismatch
+from cache.errors import CacheBusy, CacheError, DamagedCache, HeadgraftError, ManifestMismatch
+from cache.lock import writing
 from cache.store import FeatureCache
 from pipeline.backbones.backbone import MEAN, STD, build_trunk, load_backbone, normalise
 from pipeline.config import ExtractConfig
@@ -131,6 +136,62 @@ def test_other_weights_are_refused(run_extract: Extract, tmp_path: Path) -> None
     save_file(tiny_tensors(1), tmp_path / "other.safetensors")
     with pytest.raises(ManifestMismatch, match="weights_digest"):
         run_extract(weights=str(tmp_path / "other.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"set": "a/b"}, "--set"),
+        ({"data": Path("nowhere")}, "nowhere does not exist"),
+        ({"data": Path("elsewhere/data")}, "--set data"),
+        ({"backbone": "vgg99"}, "vgg99"),
+        ({"backbone": "alexnet", "weights": None, "image_size": 224}, "backbone: .*'tiny'"),
+        ({"image_size": 64}, "input_size"),
+        ({"passes": 1, "seed": 5}, "seed"),
+        ({"dense": 40}, "--dense"),
+        ({"weights": "nowhere.safetensors"}, "existing file"),
+        ({"weights": "other.safetensors"}, "weights_digest: the cache has [0-9a-f]{12}…, asked for [0-9a-f]{12}…$"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_is_refused_before_anything_is_hashed_or_fetched(
+    option: dict[str, Any], named: str, run_extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set's images may take minutes to hash, weights minutes to fetch."""
+    hashing = Mock(wraps=hashlib.file_digest)
+    monkeypatch.setattr(hashlib, "file_digest", hashing)
+    run_extract(passes=1)
+    assert hashing.call_count == 24
+    hashing.reset_mock()
+    for name in ("XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "empty"))
+    monkeypatch.setenv("HEADGRAFT_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    save_file(tiny_tensors(1), tmp_path / "other.safetensors")
+    shutil.copytree(tmp_path / "data", tmp_path / "elsewhere" / "data")
+    with pytest.raises(HeadgraftError, match=re.compile(named, re.MULTILINE)):
+        run_extract(**option)
+    assert not hashing.called
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_hashed(
+    run_extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process writes it, or nobody can; a dry run writes nothing, so neither matters to it."""
+    run_extract()
+    hashing = Mock(wraps=hashlib.file_digest)
+    monkeypatch.setattr(hashlib, "file_digest", hashing)
+    with writing(tmp_path / "features"):
+        with pytest.raises(CacheBusy):
+            run_extract(passes=1)
+        assert not hashing.called
+        run_extract(passes=1, dry_run=True)
+    hashing.reset_mock()
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match=f"{tmp_path}/file/features: Not a directory.*--cache"):
+        run_extract(cache=tmp_path / "file" / "features")
+    assert not hashing.called
 
 
 def test_weights_that_do_not_fit_are_refused(run_extract: Extract, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Fused layers: the numbers of the layers they stand for, bit for bit."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline.backbones.fused import FusedConv2d, MaxPool, fuse
+from pipeline.machine.device import onednn_takes_bfloat16
 
 
 def on_channels_last(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
@@ -38,13 +42,15 @@ def test_pooling_by_maxima_is_pooling(
     out=st.integers(1, 20),
     kernel=st.sampled_from([1, 3, 5]),
     stride=st.integers(1, 3),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     bias=st.booleans(),
 )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fused_convolution_is_the_two_layers(
     channels: int, out: int, kernel: int, stride: int, dtype: torch.dtype, bias: bool
 ) -> None:
     """Whatever the sizes, the batch and the precision, to the rounding of a sum in another order."""
+    if dtype == torch.bfloat16 and not onednn_takes_bfloat16():
+        pytest.skip("oneDNN takes no bfloat16 on this processor")
     torch.manual_seed(0)
     conv = nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=bias).to(dtype).requires_grad_(False)
     fused = FusedConv2d(conv)
@@ -84,3 +90,14 @@ def test_without_the_private_operator_layers_stay(monkeypatch: pytest.MonkeyPatc
     network.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
     assert not fuse(network)
     assert [type(layer) for layer in network.features] == [nn.Conv2d, nn.ReLU, MaxPool]
+
+
+def test_a_processor_whose_bfloat16_onednn_may_not_use_computes_in_float32() -> None:
+    """What torch says of the processor is not enough: oneDNN would refuse the fused layers."""
+    code = (
+        "import torch; from pipeline.machine.device import resolve_precision\n"
+        "print(resolve_precision('auto', torch.device('cpu')))"
+    )
+    hidden = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    result = subprocess.run([sys.executable, "-c", code], env=hidden, capture_output=True, text=True, check=True)
+    assert result.stdout == "float32\n"

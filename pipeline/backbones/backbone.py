@@ -16,7 +16,8 @@ from torchvision import models
 from cache.shard import Float16Array
 from pipeline.backbones.compiled import compile_network
 from pipeline.backbones.fused import fuse
-from pipeline.backbones.weights import NamedWeights, fetch, load_weights_file
+from pipeline.backbones.sources import fetch
+from pipeline.backbones.weights import NamedWeights, load_weights_file
 from pipeline.backbones.winograd import accelerate
 from pipeline.errors import PipelineError, WeightsError
 from pipeline.inputs.views import ViewPixels

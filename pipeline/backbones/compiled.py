@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.weights import weights_folder
+from pipeline.errors import WeightsError
 
 ROWS_WORTH_COMPILING = 100_000  # on CUDA; below, compiling takes longer than it saves
 
@@ -30,7 +31,7 @@ def compile_network(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
             folder = weights_folder().with_name("compiled")
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-    except (exc.InvalidCxxCompiler, OSError):
+    except (exc.InvalidCxxCompiler, OSError, WeightsError):
         return None
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of a CUDA that nothing here needs
     config.freezing = True  # private, and works only with gradients off while compiling

@@ -13,6 +13,7 @@ from cache.errors import CacheError
 from cache.index import SetIndex, index_path
 from cache.keys import PackedKeys, digest_ends, unpack_keys
 from cache.layout import LARGEST_SIDE
+from cache.lock import refuse_unwritable
 from cache.manifest import Augmentation, Base, Manifest
 from cache.reduction import Reduction
 from cache.store import FeatureCache, check_place
@@ -21,10 +22,10 @@ from pipeline.backbones import backbone
 from pipeline.backbones.weights import tensor_digest
 from pipeline.config import ExtractConfig
 from pipeline.console import Say, size
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, ImageSetError, PipelineError
 from pipeline.inputs import augment
 from pipeline.inputs.decode import Decoding
-from pipeline.inputs.grey import AUTO, decoding_for, narrow_range
+from pipeline.inputs.grey import AUTO, decoding_for, measured_range, narrow_range
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.loader import Work
 from pipeline.inputs.remarks import Remarks
@@ -82,21 +83,29 @@ Place = Callable[[ExtractConfig, str | None], tuple[torch.device, str]]  # and t
 
 
 def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
-    """What a run will do; `place` says where, and in which precision."""
+    """What a run will do; `place` says where, and in which precision. What cannot be is refused before hashing."""
     check_place(config.cache)
-    name = config.data.absolute().name if config.set is None else config.set
-    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=_hashed(config, name))
+    name = layout.check_set_name(config.data.absolute().name if config.set is None else config.set)
+    if not config.data.exists():
+        raise ImageSetError(f"{config.data} does not exist, expected a folder of images or a CSV file")
+    if not config.dry_run:
+        refuse_unwritable(config.cache, config.part)
+    _keep_other_roots(config, name)
     stored = stored_manifest(config.cache)
     device, precision = place(config, stored.base.precision if stored else None)
-    layout.check_set_name(name)
-    _keep_other_roots(config, images, name)
-    tensors = backbone.load_tensors(config.backbone, config.weights, say)
-    manifest = _manifest(config, tensors, precision, _decoding(config, images, stored))
     if config.dense:
         _refuse_reduced(config)
-        refuse_no_windows(config, manifest.base.row_shape)
+        refuse_no_windows(config, backbone.row_shape(config.backbone, config.image_size))
+    decoding = decoding_for(config.grey_range, stored.base.decoding if stored else None)
+    if stored:  # whatever the weights are: they may have to be fetched first
+        stored.merged_with(_manifest(config, stored.base.weights_digest, precision, decoding), config.cache)
+    tensors = backbone.load_tensors(config.backbone, config.weights, say)
+    manifest = _manifest(config, tensor_digest(tensors), precision, decoding)
     if stored:
         manifest = stored.merged_with(manifest, config.cache)
+    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=_hashed(config, name))
+    if config.grey_range == AUTO and not stored:
+        manifest = _with_measured_range(manifest, images)
     return Plan(config, tensors, device, manifest, images, name)
 
 
@@ -138,40 +147,39 @@ def stored_manifest(cache: Path) -> Manifest | None:
     return Manifest.load(file) if file.is_file() else None
 
 
-def _keep_other_roots(config: ExtractConfig, images: ImageSet, name: str) -> None:
+def _keep_other_roots(config: ExtractConfig, name: str) -> None:
     """A set of another root is replaced only where `--set` names it."""
     if config.set is None and stored_manifest(config.cache) and name in FeatureCache.open(config.cache).sets():
         try:
             known = FeatureCache.open(config.cache).index(name)
         except CacheError:  # a damaged index, which this run writes anew
             return
-        if Path(known.data) != images.data:
+        data = config.data.absolute()
+        if Path(known.data) != data:
             raise CacheError(
-                f"the cache has a set {name!r} of {known.data}, this data is {images.data}: "
+                f"the cache has a set {name!r} of {known.data}, this data is {data}: "
                 f"name it with --set, or replace the other with --set {name}"
             )
 
 
-def _decoding(config: ExtractConfig, images: ImageSet, stored: Manifest | None) -> str:
-    """The name of the policy that is asked for; auto is that of the rows there are."""
-    if config.grey_range == AUTO and stored:
-        return stored.base.decoding
+def _with_measured_range(manifest: Manifest, images: ImageSet) -> Manifest:
+    """For `--grey-range auto` and the first rows of a cache: the range that the training images use."""
     training = [images.root / image.path for image in images.images if image.split == "train"]
-    return decoding_for(config.grey_range, training).name
+    return replace(manifest, base=replace(manifest.base, decoding=measured_range(training).name))
 
 
-def _manifest(config: ExtractConfig, tensors: dict[str, torch.Tensor], precision: str, decoding: str) -> Manifest:
+def _manifest(config: ExtractConfig, weights_digest: str, precision: str, decoding: Decoding) -> Manifest:
     base = Base(
         backbone=config.backbone,
         layer=backbone.LAYER,
-        weights_digest=tensor_digest(tensors),
+        weights_digest=weights_digest,
         row_shape=backbone.row_shape(config.backbone, config.image_size),
         input_size=config.image_size,
         resize=augment.resize_for(config.image_size),
         interpolation=INTERPOLATION,
         mean=backbone.MEAN,
         std=backbone.STD,
-        decoding=decoding,
+        decoding=decoding.name,
         precision=precision,
     )
     recipe = Augmentation(augment.RECIPE, augment.RECIPE_VERSION, config.seed) if config.passes else None

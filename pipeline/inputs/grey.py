@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.console import counted, named
 from pipeline.errors import ImageSetError
-from pipeline.inputs.decode import FORMATS, PIXEL_LIMIT, WHITE, Decoding
+from pipeline.inputs.decode import FORMATS, FULL_RANGE, PIXEL_LIMIT, WHITE, Decoding
 from pipeline.inputs.remarks import catching_warnings
 
 AUTO = "auto"
@@ -18,12 +18,15 @@ _NARROW = WHITE // 8
 _SAMPLED = 256  # files
 
 
-def decoding_for(asked: str | None, training: Sequence[Path]) -> Decoding:
-    """The policy for `--grey-range`: a value, or with auto the least 2^n - 1 that the `training` files stay within."""
-    if asked is None:
-        return Decoding()
-    if asked != AUTO:
-        return Decoding(int(asked))
+def decoding_for(asked: str | None, stored: str | None) -> Decoding:
+    """The policy that `--grey-range` asks for; with auto that of the rows there are, else still to be measured."""
+    if asked == AUTO:
+        return Decoding.parse(stored) if stored else FULL_RANGE
+    return FULL_RANGE if asked is None else Decoding(int(asked))
+
+
+def measured_range(training: Sequence[Path]) -> Decoding:
+    """The least range of 2^n - 1 that the `training` files stay within; ImageSetError where none is 16-bit grey."""
     largest = [value for value in _largest_values(training) if value is not None]
     if not largest:
         raise ImageSetError("--grey-range auto, but no training image is 16-bit grey: leave the option out")

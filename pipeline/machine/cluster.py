@@ -15,6 +15,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from cache.errors import install_hint
 from pipeline.console import Say, counted, first_line
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.machine.device import available_cpus
@@ -81,7 +82,7 @@ def _package() -> Any:
         import ray
         import ray.exceptions
     except ImportError as error:
-        raise ConfigError("--engine ray needs Ray: pip install 'headgraft[ray]'") from error
+        raise ConfigError(f"--engine ray needs Ray: {install_hint('ray')}") from error
     return ray
 
 

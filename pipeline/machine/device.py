@@ -25,11 +25,16 @@ def free_bytes(device: torch.device) -> int:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether `device` has bf16 arithmetic, rather than emulating it a hundred times slower."""
+    """Whether `device` has bf16 arithmetic that torch uses, rather than emulating it a hundred times slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     have = torch.cpu.get_capabilities()
-    return bool(have.get("avx512_bf16") or have.get("amx_bf16"))
+    return bool(have.get("avx512_bf16") or have.get("amx_bf16")) and onednn_takes_bfloat16()
+
+
+def onednn_takes_bfloat16() -> bool:
+    """Whether oneDNN, which computes a CPU's products, takes bfloat16; ONEDNN_MAX_CPU_ISA can forbid it."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def resolve_precision(precision: str, device: torch.device, stored: str | None = None) -> str:

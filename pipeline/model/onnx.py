@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cache.errors import install_hint
 from cache.layout import CLEAN_VIEW
 from pipeline.backbones.backbone import normalise
 from pipeline.bundle import Bundle
@@ -30,7 +31,7 @@ def require_packages() -> None:
     """PipelineError where a package of the extra is missing."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise PipelineError(f"--onnx needs {', '.join(missing)}: pip install 'headgraft[onnx]'")
+        raise PipelineError(f"--onnx needs {', '.join(missing)}: {install_hint('onnx')}")
 
 
 def write_onnx(bundle: Bundle, path: Path, images: Sequence[Path]) -> float:

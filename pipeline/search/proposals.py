@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cache.errors import install_hint
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.errors import ConfigError
 from pipeline.search.space import SETTINGS, Range, Space, as_kind
@@ -69,7 +70,7 @@ class _OptunaSearch:
         try:
             import optuna
         except ImportError as error:
-            raise ConfigError("--search optuna needs Optuna: pip install 'headgraft[optuna]'") from error
+            raise ConfigError(f"--search optuna needs Optuna: {install_hint('optuna')}") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._space = optuna, space
         self._study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=config.seed))

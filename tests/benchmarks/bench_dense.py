@@ -19,7 +19,7 @@ from pipeline.evaluate import log_probs_of_split
 from pipeline.heads.group import HeadGroup, HeadState
 from pipeline.heads.head import head_from_tensors
 from pipeline.heads.seeds import order_of
-from pipeline.machine.device import available_cpus
+from pipeline.machine.device import available_cpus, computes_bfloat16
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run import Run
 from pipeline.train import member_of, shape_of
@@ -30,7 +30,8 @@ def accuracies(rows: TrainingSet, settings: HeadSettings, epochs: int, seeds: in
     basis, data = load_data(rows, settings.basis, allowed_bytes(None), silent)
     shape = shape_of(settings, data, epochs)
     states = [HeadState.new(member_of(settings, seed), shape) for seed in range(seeds)]
-    group = HeadGroup(states, shape, products=torch.bfloat16)
+    products = torch.bfloat16 if computes_bfloat16(torch.device("cpu")) else None
+    group = HeadGroup(states, shape, products=products)
     for epoch in range(1, epochs + 1):
         group.epoch(data.batches(settings.batch_size, order_of(0, epoch)))
     found = []

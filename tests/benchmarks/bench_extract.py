@@ -1,8 +1,8 @@
 """Stage one beside a plain script and beside the processor's limit, in interleaved pairs; prints ratios of medians.
 
 `make bench-extract`; the flowers are looked for in $HEADGRAFT_FLOWERS, the plain script in $HEADGRAFT_BASELINES. The
-limit is what a bfloat16 product of two matrices of side 4096 reaches in the same minutes, divided by the arithmetic of
-one image.
+limit is what a product of two matrices of side 4096 reaches in the same minutes, divided by the arithmetic of one
+image; both are computed in what extract chooses here: bfloat16, or float32 where the processor has none.
 """
 
 import argparse
@@ -22,8 +22,9 @@ from beside import BASELINES, ROOT, hardware, line, run, subset
 
 from pipeline.backbones.backbone import BACKBONES, load_backbone, load_tensors
 from pipeline.console import silent
-from pipeline.machine.device import available_cpus
+from pipeline.machine.device import available_cpus, resolve_precision
 
+CPU = torch.device("cpu")
 OPERATIONS = 30.7e9  # of VGG16's convolutions at 224 pixels, a multiplication and an addition counted as two
 SIDE = 4096
 
@@ -39,9 +40,10 @@ def steady(found: dict[str, Any]) -> float:
 
 
 def limit() -> float:
-    """Images per second that the processor's rate of bfloat16 products allows."""
+    """Images per second that the processor's rate of products allows."""
     torch.set_num_threads(available_cpus())
-    a, b = (torch.randn(SIDE, SIDE).bfloat16() for _ in range(2))
+    dtype = torch.bfloat16 if resolve_precision("auto", CPU) == "bfloat16" else torch.float32
+    a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
@@ -52,9 +54,8 @@ def limit() -> float:
 
 def forward_alone(batches: int = 12) -> float:
     """Images per second of the backbone on pixels that lie ready."""
-    cpu = torch.device("cpu")
     tensors = load_tensors("vgg16", None, silent)
-    network = load_backbone("vgg16", tensors, device=cpu, precision="bfloat16")
+    network = load_backbone("vgg16", tensors, device=CPU, precision=resolve_precision("auto", CPU))
     views = [np.full((224, 224, 3), grey, np.uint8) for grey in range(network.batch_size)]
     network(views)
     seconds = []
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=4)
     parser.add_argument("--only", choices=("pairs", "passes", "growth"), help="one part")
     options = parser.parse_args()
-    print(hardware(), flush=True)
+    print(f"{hardware()}, {resolve_precision('auto', CPU)}", flush=True)
     with tempfile.TemporaryDirectory() as text:
         if options.only in (None, "pairs"):
             bench_pairs(Path(text), options.images, options.pairs)

