@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from cache.errors import CacheError, MissingRows
-from cache.files import sync_folder, temporary_name
+from cache.files import refuse_unwritable, sync_folder, temporary_name
 from cache.index import ImageRecord, SetIndex
 from cache.manifest import canonical_json
 from cache.store import FeatureCache
@@ -45,6 +45,7 @@ def pack(
     index = cache.index(name)
     if not index.images:
         raise CacheError(f"set {index.name!r} of {path} has no images: there is nothing to pack")
+    refuse_unwritable(file.parent)
     if file.is_dir():
         raise CacheError(f"{file} is a folder: name a file, such as features.h5")
     if file.exists() and not overwrite:

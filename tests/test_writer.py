@@ -1,6 +1,7 @@
 """When shards land, on a clock that a test turns."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ def oldest_waits(gaps: Sequence[float]) -> list[tuple[float, float, float]]:
     """A row after each of `gaps` seconds: the time, and the age of the oldest row not in a shard before and after."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         clock, found = Clock(monkeypatch), []
-        start, added = clock.now, []
+        start = clock.now
+        added: list[float] = []
         with Recorded() as writer:
             for number, gap in enumerate(gaps):
                 clock.now += gap
@@ -85,7 +87,7 @@ def test_shards_land_at_growing_intervals(monkeypatch: pytest.MonkeyPatch) -> No
             writer.add([key_of(number)], some_rows(1, 1))
             if writer.written() > before:
                 landed.append(clock.now - 1000)
-    between = [later - earlier for earlier, later in zip(landed, landed[1:], strict=False)]
+    between = [later - earlier for earlier, later in pairwise(landed)]
     assert between[0] <= 2
     assert sorted(between) == between
     assert len(between) <= 11
