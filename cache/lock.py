@@ -47,7 +47,7 @@ def claimed(folder: Path, say: Say = lambda _: None, patience: float = math.inf)
     That process is waited for; after `patience` seconds CacheBusy says which it is. A killed process holds nothing.
     In the end nothing of the claim is left, nor the folder if it was made here and is empty.
     """
-    made, waited, end = not folder.exists(), False, time.monotonic() + patience
+    made, waited, end = not os.path.lexists(folder), False, time.monotonic() + patience
     try:
         with ExitStack() as held:
             while True:

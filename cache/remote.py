@@ -75,8 +75,8 @@ def pull(url: str, path: Path, overwrite: bool = False, say: Say = lambda _: Non
     for a cache of other settings at `path`. An index that differs there is replaced only with `overwrite`.
     """
     start = time.perf_counter()
-    check_place(path)
     check_writable(path)
+    check_place(path)
     store = ObjectStore.open(url)
     manifest = _manifest_at(store)
     if manifest is None:

@@ -65,8 +65,8 @@ def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
     torch.set_num_threads(available_cpus())
     if config.out.absolute() == config.cache.absolute():
         raise ConfigError("--out is the cache itself: name another folder")
-    check_place(config.out)
     check_writable(config.out)
+    check_place(config.out)
     rows = TrainingSet.open(config.cache, config.set, None, say)
     whole = rows.cache
     if whole.reduction:

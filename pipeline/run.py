@@ -5,6 +5,7 @@ Of a run on a reduced cache also reduction.safetensors, the basis that its rows 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from cache.lock import claimed
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
 from pipeline.bases.reduced import chained
-from pipeline.console import Say, named, silent
+from pipeline.console import Say, named, reason, silent
 from pipeline.errors import RunError
 from pipeline.heads.head import head_from_tensors
 
@@ -106,8 +107,7 @@ class Run:
                 record["scored"] += scores
                 write_atomically(self.path / RUN_FILE, _as_json(record))
         except HeadgraftError as error:
-            reason = getattr(error.__cause__, "strerror", None) or error
-            say(f"{self.path} does not record this evaluation: {reason}")
+            say(f"{self.path} does not record this evaluation: {reason(error)}")
 
     @contextmanager
     def unchanged(self) -> Iterator[dict[str, Any]]:
@@ -221,7 +221,7 @@ def claimed_run(path: Path, overwrite: bool, say: Say = silent) -> Iterator[bool
     folder cannot be written.
     """
     refuse_other_kind(path, folder=True)
-    if path.is_dir() and ((path / RUN_FILE).is_file() or _other_things(path)):
+    if os.path.lexists(path) and ((path / RUN_FILE).is_file() or _other_things(path)):
         refuse_to_overwrite(path, overwrite)
         refuse_other_things(path)
     with claimed(path, say) as waited:
@@ -279,6 +279,6 @@ def check_target(path: Path, overwrite: bool, advice: str = "choose another plac
 
 def refuse_other_kind(path: Path, folder: bool) -> None:
     """RunError where `path` is a file and a folder is wanted, or the other way round."""
-    if path.exists() and path.is_dir() != folder:
+    if os.path.lexists(path) and path.is_dir() != folder:  # a name that is too long is said by whoever writes it
         kinds = ("a file", "a folder") if folder else ("a folder", "a file")
         raise RunError(f"{path} is {kinds[0]}, expected {kinds[1]} or nothing there: choose another place")
