@@ -282,6 +282,27 @@ def test_many_claims_hold_one_at_a_time(tmp_path: Path) -> None:
     assert list((tmp_path / "run").glob("*")) == []
 
 
+@pytest.mark.parametrize(("step", "gone"), [("_open", "folder"), ("_flock", "lock")])
+def test_a_claim_outlives_the_end_of_another(
+    step: str, gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That removes the folder before the lock is opened, or the lock before it is held: both are made again."""
+    real, calls = getattr(sys.modules["cache.lock"], step), iter([True])
+
+    def late(*given: object) -> object:
+        if next(calls, False):
+            if gone == "folder":
+                (tmp_path / "run").rmdir()
+            else:
+                (tmp_path / "run" / "writer.lock").unlink()
+        return real(*given)
+
+    monkeypatch.setattr(f"cache.lock.{step}", late)
+    with claimed(tmp_path / "run"):
+        assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["writer.json", "writer.lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_evaluations_at_once_are_all_recorded(features: Path, run: Path) -> None:
     """None takes another's place on the record."""
     train_head(config("train", features, run))  # type: ignore[arg-type]
