@@ -439,13 +439,13 @@ def model_info(as_json: bool, model: Path, card: Path | None, overwrite: bool) -
     from cache.files import write_atomically
     from pipeline.bundle import load_bundle
     from pipeline.model.markdown import model_card
-    from pipeline.run import refuse_other_kind, refuse_to_overwrite
+    from pipeline.run import check_target
 
+    if card is not None:
+        check_target(card, overwrite)
     bundle = load_bundle(model)
     text = model_card(bundle)
     if card is not None:
-        refuse_other_kind(card, folder=False)
-        refuse_to_overwrite(card, overwrite)
         card.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(card, text.encode("utf-8", "backslashreplace"))
     _emit({"model": str(model), **bundle.card}, as_json, text.rstrip("\n") if card is None else f"{card}: written")

@@ -5,8 +5,11 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import stat
 import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
@@ -67,28 +70,64 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def unwritable(folder: Path, error: OSError, advice: str = "choose another place") -> CacheError:
+    """The message for a folder that the system lets nobody write in."""
+    return CacheError(f"cannot write in {folder}: {error.strerror or error}; {advice}")
+
+
+def refuse_unwritable(folder: Path, advice: str = "choose another place") -> None:
+    """CacheError where no file can be made in `folder`, which need not exist yet; this is tried, and leaves nothing."""
+    existing, missing = folder.absolute(), Path()
+    while not os.path.lexists(existing):
+        existing, missing = existing.parent, existing.name / missing
+    trial = existing / temporary_name()
+    try:
+        if missing.parts:
+            (trial / missing).mkdir(parents=True)
+        else:
+            trial.touch(exist_ok=False)
+            trial.unlink()
+    except OSError as error:
+        raise unwritable(folder, error, advice) from error
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+
+
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`: temporary file beside it, fsync, rename, fsync of the folder.
 
     CacheError where the system refuses; a file that was there before is kept.
     """
-    temporary = path.with_name(temporary_name())
+    write_together(path.parent, {path.name: data})
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes | memoryview], removed: Iterable[str] = ()) -> None:
+    """Write several files of `folder` as one: all are on the disk under temporary names before the first is renamed.
+
+    The files `removed` go just before that, so the folder is incomplete for less than a millisecond. Errors as
+    `write_atomically`.
+    """
+    temporaries = {name: folder / temporary_name() for name in contents}
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        for name, temporary in temporaries.items():
+            with open(temporary, "xb") as file:
+                file.write(contents[name])
+                file.flush()
+                os.fsync(file.fileno())
+        for name in removed:
+            (folder / name).unlink(missing_ok=True)
+        for name, temporary in temporaries.items():
+            os.replace(temporary, folder / name)
+        sync_folder(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise CacheError(
-            f"could not write {path}: {error.strerror or error}; "
+            f"could not write {folder / ', '.join(contents)}: {error.strerror or error}; "
             "what was written before is kept: make room or mend the disk, then run the same command again"
         ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        for temporary in temporaries.values():
+            with suppress(OSError):  # as on a disk that became read-only: the error above says so
+                temporary.unlink(missing_ok=True)
 
 
 def keep(temporary: Path, path: Path) -> None:

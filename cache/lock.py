@@ -1,26 +1,29 @@
 """One writer at a time, or several of different parts: the lock, who holds it, and clearing what a killed writer left.
 
 The lock keeps writers from doing work twice. Nothing that is served depends on it: shards land whole under the
-digest of their contents, and a writer's temporary files are left alone while it lives.
+digest of their contents, and a writer's temporary files are left alone while it lives. Other folders, such as runs,
+are locked alike with `claimed`.
 """
 
 import errno
 import fcntl
 import json
+import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from cache import layout
 from cache.errors import CacheBusy, CacheError
-from cache.files import is_abandoned, read_regular, write_atomically
+from cache.files import is_abandoned, read_regular, refuse_unwritable, unwritable, write_atomically
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # of a file system without them
 _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}  # EACCES: of locks that are emulated, as over NFS
+_SECONDS_BETWEEN_TRIES = 0.2
 
 Say = Callable[[str], None]
 
@@ -33,7 +36,8 @@ def writing(cache: Path, part: tuple[int, int] | None = None, say: Say = lambda 
     is said, and the work goes on.
     """
     with _alone(cache, say) if part is None else _beside_others(cache, *part, say):
-        _clear(cache)
+        check_writable(cache)
+        _clear(_folders(cache))
         yield
 
 
@@ -51,6 +55,41 @@ def refuse_unwritable(cache: Path, part: tuple[int, int] | None = None) -> None:
 
 
 @contextmanager
+def claimed(folder: Path, say: Say = lambda _: None, patience: float = math.inf) -> Iterator[bool]:
+    """Hold `folder`, made if it does not exist, alone; yields whether another process held it first.
+
+    That process is waited for; after `patience` seconds CacheBusy says which it is. A killed process holds nothing.
+    In the end nothing of the claim is left, nor the folder if it was made here and is empty.
+    """
+    made, waited, end = not os.path.lexists(folder), False, time.monotonic() + patience
+    try:
+        with ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(_alone(folder, say, leave_no_lock=True))
+                    break
+                except CacheBusy:
+                    if time.monotonic() >= end:
+                        raise
+                if not waited:
+                    say(f"{_holder(folder)} is writing {folder}: waiting until it ends")
+                waited = True
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+            _clear([folder])
+            yield waited
+    finally:
+        if made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def check_writable(cache: Path) -> None:
+    """CacheError where files of the cache could not be written; the cache need not exist yet."""
+    for folder in _folders(cache):
+        refuse_unwritable(folder)
+
+
+@contextmanager
 def _beside_others(cache: Path, number: int, parts: int, say: Say) -> Iterator[None]:
     """The cache's lock shared with other parts, the part's own alone."""
     with ExitStack() as held:
@@ -62,8 +101,8 @@ def _beside_others(cache: Path, number: int, parts: int, say: Say) -> Iterator[N
 
 
 @contextmanager
-def _alone(cache: Path, say: Say) -> Iterator[None]:
-    with _locked(cache, layout.LOCK_FILE, fcntl.LOCK_EX, say) as held:
+def _alone(cache: Path, say: Say, leave_no_lock: bool = False) -> Iterator[None]:
+    with _locked(cache, layout.LOCK_FILE, fcntl.LOCK_EX, say, leave_no_lock) as held:
         if not held:
             raise _busy(cache)
         holder = cache / layout.HOLDER_FILE
@@ -77,18 +116,40 @@ def _alone(cache: Path, say: Say) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(cache: Path, name: str, how: int, say: Say) -> Iterator[bool]:
-    """Hold a lock of the cache, made if it is not there; yields False where another holds it."""
+def _locked(cache: Path, name: str, how: int, say: Say, remove: bool = False) -> Iterator[bool]:
+    """Hold a lock of the cache, made if it is not there; yields False where another holds it, or just removed it.
+
+    With `remove`, the lock file is removed when it is released.
+    """
+    file, held = cache / name, False
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        # Open for both: over NFS a shared lock needs a file open for reading, and one held alone for writing.
-        handle = os.open(cache / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        handle = _open(file)
     except OSError as error:
-        raise _unwritable(cache, error) from error
+        raise unwritable(cache, error) from error
+    if handle is None:
+        yield False
+        return
     try:
-        yield _flock(cache, handle, how, say)
+        held = _flock(cache, handle, how, say)
+        if held and remove and os.fstat(handle).st_nlink == 0:  # removed between opening and locking it
+            held = False
+        yield held
     finally:
+        if held and remove:
+            file.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _open(file: Path) -> int | None:
+    """A handle of the lock file; None where its folder was removed just now."""
+    try:
+        # Open for both: over NFS a shared lock needs a file open for reading, and one held alone for writing.
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:
+        if file.parent.exists():
+            raise
+        return None
 
 
 def _flock(cache: Path, handle: int, how: int, say: Say) -> bool:
@@ -98,17 +159,13 @@ def _flock(cache: Path, handle: int, how: int, say: Say) -> bool:
         if error.errno in _HELD:
             return False
         if error.errno not in _NO_LOCKS:
-            raise _unwritable(cache, error) from error
+            raise unwritable(cache, error) from error
         say(f"{cache} is on a file system without locks ({error.strerror}): two writers there may do the same work")
     return True
 
 
 def _busy(cache: Path) -> CacheBusy:
     return CacheBusy(f"{_holder(cache)} is writing {cache}: wait until it ends, then run this again")
-
-
-def _unwritable(cache: Path, error: OSError) -> CacheError:
-    return CacheError(f"cannot write in {cache}: {error.strerror}; name another folder with --cache")
 
 
 def _holder(cache: Path) -> str:
@@ -120,8 +177,12 @@ def _holder(cache: Path) -> str:
         return "another process"
 
 
-def _clear(cache: Path) -> None:
-    for folder in (cache, *(cache / name for name in layout.FOLDERS)):
+def _folders(cache: Path) -> tuple[Path, ...]:
+    return (cache, *(cache / name for name in layout.FOLDERS))
+
+
+def _clear(folders: Iterable[Path]) -> None:
+    for folder in folders:
         for left in folder.glob(f".*{layout.TEMPORARY_SUFFIX}"):
             if is_abandoned(left):
                 left.unlink(missing_ok=True)

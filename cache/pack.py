@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from cache.errors import CacheError, MissingRows
-from cache.files import sync_folder, temporary_name
+from cache.files import refuse_unwritable, sync_folder, temporary_name
 from cache.index import ImageRecord, SetIndex
 from cache.manifest import canonical_json
 from cache.store import FeatureCache
@@ -39,16 +39,17 @@ def pack(
     """Write set `name` to `file`: a row for every file and each of its passes, unlike shards, which share rows.
 
     Features are float32, since few programs read float16. Datasets and attributes: FORMAT.md, Packed files.
-    MissingRows where a pass asked for is not there; CacheError where the disk is full, and no file is left.
+    MissingRows where a pass asked for is not there; CacheError where `file` cannot be written, and none is left.
     """
-    cache = FeatureCache.open(path)
-    index = cache.index(name)
-    if not index.images:
-        raise CacheError(f"set {index.name!r} of {path} has no images: there is nothing to pack")
+    refuse_unwritable(file.parent)
     if file.is_dir():
         raise CacheError(f"{file} is a folder: name a file, such as features.h5")
     if file.exists() and not overwrite:
         raise CacheError(f"{file} exists: name another file, or replace it with --overwrite")
+    cache = FeatureCache.open(path)
+    index = cache.index(name)
+    if not index.images:
+        raise CacheError(f"set {index.name!r} of {path} has no images: there is nothing to pack")
     known = max(index.passes, cache.complete_passes(index))
     if passes is not None and passes > known:
         raise MissingRows(
@@ -58,6 +59,7 @@ def pack(
     rows = _rows(index, known if passes is None else passes)
     temporary = file.with_name(temporary_name())
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         offset = _write_all_but_features(temporary, cache, index, rows)
         _write_features(temporary, offset, cache, rows)
         os.replace(temporary, file)

@@ -1,5 +1,6 @@
 """Rows already reduced by a basis, kept beside the shards; named by what made them and by a digest of that and them."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -23,7 +24,8 @@ def load_projection(cache: Path, source: str) -> bytes | None:
             data = path.read_bytes()
             if path.name == _name(source, data):
                 return data
-            path.unlink()
+            with suppress(OSError):  # of a read-only cache
+                path.unlink()
     return None
 
 

@@ -12,7 +12,7 @@ from cache.copies import index_place, receive_index, receive_shard, send_index, 
 from cache.errors import CacheError, DamagedCache, ManifestMismatch
 from cache.files import read_regular, write_atomically
 from cache.index import index_path
-from cache.lock import writing
+from cache.lock import check_writable, writing
 from cache.manifest import Manifest
 from cache.objects import ObjectStore
 from cache.reduction import Reduction, what_decides
@@ -75,11 +75,12 @@ def pull(url: str, path: Path, overwrite: bool = False, say: Say = lambda _: Non
     for a cache of other settings at `path`. An index that differs there is replaced only with `overwrite`.
     """
     start = time.perf_counter()
+    check_writable(path)
+    check_place(path)
     store = ObjectStore.open(url)
     manifest = _manifest_at(store)
     if manifest is None:
         raise CacheError(f"{store.url} holds no feature cache: push one there first, or name another URL")
-    check_place(path)
     with writing(path, say=say):
         sets = store.sizes(layout.SET_FOLDER)  # before the shards: those only grow
         there = {name: size for name, size in store.sizes(layout.SHARD_FOLDER).items() if name.endswith(".h5")}

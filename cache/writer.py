@@ -15,14 +15,17 @@ from cache.keys import KeyTable, RowKey
 from cache.shard import Float16Array, Shard, ShardHeader, write_shard
 
 ROWS_PER_SHARD = 1000
-SECONDS_PER_SHARD = 20.0  # what a kill can cost
+SECONDS_PER_SHARD = 20.0  # the most that a kill can cost
+FIRST_SECONDS = 2.0  # of rows go into the first shard: a kill soon after the start costs little too
 MERGE_BELOW = ROWS_PER_SHARD // 2
 
 
 class ShardWriter:
-    """Collects rows and writes a shard at `rows_per_shard` rows or `seconds_per_shard`, in a thread of its own.
+    """Collects rows and writes a shard at `rows_per_shard` rows, or before one waits too long, in a thread of its own.
 
-    A context manager: leaving it, also through an exception, writes what was collected.
+    A row waits at most half of the time since the writer started, but 2 s soon after the start and never more than
+    `seconds_per_shard`; with None, rows alone decide. A context manager: leaving it, also through an exception, writes
+    what was collected.
     """
 
     def __init__(
@@ -31,7 +34,7 @@ class ShardWriter:
         header: ShardHeader,
         augmentation_digest: str = "",
         rows_per_shard: int = ROWS_PER_SHARD,
-        seconds_per_shard: float = SECONDS_PER_SHARD,
+        seconds_per_shard: float | None = SECONDS_PER_SHARD,
     ) -> None:
         self.folder = cache / layout.SHARD_FOLDER
         self.header = header
@@ -42,7 +45,7 @@ class ShardWriter:
         self.waited = 0.0  # that whoever hands over rows had to wait for an earlier write
         self._keys: list[RowKey] = []
         self._rows: list[Float16Array] = []
-        self._since = time.monotonic()
+        self._started = self._last = self._since = time.monotonic()
         self._pool = ThreadPoolExecutor(1, "shard-writer")
         self._pending: Future[None] | None = None
 
@@ -58,13 +61,21 @@ class ShardWriter:
 
     def add(self, keys: Sequence[RowKey], rows: Float16Array) -> None:
         """Take `rows` (n, D) float16 under `keys`; they are durable when the shard they go into is written."""
+        now = time.monotonic()
         if not self._keys:
-            self._since = time.monotonic()
+            self._since = now
         self._keys += keys
         self._rows.append(rows)
-        overdue = time.monotonic() - self._since >= self.seconds_per_shard
-        if overdue or len(self._keys) >= self.rows_per_shard:
+        if self._overdue(now) or len(self._keys) >= self.rows_per_shard:
             self.flush()
+        self._last = now
+
+    def _overdue(self, now: float) -> bool:
+        """Whether the oldest row collected would wait too long if the next rows took as long as these."""
+        if self.seconds_per_shard is None:
+            return False
+        due = min(self.seconds_per_shard, max(FIRST_SECONDS, (now - self._started) / 2))
+        return now + (now - self._last) - self._since >= due
 
     def flush(self) -> None:
         """Hand what was collected to the writing thread; an earlier write's error is raised here."""

@@ -29,6 +29,11 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def reason(error: BaseException) -> str:
+    """What the system said, where an error of the system is behind this one; else what this one says."""
+    return getattr(error.__cause__ or error, "strerror", None) or str(error)
+
+
 @contextmanager
 def progress(
     total: int, what: str, say: Say = silent, note: Callable[[], str] = str

@@ -41,7 +41,7 @@ def evaluate(config: EvaluateConfig, say: Say = silent) -> EvaluateResult:
     torch.set_num_threads(available_cpus())
     if any((config.target / name).is_file() for name in (RUN_FILE, JOURNAL_FILE)):
         _refuse_unused(config, "a run is scored from its cache", ("data", "precision", "device", "tta"))
-        return _evaluate_run(config)
+        return _evaluate_run(config, say)
     if not config.target.is_file():
         found = f"holds no {RUN_FILE}" if config.target.is_dir() else "is no regular file"
         found = found if config.target.exists() else "does not exist"
@@ -58,7 +58,7 @@ def _refuse_unused(config: EvaluateConfig, why: str, unused: tuple[str, ...]) ->
             raise ConfigError(f"{option} is not for {config.target}: {why}; leave it out")
 
 
-def _evaluate_run(config: EvaluateConfig) -> EvaluateResult:
+def _evaluate_run(config: EvaluateConfig, say: Say) -> EvaluateResult:
     run = Run.load(config.target)
     cache = run.open_cache(config.cache)
     index = cache.index(run.record["set"])
@@ -66,8 +66,7 @@ def _evaluate_run(config: EvaluateConfig) -> EvaluateResult:
     if not images:
         raise RunError(f"set {index.name!r} has no {config.split} images")
     result = score(*log_probs_of_split(run, cache, index, config.split), config.split)
-    run.record["scored"].append(as_record(result))
-    run.save_record()
+    run.add_scores([as_record(result)], say)
     return result
 
 

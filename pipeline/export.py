@@ -27,7 +27,7 @@ from pipeline.model.card import PREPROCESSING
 from pipeline.model.gate import Trained, check_parity, chosen_images
 from pipeline.model.onnx import require_packages, write_onnx
 from pipeline.predict import read_names
-from pipeline.run import Run, refuse_other_kind, refuse_to_overwrite
+from pipeline.run import Run, check_target
 
 WEIGHTS_LICENCE = "that of their source; torchvision's were trained on ImageNet, whose terms of access apply"
 
@@ -53,14 +53,12 @@ class ExportResult:
 
 def export(config: ExportConfig, say: Say = silent) -> ExportResult:
     """Write the combined model of a run; ParityError, and no file, where it does not predict what was trained."""
-    refuse_other_kind(config.model, folder=False)
-    refuse_to_overwrite(config.model, config.overwrite)
+    check_target(config.model, config.overwrite)
     if config.onnx:
         if config.onnx.absolute() == config.model.absolute():
             raise ConfigError(f"--onnx {config.onnx} is the model file itself: choose another place")
         require_packages()
-        refuse_other_kind(config.onnx, folder=False)
-        refuse_to_overwrite(config.onnx, config.overwrite)
+        check_target(config.onnx, config.overwrite)
     torch.set_num_threads(available_cpus())
     run = Run.load(config.run)
     cache = run.open_cache(config.cache)
@@ -84,7 +82,7 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
             graph.replace(config.onnx)
         temporary.replace(config.model)
     if looks:
-        run.save_record()
+        run.add_scores(looks, say)
     return result
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from cache import layout
 from cache.errors import CacheError
 from cache.keys import are_dense, unpack_keys
-from cache.lock import writing
+from cache.lock import check_writable, writing
 from cache.reduction import Reduction, save_basis
 from cache.store import FeatureCache, Part, check_place
 from cache.writer import ShardWriter, merge_small_shards
@@ -63,13 +63,14 @@ def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
     """
     start = time.perf_counter()
     torch.set_num_threads(available_cpus())
+    if config.out.absolute() == config.cache.absolute():
+        raise ConfigError("--out is the cache itself: name another folder")
+    check_writable(config.out)
+    check_place(config.out)
     rows = TrainingSet.open(config.cache, config.set, None, say)
     whole = rows.cache
     if whole.reduction:
         raise CacheError(f"{whole.path} is reduced already, by {whole.reduction.basis}: reduce the cache it came from")
-    if config.out.absolute() == config.cache.absolute():
-        raise ConfigError("--out is the cache itself: name another folder")
-    check_place(config.out)
     fitted = _fitted(config, rows, say)  # before anything is made: not all that may be asked for can be
     with writing(config.out, say=say):
         out, basis = _opened(config, rows, fitted)

@@ -1,6 +1,7 @@
 """Run → one page that can be mailed: how good, where it fails, is the data clean, how sure, what it cost, what next."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.inputs.images import root_now
 from pipeline.machine.device import available_cpus
 from pipeline.predict import read_names
 from pipeline.reporting.findings import Findings, find
-from pipeline.run import REPORT_FILE, Run, refuse_other_kind, refuse_to_overwrite
+from pipeline.run import REPORT_FILE, Run, check_target
 
 
 @dataclass
@@ -42,24 +43,26 @@ class ReportResult:
 def report(config: ReportConfig, say: Say = silent) -> ReportResult:
     """Write the page of a run, in its folder or at `output`.
 
-    Raises RunError where the run or its cache is not there or not whole. Images that are out of reach are shown
-    without a picture, and counted.
+    Raises RunError where the run or its cache is not there or not whole, CacheError where the page could not be
+    written. Images that are out of reach are shown without a picture, and counted.
     """
     start = time.perf_counter()
     target = config.output or config.run / REPORT_FILE
-    refuse_other_kind(target, folder=False)
-    if config.output:
-        refuse_to_overwrite(target, config.overwrite)
-    torch.set_num_threads(available_cpus())
     run = Run.load(config.run)
+    check_target(target, config.overwrite or not config.output, "name another file with --output")
+    held = nullcontext if config.output else run.unchanged
+    with held():
+        pass  # where another process writes the run, that is said before the work
+    torch.set_num_threads(available_cpus())
     cache = run.open_cache(config.cache)
     index = cache.index(run.record["set"])
     names = read_names(config.names) if config.names else {}
     found = find(run, cache, index, names, say)
     say("drawing the page")
     page, pictures, missing = _page(found, config)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, page)
+    with held():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, page)
     result = _result(found, str(target), len(page), pictures, missing)
     result.seconds = time.perf_counter() - start
     return result

@@ -5,6 +5,9 @@ Of a run on a reduced cache also reduction.safetensors, the basis that its rows 
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -15,11 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from cache.files import is_temporary, read_regular, write_atomically
+from cache import layout
+from cache.errors import HeadgraftError
+from cache.files import is_temporary, read_regular, refuse_unwritable, write_atomically, write_together
+from cache.lock import claimed
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
 from pipeline.bases.reduced import chained
-from pipeline.console import named
+from pipeline.console import Say, named, reason, silent
 from pipeline.errors import RunError
 from pipeline.heads.head import head_from_tensors
 
@@ -32,7 +38,9 @@ RESULTS_FILE = "sweep.json"
 TABLE_FILE = "heads.csv"
 REPORT_FILE = "report.html"
 SWEEP_FILES = (JOURNAL_FILE, RESULTS_FILE, TABLE_FILE)
+RUN_FILES = (RUN_FILE, HEAD_FILE, BASIS_FILE, REDUCTION_FILE, REPORT_FILE, *SWEEP_FILES)
 RUN_FORMAT = 1
+_PATIENCE = 5.0  # seconds: others write records and pages in less
 
 _TYPES = {
     "base_digest": str,
@@ -78,27 +86,54 @@ class Run:
         tensors["0.weight"], tensors["0.bias"] = self.whole_basis.fold(tensors["0.weight"], tensors["0.bias"])
         return head_from_tensors(tensors)
 
-    def save(self) -> None:
-        """Write the files; run.json last, so that a folder with it is whole."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        for name in (RUN_FILE, REPORT_FILE, REDUCTION_FILE):  # of the run that was here before
-            (self.path / name).unlink(missing_ok=True)
+    def save(self, sweep: Mapping[str, bytes] | None = None) -> None:
+        """Write the files in place of an earlier run's; run.json goes first and comes last: with it, a run is complete.
+
+        `sweep` are the results of a sweep, whose journal stays. The folder must be claimed.
+        """
         head: dict[str, Tensor] = {f"head.{name}": t.contiguous() for name, t in self.head.state_dict().items()}
         contents = {HEAD_FILE: save(head), BASIS_FILE: save(self.basis.tensors())}
         if self.reduction:
             contents[REDUCTION_FILE] = save(self.reduction.tensors())
-        for name, data in contents.items():
-            write_atomically(self.path / name, data)
         self.record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-        self.save_record()
+        contents |= {**(sweep or {}), RUN_FILE: _as_json(self.record)}
+        kept = {*contents, *([JOURNAL_FILE] if sweep else [])} - {RUN_FILE}
+        write_together(self.path, contents, [name for name in RUN_FILES if name not in kept])
 
-    def save_record(self) -> None:
-        """Write run.json alone."""
-        write_atomically(self.path / RUN_FILE, json.dumps(self.record, indent=1).encode())
+    def add_scores(self, scores: list[dict[str, Any]], say: Say) -> None:
+        """Add evaluations to run.json; where that cannot be, one line says so, and the run stays as it is."""
+        try:
+            with self.unchanged() as record:
+                record["scored"] += scores
+                write_atomically(self.path / RUN_FILE, _as_json(record))
+        except HeadgraftError as error:
+            say(f"{self.path} does not record this evaluation: {reason(error)}")
+
+    @contextmanager
+    def unchanged(self) -> Iterator[dict[str, Any]]:
+        """Hold the folder to write into it; yields run.json as it is now, RunError where it is of another run."""
+        with claimed(self.path, patience=_PATIENCE):
+            try:
+                record = json.loads(_read_or_nothing(self.path / RUN_FILE))
+            except ValueError:
+                record = {}
+            if record.get("files") != self.record["files"]:
+                raise RunError(f"{self.path} was replaced by another run meanwhile: run the same command again")
+            yield record
 
     @classmethod
     def load(cls, path: Path) -> "Run":
-        """Read a run; RunError if it is not there or not whole."""
+        """Read a run; RunError if there is none or it is damaged."""
+        before = _read_or_nothing(path / RUN_FILE)
+        try:
+            return cls._load(path)
+        except RunError:
+            if _read_or_nothing(path / RUN_FILE) == before:
+                raise
+        return cls.load(path)  # another run took its place while it was read
+
+    @classmethod
+    def _load(cls, path: Path) -> "Run":
         if not (path / RUN_FILE).is_file():
             if (path / JOURNAL_FILE).is_file():
                 raise RunError(f"{path} holds a sweep that is not finished: run the same sweep again to go on with it")
@@ -166,50 +201,84 @@ def _reduction(record: dict[str, Any], contents: dict[str, bytes]) -> Basis | No
     return Basis.from_tensors(record["reduction"]["basis"], load(contents[REDUCTION_FILE]))
 
 
+def _read_or_nothing(file: Path) -> bytes:
+    try:
+        return read_regular(file)
+    except OSError:
+        return b""
+
+
+def _as_json(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, indent=1).encode()
+
+
+@contextmanager
+def claimed_run(path: Path, overwrite: bool, say: Say = silent) -> Iterator[bool]:
+    """Hold the folder of a run until it is written; yields whether a run in it is to be replaced.
+
+    It is with `overwrite`, and where another process wrote it since this one was started: that one is waited for, and
+    the later replaces the earlier. RunError where there is a finished run or anything else, CacheError where the
+    folder cannot be written.
+    """
+    refuse_other_kind(path, folder=True)
+    if os.path.lexists(path) and ((path / RUN_FILE).is_file() or _other_things(path)):
+        refuse_to_overwrite(path, overwrite)
+        refuse_other_things(path)
+    with claimed(path, say) as waited:
+        yield overwrite or (waited and (path / RUN_FILE).is_file())
+
+
 def refuse_other_things(path: Path) -> None:
     """RunError where the folder `path` holds anything that no run holds: --overwrite replaces runs only."""
-    ours = {RUN_FILE, HEAD_FILE, BASIS_FILE, REDUCTION_FILE, REPORT_FILE, *SWEEP_FILES}
-    others = [file.name for file in path.iterdir() if file.name not in ours and not is_temporary(file)]
-    if others:
+    if others := _other_things(path):
         raise RunError(f"{path} holds {named(others[0])}, which is no part of a run: choose another folder with --run")
 
 
-def remove_sweep(path: Path) -> None:
-    """Remove what a sweep left in the run folder `path`."""
-    for name in SWEEP_FILES:
-        (path / name).unlink(missing_ok=True)
+def _other_things(path: Path) -> list[str]:
+    return [name for name in _things(path) if name not in RUN_FILES]
+
+
+def _things(path: Path) -> list[str]:
+    """What is in the folder, but for a claim and files being written, which a killed process may have left."""
+    return [file.name for file in path.iterdir() if not layout.is_lock(file.name) and not is_temporary(file)]
 
 
 def prepare_sweep(path: Path, overwrite: bool) -> None:
-    """Have `path` ready for a sweep: new, or begun and not finished; RunError where it is neither.
+    """Have the claimed folder `path` ready for a sweep: empty, or with an unfinished one; RunError where it is neither.
 
-    With `overwrite`, a run or a sweep that is there goes.
+    With `overwrite`, a run or a sweep that is there is removed.
     """
-    refuse_other_kind(path, folder=True)
-    if not path.is_dir():
-        return
     if overwrite:
         refuse_other_things(path)
-        (path / RUN_FILE).unlink(missing_ok=True)
-        remove_sweep(path)
-    elif (path / RUN_FILE).is_file():
-        raise RunError(f"{path} holds a finished run: choose another folder with --run, or replace it with --overwrite")
-    elif not (path / JOURNAL_FILE).is_file():
+        for name in (RUN_FILE, *SWEEP_FILES):  # run.json first: without it there is no run
+            (path / name).unlink(missing_ok=True)
+    elif (path / RUN_FILE).is_file() or not (path / JOURNAL_FILE).is_file():
         refuse_to_overwrite(path, overwrite)
 
 
 def refuse_to_overwrite(path: Path, overwrite: bool) -> None:
     """RunError where `path` holds something and replacing it was not asked for."""
-    if not overwrite and (path / JOURNAL_FILE).is_file() and not (path / RUN_FILE).is_file():
+    if overwrite:
+        return
+    if (path / RUN_FILE).is_file():
+        raise RunError(f"{path} holds a finished run: choose another folder with --run, or replace it with --overwrite")
+    if (path / JOURNAL_FILE).is_file():
         raise RunError(
             f"{path} holds a sweep that is not finished: go on with it, choose another --run, or --overwrite"
         )
-    if not overwrite and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or _things(path)):
         raise RunError(f"{path} is there already: choose another place, or replace it with --overwrite")
+
+
+def check_target(path: Path, overwrite: bool, advice: str = "choose another place") -> None:
+    """CacheError where the file `path` could not be written, RunError where it may not be: before any work."""
+    refuse_unwritable(path.parent, advice)
+    refuse_other_kind(path, folder=False)
+    refuse_to_overwrite(path, overwrite)
 
 
 def refuse_other_kind(path: Path, folder: bool) -> None:
     """RunError where `path` is a file and a folder is wanted, or the other way round."""
-    if path.exists() and path.is_dir() != folder:
+    if os.path.lexists(path) and path.is_dir() != folder:  # a name that is too long is said by whoever writes it
         kinds = ("a file", "a folder") if folder else ("a folder", "a file")
         raise RunError(f"{path} is {kinds[0]}, expected {kinds[1]} or nothing there: choose another place")

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,17 +12,18 @@ import torch
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import SweepConfig
 from pipeline.console import Say, counted, silent
+from pipeline.errors import RunError
 from pipeline.heads.head import hidden_units
 from pipeline.machine.cluster import connected
 from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.machine.memory import allowed_bytes
-from pipeline.run import Run, prepare_sweep
+from pipeline.run import JOURNAL_FILE, Run, claimed_run, prepare_sweep
 from pipeline.search.baselines import baselines
 from pipeline.search.choice import choose, describe, merged, run_of_best, summary, train_anew
 from pipeline.search.crew import AloneCrew, Crew, RayCrew
 from pipeline.search.held import Bases
 from pipeline.search.journal import Journal
-from pipeline.search.leaderboard import write_results
+from pipeline.search.leaderboard import result_files
 from pipeline.search.proposals import Search, start_search
 from pipeline.search.race import Contender, Race
 from pipeline.search.space import DEFAULT_SPACE, REDUCED_SPACE, Space
@@ -49,21 +50,27 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     """Try many heads, choose by validation, train the choice anew and keep it as a run.
 
     A sweep that was interrupted goes on from its journal. Raises RunError where the run is finished or was asked
-    otherwise, or no head could be trained in time; ConfigError for a space that is none.
+    otherwise, or no head could be trained in time; CacheError where the run's folder cannot be written; ConfigError for
+    a space that is none. Where another process writes the run, this waits, and replaces what it wrote.
     """
-    start = time.perf_counter()
     given = None if config.space is None else Space.load(config.space)
     device = _device(config)
+    with claimed_run(config.run, config.overwrite, say) as replace_it:
+        return _sweep(config, given, device, replace_it, say)
+
+
+def _sweep(config: SweepConfig, given: Space | None, device: torch.device, replace_it: bool, say: Say) -> SweepResult:
+    start = time.perf_counter()
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
     space = given or (REDUCED_SPACE if rows.cache.reduction else DEFAULT_SPACE)
     search = start_search(config, space)
     bases = Bases(rows, allowed_bytes(config.memory), say)
-    if not config.overwrite:
+    if not replace_it:
         prepare_sweep(config.run, overwrite=False)  # which removes nothing: said before a cluster is begun
     with _crew(config, rows, device, say) as crew:
-        prepare_sweep(config.run, config.overwrite)  # only now: what cannot be must not cost a run, nor begin one
-        journal = Journal.open(config.run, _asked(config, space, rows, device))
+        # Only now: what cannot be must not cost a run, nor begin one.
+        journal = _journal(config, _asked(config, space, rows, device), replace_it)
         if journal.scores:
             say(f"going on from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
         race = Race(bases, journal, config.epochs, config.seed, config.halving, _deadline(config), say, crew)
@@ -77,9 +84,17 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     result.baselines = asdict(baselines(bases.data(basis), basis))
     run = _finish(config, chosen, bases, result, say)
     run.record["sweep"] = {**result.best, "heads": len(heads), "baselines": result.baselines}
-    write_results(config.run, asdict(result))
-    run.save()  # last: with run.json, the sweep is finished
+    run.save(result_files(asdict(result)))  # last: with run.json, the sweep is finished
     return result
+
+
+def _journal(config: SweepConfig, asked: dict[str, Any], replace_it: bool) -> Journal:
+    """Where results are kept: of a sweep that another process has just ended, if it was asked the same."""
+    if replace_it and not config.overwrite and (config.run / JOURNAL_FILE).is_file():
+        with suppress(RunError):  # asked otherwise: it is replaced
+            return Journal.open(config.run, asked)
+    prepare_sweep(config.run, replace_it)
+    return Journal.open(config.run, asked)
 
 
 def _device(config: SweepConfig) -> torch.device:

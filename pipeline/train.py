@@ -23,14 +23,7 @@ from pipeline.heads.head import head_from_tensors, hidden_units
 from pipeline.heads.seeds import order_of
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes, available_bytes
-from pipeline.run import (
-    RUN_FORMAT,
-    Run,
-    refuse_other_kind,
-    refuse_other_things,
-    refuse_to_overwrite,
-    remove_sweep,
-)
+from pipeline.run import RUN_FORMAT, Run, claimed_run, refuse_to_overwrite
 
 
 @dataclass
@@ -64,20 +57,22 @@ def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
     """Train one head and keep the epoch that validates best (of equals the one of lower loss, then the earlier).
 
     Raises RunError where the run exists, the set lacks train or valid, or its folder no longer agrees with the
-    index; MissingRows where rows of the passes asked for are not in the cache.
+    index; CacheError where the run's folder cannot be written; MissingRows where rows of the passes asked for are not
+    in the cache. Where another process writes the run, this waits, and replaces what it wrote.
     """
+    with claimed_run(config.run, config.overwrite, say) as replace_it:
+        refuse_to_overwrite(config.run, replace_it)
+        return _train(config, say)
+
+
+def _train(config: TrainConfig, say: Say) -> TrainResult:
     start = time.perf_counter()
-    refuse_other_kind(config.run, folder=True)
-    refuse_to_overwrite(config.run, config.overwrite)
-    if config.run.is_dir():
-        refuse_other_things(config.run)
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
     config = replace(config, basis=config.basis or rows.default_basis)
     basis, data = load_data(rows, config.settings.basis, allowed_bytes(config.memory), say)
     result, head = fit_head(config, rows, data, say)
     result.seconds = time.perf_counter() - start
-    remove_sweep(config.run)
     run_of(config, rows, result, basis, head).save()
     return result
 

@@ -2,7 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +224,16 @@ def flowers() -> Path:
 def some_flowers(count: int) -> list[Path]:
     """The first training flower of each of `count` classes."""
     return [min(folder.iterdir()) for folder in sorted((flowers() / "train").iterdir())[:count]]
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """The folder as a mount that cannot be written; skips where that is not possible."""
+    mount = shutil.which("mount")
+    if not mount or subprocess.run([mount, "--bind", folder, folder], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here: it takes root")
+    try:
+        subprocess.run([mount, "-o", "remount,ro,bind", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import CLASSES, REPOSITORY, draw_dataset, draw_image, key_of, require_weights, train_config
+from conftest import CLASSES, REPOSITORY, draw_dataset, draw_image, key_of, read_only, require_weights, train_config
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -330,6 +330,17 @@ def test_export_prints_one_object(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.real
+def test_a_model_of_a_read_only_run_is_exported(trained: Path, tmp_path: Path) -> None:
+    """The model is there and the status 0; one line says that the run does not record the test evaluation."""
+    before = (trained / "run" / "run.json").read_bytes()
+    with read_only(trained / "run"):
+        result = CliRunner().invoke(main, ["export", str(trained / "run"), str(tmp_path / "m.safetensors"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["bytes"] == (tmp_path / "m.safetensors").stat().st_size
+    assert f"{trained / 'run'} does not record this evaluation: Read-only file system\n" in result.stderr
+    assert (trained / "run" / "run.json").read_bytes() == before
+
+
 def test_data_of_other_classes_is_not_scored(model: Path, tmp_path: Path) -> None:
     """A model is scored on classes it knows."""
     for split in ("train", "test"):

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cache import layout
+from cache.errors import CacheError
 from cache.index import ImageRecord, SetIndex
 from cache.keys import RowKey, join_keys, pack_digests
 from cache.manifest import json_digest
@@ -32,7 +33,7 @@ from pipeline.bases.fit import (
 from pipeline.bases.name import BasisName
 from pipeline.bases.stream import ROWS_AT_ONCE, StreamedData, read_shards
 from pipeline.bases.trainset import TrainingSet
-from pipeline.console import Say, counted, silent, size
+from pipeline.console import Say, counted, reason, silent, size
 from pipeline.errors import PipelineError
 
 ROWS_TO_SCORE = 1024  # together
@@ -206,7 +207,10 @@ def _projected(
     rows = _started(cache, keys, start_of, shared)
     basis, rows = _fit_and_apply(cache, rows, start_of, fit_on, labels_of, len(index.classes), shared)
     if basis.stages:
-        save_projection(cache.path, source, save({"rows": rows.contiguous(), **basis.tensors()}))
+        try:
+            save_projection(cache.path, source, save({"rows": rows.contiguous(), **basis.tensors()}))
+        except (CacheError, OSError) as error:  # they can be made again, so that a read-only cache can be trained on
+            say(f"{cache.path} does not keep the rows in this basis: {reason(error)}")
     seconds = time.perf_counter() - start
     say(f"basis {name}: {rows.shape[1]} of {cache.in_features} dimensions, {len(rows)} rows, {seconds:.1f} s")
     return basis, rows

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -132,8 +132,8 @@ def _writer(
     made = {**provenance, "weights": weights}
     header = ShardHeader(making.manifest.base.digest, stored, basis=cache.basis_digest, provenance=made)
     recipe = making.manifest.augmentation
-    when = {"rows_per_shard": share.rows + 1, "seconds_per_shard": float("inf")} if one_shard else {}
-    return ShardWriter(cache.path, header, recipe.digest if recipe else "", **when)  # type: ignore[arg-type]
+    when: dict[str, Any] = {"rows_per_shard": share.rows + 1, "seconds_per_shard": None} if one_shard else {}
+    return ShardWriter(cache.path, header, recipe.digest if recipe else "", **when)
 
 
 def _renderer(making: Making) -> Renderer:

@@ -53,6 +53,7 @@ class Journal:
             return cls(path)
         first, *lines = _read(path)
         _refuse_other(folder, first, asked)
+        _drop_torn_line(path)
         return cls(path)._with(lines)
 
     @classmethod
@@ -86,14 +87,20 @@ def _line(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Its lines; one that a kill cut short is taken off the file."""
+def _complete(data: bytes) -> bytes:
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _drop_torn_line(path: Path) -> None:
     data = read_regular(path)
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) != len(data):
-        write_atomically(path, whole)
+    if len(_complete(data)) != len(data):
+        write_atomically(path, _complete(data))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Its lines, without one that a kill cut short."""
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = [json.loads(line) for line in _complete(read_regular(path)).splitlines()]
         if not lines or not all(isinstance(line, dict) for line in lines) or lines[0]["format"] != _FORMAT:
             raise ValueError("no journal of this format")
     except (ValueError, KeyError, RecursionError) as error:

@@ -3,25 +3,22 @@
 import csv
 import io
 import json
-from pathlib import Path
 from typing import Any
 
-from cache.files import write_atomically
 from pipeline.console import counted
 from pipeline.run import RESULTS_FILE, TABLE_FILE
 
 _SHOWN = 10  # heads in the table
 
 
-def write_results(folder: Path, result: dict[str, Any]) -> None:
+def result_files(result: dict[str, Any]) -> dict[str, bytes]:
     """sweep.json, what the command prints as JSON; heads.csv, a line for each head, the chosen one first."""
-    write_atomically(folder / RESULTS_FILE, json.dumps(result, indent=1).encode())
     text = io.StringIO()
     rows = [{"rank": rank, **_flat(head)} for rank, head in enumerate(ranked(result), 1)]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(folder / TABLE_FILE, text.getvalue().encode())
+    return {RESULTS_FILE: json.dumps(result, indent=1).encode(), TABLE_FILE: text.getvalue().encode()}
 
 
 def ranked(result: dict[str, Any]) -> list[dict[str, Any]]:
