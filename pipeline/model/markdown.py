@@ -22,6 +22,7 @@ def model_card(bundle: Bundle) -> str:
         f"mean {_numbers(base['mean'])}, deviation {_numbers(base['std'])} of pixels in 0..1",
         f"- weights of the backbone: {base['weights_digest'][:16]}; licence: {_licence(card)}",
         f"- trained on features computed in {base['precision']}; the file's numbers are float32",
+        f"- tensors: {_checked(card)}",
         "",
         "## How it was trained",
         "",
@@ -49,6 +50,10 @@ def model_card(bundle: Bundle) -> str:
 def _purpose(bundle: Bundle) -> str:
     data = f", those of {bundle.card['set']}" if "set" in bundle.card else ""
     return f"Tells {len(bundle.classes)} classes of images apart{data}. Exported by headgraft through its parity gate."
+
+
+def _checked(card: dict[str, Any]) -> str:
+    return f"checked, {card['digest']}" if "digest" in card else "not checked, exported without a digest"
 
 
 def _numbers(values: list[float]) -> str:
