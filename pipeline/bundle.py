@@ -30,7 +30,7 @@ METADATA_KEY = "headgraft"
 
 
 def write_bundle(path: Path, backbone: dict[str, Tensor], head: nn.Sequential, card: dict[str, Any]) -> None:
-    """Write tensors `backbone.*` and `head.*` and the JSON `card` with their digest as one file, whole or not at all."""
+    """Write tensors `backbone.*` and `head.*`, the JSON `card` and their digest as one file, whole or not at all."""
     tensors = {f"backbone.{name}": tensor for name, tensor in backbone.items()}
     tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
