@@ -147,6 +147,8 @@ def test_files_of_every_version_are_read(tmp_path: Path) -> None:
         lambda card: card["preprocessing"].update(input_size=-1),
         lambda card: card["preprocessing"].update(mean=[0, 0, 0]),
         lambda card: card["preprocessing"].update(decoding="other"),
+        lambda card: card["preprocessing"].update(channels="BGR"),
+        lambda card: card["preprocessing"].update(scale=1),
         lambda card: card["preprocessing"].clear(),
         lambda card: card.pop("set_digest"),
         lambda card: card.update(training="none"),
