@@ -207,8 +207,8 @@ def test_onnx_predicts_what_the_model_does(trained: Path, tmp_path: Path) -> Non
         assert part in description
     wide = draw_image(tmp_path / "wide.png", 5, size=(151, 83))
     tall = draw_image(tmp_path / "tall.jpg", 6, size=(70, 131))
-    images = [wide, tall, *sorted((trained / "data" / "test").rglob("*.*"))]
-    predicts_the_same("independent_onnx.py", graph, file, images, tmp_path, 1e-3)
+    paths = [wide, tall, *sorted((trained / "data" / "test").rglob("*.*"))]
+    predicts_the_same("independent_onnx.py", graph, file, paths, tmp_path, 1e-3)
     module = load_bundle(file).as_module()
     for batch in (1, 5):
         images = torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
