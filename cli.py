@@ -9,10 +9,21 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+
+try:
+    import_module("pipeline.config")  # and with it the cache
+except ImportError:  # where a file or a package of such a name comes first on Python's path
+    modules = [sys.modules[name] for name in ("cache", "pipeline") if name in sys.modules]
+    places = [Path(str(module.__file__)) for module in modules]
+    others = [str(place) for place in places if place.parent.parent != Path(__file__).parent]
+    if not others:
+        raise
+    sys.exit(f"error: {others[0]} hides headgraft's own package of that name: rename it, or take it off Python's path")
 
 from cache.errors import HeadgraftError
 from pipeline.config import (

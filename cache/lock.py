@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from cache import layout
 from cache.errors import CacheBusy, CacheError
@@ -41,17 +40,12 @@ def writing(cache: Path, part: tuple[int, int] | None = None, say: Say = lambda 
         yield
 
 
-def refuse_unwritable(cache: Path, part: tuple[int, int] | None = None) -> None:
+def check_writing(cache: Path, part: tuple[int, int] | None = None) -> None:
     """The CacheError that `writing` would end with now, if any, before work is done for it; makes nothing."""
+    check_writable(cache)
     if cache.is_dir():
         with writing(cache, part):
             return
-    above = next(folder for folder in cache.absolute().parents if folder.exists())
-    try:
-        with TemporaryFile(dir=above):
-            return
-    except OSError as error:
-        raise _unwritable(cache, error) from error
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Two stages: features of a frozen backbone into a cache, heads trained from it and exported as one model.
 
-Nothing is imported here, so that what needs no torch starts at once. The public interface, by module:
+Nothing that takes time is imported here, so that what needs no torch starts at once. The public interface, by module:
 
     pipeline.config         ExtractConfig, ReduceConfig, TrainConfig, SweepConfig, ExportConfig, EvaluateConfig,
                             PredictConfig
@@ -15,3 +15,13 @@ Nothing is imported here, so that what needs no torch starts at once. The public
     pipeline.estimator      HeadClassifier
     pipeline.inputs.images  ImageSet
 """
+
+from pathlib import Path
+
+import cache as _cache
+
+if Path(str(_cache.__file__)).parent.parent != Path(__file__).parent.parent:
+    raise ImportError(
+        f"{_cache.__file__} hides headgraft's own package cache: rename it, or run python -P, which does not look "
+        "beside the script"
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -31,11 +32,23 @@ METADATA_KEY = "headgraft"
 
 
 def write_bundle(path: Path, backbone: dict[str, Tensor], head: nn.Sequential, card: dict[str, Any]) -> None:
-    """Write tensors `backbone.*` and `head.*` and the JSON `card` as one file, whole or not at all."""
+    """Write tensors `backbone.*` and `head.*`, the JSON `card` and their digest as one file, whole or not at all."""
     tensors = {f"backbone.{name}": tensor for name, tensor in backbone.items()}
     tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    card = {**card, "digest": _digest(contiguous, card)}
     write_atomically(path, save(contiguous, {METADATA_KEY: json.dumps(card, sort_keys=True)}))
+
+
+def _digest(tensors: dict[str, Tensor], card: dict[str, Any]) -> str:
+    """Of the card without its digest, and of the name, type, shape and bytes of every tensor."""
+    others = {name: value for name, value in card.items() if name != "digest"}
+    state = xxhash.xxh3_128(json.dumps(others, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        state.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        state.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return f"xxh3-128:{state.hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -208,6 +221,8 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{path} holds tensors but no model card, expected a model file: make one with export")
     if not isinstance(card, dict) or card.get("format") != BUNDLE_FORMAT:
         raise BundleError(f"{path} is not of bundle format {BUNDLE_FORMAT}: export it again")
+    if "digest" in card and card["digest"] != _digest(tensors, card):
+        raise BundleError(f"{path} is damaged: it has changed since it was exported; copy it or export it again")
     try:
         head = head_from_tensors(_floats(_part(tensors, "head.")))
     except (KeyError, RuntimeError, ValueError) as error:

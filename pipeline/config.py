@@ -3,6 +3,7 @@
 Free of torch, so that `headgraft --help` starts at once and both entry points share every default.
 """
 
+import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.options import (
     check_tta,
     require,
     require_count,
+    require_number,
     take_texts_as_paths,
 )
 
@@ -38,13 +40,13 @@ _EXTRACT_BOUNDS = {
     "unit_rows": (1, 1_000_000),
 }
 _HEAD_BOUNDS = {"hidden": (1, 1 << 16), "batch_size": (1, 1 << 20)}
-_TRAIN_BOUNDS = {
+TRAIN_BOUNDS = {
     "passes": (0, MOST_PASSES),
     "dense": (0, LARGEST_SIDE),
     "epochs": (1, 100_000),
     "seed": (0, LARGEST_SEED),
 }
-_SWEEP_BOUNDS = {**_TRAIN_BOUNDS, "heads": (1, 100_000), "seeds": (1, 100)}
+_SWEEP_BOUNDS = {**TRAIN_BOUNDS, "heads": (1, 100_000), "seeds": (1, 100)}
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,10 @@ class HeadSettings:
 
     def __post_init__(self) -> None:
         for name, (least, most) in _HEAD_BOUNDS.items():
-            require_count(name, getattr(self, name), least, most)
-        require(0 <= self.dropout < 1, f"--dropout is {self.dropout}, expected 0 or more and under 1")
-        require(0 < self.lr < float("inf"), f"--lr is {self.lr}, expected a number above 0")
-        require(0 <= self.weight_decay < float("inf"), f"--weight-decay is {self.weight_decay}, expected 0 or more")
+            require_count(name, getattr(self, name), least, most, optional=False)
+        require_number("dropout", self.dropout, lambda value: 0 <= value < 1, "0 or more and under 1")
+        require_number("lr", self.lr, lambda value: 0 < value < math.inf, "a number above 0")
+        require_number("weight_decay", self.weight_decay, lambda value: 0 <= value < math.inf, "0 or more")
         known = ", ".join(CLASS_WEIGHTS)
         require(self.class_weights in CLASS_WEIGHTS, f"--class-weights is {self.class_weights!r}, expected {known}")
         BasisName.parse(self.basis)
@@ -164,7 +166,7 @@ class TrainConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        check_training(self, _TRAIN_BOUNDS)
+        check_training(self, TRAIN_BOUNDS)
         _ = self.settings  # which checks them
 
     @property

@@ -23,7 +23,7 @@ from pipeline.evaluate import as_record, log_probs_of_split, score
 from pipeline.inputs.images import root_now
 from pipeline.machine.device import available_cpus
 from pipeline.model.calibration import at_temperature, cooled, error_of, fit_temperature
-from pipeline.model.card import PREPROCESSING
+from pipeline.model.card import preprocessing_of
 from pipeline.model.gate import Trained, check_parity, chosen_images
 from pipeline.model.onnx import require_packages, write_onnx
 from pipeline.predict import read_names
@@ -153,7 +153,7 @@ def _card(
         "names": {name: names[name] for name in run.classes if name in names},
         "backbone": base["backbone"],
         "weights": {"digest": base["weights_digest"], "licence": WEIGHTS_LICENCE},
-        "preprocessing": {name: base[name] for name in PREPROCESSING},
+        "preprocessing": preprocessing_of(cache.manifest.base),
         "basis": run.whole_basis.name,
         "manifest": asdict(cache.manifest),
         "set_digest": record["set_digest"],

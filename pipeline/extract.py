@@ -9,7 +9,7 @@ from cache import layout
 from cache.errors import CacheError
 from cache.history import record_extraction
 from cache.index import SkippedImage, index_path
-from cache.lock import check_writable, writing
+from cache.lock import writing
 from cache.store import FeatureCache
 from cache.writer import merge_small_shards
 from pipeline.config import ExtractConfig
@@ -28,8 +28,6 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
     DecodeError listing every file that cannot be decoded, unless `skip_bad` records them.
     """
     start = time.perf_counter()
-    if not config.dry_run:
-        check_writable(config.cache)
     with engine_of(config, say) as engine:
         plan = make_plan(config, say, engine.place)
         if config.hash_only:

@@ -1,7 +1,8 @@
 """What options of several stages have in common: choices, their checks, and what computes. Free of torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,22 @@ def require(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def require_count(name: str, value: int | None, least: int, most: int) -> None:
-    """A count that was left open is chosen later."""
+def require_count(name: str, value: int | None, least: int, most: int, optional: bool = True) -> None:
+    """ConfigError unless `value` is an integer from `least` to `most`, or None where it is `optional`."""
+    if value is None and optional:
+        return
     option = f"--{name.replace('_', '-')}"
-    require(value is None or value >= least, f"{option} is {value}, expected {least} or more")
-    require(value is None or value <= most, f"{option} is {value}, expected at most {most:,}")
+    require(isinstance(value, Integral), f"{option} is {value!r}, expected an integer")
+    assert value is not None
+    require(value >= least, f"{option} is {value}, expected {least} or more")
+    require(value <= most, f"{option} is {value}, expected at most {most:,}")
+
+
+def require_number(name: str, value: float, fits: Callable[[float], bool], expected: str) -> None:
+    """ConfigError, which says what is `expected`, unless `value` is a number that `fits`; NaN fits nothing."""
+    option = f"--{name.replace('_', '-')}"
+    require(isinstance(value, Real), f"{option} is {value!r}, expected a number")
+    require(fits(value), f"{option} is {value}, expected {expected}")
 
 
 def take_texts_as_paths(config: Any) -> None:

@@ -163,17 +163,22 @@ def test_a_model_that_depends_on_the_batch_is_not_written(trained: Path, tmp_pat
     assert gate._compare(expected, expected, valid, "itself", 1e-3) == 0
 
 
-@pytest.mark.real
-def test_another_program_predicts_the_same(model: Path, trained: Path, tmp_path: Path) -> None:
-    """One that knows the file's description alone, in a process of its own: within 1e-4, class by class."""
-    paths = sorted((trained / "data").rglob("*.*"))
-    script = shutil.copy(REPOSITORY / "tests" / "independent.py", tmp_path)
-    command = [sys.executable, "-I", str(script), str(model), *map(str, paths)]
-    answer = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout)
+def predicts_the_same(script: str, file: Path, model: Path, paths: list[Path], folder: Path, tolerance: float) -> None:
+    """A script that knows the description of `file` alone, in a process of its own, agrees with `model`."""
+    copied = shutil.copy(REPOSITORY / "tests" / script, folder)
+    command = [sys.executable, "-I", str(copied), str(file), *map(str, paths)]
+    answer = json.loads(subprocess.run(command, cwd=folder, capture_output=True, check=True).stdout)
     bundle = load_bundle(model)
     log_probs = bundle.log_probs(bundle.backbone(torch.device("cpu"), "float32"), paths)[0]
     assert answer["classes"] == list(bundle.classes)
-    assert torch.allclose(torch.tensor(answer["log_probs"]), log_probs, atol=1e-4, rtol=5e-6)
+    assert torch.allclose(torch.tensor(answer["log_probs"]), log_probs, atol=tolerance, rtol=5e-6)
+
+
+@pytest.mark.real
+def test_another_program_predicts_the_same(model: Path, trained: Path, tmp_path: Path) -> None:
+    """From the model file, within 1e-4, class by class."""
+    paths = sorted((trained / "data").rglob("*.*"))
+    predicts_the_same("independent.py", model, model, paths, tmp_path, 1e-4)
 
 
 @pytest.mark.real
@@ -189,6 +194,21 @@ def test_onnx_predicts_what_the_model_does(trained: Path, tmp_path: Path) -> Non
     stated = session.get_modelmeta().custom_metadata_map
     assert json.loads(stated["classes"]) == list(CLASSES)
     assert json.loads(stated["preprocessing"])["input_size"] == 64
+    description = session.get_modelmeta().description
+    for part in (
+        "images: float32 (N, 3, 64, 64)",
+        "RGB",
+        "73 pixels",
+        "crop of 64",
+        "divided by 255",
+        "0.485",
+        "0.229",
+    ):
+        assert part in description
+    wide = draw_image(tmp_path / "wide.png", 5, size=(151, 83))
+    tall = draw_image(tmp_path / "tall.jpg", 6, size=(70, 131))
+    paths = [wide, tall, *sorted((trained / "data" / "test").rglob("*.*"))]
+    predicts_the_same("independent_onnx.py", graph, file, paths, tmp_path, 1e-3)
     module = load_bundle(file).as_module()
     for batch in (1, 5):
         images = torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))

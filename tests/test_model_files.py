@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import REPOSITORY, Extract, draw_image, register_tiny, some_base, tiny_tensors, train_config
+from conftest import REPOSITORY, Extract, Times, draw_image, register_tiny, some_base, tiny_tensors, train_config
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +21,7 @@ from cache.errors import HeadgraftError
 from cache.manifest import Manifest
 from cli import main
 from pipeline.backbones.weights import load_weights_file
-from pipeline.bundle import load_bundle, write_bundle
+from pipeline.bundle import Bundle, load_bundle, write_bundle
 from pipeline.errors import BundleError, RunError, WeightsError
 from pipeline.heads.head import HeadConfig, build_head
 from pipeline.run import HEAD_FILE, Run
@@ -146,6 +147,8 @@ def test_files_of_every_version_are_read(tmp_path: Path) -> None:
         lambda card: card["preprocessing"].update(input_size=-1),
         lambda card: card["preprocessing"].update(mean=[0, 0, 0]),
         lambda card: card["preprocessing"].update(decoding="other"),
+        lambda card: card["preprocessing"].update(channels="BGR"),
+        lambda card: card["preprocessing"].update(scale=1),
         lambda card: card["preprocessing"].clear(),
         lambda card: card.pop("set_digest"),
         lambda card: card.update(training="none"),
@@ -167,6 +170,59 @@ def test_a_crafted_card_is_refused(change: Callable[[dict[str, Any]], object], t
         load_bundle(written(tmp_path / "model.safetensors", card))
     assert "export it again" in str(refused.value)
     assert len(str(refused.value)) < 600
+
+
+def same_model(file: Path, whole: Bundle) -> bool:
+    """Whether a file has all tensors of `whole` and says what it says, but for its digest."""
+    found = load_bundle(file)
+    pairs = zip(found.head.state_dict().values(), whole.head.state_dict().values(), strict=True)
+    cards = [{name: value for name, value in model.card.items() if name in good_card()} for model in (found, whole)]
+    return (
+        cards[0] == cards[1]
+        and found.backbone_tensors.keys() == whole.backbone_tensors.keys()
+        and all(torch.equal(tensor, whole.backbone_tensors[name]) for name, tensor in found.backbone_tensors.items())
+        and all(torch.equal(*pair) for pair in pairs)
+    )
+
+
+def test_a_model_with_one_byte_changed_is_refused_or_the_same(tmp_path: Path, times: Times) -> None:
+    """Anywhere: length, header, card, tensors. Blanks of the header and the digest's own name change nothing."""
+    file = written(tmp_path / "model.safetensors", good_card())
+    whole, content = load_bundle(file), file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    harmless = {start - 1 - n for n in range(8) if content[start - 1 - n] == ord(" ")}  # blanks after the header
+    harmless |= set(range(at := content.index(b"digest\\"), at + len("digest")))  # a model without one
+    drawn = np.random.default_rng(0)
+    for place in list(range(len(content))) * times(1, 5):
+        damaged = bytearray(content)
+        damaged[place] ^= drawn.integers(1, 256)
+        file.write_bytes(damaged)
+        try:
+            assert same_model(file, whole), place
+            assert place in harmless, place
+        except BundleError as error:
+            assert str(file) in str(error)
+
+
+def test_a_damaged_tensor_is_named_as_damage(tmp_path: Path) -> None:
+    """Its numbers are as good as any others; so is a class name that lost a letter."""
+    content = written(tmp_path / "model.safetensors", {**good_card(), "names": {"a": "rose"}}).read_bytes()
+    for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content.replace(b"rose", b"nose")):
+        (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(BundleError, match="changed since it was exported"):
+            load_bundle(tmp_path / "model.safetensors")
+
+
+def test_info_says_whether_the_tensors_were_checked(tmp_path: Path) -> None:
+    """Models exported without a digest are used as before."""
+    file = written(tmp_path / "model.safetensors", good_card())
+    shown = CliRunner().invoke(main, ["model", "info", str(file)])
+    assert "tensors: checked, xxh3-128:" in shown.stdout
+    with safe_open(file, "pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file(tensors, file, {"headgraft": json.dumps(good_card())})
+    shown = CliRunner().invoke(main, ["model", "info", str(file)])
+    assert "tensors: not checked, exported without a digest" in shown.stdout
 
 
 @pytest.mark.parametrize(
@@ -207,7 +263,8 @@ def test_a_head_of_whole_numbers_is_refused(tmp_path: Path) -> None:
     """It would be taken over as if it were float32."""
     file = written(tmp_path / "model.safetensors", good_card())
     with safe_open(file, "pt") as opened:
-        tensors, metadata = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    metadata = {"headgraft": json.dumps(good_card())}  # without a digest, as earlier versions wrote it
     save_file({**tensors, "head.3.bias": tensors["head.3.bias"].int()}, file, metadata)
     with pytest.raises(BundleError, match=r"torch.int32 in place of torch.float32"):
         load_bundle(file)

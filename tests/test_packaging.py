@@ -4,9 +4,14 @@ import ast
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+
+from pipeline.errors import ParityError, PipelineError
+from pipeline.machine.cluster import _refuse_other_packages
+from pipeline.model.gate import _ask_fresh_process
 
 
 @pytest.mark.parametrize("name", ["cache", "pipeline", "cli"])
@@ -55,3 +60,38 @@ def test_python_cli_py_is_the_same_program() -> None:
         [sys.executable, "cli.py", "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert "train-head" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["cache", "pipeline"])
+def test_a_file_of_our_name_that_comes_first_is_named_in_one_sentence(name: str, tmp_path: Path) -> None:
+    """By the program, where it is found on Python's path before ours."""
+    (tmp_path / f"{name}.py").write_text("")
+    command = [sys.executable, "-m", "cli", "--help"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {tmp_path / name}.py ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_pipeline_names_a_file_that_hides_the_cache(tmp_path: Path) -> None:
+    """Where a script has a cache.py beside it; python -P does not look there."""
+    (tmp_path / "cache.py").write_text("")
+    (tmp_path / "script.py").write_text("import pipeline.config")
+    for options, code in (([], 1), (["-P"], 0)):
+        command = [sys.executable, *options, "script.py"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == code
+        assert code == 0 or result.stderr.splitlines()[-1].startswith(f"ImportError: {tmp_path / 'cache.py'} ")
+
+
+def test_our_own_processes_import_our_own_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever lies in the folder the program runs in; workers of Ray look there first, so that is refused."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cache", "pipeline", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
+    with pytest.raises(ParityError, match=r"missing\.safetensors does not exist"):
+        _ask_fresh_process({"model": "missing.safetensors", "paths": [], "in_batches": 0})
+    with pytest.raises(PipelineError, match=r"cache\.py"):
+        _refuse_other_packages(tmp_path)
+    _refuse_other_packages(REPOSITORY)
+    _refuse_other_packages(REPOSITORY / "tests")

@@ -13,7 +13,7 @@ from cache.errors import CacheError
 from cache.index import SetIndex, index_path
 from cache.keys import PackedKeys, digest_ends, unpack_keys
 from cache.layout import LARGEST_SIDE
-from cache.lock import refuse_unwritable
+from cache.lock import check_writing
 from cache.manifest import Augmentation, Base, Manifest
 from cache.reduction import Reduction
 from cache.store import FeatureCache, check_place
@@ -89,7 +89,7 @@ def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
     if not config.data.exists():
         raise ImageSetError(f"{config.data} does not exist, expected a folder of images or a CSV file")
     if not config.dry_run:
-        refuse_unwritable(config.cache, config.part)
+        check_writing(config.cache, config.part)
     _keep_other_roots(config, name)
     stored = stored_manifest(config.cache)
     device, precision = place(config, stored.base.precision if stored else None)

@@ -115,8 +115,11 @@ class HeadGroup:
         """G, heads."""
         return len(self.members)
 
-    def step(self, x: Tensor, labels: Tensor) -> Tensor:
-        """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step."""
+    def step(self, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step.
+
+        The mean is weighted by `class_weights`, or by `weights` (B,) of the rows in their place.
+        """
         _, _, w2, b2 = self.tensors.values()
         w2 = w2.to(x.dtype)
         hidden = self._first(x).relu_()  # (G, B, H)
@@ -124,7 +127,7 @@ class HeadGroup:
         seen = hidden * kept
         log_probs = torch.log_softmax(torch.bmm(seen, w2.mT).to(b2.dtype) + b2.unsqueeze(1), 2)  # (G, B, C)
         target = labels.expand(len(self), -1).unsqueeze(2)
-        shares = self._shares(labels, log_probs.dtype)
+        shares = self._shares(labels, log_probs.dtype, weights)
         losses = -(log_probs.gather(2, target).squeeze(2) @ shares)
         # The gradient of this chain in a few lines: automatic differentiation would keep and copy the stacked weights.
         ones = torch.full_like(target, -1, dtype=log_probs.dtype)
@@ -139,12 +142,13 @@ class HeadGroup:
         self._update()
         return losses
 
-    def _shares(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    def _shares(self, labels: Tensor, dtype: torch.dtype, weights: Tensor | None) -> Tensor:
         """Each row's share of the mean loss, (B,)."""
-        if self.class_weights is None:
-            return torch.full((len(labels),), 1 / len(labels), dtype=dtype, device=self.device)
-        weights = self.class_weights.to(dtype)[labels]
-        return weights / weights.sum()
+        if weights is None:
+            if self.class_weights is None:
+                return torch.full((len(labels),), 1 / len(labels), dtype=dtype, device=self.device)
+            weights = self.class_weights.to(dtype)[labels]
+        return (weights / weights.sum()).to(dtype)
 
     def _first(self, x: Tensor) -> Tensor:
         """The first layers of all heads: (B, R) → (G, B, H), in the dtype of x."""

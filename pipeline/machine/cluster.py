@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cache.errors import install_hint
@@ -34,9 +36,10 @@ def connected(cluster: ClusterConfig, say: Say) -> Iterator[Any]:
     """The package `ray`, connected to `cluster`; one that was begun here ends here.
 
     A connection that the process has already is used as it is. ConfigError without the package, PipelineError where the
-    cluster cannot be reached.
+    cluster cannot be reached or its workers would import other packages of our names.
     """
     ray = _package()
+    _refuse_other_packages(Path.cwd())
     with redirect_stdout(sys.stderr):  # where Ray prints what it has to say, and results are to stand alone
         if ray.is_initialized():
             yield ray
@@ -46,6 +49,17 @@ def connected(cluster: ClusterConfig, say: Say) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _refuse_other_packages(folder: Path) -> None:
+    """PipelineError where workers would import another `cache` or `pipeline`: Ray has them look in `folder` first."""
+    for name in ("cache", "pipeline"):
+        found = PathFinder.find_spec(name, [str(folder)])
+        if found and found.origin and Path(found.origin).parent.parent != Path(__file__).parents[2]:
+            raise PipelineError(
+                f"{found.origin} would hide headgraft's own package {name} from the workers of Ray: rename it, or run "
+                "this in another folder"
+            )
 
 
 def _connect(ray: Any, cluster: ClusterConfig, say: Say) -> None:

@@ -30,7 +30,24 @@ _OPTIONAL_TYPES = {
 }
 _SCORED = {"split": str, "images": int, "top1": float, "top5": float, "mean_per_class": float, "when": str}
 PREPROCESSING = ("input_size", "resize", "interpolation", "mean", "std", "decoding")
+# The same for every model; stated so that other programs can compute the input. Earlier cards do not have it.
+_ALWAYS = {"channels": "RGB", "layout": "NCHW", "resize_side": "shorter", "crop": "center", "scale": 1 / 255}
 PRECISIONS = ("float32", "bfloat16")
+
+
+def preprocessing_of(base: Base) -> dict[str, Any]:
+    """How an image becomes the input of the backbone: the card's `preprocessing`."""
+    return {**_ALWAYS, **{name: getattr(base, name) for name in PREPROCESSING}}
+
+
+def in_words(preprocessing: dict[str, Any]) -> str:
+    """The same for a reader, in the order of its steps."""
+    size, mean, std = (preprocessing[name] for name in ("input_size", "mean", "std"))
+    return (
+        f"RGB, shorter side resized to {preprocessing['resize']} pixels ({preprocessing['interpolation']}), "
+        f"center crop of {size} x {size}, divided by 255, minus mean {', '.join(map(str, mean))}, "
+        f"divided by std {', '.join(map(str, std))}"
+    )
 
 
 def card_fault(card: dict[str, Any], outputs: int) -> str:
@@ -88,7 +105,7 @@ def _unknown_preprocessing(base: Base, stated: dict[str, Any]) -> str:
         Decoding.parse(base.decoding)
     except ValueError:
         return "decoding"
-    return ""
+    return next((name for name, value in _ALWAYS.items() if stated.get(name, value) != value), "")
 
 
 def _are_texts(values: Sequence[object]) -> bool:

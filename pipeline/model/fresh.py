@@ -51,5 +51,6 @@ def _rows(bundle: Bundle, device: torch.device, precision: str, paths: list[Path
     return torch.cat(batches)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Standard input → standard output."""
     json.dump(answer(json.load(sys.stdin)), sys.stdout)

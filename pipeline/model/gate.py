@@ -37,6 +37,10 @@ BATCH_TOLERANCE = 1e-3  # between batch sizes, whose sums differ in their order:
 REDUCED_COSINE = {True: 0.9999, False: 0.995}
 OTHER_BATCHES = (1, 3)  # sizes that some of the images are computed in as well
 IN_OTHER_BATCHES = 12  # images
+# The fresh process imports the packages of this one, whatever files of these names lie where it is run.
+_FRESH = "import sys; sys.path.insert(0, sys.argv[1]); import cache, pipeline; del sys.path[0]; " + (
+    "from pipeline.model.fresh import main; main()"
+)
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,7 @@ def _kind(provenance: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _ask_fresh_process(request: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "pipeline.model.fresh"]
+    command = [sys.executable, "-P", "-c", _FRESH, str(Path(__file__).parents[2])]
     result = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline.bundle import Bundle
+from pipeline.model.card import in_words
 
 _SAID_BEFORE = ("basis", "set")
 SHOWN = 30  # classes that are listed
@@ -18,10 +19,10 @@ def model_card(bundle: Bundle) -> str:
     lines += [
         f"- {card['backbone']} up to `{base['layer']}`, frozen, then Linear({features}, {hidden}), ReLU, Dropout, "
         f"Linear({hidden}, {len(bundle.classes)}), LogSoftmax",
-        f"- input: RGB, short side to {base['resize']} pixels, centre crop of {base['input_size']}, "
-        f"mean {_numbers(base['mean'])}, deviation {_numbers(base['std'])} of pixels in 0..1",
+        f"- input: {in_words(card['preprocessing'])}",
         f"- weights of the backbone: {base['weights_digest'][:16]}; licence: {_licence(card)}",
         f"- trained on features computed in {base['precision']}; the file's numbers are float32",
+        f"- tensors: {_checked(card)}",
         "",
         "## How it was trained",
         "",
@@ -51,8 +52,8 @@ def _purpose(bundle: Bundle) -> str:
     return f"Tells {len(bundle.classes)} classes of images apart{data}. Exported by headgraft through its parity gate."
 
 
-def _numbers(values: list[float]) -> str:
-    return ", ".join(map(str, values))
+def _checked(card: dict[str, Any]) -> str:
+    return f"checked, {card['digest']}" if "digest" in card else "not checked, exported without a digest"
 
 
 def _licence(card: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """A model as one ONNX file: normalised images (N, 3, S, S) → log-probabilities (N, C), for any N.
 
 Checked with onnxruntime, on image files, against the model it was made of. Classes, preprocessing and the card are in
-its metadata, as JSON. The packages come with the extra `onnx`.
+its metadata, as JSON; the description says input and output in words. The packages come with the extra `onnx`.
 """
 
 import json
@@ -19,6 +19,7 @@ from pipeline.bundle import Bundle
 from pipeline.console import named
 from pipeline.errors import ParityError, PipelineError
 from pipeline.inputs.loader import read_pixels
+from pipeline.model.card import in_words
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # in log-probability, class by class
@@ -52,6 +53,10 @@ def write_onnx(bundle: Bundle, path: Path, images: Sequence[Path]) -> float:
     assert program is not None
     stated = {"classes": bundle.classes, "preprocessing": bundle.card["preprocessing"], "headgraft": bundle.card}
     program.model.metadata_props.update({key: json.dumps(value) for key, value in stated.items()})
+    program.model.doc_string = (
+        f"{INPUT}: float32 (N, 3, {size}, {size}): {in_words(bundle.card['preprocessing'])}. "
+        f"{OUTPUT}: (N, {len(bundle.classes)}), in the order of the metadata's classes."
+    )
     program.save(str(path), external_data=False)
     return _check(bundle, path, images[:IMAGES])
 
