@@ -1,0 +1,75 @@
+"""Bytes of an upload → its clean view: small images in threads, a large one in a process of its own.
+
+Pillow decodes some formats without letting other threads run, and only a process can be given a lower priority and a
+limit of processor time. That process runs this module: it reads a file's bytes on standard input and writes the view
+on standard output, or the reason why there is none, with status 1.
+"""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.errors import DecodeError
+from pipeline.inputs.augment import clean_layout
+from pipeline.inputs.decode import FORMATS, Pixels, decode_rgb
+
+LARGE = 20_000_000  # pixels times scans of a JPEG: up to half a second; other formats take up to eight times as long
+OTHER_FORMATS = 8
+CPU_SECONDS = 20  # of one large image
+NICENESS = 10  # a tenth of the processor time of a thread beside it that is not nice
+
+_START_OF_SCAN = b"\xff\xda"
+
+
+def is_large(data: bytes) -> bool:
+    """Whether an image file would hold a thread for long; False where it is no image."""
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            jpeg = image.format in ("JPEG", "MPO")
+            effort = data.count(_START_OF_SCAN) if jpeg else OTHER_FORMATS
+            return image.width * image.height * effort > LARGE
+    except Exception:
+        return False  # decoding says why
+
+
+def pixels_of(data: bytes, pixel_limit: int) -> Pixels:
+    """Decode an upload to uint8 RGB (height, width, 3); DecodeError with the reason."""
+    return decode_rgb(data, pixel_limit)
+
+
+def view_of_large(data: bytes, pixel_limit: int, size: int, resize: int) -> Pixels:
+    """The clean view (size, size, 3) of a large image, from a process of its own; DecodeError with the reason."""
+    command = [sys.executable, "-m", "pipeline.service.decoding", *map(str, (pixel_limit, size, resize))]
+    found = subprocess.run(command, input=data, capture_output=True, cwd=Path(__file__).parents[2], check=False)
+    if found.returncode == 0:
+        return np.frombuffer(found.stdout, np.uint8).reshape(size, size, 3)
+    if found.returncode == 1 and found.stdout:
+        raise DecodeError(found.stdout.decode())
+    if found.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise DecodeError(f"not decoded within {CPU_SECONDS} s of processor time or the memory there is")
+    raise DecodeError("the decoder crashed")
+
+
+def main(pixel_limit: int, size: int, resize: int) -> None:
+    """Answer one call of `view_of_large`."""
+    os.nice(NICENESS)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    try:
+        pixels = pixels_of(sys.stdin.buffer.read(), pixel_limit)
+    except DecodeError as error:
+        sys.stdout.buffer.write(str(error).encode(errors="backslashreplace"))
+        sys.exit(1)
+    (height, width), box = clean_layout(pixels.shape[0], pixels.shape[1], size, resize)
+    view = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR).crop(box)
+    sys.stdout.buffer.write(view.tobytes())
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
