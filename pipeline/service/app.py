@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.formparsers import MultiPartParser
 
 from cache.layout import CLEAN_VIEW
 from pipeline.backbones.backbone import Backbone
@@ -22,7 +23,7 @@ from pipeline.errors import DecodeError
 from pipeline.inputs.decode import Pixels
 from pipeline.machine.device import available_cpus
 from pipeline.service.batcher import Batcher
-from pipeline.service.decoding import is_large, pixels_of, view_of_large
+from pipeline.service.decoding import LARGE, SMALL, effort, pixels_of, view_of_large
 from pipeline.service.limits import Busy, LimitBody, Limits, Room
 from pipeline.service.origin import SameOrigin
 
@@ -84,13 +85,13 @@ class Health(BaseModel):
 def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
     """The service of one model file."""
     batcher = Batcher(bundle, backbone)
-    decoders = ThreadPoolExecutor(max(2, available_cpus() // 2), "decode")
-    one_by_one = ThreadPoolExecutor(1, "decode-large")
-    waiting, large = Room(limits.waiting), Room(limits.large)
+    threads = max(2, available_cpus() // 2)
+    small, middle, large = (ThreadPoolExecutor(count, "decode") for count in (threads, threads, 1))
+    waiting, waiting_large = Room(limits.waiting), Room(limits.large)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        with batcher, decoders, one_by_one:
+        with batcher, small, middle, large:
             yield
 
     app = FastAPI(
@@ -101,6 +102,7 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    MultiPartParser.spool_max_size = limits.bytes  # in memory: a file on disk for each would use up the descriptors
     app.add_middleware(LimitBody, most=limits.bytes)
     app.add_middleware(SameOrigin, local=limits.local)
     _answer_with_reasons(app)
@@ -115,13 +117,13 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
         """Of each file its view, or why there is none; Busy where too many large images wait."""
         loop = asyncio.get_running_loop()
         contents = [await upload.read() for upload in uploads]
-        are_large = await asyncio.gather(*(loop.run_in_executor(decoders, is_large, data) for data in contents))
-        with large.take(sum(are_large)):
+        efforts = await asyncio.gather(*(loop.run_in_executor(small, effort, data) for data in contents))
+        with waiting_large.take(sum(cost > LARGE for cost in efforts)):
             decoding = [
-                loop.run_in_executor(one_by_one, view_apart, data)
-                if apart
-                else loop.run_in_executor(decoders, view_of, data)
-                for data, apart in zip(contents, are_large, strict=True)
+                loop.run_in_executor(large, view_apart, data)
+                if cost > LARGE
+                else loop.run_in_executor(middle if cost > SMALL else small, view_of, data)
+                for data, cost in zip(contents, efforts, strict=True)
             ]
             return await asyncio.gather(*decoding, return_exceptions=True)
 

@@ -1,7 +1,7 @@
-"""Bytes of an upload → its clean view: small images in threads, a large one in a process of its own.
+"""Bytes of an upload → its clean view: in threads, a large one in a process of its own.
 
-Pillow decodes some formats without letting other threads run, and only a process can be given a lower priority and a
-limit of processor time. That process runs this module: it reads a file's bytes on standard input and writes the view
+Pillow decodes some formats without letting other threads run, and only a process can be given a limit of processor
+time. That process runs this module: it reads a file's bytes on standard input and writes the view
 on standard output, or the reason why there is none, with status 1.
 """
 
@@ -20,23 +20,23 @@ from pipeline.errors import DecodeError
 from pipeline.inputs.augment import clean_layout
 from pipeline.inputs.decode import FORMATS, Pixels, decode_rgb
 
-LARGE = 20_000_000  # pixels times scans of a JPEG: up to half a second; other formats take up to eight times as long
-OTHER_FORMATS = 8
+SMALL = 4_000_000  # pixels times scans of a JPEG: up to a tenth of a second
+LARGE = 20_000_000  # up to half a second
+OTHER_FORMATS = 8  # times as long for a pixel, at most
 CPU_SECONDS = 20  # of one large image
 NICENESS = 10  # a tenth of the processor time of a thread beside it that is not nice
 
 _START_OF_SCAN = b"\xff\xda"
 
 
-def is_large(data: bytes) -> bool:
-    """Whether an image file would hold a thread for long; False where it is no image."""
+def effort(data: bytes) -> int:
+    """What decoding an image file costs, in pixels of a JPEG of one scan; 0 where it is not an image."""
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             jpeg = image.format in ("JPEG", "MPO")
-            effort = data.count(_START_OF_SCAN) if jpeg else OTHER_FORMATS
-            return image.width * image.height * effort > LARGE
+            return image.width * image.height * (data.count(_START_OF_SCAN) if jpeg else OTHER_FORMATS)
     except Exception:
-        return False  # decoding says why
+        return 0  # decoding says why
 
 
 def pixels_of(data: bytes, pixel_limit: int) -> Pixels:

@@ -15,10 +15,10 @@ from pipeline.console import Say
 
 CONNECTIONS = 500  # at most, and at most half of the descriptors: uploads need the others
 DESCRIPTORS = 8192  # more are not asked for
-HEADER_SECONDS = 10.0  # for a request's header
-BODY_SECONDS = 30.0  # for its body, and one second more for each
-BODY_RATE = 4000  # bytes of it
-ANSWER_SECONDS = 30.0  # until a client goes on reading
+HEADER_SECONDS = 10.0  # that a client has for a request's header
+BODY_SECONDS = 30.0  # that it may be behind with the body, which is to arrive with at least
+BODY_RATE = 4000  # bytes/s
+ANSWER_SECONDS = 30.0  # that it may leave an answer unread
 GRACE_SECONDS = 5  # for requests in progress when the service is stopped
 PAUSE = 0.05  # seconds until a connection is tried again for which there was no room
 
@@ -27,7 +27,7 @@ class Connection(H11Protocol):
     """A client's connection, dropped where the client takes too long.
 
     Attributes:
-        since: When the client was last expected to act, in seconds of `time.monotonic`.
+        since: From when on the client has kept the service waiting, in seconds of `time.monotonic`.
         received: Bytes of the current request.
     """
 
@@ -41,15 +41,22 @@ class Connection(H11Protocol):
 
     @property
     def patience(self) -> float | None:
-        """Seconds after `since` within which the client has to act; None while its answer is computed."""
+        """Seconds that the client may keep the service waiting; None while its answer is computed."""
         if self.cycle is None or self.cycle.response_complete:
             return HEADER_SECONDS
-        if self.cycle.more_body:
-            return BODY_SECONDS + self.received / BODY_RATE
+        if self.uploads:
+            return BODY_SECONDS
         return ANSWER_SECONDS if self.flow.write_paused else None
+
+    @property
+    def overdue(self) -> float:
+        """Share of its patience that the client has used: it is dropped at 1, or earlier where there is no room."""
+        return (time.monotonic() - self.since) / self.patience if self.patience else 0.0
 
     def drop(self) -> None:
         """Close the connection now, whatever is still to be sent."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -60,6 +67,8 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Part of a request has arrived."""
         self.received += len(data)
+        if self.uploads:
+            self.since = min(time.monotonic(), self.since + len(data) / BODY_RATE)
         super().data_received(data)
 
     def handle_events(self) -> None:
@@ -70,9 +79,18 @@ class Connection(H11Protocol):
             self.since = time.monotonic()
 
     def on_response_complete(self) -> None:
-        """An answer has been handed over; the next request may start."""
+        """An answer has been handed over; the next request may start, unless it came before the answer."""
         self.since, self.received = time.monotonic(), 0
+        if self.conn.trailing_data[0].strip():
+            self.transport.close()  # thousands of requests sent at once would keep the others waiting
         super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP; after a request there may be an answer under way already."""
+        if self.cycle is None:
+            super().send_400_response(msg)
+        else:
+            self.drop()
 
     def pause_writing(self) -> None:
         """The client does not read its answer."""
@@ -83,8 +101,8 @@ class Connection(H11Protocol):
 class Server(uvicorn.Server):
     """Accepts connections of one socket, never more than there are descriptors for.
 
-    Where there is no room, the clients that have been waited for the longest are dropped, so that a new one is always
-    answered; those that send a body last. Bodies that are being received have `most_bytes` together.
+    Where there is no room, the clients that keep the service waiting the longest are dropped, so that a new one is
+    always answered. Bodies that are being received have `most_bytes` together: the largest is dropped.
     """
 
     def __init__(self, config: uvicorn.Config, most_bytes: int, say: Say) -> None:
@@ -112,10 +130,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Drop the clients that take too long or send too much."""
-        now = time.monotonic()
         for connection in self._connections:
-            patience = connection.patience
-            if patience is not None and now - connection.since > patience:
+            if connection.overdue > 1:
                 connection.drop()
         uploads = sorted((one for one in self._connections if one.uploads), key=lambda one: one.received)
         while sum(one.received for one in uploads) > self._most_bytes:
@@ -143,7 +159,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         while True:
             while len(self._connections) >= self._most:
-                await asyncio.sleep(0 if self._drop_longest_awaited() else PAUSE)
+                await asyncio.sleep(0 if self._make_room() else PAUSE)
             try:
                 client, _ = await loop.sock_accept(listener)
                 await loop.connect_accepted_socket(self._connection, client)
@@ -152,16 +168,16 @@ class Server(uvicorn.Server):
                 if "accept" not in self._logged:
                     self._say(reason)
                 self._logged.add("accept")
-                self._drop_longest_awaited()
+                self._make_room()
                 await asyncio.sleep(PAUSE)
 
     def _connection(self) -> Connection:
         return Connection(self.config, self.server_state, self.lifespan.state)
 
-    def _drop_longest_awaited(self) -> bool:
+    def _make_room(self) -> bool:
         """Drop a twentieth of the connections; False where the service waits for no client."""
         awaited = [one for one in self._connections if one.patience is not None]
-        awaited.sort(key=lambda one: (one.uploads, one.since))
+        awaited.sort(key=lambda one: one.overdue, reverse=True)
         for connection in awaited[: max(1, self._most // 20)]:
             connection.drop()
         return bool(awaited)
@@ -179,7 +195,7 @@ def _raise_descriptor_limit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return DESCRIPTORS
+        return min(soft, DESCRIPTORS) if soft != resource.RLIM_INFINITY else DESCRIPTORS
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (OSError, ValueError):  # some systems grant less than the hard limit says
