@@ -23,7 +23,7 @@ from pipeline.errors import DecodeError
 from pipeline.inputs.decode import Pixels
 from pipeline.machine.device import available_cpus
 from pipeline.service.batcher import Batcher
-from pipeline.service.decoding import LARGE, SMALL, effort, pixels_of, view_of_large
+from pipeline.service.decoding import LARGE, SMALL, effort, lower_priority, pixels_of, view_of_large
 from pipeline.service.limits import Busy, LimitBody, Limits, Room
 from pipeline.service.origin import SameOrigin
 
@@ -86,7 +86,8 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
     """The service of one model file."""
     batcher = Batcher(bundle, backbone)
     threads = max(2, available_cpus() // 2)
-    small, middle, large = (ThreadPoolExecutor(count, "decode") for count in (threads, threads, 1))
+    small, large = ThreadPoolExecutor(threads, "decode-small"), ThreadPoolExecutor(1, "decode-large")
+    middle = ThreadPoolExecutor(threads, "decode-middle", lower_priority)
     waiting, waiting_large = Room(limits.waiting), Room(limits.large)
 
     @asynccontextmanager

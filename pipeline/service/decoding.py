@@ -24,7 +24,7 @@ SMALL = 4_000_000  # pixels times scans of a JPEG: up to a tenth of a second
 LARGE = 20_000_000  # up to half a second
 OTHER_FORMATS = 8  # times as long for a pixel, at most
 CPU_SECONDS = 20  # of one large image
-NICENESS = 10  # a tenth of the processor time of a thread beside it that is not nice
+NICENESS = 10  # about a tenth of the processor time that another thread gets
 
 _START_OF_SCAN = b"\xff\xda"
 
@@ -57,9 +57,15 @@ def view_of_large(data: bytes, pixel_limit: int, size: int, resize: int) -> Pixe
     raise DecodeError("the decoder crashed")
 
 
+def lower_priority() -> None:
+    """Have this thread take less processor time than others; only Linux knows priorities of threads."""
+    if sys.platform == "linux":
+        os.nice(NICENESS)
+
+
 def main(pixel_limit: int, size: int, resize: int) -> None:
     """Answer one call of `view_of_large`."""
-    os.nice(NICENESS)
+    lower_priority()
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     try:
         pixels = pixels_of(sys.stdin.buffer.read(), pixel_limit)
