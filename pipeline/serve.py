@@ -25,7 +25,8 @@ def serve(config: ServeConfig, say: Say = silent) -> None:
     import uvicorn
 
     from pipeline.service.app import create_app
-    from pipeline.service.limits import Limits
+    from pipeline.service.limits import DISCARDED, Limits
+    from pipeline.service.server import GRACE_SECONDS, Connection, Server
 
     with _listening(config) as listener:  # first: reading a model takes longer
         local = ip_address(listener.getsockname()[0]).is_loopback
@@ -36,9 +37,16 @@ def serve(config: ServeConfig, say: Say = silent) -> None:
         limits = Limits(
             int(config.max_mb * 1e6), config.max_files, int(config.max_megapixels * 1e6), config.max_waiting, local
         )
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(bundle, backbone, limits), log_level="warning", timeout_keep_alive=5)
+        settings = uvicorn.Config(
+            create_app(bundle, backbone, limits),
+            http=Connection,
+            ws="none",
+            loop="asyncio",
+            log_level="error",
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=GRACE_SECONDS,
         )
+        server = Server(settings, DISCARDED * limits.bytes, say)
         host, port = config.host, listener.getsockname()[1]
         say(f"{config.model}: http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
         server.run(sockets=[listener])

@@ -29,8 +29,8 @@ from pipeline.console import silent
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluate import evaluate
 from pipeline.extraction.plan import refuse_no_windows
+from pipeline.inputs.clean import clean_view
 from pipeline.inputs.decode import decode_rgb
-from pipeline.inputs.views import clean_view
 from pipeline.run import Run
 from pipeline.sweep import sweep
 from pipeline.train import train_head

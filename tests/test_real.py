@@ -14,8 +14,8 @@ from cache.store import FeatureCache
 from pipeline.backbones import backbone
 from pipeline.config import ExtractConfig
 from pipeline.extract import extract
+from pipeline.inputs.clean import clean_view
 from pipeline.inputs.decode import decode_rgb
-from pipeline.inputs.views import clean_view
 from pipeline.machine.device import computes_bfloat16
 
 

@@ -1,7 +1,9 @@
 """The service: what it answers, what it refuses and why, and the page in a real browser."""
 
+import contextlib
 import io
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,13 @@ from chromium import asked, browser, errors
 from conftest import REPOSITORY, draw_image
 from PIL import Image
 
+from cache.layout import CLEAN_VIEW
 from pipeline.config import ServeConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import DecodeError, PipelineError
+from pipeline.inputs.decode import decode_rgb
+from pipeline.inputs.views import Views
 from pipeline.serve import serve
+from pipeline.service.decoding import LARGE, SMALL, effort, view_of_large
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -33,11 +40,15 @@ import sys
 sys.path.insert(0, "tests")
 from conftest import register_tiny
 from pipeline.config import ServeConfig
+from pipeline.console import say
 from pipeline.serve import serve
+from pipeline.service import server
 register_tiny()
+vars(server).update(eval(sys.argv[2]))
 serve(ServeConfig("tests/data/model-1.safetensors", port=int(sys.argv[1]), device="cpu", precision="float32",
-    max_mb=1, max_files=3, max_megapixels=1, max_waiting=4))
+    max_mb=1, max_files=3, max_megapixels=1, max_waiting=4), say)
 """
+PREDICT = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @dataclass
@@ -46,6 +57,14 @@ class Server:
 
     address: str
     process: subprocess.Popen[bytes]
+    log: Path
+
+    def connect(self, data: bytes) -> socket.socket:
+        """A connection over which `data` was sent."""
+        host, port = self.address.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)), timeout=20)
+        connection.sendall(data)
+        return connection
 
     def get(self, path: str) -> tuple[int, bytes]:
         """Status and body."""
@@ -74,25 +93,43 @@ class Server:
                 return error.code, error.read()
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """The service of the small model in tests/data, with small limits."""
+@contextmanager
+def serving(folder: Path, descriptors: int = 256, **constants: float) -> Iterator[Server]:
+    """The service of the small model in tests/data, with small limits; its log is in `folder`."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors // 2, descriptors))
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], cwd=REPOSITORY)
-    running = Server(f"http://127.0.0.1:{port}", process)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the service ended"
-        try:
-            running.get("/health")
-            break
-        except urllib.error.URLError:
-            time.sleep(0.1)
-    yield running
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) in (0, -signal.SIGINT, 130)
+    command = [sys.executable, "-c", SERVER, str(port), str(constants)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, preexec_fn=limit)
+    running = Server(f"http://127.0.0.1:{port}", process, folder / "log")
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert process.poll() is None, "the service ended"
+            try:
+                running.get("/health")
+                break
+            except urllib.error.URLError:
+                time.sleep(0.1)
+        yield running
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert b"Traceback" not in running.log.read_bytes()
+    finally:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A service for several tests."""
+    with serving(tmp_path_factory.mktemp("server")) as running:
+        yield running
 
 
 @pytest.fixture
@@ -111,6 +148,12 @@ def test_health_and_openapi(server: Server) -> None:
     status, body = server.get("/openapi.json")
     assert {"/predict", "/health"} <= json.loads(body)["paths"].keys()
     assert server.get("/nothing")[0] == 404
+
+
+def test_health_is_answered_without_a_body_too(server: Server) -> None:
+    """As monitors ask for it."""
+    with urllib.request.urlopen(urllib.request.Request(f"{server.address}/health", method="HEAD")) as response:
+        assert (response.status, response.read()) == (200, b"")
 
 
 def test_several_files_are_predicted_and_bad_ones_listed(server: Server, picture: bytes) -> None:
@@ -143,6 +186,24 @@ def test_what_is_refused_says_why(server: Server, picture: bytes) -> None:
         assert reason in answer["reason"]
     assert server.post(("a.png", picture), query="?top_k=0")[0] == 422
     assert server.post(("a.png", picture))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    ["", "; filename*=UTF-8''a%20b.png"],
+    ids=["text in place of a file", "filename* alone"],
+)
+def test_a_part_without_a_file_name_is_refused_in_plain_words(server: Server, picture: bytes, disposition: str) -> None:
+    """With what was found and what is expected, not with the phrase of a library."""
+    start = '--B\r\nContent-Disposition: form-data; name="files"'
+    body = f'{start}; filename="a.png"\r\n\r\n'.encode() + picture
+    body += f"\r\n{start}{disposition}\r\n\r\n".encode() + picture + b"\r\n--B--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=B"}
+    status, answer = server._ask(urllib.request.Request(f"{server.address}/predict", body, headers))
+    assert status == 422
+    reason = json.loads(answer)["reason"]
+    assert "part 2 of the field 'files' has no filename" in reason
+    assert "UploadFile" not in reason
 
 
 def test_names_that_are_no_text_are_answered(server: Server, picture: bytes) -> None:
@@ -224,3 +285,135 @@ def test_the_page_shows_what_is_in_an_uploaded_picture(server: Server, picture: 
         assert all(url.startswith((server.address, "blob:", "data:")) for url in urls)
         page.find_element("tag name", "body").send_keys("\t")
         assert page.switch_to.active_element.get_attribute("id") == "place"
+
+
+def many_scans(side: int, scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated: a few bytes each, and a pass over all pixels."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 128).save(buffer, "JPEG", progressive=True, quality=50)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + data[-2:]
+
+
+def test_half_open_connections_keep_no_one_out(picture: bytes, tmp_path: Path) -> None:
+    """More of them than there are descriptors, of which as many are used as are allowed."""
+    with serving(tmp_path, descriptors=100) as server, contextlib.ExitStack() as attack:
+        assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (100, 100)
+        for _ in range(4):
+            for _ in range(50):
+                attack.enter_context(server.connect(PREDICT))
+            start = time.monotonic()
+            assert server.get("/health")[0] == 200
+            assert time.monotonic() - start < 1
+            assert server.post(("a.png", picture))[0] == 200
+        attack.close()
+        assert server.get("/health")[0] == 200
+        assert len(server.log.read_text().splitlines()) < 10
+
+
+def test_uploads_that_stop_keep_no_one_out(picture: bytes, tmp_path: Path) -> None:
+    """Larger ones than are kept on disk elsewhere, more than have room together."""
+    head = PREDICT + b"Content-Type: multipart/form-data; boundary=B\r\nContent-Length: 999999\r\n\r\n"
+    part = b'--B\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' + bytes(900_000)
+    with serving(tmp_path, descriptors=100) as server, contextlib.ExitStack() as attack:
+        for _ in range(60):
+            attack.enter_context(server.connect(head + part))
+        assert server.get("/health")[0] == 200
+        assert server.post(("a.png", picture))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        PREDICT,
+        PREDICT + b"Content-Type: multipart/form-data; boundary=B\r\nContent-Length: 999\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET",
+    ],
+    ids=["nothing", "half a header", "half a body", "half a second request"],
+)
+def test_a_client_that_does_not_go_on_is_dropped(tmp_path: Path, sent: bytes) -> None:
+    """Also one that sends a byte now and then."""
+    with serving(tmp_path, HEADER_SECONDS=0.5, BODY_SECONDS=0.5) as server, server.connect(sent) as slow:
+        slow.settimeout(0.1)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                slow.sendall(b"x")
+                with contextlib.suppress(TimeoutError):
+                    if not slow.recv(9999):
+                        break
+            else:
+                pytest.fail("still connected after 10 s")
+        assert len(server.log.read_text().splitlines()) == 1
+
+
+def test_what_is_not_http_is_logged_at_most_once(server: Server, picture: bytes) -> None:
+    """Also behind a request whose answer is under way; and of requests sent at once the first is answered."""
+    ask = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    before = server.log.read_text()
+    for sent in (b"\x16\x03\x01\r\n\r\n", ask + b"x y\r\n\r\n", PREDICT + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"):
+        for _ in range(20):
+            with server.connect(sent) as connection, contextlib.suppress(ConnectionError):
+                connection.recv(99)
+    with server.connect(ask * 1000) as connection:
+        answer = b"".join(iter(lambda: connection.recv(9999), b""))
+    assert answer.count(b"HTTP/1.1 200") == 1
+    assert server.post(("a.png", picture))[0] == 200
+    assert len(server.log.read_text().splitlines()) <= len(before.splitlines()) + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_tidily_with_requests_in_progress(tmp_path: Path, picture: bytes, number: int) -> None:
+    """Status 0 and no traceback; what is computed is answered, an upload that stopped holds nothing up."""
+    large = many_scans(1000, 90)
+    with (
+        serving(tmp_path) as server,
+        ThreadPoolExecutor(1) as pool,
+        server.connect(PREDICT + b"Content-Length: 99\r\n\r\nhalf"),
+    ):
+        answer = pool.submit(server.post, *[(name, large) for name in "ab"])
+        time.sleep(0.3)
+        server.process.send_signal(number)
+        assert server.process.wait(10) == 0
+        assert answer.result()[0] == 200
+        assert server.log.read_text().splitlines()[1:] == []
+
+
+def test_large_images_wait_for_each_other_only(server: Server, picture: bytes) -> None:
+    """Small ones are answered meanwhile; and large ones are refused where too many wait."""
+    large = many_scans(1000, 90)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.post, *[(name, large) for name in "abc"])
+        refused = 0
+        while not answer.done():
+            refused += server.post(("d", large))[0] == 503
+            if not answer.done():
+                assert server.post(("a.png", picture))[0] == 200
+        status, found = answer.result()
+    assert (status, len(found["predictions"])) == (200, 3)
+    assert refused
+
+
+def test_a_large_image_is_what_it_is_elsewhere(tmp_path: Path) -> None:
+    """Its view is bit-equal to the one that a head is trained on; where it cannot be read the reason is the same."""
+    pixels = np.random.default_rng(0).integers(0, 256, (700, 900, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    view = view_of_large(data, 1_000_000, 224, 256)
+    assert np.array_equal(view, Views(224, 256).render(decode_rgb(data), b"", CLEAN_VIEW))
+    with pytest.raises(DecodeError, match="900 x 700 pixels, over the limit of 100,000"):
+        view_of_large(data, 100_000, 224, 256)
+    with pytest.raises(DecodeError, match="not an image"):
+        view_of_large(b"text \xff", 100_000, 224, 256)
+
+
+def test_effort_counts_pixels_and_scans() -> None:
+    """A photo of a phone is decoded in a thread; one of many scans, or of a slow format, is not."""
+    assert effort(b"text") == 0
+    assert effort(many_scans(1000, 90)) > LARGE
+    buffers = {kind: io.BytesIO() for kind in ("JPEG", "PNG", "WEBP")}
+    for kind, buffer in buffers.items():
+        Image.new("L", (2000, 2000)).save(buffer, kind)
+    efforts = {kind: effort(buffer.getvalue()) for kind, buffer in buffers.items()}
+    assert efforts["JPEG"] <= SMALL < LARGE < efforts["PNG"] == efforts["WEBP"]

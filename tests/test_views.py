@@ -17,8 +17,9 @@ from torchvision.transforms.v2 import functional
 from cache.store import FeatureCache
 from pipeline.extraction.plan import Plan
 from pipeline.inputs.augment import ViewParameters, resize_for, view_parameters
+from pipeline.inputs.clean import clean_view
 from pipeline.inputs.decode import Pixels, decode_rgb
-from pipeline.inputs.views import TOLERANCE, DeviceViews, Halves, Views, augmented_view, clean_view
+from pipeline.inputs.views import TOLERANCE, DeviceViews, Halves, Views, augmented_view
 
 CPU = torch.device("cpu")
 

@@ -24,12 +24,12 @@ from pipeline.config import ExtractConfig
 from pipeline.console import Say, size
 from pipeline.errors import ConfigError, ImageSetError, PipelineError
 from pipeline.inputs import augment
+from pipeline.inputs.clean import INTERPOLATION
 from pipeline.inputs.decode import Decoding
 from pipeline.inputs.grey import AUTO, decoding_for, measured_range, narrow_range
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.loader import Work
 from pipeline.inputs.remarks import Remarks
-from pipeline.inputs.views import INTERPOLATION
 
 
 @dataclass

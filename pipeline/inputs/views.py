@@ -12,22 +12,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
 from pipeline.inputs.augment import ViewParameters, clean_layout, view_parameters
+from pipeline.inputs.clean import clean_view
 from pipeline.inputs.decode import Pixels
 
-INTERPOLATION = "bilinear-antialias"
 TOLERANCE = 1  # grey level of 255 that a pixel may differ by between the two
 ViewPixels = Pixels | Tensor  # (size, size, 3) uint8
-
-
-def clean_view(pixels: Pixels, size: int, resize: int) -> Pixels:
-    """Short side to `resize`, centre crop of `size`: (height, width, 3) → (size, size, 3), as torchvision's preset."""
-    (height, width), box = clean_layout(pixels.shape[0], pixels.shape[1], size, resize)
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR).crop(box))
 
 
 def clean_view_on_device(image: Tensor, size: int, resize: int) -> Tensor:

@@ -5,8 +5,8 @@ from typing import Any
 
 from cache.manifest import Base, Manifest
 from pipeline.backbones.backbone import MEAN, STD
+from pipeline.inputs.clean import INTERPOLATION
 from pipeline.inputs.decode import Decoding
-from pipeline.inputs.views import INTERPOLATION
 
 _TYPES = {
     "backbone": str,

@@ -13,18 +13,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.formparsers import MultiPartParser
 
 from cache.layout import CLEAN_VIEW
 from pipeline.backbones.backbone import Backbone
 from pipeline.bundle import Bundle
 from pipeline.console import named
 from pipeline.errors import DecodeError
-from pipeline.inputs.decode import Pixels, decode_rgb
-from pipeline.service.batcher import Batcher, Busy
-from pipeline.service.limits import LimitBody, Limits
+from pipeline.inputs.decode import Pixels
+from pipeline.inputs.remarks import catching_warnings
+from pipeline.machine.device import available_cpus
+from pipeline.service.batcher import Batcher
+from pipeline.service.decoding import LARGE, SMALL, effort, lower_priority, pixels_of, view_of_large
+from pipeline.service.limits import Busy, LimitBody, Limits, Room
 from pipeline.service.origin import SameOrigin
 
-DECODERS = 2  # threads
 RETRY_AFTER = 1  # second
 # The page is all there is: nothing is loaded from anywhere, and nothing it shows can be a program.
 SAFE = {
@@ -82,12 +85,15 @@ class Health(BaseModel):
 
 def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
     """The service of one model file."""
-    batcher = Batcher(bundle, backbone, limits.waiting)
-    decoders = ThreadPoolExecutor(DECODERS, "decode")
+    batcher = Batcher(bundle, backbone)
+    threads = max(2, available_cpus() // 2)
+    small, large = ThreadPoolExecutor(threads, "decode-small"), ThreadPoolExecutor(1, "decode-large")
+    middle = ThreadPoolExecutor(threads, "decode-middle", lower_priority)
+    waiting, waiting_large = Room(limits.waiting), Room(limits.large)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        with batcher, decoders:
+        with catching_warnings(), batcher, small, middle, large:
             yield
 
     app = FastAPI(
@@ -98,18 +104,34 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    MultiPartParser.spool_max_size = limits.bytes  # in memory: a file on disk for each would use up the descriptors
     app.add_middleware(LimitBody, most=limits.bytes)
     app.add_middleware(SameOrigin, local=limits.local)
     _answer_with_reasons(app)
 
     def view_of(data: bytes) -> Pixels:
-        return bundle.views.render(decode_rgb(data, limits.pixels, policy=bundle.decoding), b"", CLEAN_VIEW)
+        return bundle.views.render(pixels_of(data, limits.pixels, bundle.decoding), b"", CLEAN_VIEW)
+
+    def view_apart(data: bytes) -> Pixels:
+        return view_of_large(data, limits.pixels, bundle.decoding, bundle.views.size, bundle.views.resize)
+
+    async def views_of(uploads: list[UploadFile]) -> list[Pixels | BaseException]:
+        """Of each file its view, or why there is none; Busy where too many large images wait."""
+        loop = asyncio.get_running_loop()
+        contents = [await upload.read() for upload in uploads]
+        efforts = await asyncio.gather(*(loop.run_in_executor(small, effort, data) for data in contents))
+        with waiting_large.take(sum(cost > LARGE for cost in efforts)):
+            decoding = [
+                loop.run_in_executor(large, view_apart, data)
+                if cost > LARGE
+                else loop.run_in_executor(middle if cost > SMALL else small, view_of, data)
+                for data, cost in zip(contents, efforts, strict=True)
+            ]
+            return await asyncio.gather(*decoding, return_exceptions=True)
 
     async def predict_all(uploads: list[UploadFile], top_k: int) -> tuple[list[FilePrediction], list[FailedFile]]:
-        loop = asyncio.get_running_loop()
-        decoding = [loop.run_in_executor(decoders, view_of, await upload.read()) for upload in uploads]
-        decoded = await asyncio.gather(*decoding, return_exceptions=True)
-        predictions, failed, waiting = [], [], []
+        decoded = await views_of(uploads)
+        predictions, failed, computing = [], [], []
         for upload, found in zip(uploads, decoded, strict=True):
             name = named(upload.filename or "unnamed")
             if isinstance(found, DecodeError):
@@ -117,8 +139,8 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
             elif isinstance(found, BaseException):
                 raise found
             else:
-                waiting.append((name, batcher.submit([found])[0]))
-        for name, future in waiting:
+                computing.append((name, batcher.submit([found])[0]))
+        for name, future in computing:
             guesses = bundle.top(await asyncio.wrap_future(future), top_k)
             top = [
                 ClassProbability(label=named(g.label), name=named(g.name), probability=g.probability) for g in guesses
@@ -136,18 +158,16 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
         if len(files) > limits.files:
             raise HTTPException(413, f"{len(files)} files are over the limit of {limits.files}: send fewer at once")
         try:
-            batcher.reserve(len(files))
+            with waiting.take(len(files)):
+                predictions, failed = await predict_all(files, top_k)
         except Busy:
             reason = "too many images wait already: come back in a second"
             raise HTTPException(503, reason, {"Retry-After": str(RETRY_AFTER)}) from None
-        try:
-            predictions, failed = await predict_all(files, top_k)
-        finally:
-            batcher.release(len(files))
         if not predictions:
             raise HTTPException(422, "; ".join(f"{one.file}: {one.reason}" for one in failed))
         return Answer(predictions=predictions, failed=failed, seconds=time.perf_counter() - start)
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Health:
         """That the service is there, and what it serves."""
@@ -169,10 +189,18 @@ def _answer_with_reasons(app: FastAPI) -> None:
         return JSONResponse({"reason": named(error.detail)}, error.status_code, error.headers)
 
     async def invalid(_: Request, error: Any) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        hint = "; expected images in the field 'files'" if place.startswith("body") else ""
-        return JSONResponse({"reason": named(f"{place}: {first['msg']}{hint}")}, 422)
+        return JSONResponse({"reason": named(_fault(error.errors()[0]))}, 422)
 
     app.add_exception_handler(StarletteHTTPException, refused)
     app.add_exception_handler(RequestValidationError, invalid)
+
+
+def _fault(error: Any) -> str:
+    """A reason for the first error that FastAPI found in the parameters of a request."""
+    source, name, *place = error["loc"]
+    if source == "query":
+        return f"{name} is {str(error['input'])[:40]}, expected a whole number of at least 1"
+    expected = "expected images in the field 'files', such as from curl -F files=@one.jpg"
+    if not place:
+        return f"no file arrived: {expected}"
+    return f"part {place[0] + 1} of the field 'files' has no filename (filename* alone is not read): {expected}"

@@ -14,10 +14,6 @@ from pipeline.bundle import Bundle
 from pipeline.inputs.decode import Pixels
 
 
-class Busy(Exception):
-    """More images wait than may: come back later."""
-
-
 @dataclass(frozen=True)
 class _Image:
     view: Pixels
@@ -27,13 +23,10 @@ class _Image:
 class Batcher:
     """Log-probabilities of views, computed in batches across requests. A context manager."""
 
-    def __init__(self, bundle: Bundle, backbone: Backbone, most_waiting: int) -> None:
+    def __init__(self, bundle: Bundle, backbone: Backbone) -> None:
         self._bundle = bundle
         self._backbone = backbone
-        self._most = most_waiting
         self._waiting: queue.SimpleQueue[_Image | None] = queue.SimpleQueue()
-        self._count = 0
-        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="predict", daemon=True)
 
     def __enter__(self) -> "Batcher":
@@ -43,18 +36,6 @@ class Batcher:
     def __exit__(self, *_: object) -> None:
         self._waiting.put(None)
         self._thread.join()
-
-    def reserve(self, images: int) -> None:
-        """Take room for so many images; Busy, at once, where there is none."""
-        with self._lock:
-            if self._count + images > self._most:
-                raise Busy
-            self._count += images
-
-    def release(self, images: int) -> None:
-        """Give that room back."""
-        with self._lock:
-            self._count -= images
 
     def submit(self, views: Sequence[Pixels]) -> list["Future[Tensor]"]:
         """Log-probabilities (C,) of each view, when they are there."""

@@ -1,7 +1,7 @@
-"""What one request may hold, refused while it is being received rather than when it is whole."""
+"""What one request, and all of them, may hold: refused while it is being received rather than when it is whole."""
 
-import asyncio
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect
@@ -22,9 +22,35 @@ class Limits:
     waiting: int = 128
     local: bool = True
 
+    @property
+    def large(self) -> int:
+        """Large images that may wait at once: those of one request, or a few of many that may wait."""
+        return max(self.files, self.waiting // 8)
+
+
+class Busy(Exception):
+    """More images wait than may: come back later."""
+
+
+class Room:
+    """Room for `most` images that wait at once."""
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+
+    @contextlib.contextmanager
+    def take(self, images: int) -> Iterator[None]:
+        """Take room for so many images, and give it back in the end; Busy, at once, where there is none."""
+        if images > self._free:
+            raise Busy
+        self._free -= images
+        try:
+            yield
+        finally:
+            self._free += images
+
 
 DISCARDED = 8  # times the limit that is read of a body and thrown away
-PATIENCE = 30.0  # seconds between two parts of a body
 
 
 class LimitBody:
@@ -46,7 +72,7 @@ class LimitBody:
 
             async def counted() -> Message:
                 nonlocal received, whole
-                message = await _within(receive)
+                message = await receive()
                 whole = not message.get("more_body", False)
                 received += len(message.get("body", b""))
                 # What is over the limit is not handed on: to the application the client is gone.
@@ -65,18 +91,10 @@ class LimitBody:
             await JSONResponse({"reason": reason}, 413, {"Connection": "close"})(scope, receive, send)
 
 
-async def _within(receive: Receive) -> Message:
-    """The next part of a body; who does not go on sending is taken for gone."""
-    try:
-        return await asyncio.wait_for(receive(), PATIENCE)
-    except TimeoutError:
-        return {"type": "http.disconnect"}
-
-
 async def _discard(receive: Receive, most: int) -> None:
     """Read the rest of a body, up to `most` bytes: who is still sending would see a broken connection, no reason."""
     while most > 0:
-        message = await _within(receive)
+        message = await receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             return
         most -= len(message.get("body", b""))

@@ -1,0 +1,79 @@
+"""Bytes of an upload → its clean view: in threads, a large one in a process of its own.
+
+Pillow decodes some formats without letting other threads run, and only a process can be given a limit of processor
+time. That process runs this module: it reads a file's bytes on standard input and writes the view
+on standard output, or the reason why there is none, with status 1.
+"""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.errors import DecodeError
+from pipeline.inputs.clean import clean_view
+from pipeline.inputs.decode import FORMATS, Decoding, Pixels, decode_rgb
+from pipeline.inputs.effort import pixel_passes
+
+SMALL = 4_000_000  # pixels times scans of a JPEG: up to a tenth of a second
+LARGE = 20_000_000  # up to half a second
+SCANS = 10  # of an image of the most pixels; progressive files of cameras and editors have about ten
+OTHER_FORMATS = 8  # times as long for a pixel, at most
+CPU_SECONDS = 20  # of one large image
+NICENESS = 10  # about a tenth of the processor time that another thread gets
+
+
+def effort(data: bytes) -> int:
+    """What decoding an image file costs, in pixels of a JPEG of one scan; 0 where it is not an image."""
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            return pixel_passes(image, data) * (1 if image.format in ("JPEG", "MPO") else OTHER_FORMATS)
+    except Exception:
+        return 0  # decoding says why
+
+
+def pixels_of(data: bytes, pixel_limit: int, decoding: Decoding) -> Pixels:
+    """Decode an upload to uint8 RGB (height, width, 3); DecodeError with the reason."""
+    return decode_rgb(data, pixel_limit, SCANS * pixel_limit, decoding)
+
+
+def view_of_large(data: bytes, pixel_limit: int, decoding: Decoding, size: int, resize: int) -> Pixels:
+    """The clean view (size, size, 3) of a large image, from a process of its own; DecodeError with the reason."""
+    given = map(str, (pixel_limit, decoding.grey_range, size, resize))
+    command = [sys.executable, "-m", "pipeline.service.decoding", *given]
+    found = subprocess.run(command, input=data, capture_output=True, cwd=Path(__file__).parents[2], check=False)
+    if found.returncode == 0:
+        return np.frombuffer(found.stdout, np.uint8).reshape(size, size, 3)
+    if found.returncode == 1 and found.stdout:
+        raise DecodeError(found.stdout.decode())
+    if found.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise DecodeError(f"not decoded within {CPU_SECONDS} s of processor time or the memory there is")
+    raise DecodeError("the decoder crashed")
+
+
+def lower_priority() -> None:
+    """Have this thread take less processor time than others; only Linux knows priorities of threads."""
+    if sys.platform == "linux":
+        os.nice(NICENESS)
+
+
+def main(pixel_limit: int, grey_range: int, size: int, resize: int) -> None:
+    """Answer one call of `view_of_large`."""
+    lower_priority()
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    try:
+        pixels = pixels_of(sys.stdin.buffer.read(), pixel_limit, Decoding(grey_range))
+    except DecodeError as error:
+        sys.stdout.buffer.write(str(error).encode(errors="backslashreplace"))
+        sys.exit(1)
+    sys.stdout.buffer.write(clean_view(pixels, size, resize).tobytes())
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
