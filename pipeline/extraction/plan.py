@@ -34,6 +34,7 @@ class ExtractResult:
     """What `extract` did; the fields of its JSON. Seconds are wall-clock, those of `phases` overlap.
 
     `bound` is the phase that the others waited for: "decode", "compute" or "write"; "" where nothing was computed.
+    `unread` counts files of other kinds by extension, `outside` image files in no class folder by folder.
     """
 
     set: str
@@ -49,6 +50,8 @@ class ExtractResult:
     skipped: list[dict[str, str]] = field(default_factory=list)
     cache: str = ""
     bytes: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
+    outside: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,11 @@ def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
     """What a run will do; `place` says where, and in which precision."""
     check_place(config.cache)
     name = config.data.absolute().name if config.set is None else config.set
-    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=_hashed(config, name))
+    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=_hashed(config, name), say=say)
     stored = stored_manifest(config.cache)
     device, precision = place(config, stored.base.precision if stored else None)
     layout.check_set_name(name)
-    _keep_other_roots(config, images, name)
+    _keep_other_sets(config, images, name, say)
     tensors = backbone.load_tensors(config.backbone, config.weights, say)
     manifest = _manifest(config, tensors, precision)
     if config.dense:
@@ -129,18 +132,25 @@ def stored_manifest(cache: Path) -> Manifest | None:
     return Manifest.load(file) if file.is_file() else None
 
 
-def _keep_other_roots(config: ExtractConfig, images: ImageSet, name: str) -> None:
-    """A set of another root is replaced only where `--set` names it."""
-    if config.set is None and stored_manifest(config.cache) and name in FeatureCache.open(config.cache).sets():
-        try:
-            known = FeatureCache.open(config.cache).index(name)
-        except CacheError:  # a damaged index, which this run writes anew
-            return
-        if Path(known.data) != images.data:
-            raise CacheError(
-                f"the cache has a set {name!r} of {known.data}, this data is {images.data}: "
-                f"name it with --set, or replace the other with --set {name}"
-            )
+def _keep_other_sets(config: ExtractConfig, images: ImageSet, name: str, say: Say) -> None:
+    """A set of another root, or of other images altogether, is replaced only where `--set` names it."""
+    if not stored_manifest(config.cache) or name not in FeatureCache.open(config.cache).sets():
+        return
+    try:
+        known = FeatureCache.open(config.cache).index(name)
+    except CacheError:  # a damaged index, which this run writes anew
+        return
+    before, now = ({image.digest for image in found} for found in (known.images, images.images))
+    gone, new = len(before - now), len(now - before)
+    hint = f"name it with --set, or replace the other with --set {name}"
+    if config.set is None and Path(known.data) != images.data:
+        raise CacheError(f"the cache has a set {name!r} of {known.data}, this data is {images.data}: {hint}")
+    if config.set is None and before and gone == len(before):
+        raise CacheError(
+            f"the cache has a set {name!r} of {len(before)} other images, none of which is in {images.data}: {hint}"
+        )
+    if gone:
+        say(f"set {name}: {gone} of {len(before)} images are no longer there, {new} new")
 
 
 def _manifest(config: ExtractConfig, tensors: dict[str, torch.Tensor], precision: str) -> Manifest:
@@ -176,7 +186,16 @@ def missing_work(plan: Plan, cache: FeatureCache | None) -> tuple[list[Work], Ex
     # By digest, which is a random order: each shard then holds all classes, and can be trained on by itself.
     work = [Work(paths[digest], digest, tuple(names)) for digest, names in sorted(views.items())]
     reused = len(keys) - len(missing)
-    return work, ExtractResult(plan.name, len(index.images), len(keys), 0, reused, cache=str(plan.config.cache))
+    return work, ExtractResult(
+        plan.name,
+        len(index.images),
+        len(keys),
+        0,
+        reused,
+        cache=str(plan.config.cache),
+        unread=plan.images.unread,
+        outside=plan.images.outside,
+    )
 
 
 def _part_of(keys: PackedKeys, part: tuple[int, int] | None) -> PackedKeys:
