@@ -373,7 +373,7 @@ def test_what_validation_cannot_tell_is_said(tmp_path: Path) -> None:
     classes(tmp_path / "valid", ("b",))
     assert any("1 of 3 classes" in line and "'c'" in line for line in scan(tmp_path)[1])
     classes(tmp_path / "valid", ("c",))
-    assert scan(tmp_path)[1] == []
+    assert scan(tmp_path)[1] == ["images read: train 6, valid 6, test 0"]
 
 
 def test_extract_says_what_it_does_not_read_before_it_computes(data: Path, run_extract: Extract) -> None:
@@ -410,6 +410,18 @@ def test_a_set_whose_images_went_is_said_or_refused(data: Path, run_extract: Ext
     }
     run_extract(set="data", say=said.append)
     assert "set data: 16 of 16 images are no longer there, 16 new" in said
+
+
+def test_a_linked_folder_that_went_away_is_a_change_with_its_reason(tmp_path: Path) -> None:
+    """As of a disk that is not mounted: the link, and the images behind it."""
+    classes(tmp_path / "disk", ("rose",))
+    classes(tmp_path / "data" / "train", ("tulip",))
+    (tmp_path / "data" / "train" / "rose").symlink_to(tmp_path / "disk" / "rose")
+    index = scan(tmp_path / "data")[0].index("set")
+    (tmp_path / "disk").rename(tmp_path / "away")
+    changes = changed_files(index)
+    assert "train/rose is a link whose target is not there" in changes
+    assert "train/rose/0.png is gone" in changes
 
 
 def test_a_folder_that_can_no_longer_be_listed_is_a_change(data: Path) -> None:

@@ -86,7 +86,7 @@ class ImageSet:
         classes = tuple(known) or tuple(sorted({image.label for image in images if image.split == "train"}))
         if not known:
             _refuse_other_classes(data, {(image.label, image.split) for image in images})
-            for line in _remarks(classes, images):
+            for line in (_split_line(images, has_splits), *_remarks(classes, images)):
                 say(line)
         return cls(
             data.absolute(),
@@ -144,7 +144,8 @@ def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
         image = known.get(path)
         if image is None:
             if path not in skipped or _digest_if_readable(item) != skipped[path]:
-                changes.append(f"{named(path)} is new" + (" since it was skipped" if path in skipped else ""))
+                since = " since it was skipped" if path in skipped else ""
+                changes.append(f"{named(path)} is {item.fault or 'new'}{since}")
         elif item.fault:
             changes.append(f"{named(path)} is {item.fault}")
         elif image.label != item.label or (item.split and image.split != item.split):
@@ -254,6 +255,12 @@ def _refuse_other_classes(data: Path, found: set[tuple[str, str]]) -> None:
                 f"{data}: {split} has classes that train does not: {shown(names)}; "
                 "add images of them to train, or give them a label of train"
             )
+
+
+def _split_line(images: Sequence[ImageRecord], has_splits: bool) -> str:
+    count = Counter(image.split for image in images)
+    counts = ", ".join(f"{split} {count[split]}" for split in SPLITS)
+    return f"images read: {counts}" + ("" if has_splits else ", split 80/10/10 by --split-seed")
 
 
 def _remarks(classes: Sequence[str], images: Sequence[ImageRecord]) -> list[str]:

@@ -143,7 +143,7 @@ class _Walk:
     def finished(self) -> Listing:
         """The listing, with lines on what was passed over."""
         listing = self.listing
-        empty = f"no image is read of {shown(self._empty)}" if self._empty else ""
+        empty = f"no image is read in {shown(self._empty)}" if self._empty else ""
         if passed := "; ".join(filter(None, (unread_line(listing.unread), empty))):
             listing.notes.append(passed)
         if listing.outside:
