@@ -15,7 +15,7 @@ from conftest import REPOSITORY, Extract, draw_image
 from cache.errors import CacheError
 from cache.store import FeatureCache
 from pipeline.errors import ImageSetError
-from pipeline.inputs.images import ImageSet, changed_files, stale_files
+from pipeline.inputs.images import ImageSet, changed_files, root_now, stale_files
 from pipeline.predict import find_images
 
 Scan = tuple[ImageSet, list[str]]
@@ -106,6 +106,30 @@ def test_splits_are_known_under_the_usual_names(tmp_path: Path, train: str, vali
     assert splits(images) == {"train": 6, "valid": 4, "test": 2}
     assert images.classes == ("rose", "tulip")
     assert f"{valid.split('/')[0]} is read as valid" in said[0]
+
+
+def test_a_folder_in_a_folder_of_its_name_is_one(tmp_path: Path) -> None:
+    """As archives are unpacked; of another name it is a class, and one class is said."""
+    classes(tmp_path / "flowers" / "flowers")
+    assert scan(tmp_path / "flowers")[0].classes == ("rose", "tulip")
+    classes(tmp_path / "other" / "flowers")
+    images, said = scan(tmp_path / "other")
+    assert images.classes == ("flowers",)
+    assert any("one class only, 'flowers'" in line for line in said)
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "loop").symlink_to(tmp_path / "loop")
+    assert "loop" in refused(tmp_path / "loop")
+
+
+def test_what_archives_and_tools_leave_beside_splits_hinders_nothing(tmp_path: Path) -> None:
+    """Folders without images are named, and the others still known as splits."""
+    classes(tmp_path / "train_set")
+    classes(tmp_path / "test_set")
+    files(tmp_path / "__MACOSX" / "train_set", "._0.png")
+    files(tmp_path / "labels" / "train", "0.txt")
+    images, said = scan(tmp_path)
+    assert splits(images) == {"train": 4, "test": 4}
+    assert any("__MACOSX, labels" in line for line in said)
 
 
 @pytest.mark.parametrize("test", ["test", "seg_pred/seg_pred"])
@@ -288,6 +312,18 @@ def test_names_are_the_same_under_any_locale_or_refused(tmp_path: Path) -> None:
         assert "set PYTHONUTF8=1" in listed_under(tmp_path / "b", **other)
         assert "PYTHONUTF8" not in listed_under(tmp_path / "b", PYTHONUTF8="1")
         shutil.rmtree(tmp_path / "b")
+
+
+def test_an_index_of_names_that_this_locale_reads_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training, report and export say so, rather than miss the images."""
+    classes(tmp_path / "é" / "train")
+    index = scan(tmp_path / "é")[0].index("set")
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert "PYTHONUTF8" in stale_files(index)[0]
+    with pytest.raises(ImageSetError, match="PYTHONUTF8"):
+        root_now(index, None)
 
 
 @pytest.fixture

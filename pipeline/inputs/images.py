@@ -12,7 +12,7 @@ from pathlib import Path
 from cache.index import SPLITS, ImageRecord, SetIndex, SkippedImage
 from pipeline.console import Say, counted, named, silent
 from pipeline.errors import ImageSetError
-from pipeline.inputs.folders import Listed, unread_line
+from pipeline.inputs.folders import Listed, refuse_other_locale, unread_line
 from pipeline.inputs.listing import Listing, extensions, list_files, shown
 from pipeline.inputs.names import difference, look_alikes, resembling
 
@@ -109,10 +109,13 @@ class ImageSet:
 
 
 def root_now(index: SetIndex, data: Path | None) -> Path:
-    """Where the set's images are: in `data`, a folder or a CSV beside them, or None, where they were."""
-    if data is None:
-        return Path(index.root)
-    return data if data.is_dir() else data.parent
+    """Where the set's images are: in `data`, a folder or a CSV beside them, or None, where they were.
+
+    ImageSetError where this locale would read their names otherwise.
+    """
+    root = Path(index.root) if data is None else data if data.is_dir() else data.parent
+    refuse_other_locale(root / image.path for image in index.images)
+    return root
 
 
 def changed_files(index: SetIndex) -> list[str]:
@@ -128,9 +131,10 @@ def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
     With `trust_times` only files whose size or time changed are hashed again.
     """
     data = Path(index.data)
-    if not data.exists():
-        return []
     try:
+        refuse_other_locale([data])
+        if not data.exists():
+            return []
         listing = list_files(data)
     except ImageSetError as error:
         return [str(error)]
@@ -267,6 +271,8 @@ def _remarks(classes: Sequence[str], images: Sequence[ImageRecord]) -> list[str]
     """Lines on classes that look alike, and on what validation images cannot tell."""
     lines = [f"classes {a!r} and {b!r} differ only in {difference(a, b)}" for a, b in look_alikes(classes)]
     valid = Counter(image.label for image in images if image.split == "valid")
+    if len(classes) == 1:
+        lines.append(f"one class only, {classes[0]!r}: train-head and sweep need two")
     lacking = [repr(name) for name in classes if name not in valid]
     if not valid:
         lines.append("no validation images: train-head and sweep need some")

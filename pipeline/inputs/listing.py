@@ -112,9 +112,9 @@ class _Walk:
             notes.append(f"folders that are no split are not read: {shown([path.name for path in splits.others])}")
 
     def list_split(self, folder: Path, split: str) -> None:
-        """The class folders of `folder`."""
+        """The class folders of `folder`, or of the folder of the same name that is all it has."""
         here = folder.resolve()
-        if split and (fault := self._fault(here, ())):
+        if folder != self.listing.root and (fault := self._fault(here, ())):
             self.listing.files.append(Listed(folder, "", split, fault))
             return
         known = split != "" and self._met_before(folder, here)
@@ -124,8 +124,8 @@ class _Walk:
             self.listing.files.append(Listed(folder, "", split, f"cannot be listed: {error.strerror}"))
             return
         self.count_outside(folder, entries)
-        inner = inner_of(folder) if split else folder
-        if inner != folder:
+        inner = inner_of(folder)
+        if inner != folder and folders_in(inner):
             self.list_split(inner, split)
             return
         for path, kind in entries:

@@ -38,18 +38,13 @@ def find_splits(data: Path, train_needed: bool) -> Splits | None:
     """The splits of `data`; None where its folders are classes. ImageSetError where that is not clear."""
     folders = folders_in(data)
     within = {folder: folders_in(inner_of(folder)) for folder in folders}
-    deep = [folder for folder in folders if within[folder]]
+    deep = [path for path in folders if within[path] and (_split_in(path.name) or _holds_classes(within[path]))]
     exact = {folder: split_of(folder.name) for folder in folders if split_of(folder.name)}
-    chosen = exact
-    if "train" not in exact.values():
-        chosen = {folder: _split_in(folder.name) for folder in deep}
-        if "" in chosen.values() or "train" not in chosen.values() or len(set(chosen.values())) < 2:
-            if exact and len(exact) == len(folders) and not train_needed:
-                chosen = exact
-            else:
-                _refuse_without_train(data, folders, exact, deep)
-                _refuse_unknown_splits(data, folders, {folder: within[folder] for folder in deep})
-                return None
+    chosen = _chosen(exact, deep, train_needed)
+    if not chosen:
+        _refuse_without_train(data, folders, exact, deep)
+        _refuse_unknown_splits(data, folders, {folder: within[folder] for folder in deep})
+        return None
     _refuse_twice(data, chosen)
     others = [folder for folder in folders if folder not in chosen]
     _refuse_unread(data, chosen, [folder for folder in others if _holds_classes(within[folder])])
@@ -57,6 +52,14 @@ def find_splits(data: Path, train_needed: bool) -> Splits | None:
     _refuse_loose_train(data, [folder for folder in loose if chosen.get(folder) == "train"])
     rest = tuple(folder for folder in others if folder not in loose)
     return Splits({folder: split for folder, split in chosen.items() if folder not in loose}, loose, rest)
+
+
+def _chosen(exact: dict[Path, str], deep: list[Path], train_needed: bool) -> dict[Path, str]:
+    """Folders called as splits are; else those with class folders, where a word of each names one; else none."""
+    if "train" in exact.values() or (not train_needed and any(folder in deep for folder in exact)):
+        return exact
+    words = {folder: _split_in(folder.name) for folder in deep}
+    return words if "train" in words.values() and "" not in words.values() and len(words) > 1 else {}
 
 
 def inner_of(folder: Path) -> Path:
