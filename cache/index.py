@@ -1,7 +1,6 @@
 """One image set's index: which files it has, their digests, labels and splits, and the order of its classes."""
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
@@ -190,7 +189,7 @@ def _impossible(index: SetIndex, name: str) -> str:
 def _is_file_name(value: object) -> bool:
     """Whether `value` is a text that a file system can name a file by: no NUL, no half characters but stray bytes."""
     try:
-        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+        return isinstance(value, str) and b"\0" not in value.encode("utf-8", "surrogateescape")  # under any locale
     except UnicodeEncodeError:
         return False
 

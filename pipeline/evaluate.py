@@ -18,6 +18,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.console import Say, silent
 from pipeline.errors import ConfigError, DecodeError, PipelineError, RunError
 from pipeline.inputs.images import ImageSet
+from pipeline.inputs.names import resembling
 from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.model.calibration import error_of
 from pipeline.predict import bundle_precision
@@ -90,12 +91,15 @@ def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
     if config.data is None:
         raise ConfigError(f"{config.target} is a model, and holds no place of images: name DATA, what to score it on")
     data = config.data
-    images = ImageSet.scan(data, bundle.card["split_seed"], bool(bundle.card["skipped"]), bundle.classes)
+    images = ImageSet.scan(data, bundle.card["split_seed"], bool(bundle.card["skipped"]), bundle.classes, say=say)
     _refuse_other_split(bundle, images)
     chosen = [image for image in images.images if image.split == config.split]
     unknown = sorted({image.label for image in chosen} - set(bundle.classes))
     if unknown or not chosen:
-        found = f"classes the model does not know, the first {unknown[0]!r}" if unknown else "no images"
+        found = "no images"
+        if unknown:
+            first = f"{unknown[0]!r}{resembling(unknown[0], bundle.classes)}"
+            found = f"classes the model does not know, the first {first}"
         raise PipelineError(f"{config.split} of {data} has {found}; name the data the model was trained for")
     device = resolve_device(config.device)
     backbone = bundle.backbone(device, bundle_precision(bundle, config.precision, device, say))

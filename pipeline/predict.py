@@ -7,6 +7,8 @@ import json
 import os
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,30 +19,37 @@ import torch
 from cache.files import read_regular
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import PredictConfig
-from pipeline.console import Say, silent
+from pipeline.console import Say, counted, silent
 from pipeline.errors import PipelineError
-from pipeline.inputs.decode import EXTENSIONS
+from pipeline.inputs.folders import Kind, entries_of, extension, unread_line
+from pipeline.inputs.names import difference, plain
 from pipeline.inputs.remarks import Remarks
 from pipeline.machine.device import available_cpus, computes_bfloat16, resolve_device, resolve_precision
 
 
 @dataclass
 class PredictResult:
-    """The fields of the command's JSON; `seconds` of all the work, the rate without reading the model."""
+    """The fields of the command's JSON; `seconds` of all the work, the rate without reading the model.
+
+    `unread` counts, by extension, files of other kinds in the folders given.
+    """
 
     precision: str
     predictions: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     images_per_second: float = 0.0
+    unread: dict[str, int] = field(default_factory=dict)
 
 
 def predict(config: PredictConfig, say: Say = silent) -> PredictResult:
     """The `top_k` classes of every image file; files that cannot be decoded are listed, the others predicted."""
     start = time.perf_counter()
     bundle = load_bundle(config.model)
-    names = read_names(config.names) if config.names else bundle.names
-    paths, nothing = find_images(config.images)
+    names = read_names(config.names, bundle.classes, say) if config.names else bundle.names
+    paths, nothing, unread = find_images(config.images)
+    if unread:
+        say(unread_line(unread))
     torch.set_num_threads(available_cpus())
     device = resolve_device(config.device)
     precision = bundle_precision(bundle, config.precision, device, say)
@@ -51,7 +60,7 @@ def predict(config: PredictConfig, say: Say = silent) -> PredictResult:
     for line in remarks.lines():
         say(line)
     rate = len(paths) / (time.perf_counter() - ready)
-    result = PredictResult(precision, failed=nothing)
+    result = PredictResult(precision, failed=nothing, unread=dict(unread))
     for place, path in enumerate(paths):
         if place in failed:
             result.failed.append({"path": str(path), "reason": failed[place]})
@@ -84,24 +93,26 @@ def bundle_precision(bundle: Bundle, asked: str, device: torch.device, say: Say)
     return resolve_precision(asked, device, bundle.precision)
 
 
-def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[dict[str, str]]]:
+def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[dict[str, str]], Counter[str]]:
     """Files as they are, the images below folders, and what globs match; `-` is a list of these on standard input.
 
-    And what is none of these, with the reason.
+    And what is none of these, with the reason; and how many files of other kinds the folders have, by extension.
     """
     found: list[Path] = []
     nothing: list[dict[str, str]] = []
+    unread: Counter[str] = Counter()
     for text in chain.from_iterable(_listed_on_input() if text == "-" else (text,) for text in given):
         path = Path(text)
         if path.is_dir():
-            matches, unlisted = _images_below(path)
+            matches, unlisted, others = _images_below(path)
             nothing += unlisted
+            unread += others
         else:
             matches = [path] if path.is_file() else _matches(text)
         if not matches:
             nothing.append({"path": text, "reason": "no image, no folder with images, and matches nothing"})
         found += matches
-    return found, nothing
+    return found, nothing, unread
 
 
 def _listed_on_input() -> list[str]:
@@ -119,27 +130,37 @@ def _matches(pattern: str) -> list[Path]:
         return []
 
 
-def _images_below(folder: Path) -> tuple[list[Path], list[dict[str, str]]]:
-    """Images in `folder` at any depth, hidden ones aside; and folders that cannot be listed, with the reason."""
+def _images_below(folder: Path) -> tuple[list[Path], list[dict[str, str]], Counter[str]]:
+    """Images in `folder` at any depth, hidden ones aside, each folder once however many links lead to it.
+
+    And what cannot be looked into, with the reason; and how many files of other kinds there are, by extension.
+    """
     found: list[Path] = []
     unlisted: list[dict[str, str]] = []
-    waiting = [folder]
+    unread: Counter[str] = Counter()
+    waiting, seen = [folder], set()
     while waiting:
         place = waiting.pop()
         try:
-            with os.scandir(place) as listing:
-                entries = [entry for entry in listing if not entry.name.startswith(".")]
+            if (here := place.resolve()) in seen:
+                continue
+            entries = entries_of(place)
         except OSError as error:
             unlisted.append({"path": str(place), "reason": f"cannot be listed: {error.strerror}"})
             continue
-        waiting += [place / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        files = (place / entry.name for entry in entries if entry.is_file())
-        found += [path for path in files if path.suffix.lower() in EXTENSIONS]
-    return sorted(found), unlisted
+        seen.add(here)
+        waiting += [path for path, kind in entries if kind is Kind.FOLDER]
+        found += [path for path, kind in entries if kind is Kind.IMAGE]
+        unlisted += [{"path": str(path), "reason": Kind.BROKEN.value} for path, kind in entries if kind is Kind.BROKEN]
+        unread.update(extension(path) for path, kind in entries if kind is Kind.UNREAD)
+    return sorted(found), unlisted, unread
 
 
-def read_names(path: Path) -> dict[str, str]:
-    """Display names by class from a JSON object such as cat_to_name.json."""
+def read_names(path: Path, classes: Sequence[str], say: Say = silent) -> dict[str, str]:
+    """Display names of `classes` from a JSON object such as cat_to_name.json; a class that has none is left out.
+
+    PipelineError where it is not such an object, or has a name for none of the classes.
+    """
     try:
         names = json.loads(read_regular(path))
     except OSError as error:
@@ -148,4 +169,41 @@ def read_names(path: Path) -> dict[str, str]:
         raise PipelineError(f"{path} cannot be read as JSON ({error}); expected an object of class: name") from error
     if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()):
         raise PipelineError(f"{path} is not a JSON object of class: name")
-    return names
+    alike = {plain(key): key for key in names}
+    key_of = {label: label if label in names else alike.get(plain(label), "") for label in classes}
+    key_of = {label: key for label, key in key_of.items() if key in names}
+    if not key_of:
+        keys = f"the first {next(iter(names))!r}" if names else "it has none"
+        raise PipelineError(
+            f"{path} has a name for none of the {len(classes)} classes: its keys ({keys}) are not classes "
+            f"(the first {classes[0]!r}); expected an object of class: name"
+        )
+    for line in _name_remarks(path, names, classes, key_of):
+        say(line)
+    return {label: names[key] for label, key in key_of.items()}
+
+
+def _name_remarks(path: Path, names: dict[str, str], classes: Sequence[str], key_of: dict[str, str]) -> list[str]:
+    """Lines on names that fit no class as they stand, and on classes without one."""
+    unnamed = [label for label in classes if label not in key_of]
+    unused = sorted(names.keys() - set(key_of.values()))
+    other = [(label, key) for label, key in key_of.items() if label != key]
+    lines = []
+    if other:
+        label, key = other[0]
+        lines.append(f"{path}: {counted(len(other), 'key')} taken for a class that differs in {difference(label, key)}")
+    missing = f"{len(unnamed)} of {len(classes)} classes have no name (the first {unnamed[0]!r})" if unnamed else ""
+    unfit = f"{len(unused)} of {len(names)} names have no class (the first {unused[0]!r})" if unused else ""
+    if missing or unfit:
+        lines.append(f"{path}: " + ", ".join(filter(None, (missing, unfit))) + _shift(names, classes))
+    return lines
+
+
+def _shift(names: Iterable[str], classes: Sequence[str]) -> str:
+    """Words on keys that count from another number than the classes, as 0 to 101 for 1 to 102; "" where none do."""
+    if not all(text.isascii() and text.isdigit() for text in (*names, *classes)):
+        return ""
+    keys, labels = sorted(map(int, names)), sorted(map(int, classes))
+    shifted = len(keys) == len(labels) and {key - label for key, label in zip(keys, labels, strict=True)} in ({1}, {-1})
+    ends = f"{keys[0]} to {keys[-1]} for classes {labels[0]} to {labels[-1]}"
+    return f"; the keys look shifted by one ({ends}), so that each class has the name of another" if shifted else ""

@@ -56,7 +56,7 @@ def report(config: ReportConfig, say: Say = silent) -> ReportResult:
     torch.set_num_threads(available_cpus())
     cache = run.open_cache(config.cache)
     index = cache.index(run.record["set"])
-    names = read_names(config.names) if config.names else {}
+    names = read_names(config.names, run.classes, say) if config.names else {}
     found = find(run, cache, index, names, say)
     say("drawing the page")
     page, pictures, missing = _page(found, config)

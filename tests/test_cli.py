@@ -179,7 +179,7 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
     found = invoke_json(*extracted, "--passes", 1)
     assert found.keys() == {
         "set", "images", "rows", "computed", "reused", "seconds", "warmup_seconds", "images_per_second", "phases",
-        "bound", "skipped", "cache", "bytes",
+        "bound", "skipped", "cache", "bytes", "remarks", "unread", "outside",
     }  # fmt: skip
     assert found["phases"].keys() == {"decode", "compute", "write"}  # type: ignore[attr-defined]
     assert (found["set"], found["images"], found["rows"]) == ("data", 24, 36)

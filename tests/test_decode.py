@@ -190,7 +190,7 @@ def test_what_is_no_image_is_called_what_it_is(content: bytes, found: str) -> No
 def test_a_heic_under_another_name_is_called_so_where_it_cannot_be_read() -> None:
     """With what to install; with the plug-in it is a damaged one, since nothing follows."""
     content = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 2000
-    assert "pip install -e '.[heif]'" in describe(content, heif=False)
+    assert "'.[heif]'" in describe(content, heif=False)
     with pytest.raises(DecodeError, match="HEIC"):
         decode_rgb(content)
 

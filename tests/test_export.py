@@ -329,7 +329,7 @@ def test_predict_prints_one_object_and_lists_what_failed(model: Path, trained: P
     result = CliRunner().invoke(main, ["predict", str(model), str(good), str(tmp_path / "bad.jpg"), "--json"])
     assert result.exit_code == 1
     found = json.loads(result.stdout)
-    assert found.keys() == {"precision", "predictions", "failed", "seconds", "images_per_second"}
+    assert found.keys() == {"precision", "predictions", "failed", "seconds", "images_per_second", "unread"}
     assert found["predictions"][0]["top"][0].keys() == {"class", "name", "probability"}
     assert found["failed"] == [{"path": str(tmp_path / "bad.jpg"), "reason": found["failed"][0]["reason"]}]
     with pytest.raises(DecodeError, match=r"bad\.jpg"):
@@ -425,9 +425,10 @@ def test_images_are_files_folders_and_globs(tmp_path: Path) -> None:
         draw_image(tmp_path / name, 1)
     (tmp_path / "notes.txt").write_text("x")
     nothing = str(tmp_path / "*.gif")
-    found, failed = find_images((str(tmp_path / "b.png"), nothing, str(tmp_path), str(tmp_path / "*.png")))
+    found, failed, unread = find_images((str(tmp_path / "b.png"), nothing, str(tmp_path), str(tmp_path / "*.png")))
     assert [p.name for p in found] == ["b.png", "a.png", "b.png", "c.jpg", "a.png", "b.png"]
     assert failed == [{"path": nothing, "reason": "no image, no folder with images, and matches nothing"}]
+    assert unread == {".txt": 1}
 
 
 def test_hidden_images_in_a_folder_are_not_predicted(tmp_path: Path) -> None:
@@ -442,6 +443,6 @@ def test_names_that_are_no_object_of_texts_are_refused(tmp_path: Path, content: 
     """And a file that is not there."""
     (tmp_path / "names.json").write_text(content)
     with pytest.raises(PipelineError, match=r"names\.json"):
-        read_names(tmp_path / "names.json")
+        read_names(tmp_path / "names.json", ("1",))
     with pytest.raises(PipelineError, match=r"none\.json"):
-        read_names(tmp_path / "none.json")
+        read_names(tmp_path / "none.json", ("1",))

@@ -27,7 +27,7 @@ from PIL import Image
 from cache.layout import CLEAN_VIEW
 from pipeline.config import ServeConfig
 from pipeline.errors import DecodeError, PipelineError
-from pipeline.inputs.decode import decode_rgb
+from pipeline.inputs.decode import FULL_RANGE, decode_rgb
 from pipeline.inputs.views import Views
 from pipeline.serve import serve
 from pipeline.service.decoding import LARGE, SMALL, effort, view_of_large
@@ -400,12 +400,12 @@ def test_a_large_image_is_what_it_is_elsewhere(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (700, 900, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    view = view_of_large(data, 1_000_000, 224, 256)
+    view = view_of_large(data, 1_000_000, FULL_RANGE, 224, 256)
     assert np.array_equal(view, Views(224, 256).render(decode_rgb(data), b"", CLEAN_VIEW))
     with pytest.raises(DecodeError, match="900 x 700 pixels, over the limit of 100,000"):
-        view_of_large(data, 100_000, 224, 256)
+        view_of_large(data, 100_000, FULL_RANGE, 224, 256)
     with pytest.raises(DecodeError, match="not an image"):
-        view_of_large(b"text \xff", 100_000, 224, 256)
+        view_of_large(b"text \xff", 100_000, FULL_RANGE, 224, 256)
 
 
 def test_effort_counts_pixels_and_scans() -> None:

@@ -38,6 +38,7 @@ class ExtractResult:
 
     `bound` is the phase that the others waited for: "decode", "compute" or "write"; "" where nothing was computed.
     `remarks` on files that were decoded all the same: by kind, how many and the first.
+    `unread` counts files of other kinds by extension, `outside` image files in no class folder by folder.
     """
 
     set: str
@@ -54,6 +55,8 @@ class ExtractResult:
     remarks: Remarks = field(default_factory=Remarks)
     cache: str = ""
     bytes: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
+    outside: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
         raise ImageSetError(f"{config.data} does not exist, expected a folder of images or a CSV file")
     if not config.dry_run:
         check_writing(config.cache, config.part)
-    _keep_other_roots(config, name)
+    known = _known_index(config, name)
+    _keep_other_roots(config, known)
     stored = stored_manifest(config.cache)
     device, precision = place(config, stored.base.precision if stored else None)
     if config.dense:
@@ -103,7 +107,8 @@ def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
     manifest = _manifest(config, tensor_digest(tensors), precision, decoding)
     if stored:
         manifest = stored.merged_with(manifest, config.cache)
-    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=_hashed(config, name))
+    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=_hashed(config, name), say=say)
+    _keep_other_images(config, known, images, say)
     if config.grey_range == AUTO and not stored:
         manifest = _with_measured_range(manifest, images)
     return Plan(config, tensors, device, manifest, images, name)
@@ -147,19 +152,40 @@ def stored_manifest(cache: Path) -> Manifest | None:
     return Manifest.load(file) if file.is_file() else None
 
 
-def _keep_other_roots(config: ExtractConfig, name: str) -> None:
+def _known_index(config: ExtractConfig, name: str) -> SetIndex | None:
+    """The index of the set as an earlier run left it, if there is one that can be read."""
+    if not stored_manifest(config.cache) or name not in FeatureCache.open(config.cache).sets():
+        return None
+    try:
+        return FeatureCache.open(config.cache).index(name)
+    except CacheError:  # a damaged index, which this run writes again
+        return None
+
+
+def _keep_other_roots(config: ExtractConfig, known: SetIndex | None) -> None:
     """A set of another root is replaced only where `--set` names it."""
-    if config.set is None and stored_manifest(config.cache) and name in FeatureCache.open(config.cache).sets():
-        try:
-            known = FeatureCache.open(config.cache).index(name)
-        except CacheError:  # a damaged index, which this run writes anew
-            return
-        data = config.data.absolute()
-        if Path(known.data) != data:
-            raise CacheError(
-                f"the cache has a set {name!r} of {known.data}, this data is {data}: "
-                f"name it with --set, or replace the other with --set {name}"
-            )
+    data = config.data.absolute()
+    if config.set is None and known and Path(known.data) != data:
+        raise CacheError(f"the cache has a set {known.name!r} of {known.data}, this data is {data}: {_other(known)}")
+
+
+def _keep_other_images(config: ExtractConfig, known: SetIndex | None, images: ImageSet, say: Say) -> None:
+    """A set of other images altogether is replaced only where `--set` names it; that some are gone is said."""
+    if known is None:
+        return
+    before, now = ({image.digest for image in found} for found in (known.images, images.images))
+    gone, new = len(before - now), len(now - before)
+    if config.set is None and before and gone == len(before):
+        raise CacheError(
+            f"the cache has a set {known.name!r} of {len(before)} other images, none of which is in {images.data}: "
+            f"{_other(known)}"
+        )
+    if gone:
+        say(f"set {known.name}: {gone} of {len(before)} images are no longer there, {new} new")
+
+
+def _other(known: SetIndex) -> str:
+    return f"name it with --set, or replace the other with --set {known.name}"
 
 
 def _with_measured_range(manifest: Manifest, images: ImageSet) -> Manifest:
@@ -201,7 +227,16 @@ def missing_work(plan: Plan, cache: FeatureCache | None) -> tuple[list[Work], Ex
     # By digest, which is a random order: each shard then holds all classes, and can be trained on by itself.
     work = [Work(paths[digest], digest, tuple(names)) for digest, names in sorted(views.items())]
     reused = len(keys) - len(missing)
-    return work, ExtractResult(plan.name, len(index.images), len(keys), 0, reused, cache=str(plan.config.cache))
+    return work, ExtractResult(
+        plan.name,
+        len(index.images),
+        len(keys),
+        0,
+        reused,
+        cache=str(plan.config.cache),
+        unread=plan.images.unread,
+        outside=plan.images.outside,
+    )
 
 
 def _part_of(keys: PackedKeys, part: tuple[int, int] | None) -> PackedKeys:

@@ -3,24 +3,37 @@
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache.index import SPLITS, ImageRecord, SetIndex, SkippedImage
-from pipeline.console import named
+from pipeline.console import Say, counted, named, silent
 from pipeline.errors import ImageSetError
-from pipeline.inputs.listing import Listed, extensions, list_files
+from pipeline.inputs.decode import HEIF, HEIF_EXTENSIONS
+from pipeline.inputs.folders import Listed, refuse_other_locale, unread_line
+from pipeline.inputs.listing import Listing, extensions, list_files, shown
+from pipeline.inputs.names import difference, look_alikes, resembling
 
 _FILES_AT_ONCE = 64  # hashed by one thread
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A scanned data set; `classes` are the names found in train, sorted, or those that were known before.
+    """A scanned data set.
 
-    `faults` are the entries that cannot be read, with the reason, where those are tolerated.
+    Attributes:
+        data: what was scanned, a folder or a CSV file.
+        root: the folder that the paths of `images` start from.
+        split_seed: seed of the split, where `data` has none.
+        classes: names found in train, sorted, or those that were known before.
+        images: the files that can be read.
+        has_splits: whether `data` has splits of its own, rather than chosen by `split_seed`.
+        faults: entries that cannot be read, with the reason, where those are tolerated.
+        unread: how many files of other kinds `data` has, by extension; empty for a CSV.
+        outside: how many image files of `data` lie in no class folder, by the folder that they lie in.
     """
 
     data: Path
@@ -28,8 +41,10 @@ class ImageSet:
     split_seed: int
     classes: tuple[str, ...]
     images: tuple[ImageRecord, ...]
-    has_splits: bool  # its own, rather than chosen by `split_seed`
+    has_splits: bool
     faults: tuple[SkippedImage, ...] = ()
+    unread: dict[str, int] = field(default_factory=dict)
+    outside: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def scan(
@@ -39,34 +54,52 @@ class ImageSet:
         skip_bad: bool = False,
         known: Sequence[str] = (),
         hashed: SetIndex | None = None,
+        say: Say = silent,
     ) -> "ImageSet":
-        """List and hash the images of `data`.
+        """List and hash the images of `data`, and say what of it is not read.
 
-        `data` is a folder with train/, valid/ (or val/) and test/, each of class folders; or one folder of class
-        folders, which gets a stratified 80/10/10 split by `split_seed`; or a CSV with path,label,split.
-        Hidden files and folders are ignored. Links to files are followed wherever they lead, links to folders within
-        the set. Raises ImageSetError where the data cannot be used, and, unless `skip_bad` records them, for entries
+        `data` is a folder with train/, valid/ and test/, under these or the usual other names, each of class folders;
+        or one folder of class folders, which gets a stratified 80/10/10 split by `split_seed`; or a CSV with
+        path,label,split. Hidden files and folders are ignored. Links are followed wherever they lead, loops aside.
+        Raises ImageSetError where the data cannot be used, and, unless `skip_bad` records them, for entries
         that cannot be read. Where classes are `known`, train may be missing, and unknown ones are the caller's concern.
         Files that were `hashed` before and have kept size and time are not hashed again: for callers who compare the
         digest with the bytes that they decode.
         """
         data = Path(data)
-        root, listed = list_files(data, train_needed=not known)
+        listing = list_files(data, train_needed=not known)
+        root, listed = listing.root, listing.files
         if not listed:
-            raise ImageSetError(f"{data} holds no images, expected a folder per class with {extensions()} files")
+            raise _no_images(data, listing)
+        for line in listing.notes:
+            say(line)
+        if not known and not any(item.fault for item in listed):
+            _refuse_other_classes(data, {(item.label, item.split) for item in listed})
         images, faults = _hash_all(root, listed, hashed)
         if faults and not skip_bad:
             lines = "\n".join(f"  {named(root / image.path)}: {image.reason}" for image in faults)
             raise ImageSetError(
-                f"{len(faults)} files cannot be read:\n{lines}\nMend or remove them, or leave them out with --skip-bad."
+                f"{counted(len(faults), 'path')} cannot be read:\n{lines}\nFix or remove them, or pass --skip-bad."
             )
         has_splits = any(image.split for image in images)
         if not has_splits:
             images = _split_by_class(images, split_seed)
         classes = tuple(known) or tuple(sorted({image.label for image in images if image.split == "train"}))
         if not known:
-            _check_classes(data, classes, images)
-        return cls(data.absolute(), root.absolute(), split_seed, classes, tuple(images), has_splits, tuple(faults))
+            _refuse_other_classes(data, {(image.label, image.split) for image in images})
+            for line in (_split_line(images, has_splits), *_remarks(classes, images)):
+                say(line)
+        return cls(
+            data.absolute(),
+            root.absolute(),
+            split_seed,
+            classes,
+            tuple(images),
+            has_splits,
+            tuple(faults),
+            dict(listing.unread),
+            dict(listing.outside),
+        )
 
     def index(self, name: str, skipped: Iterable[SkippedImage] = ()) -> SetIndex:
         """The index of this set under `name`, without the files in `skipped`."""
@@ -77,10 +110,13 @@ class ImageSet:
 
 
 def root_now(index: SetIndex, data: Path | None) -> Path:
-    """Where the set's images are: in `data`, a folder or a CSV beside them, or None, where they were."""
-    if data is None:
-        return Path(index.root)
-    return data if data.is_dir() else data.parent
+    """Where the set's images are: in `data`, a folder or a CSV beside them, or None, where they were.
+
+    ImageSetError where this locale would read their names otherwise.
+    """
+    root = Path(index.root) if data is None else data if data.is_dir() else data.parent
+    refuse_other_locale(root / image.path for image in index.images)
+    return root
 
 
 def changed_files(index: SetIndex) -> list[str]:
@@ -96,9 +132,14 @@ def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
     With `trust_times` only files whose size or time changed are hashed again.
     """
     data = Path(index.data)
-    if not data.exists():
-        return []
-    root, listed = list_files(data)
+    try:
+        refuse_other_locale([data])
+        if not data.exists():
+            return []
+        listing = list_files(data)
+    except ImageSetError as error:
+        return [str(error)]
+    root, listed = listing.root, listing.files
     known = {image.path: image for image in index.images}
     skipped = {image.path: image.digest for image in index.skipped}
     changes, seen = [], set()
@@ -108,7 +149,8 @@ def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
         image = known.get(path)
         if image is None:
             if path not in skipped or _digest_if_readable(item) != skipped[path]:
-                changes.append(f"{named(path)} is new" + (" since it was skipped" if path in skipped else ""))
+                since = " since it was skipped" if path in skipped else ""
+                changes.append(f"{named(path)} is {item.fault or 'new'}{since}")
         elif item.fault:
             changes.append(f"{named(path)} is {item.fault}")
         elif image.label != item.label or (item.split and image.split != item.split):
@@ -116,7 +158,14 @@ def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
             changes.append(f"{named(path)} is now {now}, was {image.split} {image.label!r}")
         elif (change := _content_change(item.path, image, trust_times)) is not None:
             changes.append(f"{named(path)} {change}")
-    return changes + [f"{named(path)} is gone" for path in known if path not in seen]
+    return changes + [
+        f"{named(path)} is gone" for path in known if path not in seen and not _unlisted_here(root / path)
+    ]
+
+
+def _unlisted_here(path: Path) -> bool:
+    """Whether an image is there, and not listed only for want of an extra that another installation has."""
+    return not HEIF and path.suffix.lower() in HEIF_EXTENSIONS and path.is_file()
 
 
 def count_leaks(index: SetIndex) -> dict[str, int]:
@@ -199,14 +248,44 @@ def _split_by_class(images: list[ImageRecord], seed: int) -> list[ImageRecord]:
     return [ImageRecord(i.path, i.digest, i.label, split_of[i.digest], i.size, i.mtime_ns) for i in images]
 
 
-def _check_classes(data: Path, classes: tuple[str, ...], images: list[ImageRecord]) -> None:
+def _no_images(data: Path, listing: Listing) -> ImageSetError:
+    unread = unread_line(listing.unread)
+    expected = f"expected a folder per class with {extensions()} files"
+    return ImageSetError(f"{data} holds no images, {expected}{unread and '; '}{unread}")
+
+
+def _refuse_other_classes(data: Path, found: set[tuple[str, str]]) -> None:
+    """Labels and splits as `found`, where a split has classes that train does not; `data` without splits has none."""
+    classes = {label for label, split in found if split in ("train", "")}
     if not classes:
         raise ImageSetError(f"{data} has no images in train, expected at least one class there")
     for split in SPLITS[1:]:
-        unknown = sorted({image.label for image in images if image.split == split} - set(classes))
+        unknown = sorted({label for label, its in found if its == split} - classes)
         if unknown:
-            names = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
+            names = [f"{name!r}{resembling(name, sorted(classes))}" for name in unknown]
             raise ImageSetError(
-                f"{data}: {split} has classes that train does not: {names}; "
+                f"{data}: {split} has classes that train does not: {shown(names)}; "
                 "add images of them to train, or give them a label of train"
             )
+
+
+def _split_line(images: Sequence[ImageRecord], has_splits: bool) -> str:
+    count = Counter(image.split for image in images)
+    counts = ", ".join(f"{split} {count[split]}" for split in SPLITS)
+    return f"images read: {counts}" + ("" if has_splits else ", split 80/10/10 by --split-seed")
+
+
+def _remarks(classes: Sequence[str], images: Sequence[ImageRecord]) -> list[str]:
+    """Lines on classes that look alike, and on what validation images cannot tell."""
+    lines = [f"classes {a!r} and {b!r} differ only in {difference(a, b)}" for a, b in look_alikes(classes)]
+    valid = Counter(image.label for image in images if image.split == "valid")
+    if len(classes) == 1:
+        lines.append(f"one class only, {classes[0]!r}: train-head and sweep need two")
+    lacking = [repr(name) for name in classes if name not in valid]
+    if not valid:
+        lines.append("no validation images: train-head and sweep need some")
+    elif len(valid) == 1 and lacking:
+        lines.append(f"validation images of one class only: {next(iter(valid))!r} ({valid.total()} images)")
+    elif lacking:
+        lines.append(f"{len(lacking)} of {len(classes)} classes without validation images: {shown(lacking)}")
+    return lines

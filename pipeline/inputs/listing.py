@@ -1,151 +1,226 @@
 """Which files a data set has: folders with splits, one folder of classes, or a CSV."""
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.console import named
+from pipeline.console import counted, named
 from pipeline.errors import ImageSetError
 from pipeline.inputs.decode import EXTENSIONS
+from pipeline.inputs.folders import (
+    Kind,
+    Listed,
+    entries_of,
+    extension,
+    folders_in,
+    holds_images,
+    refuse_other_locale,
+    unread_line,
+)
+from pipeline.inputs.splits import Splits, find_splits, inner_of, split_of
+from pipeline.inputs.table import list_csv
 
-_SPLIT_OF = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
-_COLUMNS = ("path", "label", "split")
 _DEEPEST = 100  # folders inside one another
+_BROKEN = "a link whose target is not there"
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A file as found; `split` "" is still to be chosen."""
+@dataclass
+class Listing:
+    """The files of a data set, and what of its folders is not read.
 
-    path: Path
-    label: str
-    split: str
-    fault: str = ""  # why it cannot be an image of the set
+    Attributes:
+        root: the folder that the paths of records start from.
+        files: image files, and with a fault what cannot be read.
+        unread: files of other kinds by extension.
+        outside: image files that lie in no class folder, by the folder that they lie in, "." for `root`.
+        notes: lines for a person, in order.
+    """
+
+    root: Path
+    files: list[Listed] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+    outside: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
-def list_files(data: Path, train_needed: bool = True) -> tuple[Path, list[Listed]]:
-    """Root of the records' paths, and every image file with label and split ("" where it is still to be chosen).
+def list_files(data: Path, train_needed: bool = True) -> Listing:
+    """Every image file of `data` with label and split ("" where it is still to be chosen), and what is not read.
 
     ImageSetError where `data` is neither a folder of one of these forms nor a CSV with path,label,split.
     """
     if data.is_file():
-        return data.parent, _list_csv(data)
+        files, notes = list_csv(data)
+        return Listing(data.parent, files, notes=notes)
     if not data.is_dir():
         raise ImageSetError(f"{data} does not exist, expected a folder of images or a CSV file")
-    folders = {folder.name: folder for folder in _folders(data)}
-    splits = {name: folder for name, folder in folders.items() if name in _SPLIT_OF}
-    if "train" in splits or (splits and folders.keys() <= _SPLIT_OF.keys() and not train_needed):
-        return data, [item for name, folder in splits.items() for item in _list_classes(data, folder, _SPLIT_OF[name])]
-    if folders and folders.keys() <= _SPLIT_OF.keys():
-        raise ImageSetError(f"{data} has {', '.join(sorted(folders))} but no train folder, expected one")
-    _refuse_wrong_level(data, folders)
-    return data, _list_classes(data, data, "")
+    entries = entries_of(data)
+    for path, kind in entries:
+        if kind is Kind.BROKEN and split_of(path.name):
+            raise ImageSetError(f"{path} is {_BROKEN}: make {path.readlink()} available, or correct the link")
+    splits = find_splits(data, train_needed)
+    walk = _Walk(data)
+    if splits is None:
+        _refuse_wrong_level(data)
+        walk.list_split(data, "")
+    else:
+        walk.note_splits(splits)
+        walk.count_outside(data, entries)
+        for folder, split in splits.folders.items():
+            walk.list_split(folder, split)
+    listing = walk.finished()
+    refuse_other_locale(item.path for item in listing.files)
+    return listing
 
 
-def _refuse_wrong_level(data: Path, folders: dict[str, Path]) -> None:
+def _refuse_wrong_level(data: Path) -> None:
     """A split given for the whole set, a folder above it, or images without class folders."""
-    siblings = {folder.name for folder in _folders(data.absolute().parent)}
-    if data.name in _SPLIT_OF and len(siblings & _SPLIT_OF.keys()) > 1:
+    folders = folders_in(data)
+    siblings = {split_of(folder.name) for folder in folders_in(data.absolute().parent)} - {""}
+    if split_of(data.name) and len(siblings) > 1:
         raise ImageSetError(f"{data} is one split of a data set; did you mean {data.parent}?")
-    for folder in folders.values():
-        if (folder / "train").is_dir():
+    for folder in folders:
+        if any(split_of(inner.name) == "train" for inner in folders_in(folder)):
             raise ImageSetError(f"{data} is not a data set, but holds one; did you mean {folder}?")
-    if not folders and any(_is_image(entry) for entry in data.iterdir()):
+    if not folders and holds_images(data):
         raise ImageSetError(
             f"{data} holds images but no class folders, expected a folder per class; "
             f"did you mean {data.absolute().parent}?"
         )
 
 
-def _list_classes(root: Path, folder: Path, split: str) -> list[Listed]:
-    above = (root.resolve(), folder.resolve())
-    entries = ((label.name, entry) for label in _folders(folder) for entry in _entries_below(root, label, above))
-    return [Listed(path, label, split, fault) for label, (path, fault) in entries]
+class _Walk:
+    """Lists the class folders of a data set at `root`, and counts what it passes over."""
 
+    def __init__(self, root: Path) -> None:
+        self.listing = Listing(root)
+        self._root = root.resolve()
+        self._first: dict[Path, Path] = {}  # by its resolved path, where each folder was met first
+        self._same: list[str] = []
+        self._empty: list[str] = []
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    def note_splits(self, splits: Splits) -> None:
+        """Say which folders are which split, where that needs saying, and which are not read."""
+        notes = self.listing.notes
+        renamed = [f"{named(path.name)} is read as {its}" for path, its in splits.folders.items() if path.name != its]
+        if renamed:
+            notes.append(", ".join(renamed))
+        for folder in map(inner_of, splits.loose):
+            self.count_outside(folder, entries_of(folder))
+        if splits.others:
+            notes.append(f"folders that are no split are not read: {shown([path.name for path in splits.others])}")
 
-
-def _is_image(path: Path) -> bool:
-    return _is_named_image(path) and not path.is_dir()
-
-
-def _is_named_image(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in EXTENSIONS
-
-
-def _entries_below(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
-    """Image files in `folder` at any depth with "", and with the reason what cannot be looked into."""
-    here = folder.resolve()
-    if fault := _folder_fault(root, here, above):
-        yield folder, fault
-        return
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted((entry.name, _is_folder(entry)) for entry in found)
-    except OSError as error:
-        yield folder, f"cannot be listed: {error.strerror}"
-        return
-    for name, is_folder in entries:
-        if name.startswith("."):
-            continue
-        if is_folder:
-            yield from _entries_below(root, folder / name, (*above, here))
-        elif _is_named_image(entry := folder / name):
-            yield entry, ""
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Without asking the system about each file, links aside: the folder says which it is."""
-    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
-
-
-def _folder_fault(root: Path, here: Path, above: tuple[Path, ...]) -> str:
-    """Why the folder that resolves to `here` is not looked into; "" where it is."""
-    if here in above:
-        return "a link to a folder above it, a loop"
-    if not here.is_relative_to(root.resolve()):
-        return f"a link to a folder outside {root}; only links to files are followed there"
-    return f"a folder in {_DEEPEST} others, more than are looked into" if len(above) > _DEEPEST else ""
-
-
-def _list_csv(file: Path) -> list[Listed]:
-    expected = f"expected a folder of images, or a CSV file with the columns {','.join(_COLUMNS)}"
-    with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-        reader = csv.DictReader(lines)
+    def list_split(self, folder: Path, split: str) -> None:
+        """The class folders of `folder`, or of the folder of the same name that is all it has."""
+        here = folder.resolve()
+        if folder != self.listing.root and (fault := self._fault(here, ())):
+            self.listing.files.append(Listed(folder, "", split, fault))
+            return
+        known = split != "" and self._met_before(folder, here)
         try:
-            columns = ", ".join(map(named, reader.fieldnames or ()))
-            if not set(_COLUMNS) <= set(reader.fieldnames or ()):
-                found = f"has the columns {columns[:60]}" if columns.isascii() and columns else "is no such table"
-                raise ImageSetError(f"{file} {found}, {expected}")
-            listed = [_csv_row(file, number, row) for number, row in enumerate(reader, 2)]
-        except csv.Error as error:
-            raise ImageSetError(f"{file} is not a CSV file ({error}), {expected}") from error
-    missing = [str(item.path) for item in listed if not item.path.is_file()]
-    if missing:
-        raise ImageSetError(f"{file} names {len(missing)} files that are not there, the first {named(missing[0])}")
-    twice = [path for path, count in Counter(item.path for item in listed).items() if count > 1]
-    if twice:
-        raise ImageSetError(
-            f"{file} names a file twice, the first {named(twice[0])}; give each file one label and one split"
-        )
-    if not listed:
-        raise ImageSetError(f"{file} has no row below its header, expected one for each image")
-    return listed
+            entries = entries_of(folder)
+        except OSError as error:
+            self.listing.files.append(Listed(folder, "", split, f"cannot be listed: {error.strerror}"))
+            return
+        self.count_outside(folder, entries)
+        inner = inner_of(folder)
+        if inner != folder and folders_in(inner):
+            self.list_split(inner, split)
+            return
+        for path, kind in entries:
+            if kind is Kind.FOLDER:
+                self._list_class(path, split, here, known)
+
+    def count_outside(self, folder: Path, entries: list[tuple[Path, Kind]]) -> None:
+        """Files of `folder` that lie beside class folders or splits; a link to nothing may have been a class."""
+        listing = self.listing
+        if images := sum(kind is Kind.IMAGE for _, kind in entries):
+            listing.outside[self._name(folder)] = images
+        listing.unread.update(extension(path) for path, kind in entries if kind is Kind.UNREAD)
+        listing.files += [Listed(path, "", "", _BROKEN) for path, kind in entries if kind is Kind.BROKEN]
+
+    def finished(self) -> Listing:
+        """The listing, with lines on what was passed over."""
+        listing = self.listing
+        empty = f"no image is read in {shown(self._empty)}" if self._empty else ""
+        if passed := "; ".join(filter(None, (unread_line(listing.unread), empty))):
+            listing.notes.append(passed)
+        if listing.outside:
+            root = named(listing.root.absolute().name)
+            places = [f"{root if folder == '.' else folder} {count}" for folder, count in listing.outside.items()]
+            listing.notes.append(
+                f"{counted(listing.outside.total(), 'image')} outside the class folders, so without a label: not read "
+                f"({shown(places)}); headgraft predict can name what is in them"
+            )
+        if self._same:
+            listing.notes.append(f"through links, {shown(self._same, 2)}")
+        return listing
+
+    def _list_class(self, folder: Path, split: str, above: Path, known: bool) -> None:
+        listing, label = self.listing, _class_name(folder)
+        files, unread = len(listing.files), listing.unread.total()
+        below = self._below(folder, (self._root, above), known, set())
+        listing.files += [Listed(path, label, split, fault) for path, fault in below]
+        if len(listing.files) == files:
+            others = listing.unread.total() - unread
+            self._empty.append(f"{self._name(folder)} ({f'{others} of other kinds' if others else 'empty'})")
+
+    def _below(self, folder: Path, above: tuple[Path, ...], known: bool, read: set[Path]) -> Iterator[tuple[Path, str]]:
+        """Images in `folder` at any depth with "", and with the reason what cannot be looked into.
+
+        Where a folder above is `known`, that it is met again is not said again. What was `read` of a class is left out:
+        links across one another could lead to the same folder in more ways than can be counted.
+        """
+        here = folder.resolve()
+        if fault := self._fault(here, above):
+            yield folder, fault
+            return
+        known = known or self._met_before(folder, here)
+        if here in read:
+            return
+        read.add(here)
+        try:
+            entries = entries_of(folder)
+        except OSError as error:
+            yield folder, f"cannot be listed: {error.strerror}"
+            return
+        for path, kind in entries:
+            if kind is Kind.FOLDER:
+                yield from self._below(path, (*above, here), known, read)
+            elif kind is Kind.UNREAD:
+                self.listing.unread[extension(path)] += 1
+            else:
+                yield path, _BROKEN if kind is Kind.BROKEN else ""
+
+    def _met_before(self, folder: Path, here: Path) -> bool:
+        first = self._first.setdefault(here, folder)
+        if first != folder:
+            self._same.append(f"{self._name(folder)} is the same folder as {self._name(first)}")
+        return first != folder
+
+    def _fault(self, here: Path, above: tuple[Path, ...]) -> str:
+        """Why the folder that resolves to `here` is not looked into; "" where it is."""
+        if here in above or self._root.is_relative_to(here):
+            return "a link to a folder above it, a loop"
+        return f"a folder in {_DEEPEST} others, more than are looked into" if len(above) > _DEEPEST else ""
+
+    def _name(self, folder: Path) -> str:
+        return named(folder.relative_to(self.listing.root))
 
 
-def _csv_row(file: Path, number: int, row: dict[str, str | None]) -> Listed:
-    path, label, split = row["path"], row["label"], row["split"]
-    if not path or not label or "\0" in label or split not in _SPLIT_OF:
-        lacks = "no path" if not path else "no usable label" if not label or "\0" in label else f"the split {split!r}"
-        raise ImageSetError(
-            f"{file}, line {number} has {lacks}, expected a path, a label and one of {', '.join(_SPLIT_OF)}: mend it"
-        )
-    return Listed(file.parent / path, label, _SPLIT_OF[split])
+def _class_name(folder: Path) -> str:
+    """The name of a class folder, the same under any locale; ImageSetError where it is not UTF-8."""
+    try:
+        return os.fsencode(folder.name).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ImageSetError(f"{named(folder)} is a class whose name is not UTF-8 text: rename the folder") from error
+
+
+def shown(names: list[str], count: int = 5) -> str:
+    """The first of `names`, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def extensions() -> str:

@@ -2,6 +2,8 @@
 
 import re
 
+from cache.errors import install_hint
+
 _HTML = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.DOTALL | re.I)
 _LOSSLESS_FRAMES = re.compile(rb"\xff[\xc3\xc7\xcb\xcf]\x00[\x0b-\x17]")  # start of a lossless frame, and its length
 _MEDIA_BRANDS = {  # of the ISO base media file format
@@ -51,7 +53,7 @@ def _media(brand: str, heif: bool) -> str:
     if not brand:
         return "a video or audio file, not an image"
     if brand in ("HEIC", "HEIF") and not heif:
-        return f"a {brand} image, which needs pillow-heif: pip install -e '.[heif]'"
+        return f"a {brand} image, which needs pillow-heif: {install_hint('heif')}"
     if brand in ("HEIC", "HEIF", "AVIF"):
         return f"a damaged {brand} image, or of a kind that this installation cannot read"
     return f"a {brand} image, which is not supported: convert it"

@@ -1,0 +1,43 @@
+"""Class names that look alike: which of them do, and how they differ."""
+
+import unicodedata
+from collections.abc import Callable, Iterable
+
+_UNDO: dict[str, Callable[[str], str]] = {
+    "Unicode form": lambda name: unicodedata.normalize("NFC", name),
+    "blanks": lambda name: " ".join(name.split()),
+    "case": str.casefold,
+}
+
+
+def plain(name: str) -> str:
+    """`name` as it is compared: in one Unicode form, without outer and double blanks, in lower case."""
+    return _undone(name, _UNDO)
+
+
+def difference(a: str, b: str) -> str:
+    """How two names with the same `plain` form differ, in words, such as "case" or "Unicode form (NFC against NFD)"."""
+    ways = [way for way in _UNDO if _undone(a, _UNDO.keys() - {way}) != _undone(b, _UNDO.keys() - {way})]
+    return " and ".join(f"{way} ({_form(a)} against {_form(b)})" if way == "Unicode form" else way for way in ways)
+
+
+def resembling(name: str, others: Iterable[str]) -> str:
+    """The one of `others` that `name` looks like, and how it differs, to follow `name` in a sentence; "" for none."""
+    other = next((other for other in others if other != name and plain(other) == plain(name)), None)
+    return "" if other is None else f", which differs from {other!r} in {difference(name, other)}"
+
+
+def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of distinct names that look alike; each name with the first of its kind, in the order of `names`."""
+    first: dict[str, str] = {}
+    return [(known, name) for name in names if (known := first.setdefault(plain(name), name)) != name]
+
+
+def _undone(name: str, ways: Iterable[str]) -> str:
+    for way, undo in _UNDO.items():
+        name = undo(name) if way in ways else name
+    return name
+
+
+def _form(name: str) -> str:
+    return next((form for form in ("NFC", "NFD") if unicodedata.is_normalized(form, name)), "mixed")
