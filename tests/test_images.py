@@ -145,7 +145,7 @@ def test_a_folder_called_like_a_csv_is_its_own_root(tmp_path: Path) -> None:
         ("path,label,split\na.png,,train\n", "line 2"),
         ("path,label,split\na.png,x\0,train\n", "no usable label"),
         ("path,label,split\na.png\n", "line 2"),
-        ("path,label,split\nb.png,x,train\n", "1 files that are not there"),
+        ("path,label,split\nb.png,x,train\n", "1 file not there"),
         ("path,label,split\na.png,x,train\n./a.png,y,valid\n", "names a file twice"),
         ("path,label,split\n", "no row below its header"),
         ("path,label,split\na.png,x,test\n", "no images in train"),

@@ -80,7 +80,7 @@ def unread_line(unread: Mapping[str, int]) -> str:
     count = sum(unread.values())
     kinds = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
     shown = ", ".join(f"{name} {number}" for name, number in kinds[:_KINDS_SHOWN])
-    more = f" and {len(kinds) - _KINDS_SHOWN} other kinds" if len(kinds) > _KINDS_SHOWN else ""
+    more = f" and {len(kinds) - _KINDS_SHOWN} more kinds" if len(kinds) > _KINDS_SHOWN else ""
     of = "file of another kind is" if count == 1 else "files of other kinds are"
     heif = "" if HEIF or not HEIF_EXTENSIONS & unread.keys() else f" (for HEIC and HEIF {install_hint('heif')})"
     return f"{count} {of} not read: {shown}{more}{heif}" if count else ""

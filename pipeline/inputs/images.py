@@ -285,7 +285,7 @@ def _remarks(classes: Sequence[str], images: Sequence[ImageRecord]) -> list[str]
     if not valid:
         lines.append("no validation images: train-head and sweep need some")
     elif len(valid) == 1 and lacking:
-        lines.append(f"validation images of one class only: {next(iter(valid))!r} ({valid.total()} images)")
+        lines.append(f"validation images of one class only: {next(iter(valid))!r} ({counted(valid.total(), 'image')})")
     elif lacking:
         lines.append(f"{len(lacking)} of {len(classes)} classes without validation images: {shown(lacking)}")
     return lines

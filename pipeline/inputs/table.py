@@ -98,7 +98,7 @@ def _refuse_missing(file: Path, missing: list[tuple[int, Listed]]) -> None:
     if missing:
         number, item = missing[0]
         raise ImageSetError(
-            f"{file} names {len(missing)} files that are not there, the first in line {number}: {named(item.path)}"
+            f"{file} names {counted(len(missing), 'file')} not there, the first in line {number}: {named(item.path)}"
         )
 
 
