@@ -12,21 +12,28 @@ MODEL ?= model.safetensors
 PASSES ?= 1
 DATA ?= $(wildcard $(HEADGRAFT_FLOWERS))
 ARGS ?=
+TORCH_INDEX ?=
+
+# pip shows its progress on a terminal. Of a version at both indexes it takes that of TORCH_INDEX, such as 2.14.1+cpu.
+PIP_INSTALL = $(BIN)/python -m pip install $$([ -t 2 ] || echo --quiet) --disable-pip-version-check \
+	--constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
 .PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench bench-extract bench-dense bench-sweep bench-predict bench-ray bench-scale simulate results clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > most) most = length($$1) } \
+		END { for (i = 1; i <= n; i++) printf "  make %-" most "s  %s\n", name[i], text[i] }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready ## Install everything into .venv, pinned
+setup: $(VENV)/.ready ## Install everything into .venv, pinned: several GB, several minutes [TORCH_INDEX=]
 
 $(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): a download of several GB, less with TORCH_INDEX (see README.md); it takes minutes." >&2
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP_INSTALL) --editable '.[dev]'
 	touch $@
 
 setup-ray: setup ## Install Ray too, for --engine ray
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	$(PIP_INSTALL) --editable '.[ray]'
 
 extract: setup ## Stage one: DATA=folder [CACHE= PASSES= ARGS=]
 	@test -n "$(DATA)" || { echo "Say which images: make extract DATA=path/to/folder, or set HEADGRAFT_FLOWERS to the flowers" >&2; exit 1; }
@@ -51,7 +58,7 @@ predict: setup ## Name what is in an image: IMAGE=file [MODEL= ARGS=]
 	@test -n "$(IMAGE)" || { echo "Say which image: make predict IMAGE=path/to/image.jpg" >&2; exit 1; }
 	$(HEADGRAFT) predict "$(MODEL)" "$(IMAGE)" $(ARGS)
 
-demo: setup ## The whole way on handwritten digits, from nothing
+demo: setup ## The whole way on handwritten digits; fetches VGG16's weights, 64 MB
 	$(BIN)/python tests/demo.py
 
 test: setup ## Run the tests
