@@ -49,18 +49,18 @@ def check_writing(cache: Path, part: tuple[int, int] | None = None) -> None:
 
 
 @contextmanager
-def claimed(folder: Path, say: Say = lambda _: None, patience: float = math.inf) -> Iterator[bool]:
-    """Hold `folder`, made if it does not exist, alone; yields whether another process held it first.
+def claimed(folder: Path, say: Say = lambda _: None, patience: float = math.inf) -> Iterator[None]:
+    """Hold `folder`, made if it does not exist, alone; another process that holds it is waited for, which is said.
 
-    That process is waited for; after `patience` seconds CacheBusy says which it is. A killed process holds nothing.
-    In the end nothing of the claim is left, nor the folder if it was made here and is empty.
+    After `patience` seconds CacheBusy says who holds it. A killed process holds nothing. In the end nothing of the
+    claim is left, nor the folder if it was made here and is empty.
     """
     made, waited, end = not os.path.lexists(folder), False, time.monotonic() + patience
     try:
         with ExitStack() as held:
             while True:
                 try:
-                    held.enter_context(_alone(folder, say, leave_no_lock=True))
+                    held.enter_context(_alone(folder, say, remove=True))
                     break
                 except CacheBusy:
                     if time.monotonic() >= end:
@@ -70,7 +70,7 @@ def claimed(folder: Path, say: Say = lambda _: None, patience: float = math.inf)
                 waited = True
                 time.sleep(_SECONDS_BETWEEN_TRIES)
             _clear([folder])
-            yield waited
+            yield
     finally:
         if made:
             with suppress(OSError):  # it is not empty
@@ -95,8 +95,8 @@ def _beside_others(cache: Path, number: int, parts: int, say: Say) -> Iterator[N
 
 
 @contextmanager
-def _alone(cache: Path, say: Say, leave_no_lock: bool = False) -> Iterator[None]:
-    with _locked(cache, layout.LOCK_FILE, fcntl.LOCK_EX, say, leave_no_lock) as held:
+def _alone(cache: Path, say: Say, remove: bool = False) -> Iterator[None]:
+    with _locked(cache, layout.LOCK_FILE, fcntl.LOCK_EX, say, remove) as held:
         if not held:
             raise _busy(cache)
         holder = cache / layout.HOLDER_FILE

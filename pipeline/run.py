@@ -87,9 +87,10 @@ class Run:
         return head_from_tensors(tensors)
 
     def save(self, sweep: Mapping[str, bytes] | None = None) -> None:
-        """Write the files in place of an earlier run's; run.json goes first and comes last: with it, a run is complete.
+        """Write the files in place of an earlier run's; run.json is removed first and written last.
 
-        `sweep` are the results of a sweep, whose journal stays. The folder must be claimed.
+        So a folder with it is complete. `sweep` are the results of a sweep, whose journal stays. The folder must be
+        claimed.
         """
         head: dict[str, Tensor] = {f"head.{name}": t.contiguous() for name, t in self.head.state_dict().items()}
         contents = {HEAD_FILE: save(head), BASIS_FILE: save(self.basis.tensors())}
@@ -216,16 +217,16 @@ def _as_json(record: dict[str, Any]) -> bytes:
 def claimed_run(path: Path, overwrite: bool, say: Say = silent) -> Iterator[bool]:
     """Hold the folder of a run until it is written; yields whether a run in it is to be replaced.
 
-    It is with `overwrite`, and where another process wrote it since this one was started: that one is waited for, and
-    the later replaces the earlier. RunError where there is a finished run or anything else, CacheError where the
-    folder cannot be written.
+    It is with `overwrite`, and where another process wrote it meanwhile: that one is waited for, and the later
+    replaces the earlier. RunError where there was a finished run before, or anything else; CacheError where the folder
+    cannot be written.
     """
     refuse_other_kind(path, folder=True)
     if os.path.lexists(path) and ((path / RUN_FILE).is_file() or _other_things(path)):
         refuse_to_overwrite(path, overwrite)
         refuse_other_things(path)
-    with claimed(path, say) as waited:
-        yield overwrite or (waited and (path / RUN_FILE).is_file())
+    with claimed(path, say):
+        yield overwrite or (path / RUN_FILE).is_file()
 
 
 def refuse_other_things(path: Path) -> None:

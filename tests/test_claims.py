@@ -249,6 +249,21 @@ def test_a_run_that_was_there_before_is_not_waited_for(features: Path, run: Path
     assert Run.load(run).record["config"]["seed"] == 0
 
 
+def test_a_run_that_is_finished_just_before_the_claim_is_replaced(
+    features: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not there when the command was started: it is the earlier of two at once, with nothing to wait for."""
+
+    def late(*given: object) -> object:
+        monkeypatch.undo()
+        train_head(config("train", features, run, seed=1))  # type: ignore[arg-type]
+        return claimed(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pipeline.run.claimed", late)
+    train_head(config("train", features, run, seed=2))  # type: ignore[arg-type]
+    assert Run.load(run).record["config"]["seed"] == 2
+
+
 def test_a_claim_that_fails_leaves_nothing(features: Path, run: Path) -> None:
     """Neither the folder that was made for it nor, in one that was there, a file."""
     for there in (False, True):
