@@ -391,8 +391,14 @@ def test_ctrl_c_ends_it_tidily_with_requests_in_progress(tmp_path: Path) -> None
 def test_large_images_wait_for_each_other_only(server: Server, picture: bytes) -> None:
     """Small ones are answered meanwhile; and large ones are refused where too many wait."""
     large = many_scans(1000, 90)
+
+    def until_there_is_room() -> tuple[int, Any]:
+        while (found := server.post(*[(name, large) for name in "abc"]))[0] == 503:
+            time.sleep(0.05)
+        return found
+
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(server.post, *[(name, large) for name in "abc"])
+        answer = pool.submit(until_there_is_room)
         refused = 0
         while not answer.done():
             refused += server.post(("d", large))[0] == 503
