@@ -163,6 +163,8 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
         except Busy:
             reason = "too many images wait already: come back in a second"
             raise HTTPException(503, reason, {"Retry-After": str(RETRY_AFTER)}) from None
+        except asyncio.CancelledError:  # the grace that the server gives is over
+            raise HTTPException(503, "the service is being stopped") from None
         if not predictions:
             raise HTTPException(422, "; ".join(f"{one.file}: {one.reason}" for one in failed))
         return Answer(predictions=predictions, failed=failed, seconds=time.perf_counter() - start)

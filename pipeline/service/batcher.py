@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,9 @@ class Batcher:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(queue.Empty):
+            while image := self._waiting.get_nowait():  # no request waits for these any more
+                image.answer.cancel()
         self._waiting.put(None)
         self._thread.join()
 
