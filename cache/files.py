@@ -104,7 +104,7 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 def write_together(folder: Path, contents: Mapping[str, bytes | memoryview], removed: Iterable[str] = ()) -> None:
     """Write several files of `folder` as one: all are on the disk under temporary names before the first is renamed.
 
-    The files `removed` are removed just before that, so the folder is incomplete for less than a millisecond. Errors as
+    The files `removed` are removed just before that, so the folder is incomplete for some milliseconds only. Errors as
     of `write_atomically`.
     """
     temporaries = {name: folder / temporary_name() for name in contents}
