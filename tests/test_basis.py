@@ -1,5 +1,7 @@
 """Bases: a head trained in one folds into the same head over whole rows."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -235,8 +237,44 @@ def test_the_fit_has_the_moments_of_its_rows() -> None:
 
 
 @pytest.mark.parametrize("name", ["pool", "pyramid+white", "pca:2"])
-def test_features_that_never_differ_are_refused(name: str) -> None:
-    """As a backbone of useless weights gives them; a whitening would divide by zero."""
+@pytest.mark.parametrize("row", [torch.zeros(32), 7 * torch.rand(32, generator=torch.Generator().manual_seed(0))])
+def test_features_that_never_differ_are_refused(name: str, row: Tensor) -> None:
+    """As useless weights or black images give them; a whitening would divide by zero, or by the rounding of sums."""
     start = start_basis(name, (8, 2, 2))
-    with pytest.raises(PipelineError, match="all training rows are the same"):
-        fit_basis(start, in_blocks(start.transform(torch.zeros(20, 32)), torch.arange(20) % 3), 3, (8, 2, 2))
+    blocks = in_blocks(start.transform(row.repeat(20, 1)), torch.arange(20) % 3)
+    with pytest.raises(PipelineError, match="all training images are the same"):
+        fit_basis(start, blocks, 3, (8, 2, 2))
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("regions", ["full", "pool", "pyramid"])
+def test_a_whitening_needs_differences_within_a_class(regions: str, copies: int) -> None:
+    """With one image a class there are none; other bases do not need them."""
+    start = start_basis(f"{regions}+white", (8, 2, 2))
+    rows = torch.rand(3, 32, generator=torch.Generator().manual_seed(0)).repeat(copies, 1)
+    labels = torch.arange(3).repeat(copies)
+    with pytest.raises(PipelineError, match=r"one image per class.*--passes 1"):
+        fit_basis(start, in_blocks(start.transform(rows), labels), 3, (8, 2, 2))
+    for name in (regions, f"{regions}+lda", f"{regions}+pca:2"):
+        start = start_basis(name, (8, 2, 2))
+        basis = fit_basis(start, in_blocks(start.transform(rows), labels), 3, (8, 2, 2))
+        assert basis.transform(rows).isfinite().all()
+
+
+def test_principal_directions_of_few_rows_in_many_dimensions_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where float32 does not converge, float64 finds them; as of two images in 1,536 dimensions."""
+    eigh = torch.linalg.eigh
+
+    def failing(matrix: Tensor) -> Any:
+        if matrix.dtype == torch.float32:
+            raise RuntimeError("did not converge")
+        return eigh(matrix)
+
+    rows = torch.rand(6, 32, generator=torch.Generator().manual_seed(0))
+    start = start_basis("full+pca:2", (8, 2, 2))
+    blocks = in_blocks(rows, torch.arange(6) % 2)
+    expected = fit_basis(start, blocks, 2, (8, 2, 2)).transform(rows)
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    found = fit_basis(start, blocks, 2, (8, 2, 2)).transform(rows)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.abs(), expected.abs(), atol=1e-3)

@@ -152,6 +152,36 @@ def test_validation_is_needed(run_extract: Extract, data: Path, tmp_path: Path) 
         train_head(train_config(tmp_path / "features", tmp_path / "run"))
 
 
+def test_one_class_or_one_image_is_refused_with_what_to_do(run_extract: Extract, data: Path, tmp_path: Path) -> None:
+    """Before anything is fitted."""
+    content = (data / "train" / "1" / "image_0.jpg").read_bytes()
+    for split in ("train", "valid"):
+        for path in (data / split).rglob("*.*"):
+            path.unlink()
+            path.with_suffix(".jpg").write_bytes(content)
+    run_extract()
+    with pytest.raises(RunError, match=r"are one image, .*extract again"):
+        train_head(train_config(tmp_path / "features", tmp_path / "run"))
+    for split in ("train", "valid", "test"):
+        for label in CLASSES[1:]:
+            shutil.rmtree(data / split / label)
+    run_extract()
+    with pytest.raises(RunError, match=r"one class, '1', .*extract again"):
+        train_head(train_config(tmp_path / "features", tmp_path / "run"))
+
+
+def test_one_image_per_class_is_said_and_the_advice_works(run_extract: Extract, data: Path, tmp_path: Path) -> None:
+    """Its clean view alone has no spread within a class to whiten by; an augmented pass has."""
+    for path in (data / "train").rglob("image_[12].*"):
+        path.unlink()
+    run_extract()
+    config = train_config(tmp_path / "features", tmp_path / "run", basis="pyramid+white")
+    with pytest.raises(PipelineError, match=r"one image per class.*--passes 1"):
+        train_head(config)
+    run_extract(passes=1)
+    assert train_head(config).kept_epoch >= 1
+
+
 def test_leaks_are_counted(run_extract: Extract, data: Path, tmp_path: Path) -> None:
     """Distinct contents that stand in two splits, and that have two labels."""
     shutil.copy(data / "train" / "1" / "image_0.jpg", data / "valid" / "1" / "leak.jpg")

@@ -50,10 +50,19 @@ def spread_of(blocks: Blocks, num_classes: int) -> Spread:
 def principal(spread: Spread, components: int) -> list[Stage]:
     """The first `components` principal directions, all scaled alike to a mean variance of 1."""
     _refuse_more(components, min(spread.count, len(spread.mean)))
-    variances, directions = torch.linalg.eigh(spread.total)  # the largest last
+    variances, directions = _eigenvectors(spread.total)  # the largest last
     scale = variances[-components:].mean().clamp_min(1e-12).sqrt()
     chosen = directions[:, -components:].flip(1) / scale
     return [Scale(spread.mean, torch.ones_like(spread.mean)), Project(chosen.contiguous())]
+
+
+def _eigenvectors(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors; in float64 where few rows leave so many equal values that float32 fails."""
+    try:
+        values, vectors = torch.linalg.eigh(covariance)
+    except RuntimeError:  # torch's LinAlgError, which it does not export by name
+        values, vectors = torch.linalg.eigh(covariance.double())
+    return values.float(), vectors.float()
 
 
 def _refuse_more(components: int, most: int) -> None:
@@ -71,7 +80,9 @@ def discriminant(spread: Spread, shrinkage: float) -> list[Stage]:
     ten times as fast as by eigenvectors, and the same but for a rotation that the directions undo.
     """
     within = spread.within.clone()
-    within.diagonal().add_(shrinkage * within.diagonal().mean().clamp_min(1e-12))
+    # Where the rows of each class are the same, only the rounding of sums is within: the total is then the measure.
+    size = within.diagonal().mean().maximum(1e-5 * spread.total.diagonal().mean()).clamp_min(1e-12)
+    within.diagonal().add_(shrinkage * size)
     lower, failed = torch.linalg.cholesky_ex(within)
     if failed:
         raise PipelineError(f"+lda:{shrinkage:g} shrinks the covariance of these rows too little: choose more")

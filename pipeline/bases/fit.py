@@ -17,6 +17,8 @@ Shape = tuple[int, ...]
 # Kept projections were made by this version of the fit: change it with any number below.
 BASIS_VERSION = 5
 
+SAME = 3e-3  # deviation over root mean square: below, there is little but the rounding of float16 and of sums
+
 
 def start_basis(name: str, row_shape: Shape) -> Basis:
     """What of a basis needs no fitting: its regions."""
@@ -126,9 +128,11 @@ def _standardise(blocks: Blocks) -> Scale:
         count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)  # few rows each
     deviation = _deviation(squares, total, count)
     overall = _deviation(squares.sum(), total.sum(), count * len(total))
-    if not float(deviation.max()) > 0:
+    size = (squares / count).sqrt()  # root mean square
+    if not (deviation > SAME * size.maximum(squares.mean().div(count).sqrt())).any():
         raise PipelineError(
-            "the features of all training rows are the same, expected differences: check the backbone's weights"
+            "the features of all training images are the same, expected differences: "
+            "check that the images are not all of one colour, and the backbone's weights"
         )
     return Scale((total / count).float(), (deviation + 0.1 * overall + 1e-6).float())
 
@@ -156,6 +160,11 @@ def _whiten(name: BasisName, scale: Stage, blocks: Blocks, num_classes: int, cha
         all_sums += every.sum(0)
         vectors += len(every)
     within = (products - sums.T @ (sums / counts.clamp_min(1))) / counts.sum()
+    if not float(within.diagonal().mean()) > SAME**2:
+        raise PipelineError(
+            "+white needs different training rows within a class, but those of each class are the same, as with one "
+            "image per class: add images, run extract with --passes 1, or choose a basis without +white"
+        )
     matrix = _whitening(within, name.shrinkage)
     # Scaling each direction by itself would undo the shrinkage.
     squares, total = (matrix * (all_products @ matrix)).sum(), (all_sums @ matrix).sum()

@@ -54,13 +54,24 @@ class TrainingSet:
         opened = FeatureCache.open(cache)
         index = opened.index(name)
         if len(index.classes) < 2:
-            raise RunError(f"set {index.name!r} has one class, {index.classes[0]!r}: expected two to tell apart")
+            raise RunError(
+                f"set {index.name!r} has one class, {index.classes[0]!r}, expected two or more: "
+                "add images of another class, and run extract again"
+            )
         if not index.split("train"):
             raise RunError(
                 f"set {index.name!r} has no training images: mend those that could not be decoded, extract again"
             )
+        if len({image.key for image in index.split("train")}) < 2:
+            raise RunError(
+                f"the training images of set {index.name!r} are one image, expected at least one of each class: "
+                "add other images, and run extract again"
+            )
         if not index.split("valid"):
-            raise RunError(f"set {index.name!r} has no validation images: extract a data set with a valid/ folder")
+            raise RunError(
+                f"set {index.name!r} has no validation images: add a valid/ folder next to train/, or, where there are "
+                "no split folders, more images of a class, and run extract again"
+            )
         _refuse_stale(index)
         chosen = _passes(passes, opened, index)
         _refuse_missing(opened, index, dense)
