@@ -1,13 +1,10 @@
 """The command line: options → one config → one call → print."""
 
-import ctypes
 import errno
 import json
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -41,7 +38,7 @@ from pipeline.config import (
     SweepConfig,
     TrainConfig,
 )
-from pipeline.console import counted, named, say
+from pipeline.console import counted, named, results_alone, say
 from pipeline.errors import ConfigError
 from pipeline.options import DEVICES, ENGINES, PRECISIONS, TTA
 
@@ -59,43 +56,11 @@ def _terminate(*_: object) -> NoReturn:
     raise _Terminated
 
 
-@contextmanager
-def _results_alone() -> Iterator[Callable[[str], None]]:
-    """Yield what prints a result: all else that goes to standard output meanwhile ends on standard error.
-
-    Libraries print there, and so do child processes, which see only the descriptor.
-    """
-    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # takes the place of an output that was closed
-    os.close(spare)
-    stream, kept = sys.stdout, os.dup(1)
-
-    def put_back() -> None:
-        ctypes.CDLL(None).fflush(None)  # what C code printed waits in a buffer of its own
-        os.dup2(kept, 1)
-
-    def print_result(text: str) -> None:
-        put_back()
-        try:
-            if stream:  # there is none where it was closed
-                click.echo(text, file=stream)
-        finally:
-            os.dup2(2, 1)
-
-    os.dup2(2, 1)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield print_result
-    finally:
-        put_back()
-        os.close(kept)
-
-
 class _Command(click.Command):
     """A command whose result is all that it prints on standard output; `obj` of its context prints it."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _results_alone() as ctx.obj:
+        with results_alone() as ctx.obj:
             return super().invoke(ctx)
 
 

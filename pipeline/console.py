@@ -1,9 +1,11 @@
-"""What a person sees while work goes on: lines, and a progress bar on a terminal; all of it on standard error."""
+"""Lines and a progress bar while work goes on, on standard error; standard output is for results alone."""
 
+import ctypes
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -17,6 +19,38 @@ def say(line: str) -> None:
 
 def silent(_: str) -> None:
     """Print nothing: the library's default."""
+
+
+@contextmanager
+def results_alone() -> Iterator[Callable[[str], None]]:
+    """Yield what prints a result: all else that goes to standard output meanwhile ends on standard error.
+
+    Libraries print there, and so do child processes, which see only the descriptor.
+    """
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # takes the place of an output that was closed
+    os.close(spare)
+    stream, kept = sys.stdout, os.dup(1)
+
+    def put_back() -> None:
+        ctypes.CDLL(None).fflush(None)  # what C code printed waits in a buffer of its own
+        os.dup2(kept, 1)
+
+    def print_result(text: str) -> None:
+        put_back()
+        try:
+            if stream:  # there is none where it was closed
+                print(text, file=stream, flush=True)
+        finally:
+            os.dup2(2, 1)
+
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield print_result
+    finally:
+        put_back()
+        os.close(kept)
 
 
 def named(path: object) -> str:
