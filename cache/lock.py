@@ -40,9 +40,8 @@ def writing(cache: Path, part: tuple[int, int] | None = None, say: Say = lambda 
         yield
 
 
-def check_writing(cache: Path, part: tuple[int, int] | None = None) -> None:
-    """The CacheError that `writing` would end with now, if any, before work is done for it; makes nothing."""
-    check_writable(cache)
+def check_free(cache: Path, part: tuple[int, int] | None = None) -> None:
+    """CacheBusy where another process writes the cache, or the part, before work is done for it; makes nothing."""
     if cache.is_dir():
         with writing(cache, part):
             return

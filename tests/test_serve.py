@@ -46,7 +46,7 @@ from pipeline.service import server
 register_tiny()
 vars(server).update(eval(sys.argv[2]))
 serve(ServeConfig("tests/data/model-1.safetensors", port=int(sys.argv[1]), device="cpu", precision="float32",
-    max_mb=1, max_files=3, max_megapixels=1, max_waiting=4), say)
+    max_mb=1, max_files=3, max_megapixels=4, max_waiting=4), say)
 """
 PREDICT = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -180,11 +180,12 @@ def test_several_files_are_predicted_and_bad_ones_listed(server: Server, picture
 def test_what_is_refused_says_why(server: Server, picture: bytes) -> None:
     """No image, too many, too large, too many pixels, another field: a 4xx with a reason, and the service lives on."""
     large = io.BytesIO()
-    Image.fromarray(np.zeros((1100, 1000, 3), np.uint8)).save(large, "PNG")
+    Image.fromarray(np.zeros((2100, 2000, 3), np.uint8)).save(large, "PNG")
     for files, field, code, reason in (
         ([("bad.jpg", b"text")], "files", 422, "bad.jpg: not an image"),
         ([("empty.jpg", b"")], "files", 422, "empty"),
-        ([("pixels.png", large.getvalue())], "files", 422, "over the limit of 1,000,000"),
+        ([("pixels.png", large.getvalue())], "files", 422, "over the limit of 4,000,000"),
+        ([("scans.jpg", many_scans(1000, 60))], "files", 422, "scans, over the limit of 40 scans"),
         ([("a.png", picture)] * 4, "files", 413, "over the limit of 3"),
         ([("a.png", bytes(1_100_000))], "files", 413, "over the limit of 1,000,000 bytes"),
         ([("a.png", bytes(6_000_000))], "files", 413, "over the limit of 1,000,000 bytes"),
@@ -386,7 +387,7 @@ def test_what_is_not_http_is_logged_at_most_once(server: Server, picture: bytes)
 
 def test_ctrl_c_ends_it_tidily_with_requests_in_progress(tmp_path: Path) -> None:
     """Status 0 and no traceback; what is computed is answered, an upload that stopped holds nothing up."""
-    large = many_scans(1000, 90)
+    large = many_scans(1000, 25)
     with (
         serving(tmp_path) as server,
         ThreadPoolExecutor(1) as pool,
@@ -402,7 +403,7 @@ def test_ctrl_c_ends_it_tidily_with_requests_in_progress(tmp_path: Path) -> None
 
 def test_large_images_wait_for_each_other_only(server: Server, picture: bytes) -> None:
     """Small ones are answered meanwhile; and large ones are refused where too many wait."""
-    large = many_scans(1000, 90)
+    large = many_scans(1000, 25)
 
     def until_there_is_room() -> tuple[int, Any]:
         while (found := server.post(*[(name, large) for name in "abc"]))[0] == 503:
@@ -437,7 +438,7 @@ def test_a_large_image_is_what_it_is_elsewhere(tmp_path: Path) -> None:
 def test_effort_counts_pixels_and_scans() -> None:
     """A photo of a phone is decoded in a thread; one of many scans, or of a slow format, is not."""
     assert effort(b"text") == 0
-    assert effort(many_scans(1000, 90)) > LARGE
+    assert effort(many_scans(1000, 25)) > LARGE
     buffers = {kind: io.BytesIO() for kind in ("JPEG", "PNG", "WEBP")}
     for kind, buffer in buffers.items():
         Image.new("L", (2000, 2000)).save(buffer, kind)

@@ -13,7 +13,7 @@ from cache.errors import CacheError
 from cache.index import SetIndex, index_path
 from cache.keys import PackedKeys, digest_ends, unpack_keys
 from cache.layout import LARGEST_SIDE
-from cache.lock import check_writing
+from cache.lock import check_free, check_writable
 from cache.manifest import Augmentation, Base, Manifest
 from cache.reduction import Reduction
 from cache.store import FeatureCache, check_place
@@ -87,12 +87,7 @@ Place = Callable[[ExtractConfig, str | None], tuple[torch.device, str]]  # and t
 
 def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
     """What a run will do; `place` says where, and in which precision. What cannot be is refused before hashing."""
-    check_place(config.cache)
-    name = layout.check_set_name(config.data.absolute().name if config.set is None else config.set)
-    if not config.data.exists():
-        raise ImageSetError(f"{config.data} does not exist, expected a folder of images or a CSV file")
-    if not config.dry_run:
-        check_writing(config.cache, config.part)
+    name = _check_places(config)
     known = _known_index(config, name)
     _keep_other_roots(config, known)
     stored = stored_manifest(config.cache)
@@ -112,6 +107,19 @@ def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
     if config.grey_range == AUTO and not stored:
         manifest = _with_measured_range(manifest, images)
     return Plan(config, tensors, device, manifest, images, name)
+
+
+def _check_places(config: ExtractConfig) -> str:
+    """The set's name; an error where the cache cannot be written here and now, or there is no data."""
+    if not config.dry_run:
+        check_writable(config.cache)
+    check_place(config.cache)
+    name = layout.check_set_name(config.data.absolute().name if config.set is None else config.set)
+    if not config.dry_run:
+        check_free(config.cache, config.part)
+    if not config.data.exists():
+        raise ImageSetError(f"{config.data} does not exist, expected a folder of images or a CSV file")
+    return name
 
 
 def _hashed(config: ExtractConfig, name: str) -> SetIndex | None:
