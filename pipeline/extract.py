@@ -16,8 +16,9 @@ from pipeline.config import ExtractConfig
 from pipeline.console import Say, counted, named, silent
 from pipeline.errors import PipelineError
 from pipeline.extraction.advice import advice
+from pipeline.extraction.checks import stored_manifest
 from pipeline.extraction.engine import Engine, engine_of
-from pipeline.extraction.plan import ExtractResult, Plan, announce, make_plan, missing_work, stored_manifest
+from pipeline.extraction.plan import ExtractResult, Plan, announce, make_plan, missing_work
 from pipeline.inputs.loader import Work
 
 

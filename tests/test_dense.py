@@ -28,7 +28,7 @@ from pipeline.config import EvaluateConfig, ExtractConfig, SweepConfig
 from pipeline.console import silent
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluate import evaluate
-from pipeline.extraction.plan import refuse_no_windows
+from pipeline.extraction.checks import refuse_no_windows
 from pipeline.inputs.clean import clean_view
 from pipeline.inputs.decode import decode_rgb
 from pipeline.run import Run

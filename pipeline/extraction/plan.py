@@ -12,17 +12,22 @@ from cache import layout
 from cache.errors import CacheError
 from cache.index import SetIndex, index_path
 from cache.keys import PackedKeys, digest_ends, unpack_keys
-from cache.layout import LARGEST_SIDE
-from cache.lock import check_free, check_writable
 from cache.manifest import Augmentation, Base, Manifest
 from cache.reduction import Reduction
-from cache.store import FeatureCache, check_place
-from cache.windows import windows_of
+from cache.store import FeatureCache
 from pipeline.backbones import backbone
 from pipeline.backbones.weights import tensor_digest
 from pipeline.config import ExtractConfig
 from pipeline.console import Say, size
-from pipeline.errors import ConfigError, ImageSetError, PipelineError
+from pipeline.extraction.checks import (
+    check_places,
+    keep_other_images,
+    keep_other_roots,
+    known_index,
+    refuse_no_windows,
+    refuse_reduced,
+    stored_manifest,
+)
 from pipeline.inputs import augment
 from pipeline.inputs.clean import INTERPOLATION
 from pipeline.inputs.decode import Decoding
@@ -87,13 +92,13 @@ Place = Callable[[ExtractConfig, str | None], tuple[torch.device, str]]  # and t
 
 def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
     """What a run will do; `place` says where, and in which precision. What cannot be is refused before hashing."""
-    name = _check_places(config)
-    known = _known_index(config, name)
-    _keep_other_roots(config, known)
+    name = check_places(config)
+    known = known_index(config, name)
+    keep_other_roots(config, known)
     stored = stored_manifest(config.cache)
     device, precision = place(config, stored.base.precision if stored else None)
     if config.dense:
-        _refuse_reduced(config)
+        refuse_reduced(config)
         refuse_no_windows(config, backbone.row_shape(config.backbone, config.image_size))
     decoding = decoding_for(config.grey_range, stored.base.decoding if stored else None)
     if stored:  # whatever the weights are: they may have to be fetched first
@@ -103,23 +108,10 @@ def make_plan(config: ExtractConfig, say: Say, place: Place) -> Plan:
     if stored:
         manifest = stored.merged_with(manifest, config.cache)
     images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=_hashed(config, name), say=say)
-    _keep_other_images(config, known, images, say)
+    keep_other_images(config, known, images, say)
     if config.grey_range == AUTO and not stored:
         manifest = _with_measured_range(manifest, images)
     return Plan(config, tensors, device, manifest, images, name)
-
-
-def _check_places(config: ExtractConfig) -> str:
-    """The set's name; an error where the cache cannot be written here and now, or there is no data."""
-    if not config.dry_run:
-        check_writable(config.cache)
-    check_place(config.cache)
-    name = layout.check_set_name(config.data.absolute().name if config.set is None else config.set)
-    if not config.dry_run:
-        check_free(config.cache, config.part)
-    if not config.data.exists():
-        raise ImageSetError(f"{config.data} does not exist, expected a folder of images or a CSV file")
-    return name
 
 
 def _hashed(config: ExtractConfig, name: str) -> SetIndex | None:
@@ -130,70 +122,6 @@ def _hashed(config: ExtractConfig, name: str) -> SetIndex | None:
         except CacheError:  # there is none, or it is damaged: all is hashed
             continue
     return None
-
-
-def _refuse_reduced(config: ExtractConfig) -> None:
-    if Reduction.load(config.cache):
-        raise PipelineError(f"{config.cache} is reduced, which dense views cannot be: leave out --dense")
-
-
-def refuse_no_windows(config: ExtractConfig, row_shape: tuple[int, ...]) -> None:
-    """PipelineError where windows of the dense view's map would not be rows, or no more than one."""
-    if backbone.map_shape(config.backbone, config.image_size) != row_shape:
-        raise PipelineError(
-            f"--dense needs an input whose map is not averaged: {config.backbone} averages that of "
-            f"{config.image_size} pixels; use the default --image-size, or --passes"
-        )
-    if _windows(config, config.dense, row_shape) < 2:
-        sizes = range(config.dense + 1, LARGEST_SIDE + 1)
-        enough = next((size for size in sizes if _windows(config, size, row_shape) > 1), None)
-        hint = f"use {enough} or more" if enough else f"leave it out, no size up to {LARGEST_SIDE:,} has"
-        raise ConfigError(f"--dense {config.dense} has a map no larger than {config.image_size} pixels have: {hint}")
-
-
-def _windows(config: ExtractConfig, size: int, row_shape: tuple[int, ...]) -> int:
-    return windows_of(backbone.map_shape(config.backbone, size), row_shape)
-
-
-def stored_manifest(cache: Path) -> Manifest | None:
-    file = cache / layout.MANIFEST_FILE
-    return Manifest.load(file) if file.is_file() else None
-
-
-def _known_index(config: ExtractConfig, name: str) -> SetIndex | None:
-    """The index of the set as an earlier run left it, if there is one that can be read."""
-    if not stored_manifest(config.cache) or name not in FeatureCache.open(config.cache).sets():
-        return None
-    try:
-        return FeatureCache.open(config.cache).index(name)
-    except CacheError:  # a damaged index, which this run writes again
-        return None
-
-
-def _keep_other_roots(config: ExtractConfig, known: SetIndex | None) -> None:
-    """A set of another root is replaced only where `--set` names it."""
-    data = config.data.absolute()
-    if config.set is None and known and Path(known.data) != data:
-        raise CacheError(f"the cache has a set {known.name!r} of {known.data}, this data is {data}: {_other(known)}")
-
-
-def _keep_other_images(config: ExtractConfig, known: SetIndex | None, images: ImageSet, say: Say) -> None:
-    """A set of other images altogether is replaced only where `--set` names it; that some are gone is said."""
-    if known is None:
-        return
-    before, now = ({image.digest for image in found} for found in (known.images, images.images))
-    gone, new = len(before - now), len(now - before)
-    if config.set is None and before and gone == len(before):
-        raise CacheError(
-            f"the cache has a set {known.name!r} of {len(before)} other images, none of which is in {images.data}: "
-            f"{_other(known)}"
-        )
-    if gone:
-        say(f"set {known.name}: {gone} of {len(before)} images are no longer there, {new} new")
-
-
-def _other(known: SetIndex) -> str:
-    return f"name it with --set, or replace the other with --set {known.name}"
 
 
 def _with_measured_range(manifest: Manifest, images: ImageSet) -> Manifest:

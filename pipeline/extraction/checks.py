@@ -1,0 +1,97 @@
+"""What an extraction refuses: as much as can be before images are hashed or weights are fetched."""
+
+from pathlib import Path
+
+from cache import layout
+from cache.errors import CacheError
+from cache.index import SetIndex
+from cache.layout import LARGEST_SIDE
+from cache.lock import check_free, check_writable
+from cache.manifest import Manifest
+from cache.reduction import Reduction
+from cache.store import FeatureCache, check_place
+from cache.windows import windows_of
+from pipeline.backbones import backbone
+from pipeline.config import ExtractConfig
+from pipeline.console import Say
+from pipeline.errors import ConfigError, ImageSetError, PipelineError
+from pipeline.inputs.images import ImageSet
+
+
+def check_places(config: ExtractConfig) -> str:
+    """The set's name; an error where the cache cannot be written here and now, or there is no data."""
+    if not config.dry_run:
+        check_writable(config.cache)
+    check_place(config.cache)
+    name = layout.check_set_name(config.data.absolute().name if config.set is None else config.set)
+    if not config.dry_run:
+        check_free(config.cache, config.part)
+    if not config.data.exists():
+        raise ImageSetError(f"{config.data} does not exist, expected a folder of images or a CSV file")
+    return name
+
+
+def refuse_reduced(config: ExtractConfig) -> None:
+    """PipelineError where the cache is reduced, which the larger maps of dense views cannot be."""
+    if Reduction.load(config.cache):
+        raise PipelineError(f"{config.cache} is reduced, which dense views cannot be: leave out --dense")
+
+
+def refuse_no_windows(config: ExtractConfig, row_shape: tuple[int, ...]) -> None:
+    """PipelineError where windows of the dense view's map would not be rows, or no more than one."""
+    if backbone.map_shape(config.backbone, config.image_size) != row_shape:
+        raise PipelineError(
+            f"--dense needs an input whose map is not averaged: {config.backbone} averages that of "
+            f"{config.image_size} pixels; use the default --image-size, or --passes"
+        )
+    if _windows(config, config.dense, row_shape) < 2:
+        sizes = range(config.dense + 1, LARGEST_SIDE + 1)
+        enough = next((size for size in sizes if _windows(config, size, row_shape) > 1), None)
+        hint = f"use {enough} or more" if enough else f"leave it out, no size up to {LARGEST_SIDE:,} has"
+        raise ConfigError(f"--dense {config.dense} has a map no larger than {config.image_size} pixels have: {hint}")
+
+
+def _windows(config: ExtractConfig, size: int, row_shape: tuple[int, ...]) -> int:
+    return windows_of(backbone.map_shape(config.backbone, size), row_shape)
+
+
+def stored_manifest(cache: Path) -> Manifest | None:
+    """The manifest of the cache, if there is one yet."""
+    file = cache / layout.MANIFEST_FILE
+    return Manifest.load(file) if file.is_file() else None
+
+
+def known_index(config: ExtractConfig, name: str) -> SetIndex | None:
+    """The index of the set as an earlier run left it, if there is one that can be read."""
+    if not stored_manifest(config.cache) or name not in FeatureCache.open(config.cache).sets():
+        return None
+    try:
+        return FeatureCache.open(config.cache).index(name)
+    except CacheError:  # a damaged index, which this run writes again
+        return None
+
+
+def keep_other_roots(config: ExtractConfig, known: SetIndex | None) -> None:
+    """A set of another root is replaced only where `--set` names it."""
+    data = config.data.absolute()
+    if config.set is None and known and Path(known.data) != data:
+        raise CacheError(f"the cache has a set {known.name!r} of {known.data}, this data is {data}: {_other(known)}")
+
+
+def keep_other_images(config: ExtractConfig, known: SetIndex | None, images: ImageSet, say: Say) -> None:
+    """A set of other images altogether is replaced only where `--set` names it; that some are gone is said."""
+    if known is None:
+        return
+    before, now = ({image.digest for image in found} for found in (known.images, images.images))
+    gone, new = len(before - now), len(now - before)
+    if config.set is None and before and gone == len(before):
+        raise CacheError(
+            f"the cache has a set {known.name!r} of {len(before)} other images, none of which is in {images.data}: "
+            f"{_other(known)}"
+        )
+    if gone:
+        say(f"set {known.name}: {gone} of {len(before)} images are no longer there, {new} new")
+
+
+def _other(known: SetIndex) -> str:
+    return f"name it with --set, or replace the other with --set {known.name}"
