@@ -375,10 +375,11 @@ def predict(as_json: bool, table: bool, **options: Any) -> None:
         for p in result.predictions
     ]
     failed = [f"{named(bad['path'])}: {bad['reason']}" for bad in result.failed]
-    if table:
+    if not as_json:
         for line in failed:
             say(line)
-    _emit(result, as_json, as_csv(result.predictions) if table else "\n".join(lines + failed))
+    if as_json or table or lines:
+        _emit(result, as_json, as_csv(result.predictions) if table else "\n".join(lines))
     if result.failed:
         sys.exit(1)
 

@@ -107,7 +107,7 @@ def calibrate(
     valid, labels = log_probs_of_split(run, cache, index, "valid")
     temperature = fit_temperature(valid, labels)
     if temperature is None:
-        say("no temperature from 1/4 to 4 has the least loss on the validation images: it stays 1")
+        say("no temperature in [0.25, 4] improves the validation loss: keeping T = 1")
         return Calibration(), []
     errors, looks = {"valid": _errors(valid, labels, temperature)}, []
     if index.split("test"):

@@ -22,6 +22,8 @@ from pipeline.config import PredictConfig
 from pipeline.console import Say, counted, silent
 from pipeline.errors import PipelineError
 from pipeline.inputs.folders import Kind, entries_of, extension, unread_line
+from pipeline.inputs.grey import narrow_range
+from pipeline.inputs.listing import extensions
 from pipeline.inputs.names import difference, plain
 from pipeline.inputs.remarks import Remarks
 from pipeline.machine.device import available_cpus, computes_bfloat16, resolve_device, resolve_precision
@@ -55,6 +57,8 @@ def predict(config: PredictConfig, say: Say = silent) -> PredictResult:
     precision = bundle_precision(bundle, config.precision, device, say)
     network = bundle.backbone(device, precision)
     ready = time.perf_counter()
+    if found := narrow_range(paths, bundle.decoding):
+        say(f"{found[0]}; the model expects values up to {bundle.decoding.grey_range:,}")
     remarks = Remarks()
     log_probs, failed = bundle.log_probs(network, paths, config.tta == "flip", remarks)
     for line in remarks.lines():
@@ -110,9 +114,16 @@ def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[dict[str, str]
         else:
             matches = [path] if path.is_file() else _matches(text)
         if not matches:
-            nothing.append({"path": text, "reason": "no image, no folder with images, and matches nothing"})
+            nothing.append({"path": text, "reason": _nothing_at(path)})
         found += matches
     return found, nothing, unread
+
+
+def _nothing_at(path: Path) -> str:
+    """Why no image was found at a path or pattern."""
+    if path.is_dir():
+        return f"a folder without images that are read ({extensions()})"
+    return "not a regular file" if path.exists() else "does not exist, and matches no file"
 
 
 def _listed_on_input() -> list[str]:

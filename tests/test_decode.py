@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from pipeline.errors import DecodeError
 from pipeline.inputs.decode import DECODING_POLICY, Decoding, Pixels, decode_rgb
 from pipeline.inputs.effort import jpeg_scans, pixel_passes
-from pipeline.inputs.remarks import FRAMES, catching_warnings
+from pipeline.inputs.remarks import FRAMES, PROFILE, catching_warnings
 from pipeline.inputs.sniff import describe
 
 TRANSPOSED = {  # what a camera stores so that the orientation tag makes it upright
@@ -349,6 +349,19 @@ def test_only_the_first_page_is_read_and_that_is_remarked() -> None:
     decode_rgb(encoded(first, "TIFF"), remarks=single)
     decode_rgb(encoded(first, "MPO", save_all=True, append_images=[second]), remarks=single)
     assert not single
+
+
+def test_a_colour_profile_is_ignored_and_that_is_remarked() -> None:
+    """Unless it is sRGB, as ignoring it changes nothing then."""
+    image = Image.fromarray(pattern())
+    odd: dict[str, str] = {}
+    assert np.array_equal(decode_rgb(encoded(image, icc_profile=b"Display P3"), remarks=odd), pattern())
+    assert list(odd) == [PROFILE]
+    srgb: dict[str, str] = {}
+    decode_rgb(
+        encoded(image, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()), remarks=srgb
+    )
+    assert not srgb
 
 
 def test_16_bit_grey_is_scaled_to_the_range_that_is_asked_for() -> None:

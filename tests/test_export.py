@@ -427,7 +427,7 @@ def test_images_are_files_folders_and_globs(tmp_path: Path) -> None:
     nothing = str(tmp_path / "*.gif")
     found, failed, unread = find_images((str(tmp_path / "b.png"), nothing, str(tmp_path), str(tmp_path / "*.png")))
     assert [p.name for p in found] == ["b.png", "a.png", "b.png", "c.jpg", "a.png", "b.png"]
-    assert failed == [{"path": nothing, "reason": "no image, no folder with images, and matches nothing"}]
+    assert failed == [{"path": nothing, "reason": "does not exist, and matches no file"}]
     assert unread == {".txt": 1}
 
 

@@ -66,6 +66,7 @@ def test_files_that_are_not_read_are_counted_by_extension(tmp_path: Path) -> Non
     assert images.classes == ("rose", "tulip")
     line = next(line for line in said if ".jxl 2" in line)
     assert line.startswith("4 files")
+    line = next(line for line in said if "class folder" in line)
     assert "train/lily (2 of other kinds)" in line
     assert "train/iris (empty)" in line
 

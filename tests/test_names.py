@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.inputs.names import resembling
 from pipeline.predict import read_names
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -51,3 +52,9 @@ def test_names_that_count_from_another_number_are_said(
     names = {str(number): f"name {number}" for number in range(first, first + 10)}
     labels = tuple(sorted(str(number) for number in range(classes_from, classes_from + 10)))
     assert ("shifted by one" in named(tmp_path, names, labels)[1]) is shifted
+
+
+def test_a_misspelt_name_has_a_suggestion() -> None:
+    """To follow the name in a sentence; nothing where no other is near."""
+    assert resembling("cyclamin", ["rose", "cyclamen"]) == " (did you mean 'cyclamen'?)"
+    assert resembling("tulip", ["rose", "cyclamen"]) == ""

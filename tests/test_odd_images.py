@@ -12,7 +12,7 @@ from conftest import REPOSITORY, Extract
 
 from pipeline.errors import DecodeError
 from pipeline.inputs.decode import EXTENSIONS, decode_rgb, read_image
-from pipeline.inputs.remarks import FRAMES, METADATA, catching_warnings
+from pipeline.inputs.remarks import FRAMES, METADATA, PROFILE, catching_warnings
 
 ODD = Path(os.environ.get("HEADGRAFT_DATA") or REPOSITORY.parent / "shared" / "data") / "odd"
 pytestmark = pytest.mark.skipif(not ODD.is_dir(), reason=f"no odd files at {ODD}: set HEADGRAFT_DATA")
@@ -83,6 +83,16 @@ REFUSED = {  # and what the reason says
     "zero_height_dnl.jpg": "damaged JPEG",
 }
 REMARKED = {
+    "avif_iphone_orientation6.avif": PROFILE,
+    "cmyk_adobe_ycck_icc557k.jpg": PROFILE,
+    "cmyk_bad_icc.jpg": PROFILE,
+    "exif_bad_entry_count.jpg": PROFILE,
+    "exif_orientation6_landscape.jpg": PROFILE,
+    "heic_iphone.heic": PROFILE,
+    "iphone13_gainmap.jpg": PROFILE,
+    "png_16bit_grey_alpha.png": PROFILE,
+    "png_display_p3.png": PROFILE,
+    "png_icc_557k.png": PROFILE,
     "exif_corrupt_hopper.jpg": METADATA,
     "mpo_bad_header.jpg": METADATA,
     "tiff_ifd_loop.tiff": FRAMES,
@@ -134,7 +144,7 @@ def test_a_set_of_them_is_read_and_every_oddity_has_its_line(
     assert skipped == {name for name in listed if name in REFUSED}
     assert result.images == 2 * len(listed)
     # Counted by content: two of the six with more frames are one file under two names.
-    assert {kind: count for kind, (count, _) in result.remarks.items()} == {FRAMES: 5, METADATA: 2}
+    assert {kind: count for kind, (count, _) in result.remarks.items()} == {PROFILE: 10, FRAMES: 5, METADATA: 2}
     assert (
         sum(line.startswith(("5 files with more than one page", "2 files with damaged metadata")) for line in lines)
         == 2

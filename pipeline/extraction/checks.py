@@ -72,10 +72,15 @@ def known_index(config: ExtractConfig, name: str) -> SetIndex | None:
 
 
 def keep_other_roots(config: ExtractConfig, known: SetIndex | None) -> None:
-    """A set of another root is replaced only where `--set` names it."""
+    """A set of another place is replaced only where `--set` names it."""
     data = config.data.absolute()
-    if config.set is None and known and Path(known.data) != data:
+    if config.set is None and known and _is_elsewhere(Path(known.data), data):
         raise CacheError(f"the cache has a set {known.name!r} of {known.data}, this data is {data}: {_other(known)}")
+
+
+def _is_elsewhere(known: Path, data: Path) -> bool:
+    """Whether a set is of another place, which is still there: one that is gone may have been moved to `data`."""
+    return known.exists() and not known.samefile(data)
 
 
 def keep_other_images(config: ExtractConfig, known: SetIndex | None, images: ImageSet, say: Say) -> None:

@@ -229,8 +229,8 @@ def announce(plan: Plan, result: ExtractResult, work: list[Work], say: Say) -> N
     folder = next(path for path in (plan.config.cache, *plan.config.cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free
     say(f"{size(needed)} to write, {size(free)} free")
-    if warning := narrow_range([item.path for item in work], plan.decoding):
-        say(warning)
+    if found := narrow_range([item.path for item in work], plan.decoding):
+        say(f"{found[0]}; use --grey-range {found[1]} or auto, with another --cache")
     if needed > free:
         raise CacheError(
             f"{folder} has {size(free)} free, {size(needed)} are needed: make room, or name another --cache"

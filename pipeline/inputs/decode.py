@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import DecodeError
 from pipeline.inputs.effort import pixel_passes
-from pipeline.inputs.remarks import FRAMES, METADATA, collected
+from pipeline.inputs.remarks import FRAMES, METADATA, PROFILE, collected
 from pipeline.inputs.sniff import describe
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
@@ -35,6 +35,7 @@ LONGEST = 100  # times the short side: scaled by the short side, a longer image 
 BYTE_LIMIT = 1 << 30  # more than the pixel limit can need
 WHITE = 65535  # of 16-bit grey
 
+_SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))  # in the name of a profile
 _ORIENTATION = 0x0112  # EXIF
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -121,6 +122,9 @@ def decode_rgb(
             # The second frame of an MPO is a preview or the other eye's view.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 remarks[FRAMES] = ""
+            profile = image.info.get("icc_profile")
+            if isinstance(profile, bytes) and profile and not any(name in profile for name in _SRGB):
+                remarks[PROFILE] = ""
             image.load()
             return np.asarray(_to_rgb(_upright(image, remarks), policy))
     except DecodeError:

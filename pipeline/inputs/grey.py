@@ -30,24 +30,27 @@ def measured_range(training: Sequence[Path]) -> Decoding:
     largest = [value for value in _largest_values(training) if value is not None]
     if not largest:
         raise ImageSetError("--grey-range auto, but no training image is 16-bit grey: leave the option out")
-    return Decoding(min(WHITE, max(255, (1 << max(largest).bit_length()) - 1)))
+    return _range_of(max(largest))
 
 
-def narrow_range(files: Sequence[Path], decoding: Decoding) -> str:
-    """A warning where the 16-bit grey files among a sample of `files` use less than an eighth of the range, or ""."""
+def narrow_range(files: Sequence[Path], decoding: Decoding) -> tuple[str, int] | None:
+    """Where 16-bit grey files in a sample use less than an eighth of the range: a warning, and the range they use."""
     if decoding.grey_range <= _NARROW:
-        return ""
+        return None
     chosen = [path for path in files if path.suffix.lower() in _KINDS]
     sample = chosen[:: max(1, len(chosen) // _SAMPLED)][:_SAMPLED]
     found = [(value, path) for value, path in zip(_largest_values(sample), sample, strict=True) if value is not None]
     if not found or max(found)[0] > _NARROW:
-        return ""
+        return None
     most, path = max(found)
-    return (
-        f"warning: the largest value in {counted(len(found), 'sampled 16-bit grey file')} is {most:,} of {WHITE:,} "
-        f"({named(path.name)}): they become nearly black; use --grey-range {(1 << most.bit_length()) - 1} or auto, "
-        "with another --cache"
-    )
+    sampled = counted(len(found), "sampled 16-bit grey file")
+    warning = f"warning: the largest value in {sampled} is {most:,} of {WHITE:,} ({named(path.name)}): nearly black"
+    return warning, _range_of(most).grey_range
+
+
+def _range_of(largest: int) -> Decoding:
+    """The least range of 2^n - 1 for values up to `largest`."""
+    return Decoding(min(WHITE, max(255, (1 << largest.bit_length()) - 1)))
 
 
 def _largest_values(files: Sequence[Path]) -> list[int | None]:

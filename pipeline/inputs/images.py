@@ -13,7 +13,7 @@ from cache.index import SPLITS, ImageRecord, SetIndex, SkippedImage
 from pipeline.console import Say, counted, named, silent
 from pipeline.errors import ImageSetError
 from pipeline.inputs.decode import HEIF, HEIF_EXTENSIONS
-from pipeline.inputs.folders import Listed, refuse_other_locale, unread_line
+from pipeline.inputs.folders import Listed, extension, refuse_other_locale, unread_line
 from pipeline.inputs.listing import Listing, extensions, list_files, shown
 from pipeline.inputs.names import difference, look_alikes, resembling
 
@@ -265,14 +265,16 @@ def _refuse_other_classes(data: Path, found: set[tuple[str, str]]) -> None:
             names = [f"{name!r}{resembling(name, sorted(classes))}" for name in unknown]
             raise ImageSetError(
                 f"{data}: {split} has classes that train does not: {shown(names)}; "
-                "add images of them to train, or give them a label of train"
+                "rename them, or add images of them to train"
             )
 
 
 def _split_line(images: Sequence[ImageRecord], has_splits: bool) -> str:
     count = Counter(image.split for image in images)
     counts = ", ".join(f"{split} {count[split]}" for split in SPLITS)
-    return f"images read: {counts}" + ("" if has_splits else ", split 80/10/10 by --split-seed")
+    kinds = Counter(extension(Path(image.path)) for image in images).most_common()
+    shown_kinds = f" ({', '.join(f'{kind} {number}' for kind, number in kinds)})" if len(kinds) > 1 else ""
+    return f"images read: {counts}{shown_kinds}" + ("" if has_splits else ", split 80/10/10 by --split-seed")
 
 
 def _remarks(classes: Sequence[str], images: Sequence[ImageRecord]) -> list[str]:

@@ -143,9 +143,10 @@ class _Walk:
     def finished(self) -> Listing:
         """The listing, with lines on what was passed over."""
         listing = self.listing
-        empty = f"no image is read in {shown(self._empty)}" if self._empty else ""
-        if passed := "; ".join(filter(None, (unread_line(listing.unread), empty))):
+        if passed := unread_line(listing.unread):
             listing.notes.append(passed)
+        if self._empty:
+            listing.notes.append(f"{counted(len(self._empty), 'class folder')} without an image: {shown(self._empty)}")
         if listing.outside:
             root = named(listing.root.absolute().name)
             places = [f"{root if folder == '.' else folder} {count}" for folder, count in listing.outside.items()]

@@ -2,12 +2,14 @@
 
 import unicodedata
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 
 _UNDO: dict[str, Callable[[str], str]] = {
     "Unicode form": lambda name: unicodedata.normalize("NFC", name),
     "blanks": lambda name: " ".join(name.split()),
     "case": str.casefold,
 }
+_CLOSE = 0.8  # of 1, how alike a misspelt name and the right one are
 
 
 def plain(name: str) -> str:
@@ -23,8 +25,11 @@ def difference(a: str, b: str) -> str:
 
 def resembling(name: str, others: Iterable[str]) -> str:
     """The one of `others` that `name` looks like, and how it differs, to follow `name` in a sentence; "" for none."""
-    other = next((other for other in others if other != name and plain(other) == plain(name)), None)
-    return "" if other is None else f", which differs from {other!r} in {difference(name, other)}"
+    others = [other for other in others if other != name]
+    if other := next((other for other in others if plain(other) == plain(name)), None):
+        return f", which differs from {other!r} in {difference(name, other)}"
+    close = get_close_matches(name, others, 1, _CLOSE)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:

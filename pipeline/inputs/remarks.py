@@ -12,6 +12,7 @@ from pipeline.console import counted, named
 
 FRAMES = "more than one page or frame; only the first is read"
 METADATA = "damaged metadata; the pixels are read"
+PROFILE = "a colour profile other than sRGB; it is ignored"
 
 _collecting = threading.local()
 

@@ -55,7 +55,7 @@ def _rows(file: Path) -> Iterator[tuple[int, Listed, bool]]:
         if not set(_COLUMNS) <= set(names):
             columns = ", ".join(names)
             readable = columns and columns.isascii() and columns.isprintable()
-            found = f"has the columns {columns[:60]}" if readable else "is not such a table"
+            found = f"starts with the line {named(header.strip()[:60])!r}" if readable else "is not such a table"
             raise ImageSetError(f"{file} {found}, {_EXPECTED}")
         next(reader)
         for row in reader:
