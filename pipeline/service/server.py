@@ -20,7 +20,8 @@ BODY_SECONDS = 30.0  # that it may be behind with the body, which is to arrive w
 BODY_RATE = 4000  # bytes/s
 ANSWER_SECONDS = 30.0  # that it may leave an answer unread
 GRACE_SECONDS = 5  # for requests in progress when the service is stopped
-PAUSE = 0.05  # seconds until a connection is tried again for which there was no room
+UNTOUCHED = 0.05  # seconds that a client keeps its place however many others come: its request may be under way
+PAUSE = 0.02  # seconds until a connection is tried again for which there was no room
 
 
 class Connection(H11Protocol):
@@ -176,7 +177,8 @@ class Server(uvicorn.Server):
 
     def _make_room(self) -> bool:
         """Drop a twentieth of the connections; False where the service waits for no client."""
-        awaited = [one for one in self._connections if one.patience is not None]
+        soon = time.monotonic() - UNTOUCHED
+        awaited = [one for one in self._connections if one.patience is not None and one.since < soon]
         awaited.sort(key=lambda one: one.overdue, reverse=True)
         for connection in awaited[: max(1, self._most // 20)]:
             connection.drop()
