@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -178,4 +179,4 @@ def _clear(folders: Iterable[Path]) -> None:
     for folder in folders:
         for left in folder.glob(f".*{layout.TEMPORARY_SUFFIX}"):
             if is_abandoned(left):
-                left.unlink(missing_ok=True)
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from io import TextIOWrapper
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -31,6 +32,8 @@ def results_alone() -> Iterator[Callable[[str], None]]:
         pass  # takes the place of an output that was closed
     os.close(spare)
     stream, kept = sys.stdout, os.dup(1)
+    if isinstance(stream, TextIOWrapper):  # as standard error: a name that the terminal cannot show is no error
+        stream.reconfigure(errors="backslashreplace")
 
     def put_back() -> None:
         ctypes.CDLL(None).fflush(None)  # what C code printed waits in a buffer of its own

@@ -75,7 +75,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         weights = self._row_weights(rows, targets, sample_weight)
         if weights is not None:
             kept = weights > 0
-            rows, labels, weights = rows[kept], labels[kept], weights[kept]
+            rows, labels, weights = rows[kept], labels[kept], weights[kept] / weights[kept].mean()
         if len(found := np.unique(labels)) < 2:
             raise ValueError(f"the rows to train on are of {len(found)} class, expected 2 classes or more")
         self.head_ = self._train(rows, labels, weights, seed)

@@ -53,6 +53,8 @@ def _extract(plan: Plan, engine: Engine, start: float, say: Say) -> ExtractResul
             if result.computed:  # also of a run that was stopped: its rows were not free
                 result.seconds = time.perf_counter() - start
                 record_extraction(config.cache, _history(plan, result))
+            for line in result.remarks.lines():
+                say(line)
         if config.part:
             return _part_done(plan, result, bad)
         cache = FeatureCache.open(cache.path)
@@ -62,8 +64,6 @@ def _extract(plan: Plan, engine: Engine, start: float, say: Say) -> ExtractResul
         whole = dense if not cache.missing(index.row_keys(0, dense)) else 0
         cache.save_index(replace(index, passes=cache.complete_passes(index), dense=whole))
         index_path(cache.path / layout.LISTING_FOLDER, plan.name).unlink(missing_ok=True)  # the index says more
-    for line in result.remarks.lines():
-        say(line)
     result.skipped = [{"path": image.path, "reason": image.reason} for image in index.skipped]
     result.rows = result.computed + result.reused
     result.bytes = FeatureCache.open(cache.path).bytes

@@ -107,14 +107,18 @@ def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[dict[str, str]
     unread: Counter[str] = Counter()
     for text in chain.from_iterable(_listed_on_input() if text == "-" else (text,) for text in given):
         path = Path(text)
-        if path.is_dir():
-            matches, unlisted, others = _images_below(path)
-            nothing += unlisted
-            unread += others
-        else:
-            matches = [path] if path.is_file() else _matches(text)
-        if not matches:
-            nothing.append({"path": text, "reason": _nothing_at(path)})
+        try:
+            if path.is_dir():
+                matches, unlisted, others = _images_below(path)
+                nothing += unlisted
+                unread += others
+            else:
+                matches = [path] if path.is_file() else _matches(text)
+            if not matches:
+                nothing.append({"path": text, "reason": _nothing_at(path)})
+        except OSError as error:
+            nothing.append({"path": text, "reason": f"cannot be read: {error.strerror}"})
+            continue
         found += matches
     return found, nothing, unread
 

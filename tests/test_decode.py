@@ -174,6 +174,7 @@ def test_an_empty_file_is_refused() -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS pointer"),
         (b"<!DOCTYPE html><html>404 not found</html>", "HTML page"),
         (b"\n <!-- cached --> <HTML lang=en>", "HTML page"),
+        (b"<!---->" * 146, "not an image of a known format"),  # and at once: such a pattern can take hours
         (b"\0\0\0\x18ftypisom" + b"\0" * 99, "video"),
         (b"\xff\x0a" + b"\1" * 99, "JPEG XL"),
         (b"\xff\xd8\xff\xd8" + b"\1" * 99, "damaged JPEG"),
@@ -259,6 +260,13 @@ def test_effort_is_pixels_times_scans_in_every_format() -> None:
     assert Image.open(BytesIO(attacks[1])).format == "MPO"
 
 
+def as_tiff(stream: bytes, *tags: tuple[int, int, int]) -> bytes:
+    """A JPEG stream in a TIFF of 64 x 64 pixels, at byte 300, with more tags: (tag, count, value or offset)."""
+    entries = sorted([(256, 1, 64), (257, 1, 64), (258, 1, 8), (259, 1, 7), (262, 1, 6), (277, 1, 3), *tags])
+    table = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in entries)
+    return (b"II*\0" + struct.pack("<IH", 8, len(entries)) + table + struct.pack("<I", 0)).ljust(300, b"\0") + stream
+
+
 def test_effort_counts_the_scans_of_a_jpeg_within_a_tiff() -> None:
     """A TIFF's strips can be JPEG streams; of strips with one scan each, the effort is the page's pixels."""
     image = Image.fromarray(pattern(64, 64))
@@ -266,11 +274,24 @@ def test_effort_counts_the_scans_of_a_jpeg_within_a_tiff() -> None:
     with Image.open(BytesIO(data)) as opened:
         assert pixel_passes(opened, data) == 64 * 64
     stream = many_scans(image, 100)
-    entries = [(256, 64), (257, 64), (258, 8), (259, 7), (262, 6), (273, 130), (277, 3), (278, 64), (279, len(stream))]
-    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
-    attack = (b"II*\0" + struct.pack("<IH", 8, len(entries)) + table + struct.pack("<I", 0)).ljust(130, b"\0") + stream
-    with pytest.raises(DecodeError, match="scans"):
-        decode_rgb(attack, effort_limit=64 * 64 * 50)
+    strips = [(273, 1, 300), (278, 1, 64), (279, 1, len(stream))]
+    # Strips that are not there, and tiles that libtiff takes in their place; tiles that share their bytes.
+    both = [(273, 1, 200), (278, 1, 64), (279, 1, 16), (322, 1, 64), (323, 1, 64), (324, 1, 300), (325, 1, len(stream))]
+    shared = struct.pack("<16I", *[300] * 16) + struct.pack("<16I", *[len(stream)] * 16)
+    tiled = [(322, 1, 16), (323, 1, 16), (324, 16, 300 + len(stream)), (325, 16, 364 + len(stream))]
+    for attack in (as_tiff(stream, *strips), as_tiff(stream, *both), as_tiff(stream + shared, *tiled)):
+        with pytest.raises(DecodeError, match="scans"):
+            decode_rgb(attack, effort_limit=64 * 64 * 50)
+
+
+def test_a_png_of_many_profiles_is_refused() -> None:
+    """A PNG has one; Pillow would inflate each, 64 MiB of a few bytes."""
+    data = encoded(Image.fromarray(pattern()), icc_profile=b"\0" * 1000)
+    place = data.index(b"iCCP") - 4
+    chunk = data[place : place + 12 + int.from_bytes(data[place : place + 4], "big")]
+    assert decode_rgb(data).shape == (6, 9, 3)
+    with pytest.raises(DecodeError, match="profile"):
+        decode_rgb(data[:place] + 20 * chunk + data[place:])
 
 
 @given(st.binary(max_size=300))
@@ -403,3 +424,30 @@ def test_damaged_files_raise_nothing_but_decode_error() -> None:
                 continue
             assert pixels.dtype == np.uint8
             assert pixels.shape[2] == 3
+
+
+def test_a_tile_larger_than_its_image_counts_as_its_pixels() -> None:
+    """Of 8 x 8 pixels in one tile of 20,000 x 20,000 all would be decoded."""
+    tags = [
+        (256, 8),
+        (257, 8),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, 20_000),
+        (323, 20_000),
+        (324, 200),
+        (325, 9),
+    ]
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = (b"II*\0" + struct.pack("<IH", 8, len(tags)) + table + struct.pack("<I", 0)).ljust(300, b"\0")
+    with pytest.raises(DecodeError, match="400,000,000"):
+        decode_rgb(data)
+
+
+def test_a_jpeg_of_markers_without_end_is_refused() -> None:
+    """Each costs a step of a loop; cameras write some hundred."""
+    data = encoded(Image.fromarray(pattern(16, 16)), "JPEG")
+    with pytest.raises(DecodeError, match="markers"):
+        decode_rgb(data[:2] + b"\xff\xe0\0\2" * 20_000 + data[2:])

@@ -179,3 +179,15 @@ def test_probabilities_add_up_and_follow_the_classes() -> None:
     assert (model.predict(X) == names).mean() > 0.95
     again = clone(model).fit(X.astype(np.float16), names)
     assert np.array_equal(again.predict_proba(X), probabilities)
+
+
+def test_a_weight_counts_at_every_batch_size() -> None:
+    """Also where a batch is one row, whose share of its own batch is always the same."""
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(60, 4)).astype(np.float32)
+    labels = (generator.random(60) < 0.5).astype(int)
+    heavy = np.where(labels == 1, 20.0, 1.0)
+    for batch_size in (1, 8, 60):
+        head = HeadClassifier(hidden=8, epochs=30, lr=1e-2, batch_size=batch_size, dropout=0.0)
+        plain = head.fit(rows, labels).predict_proba(rows)[:, 1].mean()
+        assert head.fit(rows, labels, sample_weight=heavy).predict_proba(rows)[:, 1].mean() > plain + 0.1

@@ -1,5 +1,6 @@
 """Data sets as people have them: other folder names, links, kinds that are not read, tables from spreadsheets."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -486,3 +487,15 @@ def test_a_model_is_scored_on_the_listing_that_extract_has(tmp_path: Path) -> No
     classes(tmp_path / "Testing")
     images = ImageSet.scan(tmp_path, known=("rose", "tulip"))
     assert splits(images) == {"test": 4}
+
+
+def test_a_csv_below_a_link_names_what_the_system_takes_its_paths_for(tmp_path: Path) -> None:
+    """`lists/../images` is beside the folder that the link leads to, not beside the link."""
+    right = draw_image(tmp_path / "disk" / "set" / "images" / "a.png", 1)
+    draw_image(tmp_path / "images" / "a.png", 2)
+    (right.parent.parent / "lists").mkdir()
+    (right.parent.parent / "lists" / "set.csv").write_text("path,label,split\n../images/a.png,rose,train\n")
+    (tmp_path / "lists").symlink_to(right.parent.parent / "lists")
+    images = ImageSet.scan(tmp_path / "lists" / "set.csv")
+    assert images.images[0].digest == hashlib.sha256(right.read_bytes()).hexdigest()
+    assert (images.root / images.images[0].path).samefile(right)

@@ -1,6 +1,7 @@
 """16-bit grey of 12 bits: said before any row is computed, scaled where asked for, by the exported model too."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.config import ExportConfig, ExtractConfig
 from pipeline.errors import ConfigError, ImageSetError
 from pipeline.export import export
 from pipeline.inputs.decode import Decoding
+from pipeline.inputs.grey import narrow_range
 from pipeline.model.fresh import answer
 from pipeline.train import train_head
 
@@ -91,3 +93,9 @@ def test_auto_without_16_bit_grey_and_values_out_of_range_are_refused(run_extrac
     for value in ("12", "70000", "many", "-1"):
         with pytest.raises(ConfigError, match=f"--grey-range.*{json.dumps(value)[1:-1]}"):
             ExtractConfig(tmp_path, tmp_path / "features", grey_range=value)
+
+
+def test_a_pipe_named_as_an_image_is_never_waited_for(tmp_path: Path) -> None:
+    """Sampling reads regular files only."""
+    os.mkfifo(tmp_path / "pipe.png")
+    assert narrow_range([tmp_path / "pipe.png"], Decoding()) is None

@@ -118,7 +118,8 @@ class HeadGroup:
     def step(self, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step.
 
-        The mean is weighted by `class_weights`, or by `weights` (B,) of the rows in their place.
+        The mean is weighted by `class_weights`. `weights` (B,) of the rows, in their place, are taken as they are: 1 on
+        average over all rows, not within the batch.
         """
         _, _, w2, b2 = self.tensors.values()
         w2 = w2.to(x.dtype)
@@ -144,11 +145,12 @@ class HeadGroup:
 
     def _shares(self, labels: Tensor, dtype: torch.dtype, weights: Tensor | None) -> Tensor:
         """Each row's share of the mean loss, (B,)."""
-        if weights is None:
-            if self.class_weights is None:
-                return torch.full((len(labels),), 1 / len(labels), dtype=dtype, device=self.device)
-            weights = self.class_weights.to(dtype)[labels]
-        return (weights / weights.sum()).to(dtype)
+        if weights is not None:
+            return (weights / len(labels)).to(dtype)
+        if self.class_weights is None:
+            return torch.full((len(labels),), 1 / len(labels), dtype=dtype, device=self.device)
+        weights = self.class_weights.to(dtype)[labels]
+        return weights / weights.sum()
 
     def _first(self, x: Tensor) -> Tensor:
         """The first layers of all heads: (B, R) → (G, B, H), in the dtype of x."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import DecodeError
-from pipeline.inputs.effort import pixel_passes
+from pipeline.inputs.effort import decoded_pixels, pixel_passes
 from pipeline.inputs.remarks import FRAMES, METADATA, PROFILE, collected
 from pipeline.inputs.sniff import describe
 
@@ -36,6 +36,7 @@ BYTE_LIMIT = 1 << 30  # more than the pixel limit can need
 WHITE = 65535  # of 16-bit grey
 
 _SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))  # in the name of a profile
+_MOST_PROFILES = 3  # one, and what only resembles the name of its chunk
 _ORIENTATION = 0x0112  # EXIF
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -98,6 +99,14 @@ def read_image(path: Path) -> bytes:
         raise DecodeError(f"cannot be read: {error.strerror}") from error
 
 
+def open_image(data: bytes) -> Image.Image:
+    """The image file of these bytes, its pixels not decoded yet; what Pillow raises where it is none it can read."""
+    # Pillow inflates every profile of a PNG, of which a file has one: a few bytes could keep it busy for minutes.
+    if data.startswith(b"\x89PNG") and data.count(b"iCCP") > _MOST_PROFILES:
+        raise DecodeError("a PNG with more than one colour profile")
+    return Image.open(BytesIO(data), formats=FORMATS)
+
+
 def decode_rgb(
     data: bytes,
     pixel_limit: int = PIXEL_LIMIT,
@@ -117,7 +126,7 @@ def decode_rgb(
         raise DecodeError("the file is empty")
     remarks = {} if remarks is None else remarks
     try:
-        with collected(remarks), Image.open(BytesIO(data), formats=FORMATS) as image:
+        with collected(remarks), open_image(data) as image:
             _refuse_too_much(image, data, pixel_limit, effort_limit)
             # The second frame of an MPO is a preview or the other eye's view.
             if getattr(image, "is_animated", False) and image.format != "MPO":
@@ -140,9 +149,10 @@ def decode_rgb(
 def _refuse_too_much(image: Image.Image, data: bytes, pixel_limit: int, effort_limit: int) -> None:
     """From the header alone, before any pixel is decoded."""
     size = f"{image.width} x {image.height} pixels"
-    pixels = image.width * image.height
+    pixels = decoded_pixels(image)
     if pixels > pixel_limit:
-        raise DecodeError(f"{size}, over the limit of {pixel_limit:,}")
+        tiles = "" if pixels == image.width * image.height else f" in tiles of {pixels:,}"
+        raise DecodeError(f"{size}{tiles}, over the limit of {pixel_limit:,}")
     if max(image.size) > LONGEST * min(image.size):
         raise DecodeError(f"{size}, over {LONGEST} times longer than wide")
     if (effort := pixel_passes(image, data)) > effort_limit:

@@ -5,12 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pipeline.console import counted, named
 from pipeline.errors import ImageSetError
-from pipeline.inputs.decode import FORMATS, FULL_RANGE, PIXEL_LIMIT, WHITE, Decoding
-from pipeline.inputs.remarks import catching_warnings
+from pipeline.inputs.decode import FULL_RANGE, PIXEL_LIMIT, WHITE, Decoding, open_image, read_image
+from pipeline.inputs.remarks import catching_warnings, collected
 
 AUTO = "auto"
 _KINDS = frozenset({".png", ".tif", ".tiff", ".jp2", ".j2k"})  # a PGM states its range, which Pillow scales to 16 bits
@@ -63,7 +62,7 @@ def _largest_value(path: Path) -> int | None:
     if path.suffix.lower() not in _KINDS:
         return None
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with collected({}), open_image(read_image(path)) as image:
             if not image.mode.startswith("I") or image.width * image.height > PIXEL_LIMIT:
                 return None
             return int(np.asarray(image).max())

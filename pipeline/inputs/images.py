@@ -114,7 +114,7 @@ def root_now(index: SetIndex, data: Path | None) -> Path:
 
     ImageSetError where this locale would read their names otherwise.
     """
-    root = Path(index.root) if data is None else data if data.is_dir() else data.parent
+    root = Path(index.root) if data is None else data if data.is_dir() else data.parent.resolve()
     refuse_other_locale(root / image.path for image in index.images)
     return root
 

@@ -51,8 +51,9 @@ def list_files(data: Path, train_needed: bool = True) -> Listing:
     ImageSetError where `data` is neither a folder of one of these forms nor a CSV with path,label,split.
     """
     if data.is_file():
-        files, notes = list_csv(data)
-        return Listing(data.parent, files, notes=notes)
+        root = data.parent.resolve()  # ".." in its paths is then what the system takes it for, also below a link
+        files, notes = list_csv(data, root)
+        return Listing(root, files, notes=notes)
     if not data.is_dir():
         raise ImageSetError(f"{data} does not exist, expected a folder of images or a CSV file")
     entries = entries_of(data)

@@ -4,7 +4,7 @@ import re
 
 from cache.errors import install_hint
 
-_HTML = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.DOTALL | re.I)
+_HTML = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(?>(?><!--.*?-->\s*)*)<(!doctype\s+html|html|head|body)\b", re.DOTALL | re.I)
 _LOSSLESS_FRAMES = re.compile(rb"\xff[\xc3\xc7\xcb\xcf]\x00[\x0b-\x17]")  # start of a lossless frame, and its length
 _MEDIA_BRANDS = {  # of the ISO base media file format
     b"heic": "HEIC", b"heix": "HEIC", b"heim": "HEIC", b"heis": "HEIC", b"hevc": "HEIC", b"hevx": "HEIC",

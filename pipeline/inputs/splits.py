@@ -105,7 +105,7 @@ def _refuse_unknown_splits(data: Path, folders: list[Path], within: dict[Path, l
     )
     if all(map(split_of, common)):
         raise ImageSetError(f"{found}, expected splits with a folder per class in each; did you mean one of them?")
-    raise ImageSetError(f"{found} and look like splits: {_RENAME}; if they are classes, move them into {data}/train")
+    raise ImageSetError(f"{found} and look like splits: {_RENAME}; if they are classes, name the images in a CSV")
 
 
 def _refuse_twice(data: Path, chosen: dict[Path, str]) -> None:
@@ -127,5 +127,5 @@ def _refuse_loose_train(data: Path, loose: list[Path]) -> None:
     if loose:
         raise ImageSetError(
             f"{loose[0]} holds images but no class folders, expected a folder per class; "
-            f"if {named(loose[0].name)} is a class, move all class folders of {data} into one folder train"
+            f"if {named(loose[0].name)} is a class, give the folder another name, or name the images in a CSV"
         )

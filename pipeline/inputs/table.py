@@ -18,15 +18,15 @@ _DELIMITERS = ",;\t"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def list_csv(file: Path) -> tuple[list[Listed], list[str]]:
-    """The files that a CSV names, and lines on what was read otherwise than it stands there.
+def list_csv(file: Path, root: Path) -> tuple[list[Listed], list[str]]:
+    """The files that a CSV names, and lines on what was read otherwise than it stands there; `root` is its folder.
 
     Columns are separated by commas, semicolons or tabs, in UTF-8 or UTF-16. ImageSetError where it cannot be used.
     """
     if file.suffix.lower() in EXTENSIONS:
         raise ImageSetError(f"{file} is an image, {_EXPECTED}; headgraft predict names what is in one image")
     try:
-        rows = list(_rows(file))
+        rows = list(_rows(file, root))
     except (csv.Error, UnicodeError) as error:
         raise ImageSetError(f"{file} is not a CSV file ({error}), {_EXPECTED}") from error
     if not rows:
@@ -41,7 +41,7 @@ def list_csv(file: Path) -> tuple[list[Listed], list[str]]:
     return [item for _, item in files], notes
 
 
-def _rows(file: Path) -> Iterator[tuple[int, Listed, bool]]:
+def _rows(file: Path, root: Path) -> Iterator[tuple[int, Listed, bool]]:
     """Line number, file, and whether its label had blanks around it, of each row."""
     with open(file, "rb") as raw:
         encoding = "utf-16" if raw.read(2) in _UTF16 else "utf-8-sig"
@@ -60,14 +60,14 @@ def _rows(file: Path) -> Iterator[tuple[int, Listed, bool]]:
         next(reader)
         for row in reader:
             if row:
-                yield reader.line_num, *_file_of(file, reader.line_num, names, row)
+                yield reader.line_num, *_file_of(file, root, reader.line_num, names, row)
 
 
 def _names(header: str, delimiter: str) -> list[str]:
     return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
 
 
-def _file_of(file: Path, number: int, names: list[str], row: list[str]) -> tuple[Listed, bool]:
+def _file_of(file: Path, root: Path, number: int, names: list[str], row: list[str]) -> tuple[Listed, bool]:
     """The file that a row names, and whether its label had blanks around it."""
     cells = dict(zip(names, row, strict=False))
     path, label, split = (cells.get(column, "") for column in _COLUMNS)
@@ -75,7 +75,7 @@ def _file_of(file: Path, number: int, names: list[str], row: list[str]) -> tuple
     if lacks:
         known = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
         raise ImageSetError(f"{file}, line {number} has {lacks}, expected a path, a label and one of {known}: fix it")
-    return Listed(file.parent / path, label.strip(), split_of(split)), label != label.strip()
+    return Listed(root / path, label.strip(), split_of(split)), label != label.strip()
 
 
 def _lacks(path: str, label: str, split: str) -> str:

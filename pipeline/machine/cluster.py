@@ -55,7 +55,7 @@ def _refuse_other_packages(folder: Path) -> None:
     """PipelineError where workers would import another `cache` or `pipeline`: Ray has them look in `folder` first."""
     for name in ("cache", "pipeline"):
         found = PathFinder.find_spec(name, [str(folder)])
-        if found and found.origin and Path(found.origin).parent.parent != Path(__file__).parents[2]:
+        if found and found.origin and Path(found.origin).resolve().parents[1] != Path(__file__).resolve().parents[2]:
             raise PipelineError(
                 f"{found.origin} would hide headgraft's own package {name} from the workers of Ray: rename it, or run "
                 "this in another folder"

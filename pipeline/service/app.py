@@ -24,8 +24,8 @@ from pipeline.inputs.decode import Pixels
 from pipeline.inputs.remarks import catching_warnings
 from pipeline.machine.device import available_cpus
 from pipeline.service.batcher import Batcher
-from pipeline.service.decoding import LARGE, SMALL, effort, lower_priority, pixels_of, view_of_large
-from pipeline.service.limits import Busy, LimitBody, Limits, Room
+from pipeline.service.decoding import LARGE, SMALL, effort, end_children, lower_priority, pixels_of, view_of_large
+from pipeline.service.limits import DISCARDED, Busy, LimitBody, Limits, Room
 from pipeline.service.origin import SameOrigin
 
 RETRY_AFTER = 1  # second
@@ -90,11 +90,15 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
     small, large = ThreadPoolExecutor(threads, "decode-small"), ThreadPoolExecutor(1, "decode-large")
     middle = ThreadPoolExecutor(threads, "decode-middle", lower_priority)
     waiting, waiting_large = Room(limits.waiting), Room(limits.large)
+    waiting_bytes = Room(DISCARDED * limits.bytes)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        with catching_warnings(), batcher, small, middle, large:
+        with catching_warnings(), batcher:
             yield
+            for pool in (small, middle, large):
+                pool.shutdown(wait=False, cancel_futures=True)
+            end_children()
 
     app = FastAPI(
         title="Headgraft",
@@ -158,7 +162,7 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
         if len(files) > limits.files:
             raise HTTPException(413, f"{len(files)} files are over the limit of {limits.files}: send fewer at once")
         try:
-            with waiting.take(len(files)):
+            with waiting.take(len(files)), waiting_bytes.take(sum(file.size or 0 for file in files)):
                 predictions, failed = await predict_all(files, top_k)
         except Busy:
             reason = "too many images wait already: come back in a second"

@@ -10,29 +10,31 @@ import resource
 import signal
 import subprocess
 import sys
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pipeline.errors import DecodeError
 from pipeline.inputs.clean import clean_view
-from pipeline.inputs.decode import FORMATS, Decoding, Pixels, decode_rgb
+from pipeline.inputs.decode import Decoding, Pixels, decode_rgb, open_image
 from pipeline.inputs.effort import pixel_passes
+from pipeline.inputs.remarks import collected
 
 SMALL = 4_000_000  # pixels times scans of a JPEG: up to a tenth of a second
 LARGE = 20_000_000  # up to half a second
 SCANS = 10  # of an image of the most pixels; progressive files of cameras and editors have about ten
 OTHER_FORMATS = 8  # times as long for a pixel, at most
 CPU_SECONDS = 20  # of one large image
+MEMORY = 4 << 30  # bytes that process may have
 NICENESS = 10  # about a tenth of the processor time that another thread gets
+
+_children: set["subprocess.Popen[bytes]"] = set()
 
 
 def effort(data: bytes) -> int:
     """What decoding an image file costs, in pixels of a JPEG of one scan; 0 where it is not an image."""
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        with collected({}), open_image(data) as image:
             return pixel_passes(image, data) * (1 if image.format in ("JPEG", "MPO") else OTHER_FORMATS)
     except Exception:
         return 0  # decoding says why
@@ -47,14 +49,24 @@ def view_of_large(data: bytes, pixel_limit: int, decoding: Decoding, size: int, 
     """The clean view (size, size, 3) of a large image, from a process of its own; DecodeError with the reason."""
     given = map(str, (pixel_limit, decoding.grey_range, size, resize))
     command = [sys.executable, "-m", "pipeline.service.decoding", *given]
-    found = subprocess.run(command, input=data, capture_output=True, cwd=Path(__file__).parents[2], check=False)
-    if found.returncode == 0:
-        return np.frombuffer(found.stdout, np.uint8).reshape(size, size, 3)
-    if found.returncode == 1 and found.stdout:
-        raise DecodeError(found.stdout.decode())
-    if found.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=Path(__file__).parents[2]) as child:
+        _children.add(child)
+        answer, _ = child.communicate(data)
+        _children.discard(child)
+    if child.returncode == 0:
+        return np.frombuffer(answer, np.uint8).reshape(size, size, 3)
+    if child.returncode == 1 and answer:
+        raise DecodeError(answer.decode())
+    if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         raise DecodeError(f"not decoded within {CPU_SECONDS} s of processor time or the memory there is")
     raise DecodeError("the decoder crashed")
+
+
+def end_children() -> None:
+    """Stop the processes that still decode, as the service ends."""
+    for child in list(_children):
+        child.kill()
 
 
 def lower_priority() -> None:
@@ -67,6 +79,7 @@ def main(pixel_limit: int, grey_range: int, size: int, resize: int) -> None:
     """Answer one call of `view_of_large`."""
     lower_priority()
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         pixels = pixels_of(sys.stdin.buffer.read(), pixel_limit, Decoding(grey_range))
     except DecodeError as error:

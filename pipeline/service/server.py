@@ -21,6 +21,7 @@ BODY_RATE = 4000  # bytes/s
 ANSWER_SECONDS = 30.0  # that it may leave an answer unread
 GRACE_SECONDS = 5  # for requests in progress when the service is stopped
 UNTOUCHED = 0.05  # seconds that a client keeps its place however many others come: its request may be under way
+READ_BYTES = 16_384  # at once: parsing a body sent in chunks of a byte takes 1.5 s a MB
 PAUSE = 0.02  # seconds until a connection is tried again for which there was no room
 
 
@@ -63,6 +64,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # of asyncio's own; the default is 256 KiB
         self.since = time.monotonic()
 
     def data_received(self, data: bytes) -> None:
