@@ -36,7 +36,7 @@ BYTE_LIMIT = 1 << 30  # more than the pixel limit can need
 WHITE = 65535  # of 16-bit grey
 
 _SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))  # in the name of a profile
-_MOST_PROFILES = 3  # one, and what only resembles the name of its chunk
+_MOST_PROFILES = 2  # one, and what only resembles the name of its chunk
 _ORIENTATION = 0x0112  # EXIF
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,7 +51,7 @@ _UPRIGHT = {
 # Our own limit, taken from the header before any pixel is decoded, stands in for Pillow's warning.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Pillow refuses a PNG for 1 MiB of text or profile once inflated; editors write more. This bounds the memory it takes.
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
 if HEIF:
     from pillow_heif import register_heif_opener
 
