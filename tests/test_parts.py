@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY, Extract, draw_image
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from cache.errors import CacheBusy
 from cache.keys import RowKey, pack_keys, unpack_keys
@@ -23,6 +25,7 @@ PART = """
 import sys
 sys.path.insert(0, "tests")
 from conftest import register_tiny
+from PIL import Image
 from pipeline.config import ExtractConfig
 from pipeline.extract import extract
 register_tiny()
@@ -168,3 +171,13 @@ def test_what_is_no_part_is_refused(given: str) -> None:
     """With what is expected."""
     with pytest.raises(ConfigError, match="expected i/n"):
         ExtractConfig(Path("data"), Path("cache"), shard_of=given)
+
+
+def test_a_part_reports_oddities_of_its_files_once(run_extract: Extract, data: Path) -> None:
+    """It decodes them, so nobody else can; a file with a dense view too is one file."""
+    first, second = (Image.fromarray(np.full((40, 44, 3), value, np.uint8)) for value in (50, 200))
+    first.save(data / "train" / "1" / "pages.tif", save_all=True, append_images=[second])
+    lines: list[str] = []
+    result = run_extract(shard_of="1/1", passes=1, say=lines.append)
+    assert [count for count, _ in result.remarks.values()] == [1]
+    assert any(line.startswith("1 file with more than one page") for line in lines)
