@@ -25,7 +25,6 @@ PART = """
 import sys
 sys.path.insert(0, "tests")
 from conftest import register_tiny
-from PIL import Image
 from pipeline.config import ExtractConfig
 from pipeline.extract import extract
 register_tiny()
