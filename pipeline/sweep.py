@@ -67,7 +67,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     search = start_search(config, space)
     bases = Bases(rows, allowed_bytes(config.memory), say)
     if not replace_it:
-        prepare_sweep(config.run, overwrite=False)  # which removes nothing: said before a cluster is begun
+        prepare_sweep(config.run, overwrite=False)  # which removes nothing: refused before a cluster starts
     with _crew(config, rows, device, say) as crew:
         # Only now: what cannot be must not cost a run, nor begin one.
         journal = _journal(config, _asked(config, space, rows, device), replace_it)

@@ -153,7 +153,7 @@ def test_the_decision_is_one_number_for_two_classes_and_one_a_class_for_more() -
 
 
 def test_training_that_diverges_is_said() -> None:
-    """Rather than to predict with no numbers."""
+    """Rather than to predict NaN."""
     X, y = digits()
     with pytest.raises(ValueError, match=r"lower lr, now 1e\+30"):
         HeadClassifier(hidden=8, lr=1e30).fit(X * 1e20, y)

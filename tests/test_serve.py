@@ -36,6 +36,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 SERVER = """
+import json
 import sys
 sys.path.insert(0, "tests")
 from conftest import register_tiny
@@ -44,7 +45,7 @@ from pipeline.console import say
 from pipeline.serve import serve
 from pipeline.service import server
 register_tiny()
-vars(server).update(eval(sys.argv[2]))
+vars(server).update(json.loads(sys.argv[2]))
 serve(ServeConfig("tests/data/model-1.safetensors", port=int(sys.argv[1]), device="cpu", precision="float32",
     max_mb=1, max_files=3, max_megapixels=4, max_waiting=4), say)
 """
@@ -103,7 +104,7 @@ def serving(folder: Path, descriptors: int = 256, stop: int = signal.SIGINT, **c
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", SERVER, str(port), str(constants)]
+    command = [sys.executable, "-c", SERVER, str(port), json.dumps(constants)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, preexec_fn=limit)
     running = Server(f"http://127.0.0.1:{port}", process, folder / "log")

@@ -36,8 +36,8 @@ def effort(data: bytes) -> int:
     try:
         with collected({}), open_image(data) as image:
             return pixel_passes(image, data) * (1 if image.format in ("JPEG", "MPO") else OTHER_FORMATS)
-    except Exception:
-        return 0  # decoding says why
+    except Exception:  # of any kind, on damaged files: decoding says why
+        return 0
 
 
 def pixels_of(data: bytes, pixel_limit: int, decoding: Decoding) -> Pixels:
