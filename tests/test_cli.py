@@ -371,3 +371,17 @@ def test_a_sweep_is_a_table_and_one_json_object(extracted: tuple[object, ...], t
         refusal = invoke("sweep", *left_out)
         assert refusal.exit_code == 2
         assert "Missing option" in refusal.stderr
+
+
+MODEL = REPOSITORY / "tests" / "data" / "model-1.safetensors"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_predict_prints_failures_beside_the_results_not_among_them(tmp_path: Path) -> None:
+    """On standard error, with status 1: what reads the results sees results alone."""
+    image = draw_image(tmp_path / "a.png", 1)
+    result = CliRunner().invoke(main, ["predict", str(MODEL), str(image), str(tmp_path / "b.png")])
+    assert result.exit_code == 1
+    [line] = result.stdout.splitlines()
+    assert line.startswith(str(image))
+    assert f"{tmp_path}/b.png: does not exist" in result.stderr

@@ -421,3 +421,18 @@ def test_without_a_working_compiler_stage_one_says_so_and_goes_on(
     assert sum(said in line for line in lines) == 1
     shards = FeatureCache.open(tmp_path / "features").shards
     assert {shard.header.provenance["code_path"] for shard in shards} == {"fused"}
+
+
+def test_a_set_is_known_by_its_place_however_it_is_spelled(run_extract: Extract, data: Path, tmp_path: Path) -> None:
+    """Through a link, through "..", and after it was moved; another place that is still there is refused."""
+    run_extract()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "data").symlink_to(data)
+    for same in (tmp_path / "links" / "data", data / ".." / "data"):
+        assert run_extract(data=same).computed == 0
+    other = shutil.copytree(data, tmp_path / "other" / "data")
+    with pytest.raises(CacheError, match="--set data"):
+        run_extract(data=other)
+    shutil.rmtree(data)
+    (tmp_path / "links" / "data").unlink()
+    assert run_extract(data=other).computed == 0

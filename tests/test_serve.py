@@ -30,6 +30,7 @@ from pipeline.errors import DecodeError, PipelineError
 from pipeline.inputs.decode import FULL_RANGE, decode_rgb
 from pipeline.inputs.views import Views
 from pipeline.serve import serve
+from pipeline.service import decoding
 from pipeline.service.decoding import LARGE, SMALL, effort, view_of_large
 
 pytest.importorskip("fastapi")
@@ -445,3 +446,14 @@ def test_effort_counts_pixels_and_scans() -> None:
         Image.new("L", (2000, 2000)).save(buffer, kind)
     efforts = {kind: effort(buffer.getvalue()) for kind, buffer in buffers.items()}
     assert efforts["JPEG"] <= SMALL < LARGE < efforts["PNG"] == efforts["WEBP"]
+
+
+def test_stopping_ends_the_process_that_decodes_a_large_image() -> None:
+    """It could take 20 s of processor time, and nobody waits for its answer any more."""
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(view_of_large, many_scans(2000, 200), 1 << 30, FULL_RANGE, 224, 256)
+        while not decoding._children:
+            time.sleep(0.01)
+        decoding.end_children()
+        with pytest.raises(DecodeError):
+            answer.result()

@@ -95,10 +95,12 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
         with catching_warnings(), batcher:
-            yield
-            for pool in (small, middle, large):
-                pool.shutdown(wait=False, cancel_futures=True)
-            end_children()
+            try:
+                yield
+            finally:
+                for pool in (small, middle, large):
+                    pool.shutdown(wait=False, cancel_futures=True)
+                end_children()
 
     app = FastAPI(
         title="Headgraft",
