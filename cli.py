@@ -25,6 +25,7 @@ except ImportError:  # where a file or a package of such a name comes first on P
 from cache.errors import HeadgraftError
 from pipeline.config import (
     CLASS_WEIGHTS,
+    METRICS,
     REDUCED_BASIS,
     SEARCHES,
     EvaluateConfig,
@@ -223,16 +224,16 @@ def extract(as_json: bool, **options: Any) -> None:
 @main.command("train-head")
 @_training_options
 @_option(TrainConfig, "hidden", "Hidden units.")
-@_option(TrainConfig, "dropout", "Share of hidden units left out.")
+@_option(TrainConfig, "dropout", "Dropout probability.")
 @_option(TrainConfig, "lr", "Learning rate at the start of the cosine schedule.")
-@_option(TrainConfig, "epochs", "Epochs; the one that validates best is kept.")
+@_option(TrainConfig, "epochs", "Epochs.  [default: about 1,000 steps, 20 to 100 epochs]", type=int)
 @_option(TrainConfig, "batch_size", "Images a step.")
 @_option(TrainConfig, "weight_decay", "AdamW's weight decay.")
 @_option(TrainConfig, "class_weights", "balanced: every class weighs the same.", type=click.Choice(CLASS_WEIGHTS))
 @_option(
     TrainConfig,
     "basis",
-    "full, pool or pyramid, then +white[:G], then +pca:R or +lda[:G].  "
+    "full, pool or pyramid, then +white[:G], then +pca:R, +lda[:G] or +lda[:G]+pca:R.  "
     f"[default: {HeadSettings.basis}; on a reduced cache {REDUCED_BASIS}]",
     type=str,
 )
@@ -244,23 +245,27 @@ def train_head(as_json: bool, **options: Any) -> None:
     from pipeline.train import train_head as run
 
     result = run(TrainConfig(**options), say)
-    text = f"{result.run}: {result.valid_accuracy:.2%} validation at epoch {result.kept_epoch}, {result.seconds:.1f} s"
-    _emit(result, as_json, text)
+    accuracy = f"validation accuracy {result.valid_accuracy:.2%} after {counted(len(result.epochs), 'epoch')}"
+    _emit(result, as_json, f"{result.run}: {accuracy}, {result.seconds:.1f} s")
 
 
 @main.command()
 @_training_options
 @_option(SweepConfig, "heads", "Heads to try.")
-@_option(SweepConfig, "epochs", "Epochs of a head that is not stopped.")
+@_option(SweepConfig, "epochs", "Epochs of a head that is not stopped early.  [default: as of train-head]", type=int)
 @_option(SweepConfig, "time_limit", "Seconds after which the best so far is chosen.", type=float)
 @_option(
     SweepConfig, "space", "TOML file of what to search.  [default: bases, hidden units, dropout, rates]", type=_PATH
 )
 @_option(SweepConfig, "search", "How heads are found in the space.", type=click.Choice(SEARCHES))
 @click.option(
-    "--halving/--no-halving", default=SweepConfig.halving, show_default=True, help="Stop heads that fall back."
+    "--halving/--no-halving",
+    default=SweepConfig.halving,
+    show_default=True,
+    help="Stop the worst heads early (successive halving).",
 )
-@_option(SweepConfig, "seeds", "Seeds that the chosen head is trained anew with.")
+@_option(SweepConfig, "choose_by", "Validation accuracy that decides.", type=click.Choice(METRICS))
+@_option(SweepConfig, "seeds", "Retrain the best head, and the default one, with this many seeds.")
 @_option(SweepConfig, "device", "Where heads are searched.", type=click.Choice(DEVICES))
 @_option(SweepConfig, "merge", "Keep those seeds as one head, their hidden units side by side.")
 @_cluster_options(SweepConfig)

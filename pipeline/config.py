@@ -23,7 +23,9 @@ from pipeline.options import (
 )
 
 CLASS_WEIGHTS = ("none", "balanced")
+METRICS = ("top1", "mean-per-class")
 SEARCHES = ("random", "grid", "optuna")
+STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1000, 20, 100  # of a head whose epochs are not given: measured, docs/performance.md
 REDUCED_BASIS = "full"  # of a head on rows that are reduced already
 
 # Beyond these, a number is a slip of the hand; without them it would end in an overflow or the machine's memory.
@@ -143,7 +145,7 @@ class HeadSettings:
 class TrainConfig:
     """Stage two, one head of `HeadSettings`.
 
-    `basis` None is `HeadSettings.basis`, or on a reduced cache `REDUCED_BASIS`.
+    `basis` None is `HeadSettings.basis`, or on a reduced cache `REDUCED_BASIS`; None `epochs` make some `STEPS` steps.
     `passes` None takes every pass the cache has whole for the set; `dense` adds the windows of views of so many pixels.
     `memory`, in GB, is what rows may take; None is half of what is free. More rows than that are read in each epoch.
     """
@@ -156,7 +158,7 @@ class TrainConfig:
     hidden: int = HeadSettings.hidden
     dropout: float = HeadSettings.dropout
     lr: float = HeadSettings.lr
-    epochs: int = 20
+    epochs: int | None = None
     batch_size: int = HeadSettings.batch_size
     weight_decay: float = HeadSettings.weight_decay
     class_weights: str = HeadSettings.class_weights
@@ -180,9 +182,10 @@ class TrainConfig:
 class SweepConfig(ClusterConfig):
     """Stage two, many heads: `heads` of a space, found by `search`, each for up to `epochs`.
 
-    `space` is a TOML file, None the default space. With `halving`, heads that fall behind are stopped. `time_limit`, in
-    seconds, ends the search; the chosen head is then trained anew with `seeds` seeds. The best of these is kept, with
-    `merge` all of them as one head. The search runs on `device`, what follows on the CPU. The rest as in `TrainConfig`.
+    `space` is a TOML file, None the default space. The default head, and one in each basis, are among the heads. With
+    `halving`, the worst of the others are stopped early. `time_limit`, in seconds, ends the search. The best head by
+    `choose_by` and the default head are retrained with `seeds` seeds. The better one is kept, of the first of these
+    seeds or, with `merge`, all as one head. The search runs on `device`, the rest on the CPU.
     """
 
     cache: Path
@@ -191,11 +194,12 @@ class SweepConfig(ClusterConfig):
     passes: int | None = None
     dense: int = 0
     heads: int = 64
-    epochs: int = 20
+    epochs: int | None = None
     time_limit: float | None = None
     space: Path | None = None
     search: str = "random"
     halving: bool = True
+    choose_by: str = "top1"
     seeds: int = 5
     merge: bool = False
     device: str = "auto"
@@ -209,6 +213,8 @@ class SweepConfig(ClusterConfig):
         check_device(self.device)
         limit = self.time_limit
         require(limit is None or 0 < limit < float("inf"), f"--time-limit is {limit}, expected seconds above 0")
+        metrics = ", ".join(METRICS)
+        require(self.choose_by in METRICS, f"--choose-by is {self.choose_by!r}, expected one of {metrics}")
         require(self.search in SEARCHES, f"--search is {self.search!r}, expected one of {', '.join(SEARCHES)}")
         last = self.seed + self.seeds
         require(last <= LARGEST_SEED, f"--seed is {self.seed}, and {self.seeds} more follow: at most {LARGEST_SEED:,}")

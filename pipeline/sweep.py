@@ -4,13 +4,15 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
+from pipeline.bases.rows import label_tensor
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import SweepConfig
+from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import Say, counted, silent
 from pipeline.errors import RunError
 from pipeline.heads.head import hidden_units
@@ -19,14 +21,16 @@ from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run import JOURNAL_FILE, Run, claimed_run, prepare_sweep
 from pipeline.search.baselines import baselines
-from pipeline.search.choice import choose, describe, merged, run_of_best, summary, train_anew
+from pipeline.search.choice import choose, default_settings, describe, final, merged, run_of_trained
 from pipeline.search.crew import AloneCrew, Crew, RayCrew
 from pipeline.search.held import Bases
 from pipeline.search.journal import Journal
 from pipeline.search.leaderboard import result_files
 from pipeline.search.proposals import Search, start_search
 from pipeline.search.race import Contender, Race
-from pipeline.search.space import DEFAULT_SPACE, REDUCED_SPACE, Space
+from pipeline.search.selection import Metric, corrected
+from pipeline.search.space import DEFAULT_SPACE, REDUCED_SPACE, Space, contenders
+from pipeline.train import default_epochs
 
 
 @dataclass
@@ -37,9 +41,12 @@ class SweepResult:
     set: str
     passes: int
     dense: int
+    choose_by: str
     leaks: dict[str, int]
     heads: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
+    searched: dict[str, Any] = field(default_factory=dict)
+    default: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     basis_seconds: float = 0.0
@@ -64,7 +71,10 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
     space = given or (REDUCED_SPACE if rows.cache.reduction else DEFAULT_SPACE)
-    search = start_search(config, space)
+    epochs = config.epochs or default_epochs(len(rows.index.split("train")), HeadSettings.batch_size)
+    config = replace(config, epochs=epochs)
+    known = contenders(space, default_settings(rows))[: config.heads]
+    search = start_search(config, space, known)
     bases = Bases(rows, allowed_bytes(config.memory), say)
     if not replace_it:
         prepare_sweep(config.run, overwrite=False)  # which removes nothing: refused before a cluster starts
@@ -73,16 +83,17 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
         journal = _journal(config, _asked(config, space, rows, device), replace_it)
         if journal.scores:
             say(f"going on from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
-        race = Race(bases, journal, config.epochs, config.seed, config.halving, _deadline(config), say, crew)
-        heads = _all_tried(race, search)
-    chosen = choose(heads, bases)
-    result = SweepResult(str(config.run), rows.index.name, rows.passes, rows.dense, rows.leaks)
-    result.heads = _entries(heads, config.epochs)
+        metric = Metric(config.choose_by, label_tensor(rows.index, rows.index.split("valid")).numpy())
+        race = Race(bases, journal, metric, epochs, config.seed, config.halving, _deadline(config), say, crew)
+        heads = _all_tried(race, search, known)
+    chosen = choose(heads, race)
+    result = SweepResult(str(config.run), rows.index.name, rows.passes, rows.dense, config.choose_by, rows.leaks)
+    result.heads = _entries(heads, race)
     result.seconds, result.basis_seconds = time.perf_counter() - start, bases.seconds
     say(f"chosen of {counted(len(heads), 'head')} after {result.seconds:.1f} s: {describe(chosen.settings)}")
-    basis = chosen.settings.basis
+    run = _finish(config, chosen, heads, race, result, say)
+    basis = result.best["config"]["basis"]
     result.baselines = asdict(baselines(bases.data(basis), basis))
-    run = _finish(config, chosen, bases, result, say)
     run.record["sweep"] = {**result.best, "heads": len(heads), "baselines": result.baselines}
     run.save(result_files(asdict(result)))  # last: with run.json, the sweep is finished
     return result
@@ -114,27 +125,47 @@ def _crew(config: SweepConfig, rows: TrainingSet, device: torch.device, say: Say
         yield crew
 
 
-def _all_tried(race: Race, search: Search) -> list[Contender]:
-    """Every head that the search proposes, with its score; without those a time limit left untried."""
-    heads: list[Contender] = []
-    while not race.over and (batch := search.ask()):
+def _all_tried(race: Race, search: Search, known: Sequence[HeadSettings]) -> list[Contender]:
+    """The `known` heads, which no halving stops, and every one that the search proposes besides, with its score.
+
+    Without those that a time limit left untried.
+    """
+    heads = [Contender(number, settings, kept=True) for number, settings in enumerate(known)]
+    waiting = list(heads)
+    while not race.over and ((batch := search.ask()) or waiting):
         new = [Contender(len(heads) + place, settings) for place, settings in enumerate(batch)]
         heads += new
-        race.run(new)
-        search.tell([(head.settings, head.score.valid_accuracy) for head in new])
+        race.run([*waiting, *new])
+        waiting = []
+        search.tell([(head.settings, race.accuracy(head), head.score.epochs) for head in new])
     return [head for head in heads if head.score.epochs]
 
 
-def _finish(config: SweepConfig, chosen: Contender, bases: Bases, result: SweepResult, say: Say) -> Run:
-    """Train the choice anew; the run to keep."""
+def _finish(
+    config: SweepConfig, chosen: Contender, heads: Sequence[Contender], race: Race, result: SweepResult, say: Say
+) -> Run:
+    """Retrain the choice and the default; the run to keep."""
     start = time.perf_counter()
-    trained = train_anew(config, chosen.settings, bases, say)
-    together = merged(trained, bases.data(chosen.settings.basis))
-    result.best = summary(chosen, trained, together)
+    ended = final(config, chosen.settings, race, say)
+    together = merged(ended.winners, race.bases.data(ended.winners[0].config.settings.basis))
+    in_search = {head.settings: race.accuracy(head) for head in heads}
+    result.searched, result.default = (
+        {**found, "valid_accuracy": in_search.get(settings)}
+        for settings, found in (ended.accuracy(ended.searched), ended.accuracy(ended.default))
+    )
+    hits = np.stack([head.score.unpacked(len(race.metric.labels)) for head in heads])
+    result.best = {
+        **(result.default if ended.default_won else result.searched),
+        "won": "default" if ended.default_won else "search",
+        "difference": asdict(ended.apart),
+        "corrected": corrected(hits, race.metric, config.seed),
+        "merged": {"hidden": hidden_units(together.head), "valid_accuracy": together.result.valid_accuracy},
+    }
     result.retrain_seconds = time.perf_counter() - start
     kept = "kept" if config.merge else "--merge would keep that"
     say(f"merged, {hidden_units(together.head)} hidden units: {together.result.valid_accuracy:.2%} validation; {kept}")
-    return run_of_best([together] if config.merge else trained, bases)
+    # The first seed, not the one that validates best: choosing among seeds gains nothing but a flattering figure.
+    return run_of_trained(together if config.merge else ended.winners[0], race.bases)
 
 
 def _deadline(config: SweepConfig) -> float:
@@ -143,7 +174,7 @@ def _deadline(config: SweepConfig) -> float:
 
 def _asked(config: SweepConfig, space: Space, rows: TrainingSet, device: torch.device) -> dict[str, Any]:
     """All that decides the results: a sweep goes on only where none of it changed."""
-    names = ("heads", "epochs", "search", "halving", "seed")
+    names = ("heads", "epochs", "search", "halving", "choose_by", "seed")
     return {
         "set": rows.index.name,
         "passes": rows.passes,
@@ -157,13 +188,13 @@ def _asked(config: SweepConfig, space: Space, rows: TrainingSet, device: torch.d
     }
 
 
-def _entries(heads: Sequence[Contender], epochs: int) -> list[dict[str, Any]]:
+def _entries(heads: Sequence[Contender], race: Race) -> list[dict[str, Any]]:
     return [
         {
             "config": asdict(head.settings),
             "epochs": head.score.epochs,
-            "finished": head.score.epochs == epochs,
-            "valid_accuracy": head.score.valid_accuracy,
+            "finished": head.score.epochs == race.epochs,
+            "valid_accuracy": race.accuracy(head),
             "valid_loss": head.score.valid_loss if math.isfinite(head.score.valid_loss) else None,
         }
         for head in heads

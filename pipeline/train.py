@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,13 +16,13 @@ from pipeline.bases.reduced import reduction_basis
 from pipeline.bases.rows import HeadData, load_data
 from pipeline.bases.stream import StreamedData
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import HeadSettings, TrainConfig
+from pipeline.config import FEWEST_EPOCHS, MOST_EPOCHS, STEPS, HeadSettings, TrainConfig
 from pipeline.console import Say, silent, size
 from pipeline.errors import RunError
-from pipeline.heads.group import HeadGroup, HeadState, Member, Shape
+from pipeline.heads.group import CPU, HeadGroup, HeadState, Member, Shape
 from pipeline.heads.head import head_from_tensors, hidden_units
 from pipeline.heads.seeds import order_of
-from pipeline.machine.device import available_cpus
+from pipeline.machine.device import available_cpus, computes_bfloat16
 from pipeline.machine.memory import allowed_bytes, available_bytes
 from pipeline.run import RUN_FORMAT, Run, claimed_run, refuse_to_overwrite
 
@@ -47,18 +48,18 @@ class TrainResult:
     precision: str
     leaks: dict[str, int]
     epochs: list[Epoch] = field(default_factory=list)
-    kept_epoch: int = 0
     valid_accuracy: float = 0.0
     valid_loss: float = 0.0
     seconds: float = 0.0
 
 
 def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
-    """Train one head and keep the epoch that validates best (of equals the one of lower loss, then the earlier).
+    """Train one head and keep it as it is after the last epoch.
 
-    Raises RunError where the run exists, the set lacks train or valid, or its folder no longer agrees with the
-    index; CacheError where the run's folder cannot be written; MissingRows where rows of the passes asked for are not
-    in the cache. Where another process writes the run, this waits, and replaces what it wrote.
+    The learning rate falls to 0: an earlier epoch that validates better owes that to the validation images
+    (docs/performance.md). Raises RunError where the run exists, the set lacks train or valid, or its folder no longer
+    agrees with the index; CacheError where the run's folder cannot be written; MissingRows where rows of the passes
+    asked for are not in the cache. Where another process writes the run, this waits, and replaces what it wrote.
     """
     with claimed_run(config.run, config.overwrite, say) as replace_it:
         refuse_to_overwrite(config.run, replace_it)
@@ -69,7 +70,8 @@ def _train(config: TrainConfig, say: Say) -> TrainResult:
     start = time.perf_counter()
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
-    config = replace(config, basis=config.basis or rows.default_basis)
+    epochs = config.epochs or default_epochs(len(rows.index.split("train")), config.batch_size)
+    config = replace(config, basis=config.basis or rows.default_basis, epochs=epochs)
     basis, data = load_data(rows, config.settings.basis, allowed_bytes(config.memory), say)
     result, head = fit_head(config, rows, data, say)
     result.seconds = time.perf_counter() - start
@@ -77,48 +79,60 @@ def _train(config: TrainConfig, say: Say) -> TrainResult:
     return result
 
 
+def default_epochs(images: int, batch_size: int) -> int:
+    """Epochs of about `STEPS` steps in all, within the bounds of `config`: few images need more epochs than many."""
+    return min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS / math.ceil(images / batch_size))))
+
+
 def fit_head(
     config: TrainConfig, rows: TrainingSet, data: HeadData | StreamedData, say: Say = silent
 ) -> tuple[TrainResult, nn.Sequential]:
-    """Train a head on `data`, which is in its basis: what happened, and the head of the best epoch."""
+    """Train a head on `data`, which is in its basis: what happened, and the head after the last epoch."""
     start = time.perf_counter()
     settings, precision = config.settings, rows.cache.manifest.base.precision
     result = TrainResult(str(config.run), rows.index.name, settings.basis, precision, rows.leaks)
     refuse_beyond_memory(settings, data)
-    shape = shape_of(settings, data, config.epochs)
-    group = HeadGroup([HeadState.new(member_of(settings, config.seed), shape)], shape, class_weights(settings, data))
-    best: dict[str, Tensor] = {}
-    for number in range(1, config.epochs + 1):
+    epochs = config.epochs or default_epochs(data.num_images, config.batch_size)
+    shape = shape_of(settings, data, epochs)
+    state = HeadState.new(member_of(settings, config.seed), shape)
+    group = HeadGroup([state], shape, class_weights(settings, data), products_on(CPU))
+    for number in range(1, epochs + 1):
         epoch = _epoch(number, group, data, config)
         result.epochs.append(epoch)
         say(
             f"epoch {number:3d}  loss {epoch.train_loss:.4f}  "
             f"valid {epoch.valid_accuracy:.2%}, loss {epoch.valid_loss:.4f}  {epoch.seconds:.2f} s"
         )
-        if not best or (epoch.valid_accuracy, -epoch.valid_loss) > (result.valid_accuracy, -result.valid_loss):
-            result.kept_epoch, result.valid_accuracy, result.valid_loss = number, epoch.valid_accuracy, epoch.valid_loss
-            best = group.weights(0)
+    result.valid_accuracy, result.valid_loss = epoch.valid_accuracy, epoch.valid_loss
     result.seconds = time.perf_counter() - start
-    return result, head_from_tensors(best, config.dropout)
+    return result, head_from_tensors(group.weights(0), config.dropout)
+
+
+def products_on(device: torch.device) -> torch.dtype | None:
+    """What heads multiply in: bfloat16 where `device` computes in that, at up to twice the speed, else float32."""
+    return torch.bfloat16 if computes_bfloat16(device) else None
 
 
 def _epoch(number: int, group: HeadGroup, data: HeadData | StreamedData, config: TrainConfig) -> Epoch:
     start = time.perf_counter()
     loss = float(group.epoch(data.batches(config.batch_size, order_of(config.seed, number))))
-    [(accuracy, valid_loss)] = group.score(data.validation())
+    hits, losses = group.score(data.validation())
+    accuracy, valid_loss = float(hits.double().mean()), float(losses)
     if not math.isfinite(loss + valid_loss):
-        raise RunError(f"the loss or a weight is no number after epoch {number}: lower --lr, now {config.lr}")
+        raise RunError(f"loss or weights became NaN or infinite in epoch {number}: lower --lr, now {config.lr}")
     return Epoch(number, loss, accuracy, valid_loss, time.perf_counter() - start)
 
 
-def score_head(head: nn.Sequential, data: HeadData | StreamedData) -> tuple[float, float]:
-    """Accuracy and mean loss of a head on the validation rows of `data`, which is in its basis."""
-    hits, loss = 0, 0.0
+def score_head(head: nn.Sequential, data: HeadData | StreamedData) -> tuple[npt.NDArray[np.bool_], float]:
+    """Where a head is right on validation (V,), in the order of the index, and its mean loss there."""
+    hits, loss = [], 0.0
     for rows, labels in data.validation():
         log_probs = head(rows)
-        hits += int((log_probs.argmax(1) == labels).sum())
+        hits.append(log_probs.argmax(1) == labels)
         loss += float(F.nll_loss(log_probs, labels, reduction="sum"))
-    return hits / len(data.valid_labels), loss / len(data.valid_labels)
+    ordered = torch.empty(len(data.valid_labels), dtype=torch.bool)
+    ordered[data.valid_order] = torch.cat(hits)
+    return ordered.numpy(), loss / len(ordered)
 
 
 def member_of(settings: HeadSettings, seed: int) -> Member:

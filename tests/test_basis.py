@@ -27,6 +27,8 @@ NAMES = [
     "full+white",
     "pyramid+white+lda",
     "pool+lda:2",
+    "pool+lda:2+pca:3",
+    "pyramid+white+lda+pca:4",
 ]
 SHAPES = [(8, 7, 7), (8, 6, 6), (4, 2, 2)]
 
@@ -65,7 +67,15 @@ def test_a_folded_head_gives_the_same_log_probabilities(name: str, shape: tuple[
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("full", 392), ("pool", 8), ("pyramid", 48), ("pyramid+white", 48), ("pca:4", 4), ("full+white", 392)],
+    [
+        ("full", 392),
+        ("pool", 8),
+        ("pyramid", 48),
+        ("pyramid+white", 48),
+        ("pca:4", 4),
+        ("full+white", 392),
+        ("pyramid+white+lda+pca:4", 6),
+    ],
 )
 def test_a_basis_has_the_dimensions_its_name_says(name: str, size: int) -> None:
     """R for rows of 8 x 7 x 7."""
@@ -103,7 +113,7 @@ def test_tensors_that_are_no_basis_are_refused(tensors: dict[str, Tensor]) -> No
 @pytest.mark.parametrize(
     "name", ["", "none", "pool+", "white", "pool+pca", "pool+pca:0", "pool+white:0", "pca:4+white", "pool+pca:4+white",
              "pyramid+white:", "full+white:-1", "pca:-4", "Pool", "pool pyramid", "pool\n", "pool+lda:0", "lda+white",
-             "pool+lda+pca:3", "pool+white+white"]
+             "pool+pca:3+lda", "pool+white+white"]
 )  # fmt: skip
 def test_names_that_are_no_basis_are_refused(name: str) -> None:
     """With what was expected."""
@@ -118,6 +128,7 @@ def test_names_say_their_parts() -> None:
     assert BasisName.parse("pca:4") == BasisName.parse("full+pca:4") == BasisName("full", None, 4)
     assert BasisName.parse("pyramid+white:3+lda") == BasisName("pyramid", 3.0, None, 4.0)
     assert BasisName.parse("lda:2.5") == BasisName("full", discriminant=2.5)
+    assert BasisName.parse("pool+lda:2+pca:64") == BasisName("pool", None, 64, 2.0)
 
 
 def test_the_pyramid_of_7_x_7_is_the_six_regions_measured() -> None:
@@ -200,19 +211,28 @@ def test_discriminants_are_those_of_scikit_learn() -> None:
         assert abs(np.corrcoef(z[:, column], expected[:, column])[0, 1]) > 0.9999
 
 
-def test_principal_directions_are_those_of_scikit_learn() -> None:
-    """From the covariance, or by random projections of very wide rows: the same, scaled to a mean variance of 1."""
+@pytest.mark.parametrize("few", [1, 8])
+def test_principal_directions_are_those_of_scikit_learn(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the covariance, all or only these, or by random projections of very wide rows: a mean variance of 1."""
     from sklearn.decomposition import PCA
 
     mixing = np.random.default_rng(1).normal(size=(6, 6))
     rows = torch.from_numpy((np.random.default_rng(0).normal(size=(300, 6)) @ mixing).astype(np.float32))
     blocks = in_blocks(rows, torch.arange(300) % 3)
     expected = PCA(3, svd_solver="full").fit_transform(rows.numpy())
+    monkeypatch.setattr("pipeline.bases.directions._FEW", few)
     for stages in (principal(spread_of(blocks, 3), 3), principal_of_rows(blocks, 3)):
         z = Basis("", tuple(stages)).transform(rows).numpy()
         assert np.isclose(z.var(0).mean(), 1, atol=1e-2)
         for column in range(3):
             assert abs(np.corrcoef(z[:, column], expected[:, column])[0, 1]) > 0.9999
+
+
+def test_discriminants_and_principal_directions_stand_side_by_side() -> None:
+    """Each as it is alone."""
+    both, rows = fitted("pyramid+white+lda:2+pca:5", (8, 7, 7))
+    alone = [fitted(f"pyramid+white+{last}", (8, 7, 7))[0].apply(rows) for last in ("lda:2", "pca:5")]
+    assert torch.allclose(both.apply(rows), torch.cat(alone, 1), atol=1e-4)
 
 
 def test_discriminants_of_very_wide_rows_are_refused() -> None:

@@ -197,7 +197,7 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
         "pool",
     )
     found = invoke_json(*train)
-    fields_ = {"run", "set", "basis", "precision", "leaks", "epochs", "kept_epoch", "seconds"}
+    fields_ = {"run", "set", "basis", "precision", "leaks", "epochs", "seconds"}
     assert found.keys() == fields_ | {"valid_accuracy", "valid_loss"}
     assert found["leaks"].keys() == {"across_splits", "two_labels"}  # type: ignore[attr-defined]
     epochs = found["epochs"]

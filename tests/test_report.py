@@ -327,7 +327,6 @@ def test_skipped_files_and_twins_are_listed(data: Path, run_extract: Extract, tm
     [
         lambda record: record.update(epochs="x"),
         lambda record: record.update(epochs=[{}]),
-        lambda record: record.update(kept_epoch=99),
         lambda record: record.update(scored=[{}]),
         lambda record: record.update(seconds=None),
         lambda record: record["config"].update(passes="x"),
@@ -355,6 +354,9 @@ def test_an_edited_run_is_refused(trained: Path, change: Any) -> None:
         lambda result: result.update(best={}),
         lambda result: result.update(seconds="long"),
         lambda result: result["best"].update(std=None),
+        lambda result: result["best"].update(won="luck"),
+        lambda result: result["best"]["difference"].update(low="x"),
+        lambda result: result.update(choose_by="loss"),
         lambda result: result["heads"][0].update(valid_loss="x"),
         lambda result: result["heads"][0]["config"].update(basis="<script>$a_$"),
         lambda result: result["heads"][0]["config"].update(lr=0),
@@ -364,8 +366,10 @@ def test_edited_results_of_a_sweep_are_refused(change: Any) -> None:
     """As `sweep_fault` says; what a sweep writes has none."""
     settings = asdict(HeadSettings())
     head = {"config": settings, "epochs": 1, "finished": True, "valid_accuracy": 0.5, "valid_loss": None}
-    best = {"config": dict(settings), "valid_accuracy": 0.5, "mean": 0.5, "std": 0.0, "seeds": 1}
-    result = {"heads": [head], "best": best, "seconds": 1.0, "basis_seconds": 0.5, "retrain_seconds": 1}
+    best = {"config": dict(settings), "mean": 0.5, "std": 0.0, "seeds": 1, "won": "search", "corrected": 0.5}
+    best["difference"] = {"value": 0.1, "low": -0.1, "high": 0.3}
+    seconds = {"seconds": 1.0, "basis_seconds": 0.5, "retrain_seconds": 1}
+    result = {"heads": [head], "best": best, "choose_by": "top1", **seconds}
     assert sweep_fault(result) == ""
     change(result)
     assert sweep_fault(result).startswith("no usable")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.errors import ConfigError
 from pipeline.search.proposals import start_search
-from pipeline.search.space import DEFAULT_SPACE, Range, Space
+from pipeline.search.space import DEFAULT_SPACE, Range, Space, contenders
 
 GOOD = """
 basis = ["pool", "pyramid+white+lda:4"]
@@ -106,11 +106,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_random_search_proposes_distinct_heads_and_all_of_a_small_space(tmp_path: Path) -> None:
     """The same for the same seed, others for another."""
     first, second, other = (
-        start_search(config(tmp_path, heads=40, seed=seed), DEFAULT_SPACE).ask() for seed in (1, 1, 2)
+        start_search(config(tmp_path, heads=40, seed=seed), DEFAULT_SPACE, []).ask() for seed in (1, 1, 2)
     )
     assert len(set(first)) == 40
     assert first == second != other
-    few = start_search(config(tmp_path, heads=40), Space({"hidden": (8, 16), "dropout": (0.1, 0.2)})).ask()
+    few = start_search(config(tmp_path, heads=40), Space({"hidden": (8, 16), "dropout": (0.1, 0.2)}), []).ask()
     assert len(set(few)) == 4
 
 
@@ -118,8 +118,8 @@ def test_a_grid_larger_than_asked_for_is_refused(tmp_path: Path) -> None:
     """With both numbers."""
     space = Space({"hidden": tuple(range(1, 9))})
     with pytest.raises(ConfigError, match="the grid has 8 heads, --heads is 4"):
-        start_search(config(tmp_path, search="grid", heads=4), space)
-    search = start_search(config(tmp_path, search="grid", heads=8), space)
+        start_search(config(tmp_path, search="grid", heads=4), space, [])
+    search = start_search(config(tmp_path, search="grid", heads=8), space, [])
     assert len(search.ask()) == 8
     assert search.ask() == []
 
@@ -130,15 +130,33 @@ def test_optuna_learns_from_batch_to_batch(tmp_path: Path) -> None:
     space = Space({"lr": Range(1e-4, 1.0, log=True), "hidden": (8, 16)})
 
     def found() -> list[list[HeadSettings]]:
-        search = start_search(config(tmp_path, search="optuna", heads=40), space)
+        search = start_search(config(tmp_path, search="optuna", heads=40), space, [])
         batches = []
         while batch := search.ask():
             batches.append(batch)
-            search.tell([(head, 1.0 - head.lr) for head in batch])
+            search.tell([(head, 1.0 - head.lr, 20) for head in batch])
         return batches
 
     batches = found()
-    assert sum(map(len, batches)) == 40
+    assert 36 <= sum(map(len, batches)) <= 40
     first, last = (np.median([np.log(head.lr) for head in batches[n]]) for n in (0, -1))
     assert last < first
     assert found() == batches
+
+
+def test_optuna_is_told_the_epoch_of_a_score_and_which_heads_were_stopped(tmp_path: Path) -> None:
+    """A stopped head is a pruned trial with its score at its epoch, not a finished one with a worse result."""
+    pytest.importorskip("optuna")
+    search = start_search(config(tmp_path, search="optuna", heads=8, epochs=20), Space({"lr": Range(1e-4, 1.0)}), [])
+    first, second = search.ask()
+    search.tell([(first, 0.9, 20), (second, 0.5, 1)])
+    finished, stopped = search._study.trials  # type: ignore[attr-defined]
+    assert (finished.state.name, finished.value, finished.intermediate_values) == ("COMPLETE", 0.9, {20: 0.9})
+    assert (stopped.state.name, stopped.intermediate_values) == ("PRUNED", {1: 0.5})
+
+
+def test_contenders_are_the_default_and_one_in_each_basis() -> None:
+    """Once each."""
+    default = HeadSettings("full")
+    assert contenders(Space({"lr": (1.0,)}), default) == [default]
+    assert contenders(Space({"basis": ("full", "pool")}), default) == [default, HeadSettings("pool")]

@@ -8,14 +8,23 @@ import torch
 from torch import Tensor
 
 from pipeline.bases.basis import Basis, Mix, Regions, Scale, Stage
-from pipeline.bases.directions import WIDEST, Blocks, Spread, discriminant, principal, principal_of_rows, spread_of
+from pipeline.bases.directions import (
+    WIDEST,
+    Blocks,
+    Spread,
+    discriminant,
+    principal,
+    principal_of_rows,
+    side_by_side,
+    spread_of,
+)
 from pipeline.bases.name import BasisName
 from pipeline.errors import PipelineError
 
 Shape = tuple[int, ...]
 
 # Kept projections were made by this version of the fit: change it with any number below.
-BASIS_VERSION = 5
+BASIS_VERSION = 6
 
 SAME = 3e-3  # deviation over root mean square: below, there is little but the rounding of float16 and of sums
 
@@ -100,12 +109,14 @@ def started_width(start: Basis, row_shape: Shape) -> int:
 
 
 def directions(name: BasisName, width: int, spread: Callable[[], Spread], rows: Blocks) -> list[Stage]:
-    """Last stages of a basis on rows (n, width) of this spread: principal directions or discriminants, if any."""
+    """Last stages of a basis on rows (n, width) of this spread: discriminants, principal directions or both, if any."""
+    chosen: list[list[Stage]] = []
+    if name.discriminant is not None:
+        chosen.append(discriminant(spread(), name.discriminant))
     if name.components is not None:
-        if width > WIDEST:
-            return principal_of_rows(rows, name.components)
-        return principal(spread(), name.components)
-    return [] if name.discriminant is None else discriminant(spread(), name.discriminant)
+        wide = width > WIDEST
+        chosen.append(principal_of_rows(rows, name.components) if wide else principal(spread(), name.components))
+    return side_by_side(chosen)
 
 
 def without_last(name: BasisName) -> BasisName:

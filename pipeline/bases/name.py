@@ -8,7 +8,8 @@ from pipeline.errors import ConfigError
 
 REGIONS = ("full", "pool", "pyramid")
 _PART = re.compile(r"(?P<kind>white|lda)(?::(?P<number>\d{1,9}(?:\.\d{1,9})?))?|(?P<pca>pca):(?P<count>\d{1,9})")
-_CHAINS: tuple[list[str], ...] = ([], ["white"], ["pca"], ["lda"], ["white", "pca"], ["white", "lda"])
+_LAST: tuple[list[str], ...] = ([], ["pca"], ["lda"], ["lda", "pca"])
+_CHAINS = (*_LAST, *(["white", *last] for last in _LAST))
 WHITE_SHRINKAGE = 6.0
 LDA_SHRINKAGE = 4.0
 
@@ -24,14 +25,18 @@ class BasisName:
 
     @classmethod
     def parse(cls, name: str) -> "BasisName":
-        """`full`, `pool` or `pyramid`, then `+white[:G]`, then `+pca:R` or `+lda[:G]`; `pca:R` is `full+pca:R`."""
+        """`full`, `pool` or `pyramid`, then `+white[:G]`, then `+pca:R` or `+lda[:G]` or both, `+lda[:G]+pca:R`.
+
+        `pca:R` is `full+pca:R`, `lda` is `full+lda`.
+        """
         parts = name.split("+")
         regions = parts.pop(0) if parts[0] in REGIONS else None
         found = [_PART.fullmatch(part) for part in parts]
         kinds = [match and (match["kind"] or match["pca"]) for match in found]
         _require(
-            kinds in _CHAINS and (regions is not None or kinds in (["pca"], ["lda"])),
-            f"{name[:60]!r} is not a basis: expected full, pool or pyramid, then +white[:G], then +pca:R or +lda[:G]",
+            kinds in _CHAINS and (regions is not None or kinds in _LAST[1:]),
+            f"{name[:60]!r} is not a basis: expected full, pool or pyramid, then +white[:G], then +pca:R, +lda[:G] or "
+            "+lda[:G]+pca:R",
         )
         values = {kind: match["number"] or match["count"] for kind, match in zip(kinds, found, strict=True) if match}
         white, lda = (

@@ -81,6 +81,11 @@ class HeadData:
         ):
             yield self.rows[rows], labels
 
+    @property
+    def valid_order(self) -> Tensor:
+        """Positions of the validation images in `valid_labels` (V,), in the order of `validation`."""
+        return torch.arange(len(self.valid_labels))
+
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of the validation images."""
         for rows, labels in zip(

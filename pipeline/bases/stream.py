@@ -71,16 +71,24 @@ class StreamedData:
             yield block, self.train_labels[positions]
 
     def validation(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """Rows and labels of the validation images, in any order; held where the window could hold them."""
+        """Rows and labels of the validation images, in `valid_order`; held where the window could hold them."""
         return self._validation if len(self.valid) <= self.window else self._read_validation()
 
     @cached_property
     def _validation(self) -> list[tuple[Tensor, Tensor]]:
         return list(self._read_validation())
 
+    @cached_property
+    def valid_order(self) -> Tensor:
+        """Positions of the validation images in `valid_labels` (V,), in the order in which they are read."""
+        return torch.from_numpy(np.concatenate([part.positions for part in self.cache.parts(self._valid_keys)]))
+
+    @property
+    def _valid_keys(self) -> PackedKeys:
+        return join_keys(self.valid, np.full(len(self.valid), layout.CLEAN_VIEW, dtype=layout.VIEW_DTYPE))
+
     def _read_validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        keys = join_keys(self.valid, np.full(len(self.valid), layout.CLEAN_VIEW, dtype=layout.VIEW_DTYPE))
-        for positions, block in self._parts(keys):
+        for positions, block in self._parts(self._valid_keys):
             yield block, self.valid_labels[positions]
 
     def _parts(self, keys: PackedKeys, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:

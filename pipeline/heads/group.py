@@ -175,18 +175,20 @@ class HeadGroup:
         """The same on this group's device."""
         return ((x.to(self.device), labels.to(self.device)) for x, labels in batches)
 
-    def score(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[float, float]]:
-        """Accuracy and mean loss of each head on the rows of `batches`; 0 and inf where a weight is no number."""
-        hits, losses = torch.zeros(2, len(self), dtype=torch.float64, device=self.device)
-        count = 0
+    def score(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Hits (G, V) bool, whether each head is right about each row of `batches`, and mean losses (G,) float64.
+
+        Both on the CPU. No row is right and the loss is inf where a weight or the loss is not finite.
+        """
+        hits, losses = [], torch.zeros(len(self), dtype=torch.float64, device=self.device)
         for x, labels in self._here(batches):
             log_probs = self.log_probs(x)
-            hits += (log_probs.argmax(2) == labels).sum(1)
+            hits.append(log_probs.argmax(2) == labels)
             losses -= log_probs[:, torch.arange(len(labels), device=self.device), labels].sum(1)
-            count += len(labels)
+        right = torch.cat(hits, 1)
         sound = self.finite() & losses.isfinite()
-        hits, losses = torch.where(sound, hits / count, 0.0), torch.where(sound, losses / count, math.inf)
-        return list(zip(hits.tolist(), losses.tolist(), strict=True))
+        losses = torch.where(sound, losses / right.shape[1], math.inf)
+        return (right & sound.unsqueeze(1)).cpu(), losses.cpu()
 
     @torch.inference_mode()
     def log_probs(self, x: Tensor) -> Tensor:

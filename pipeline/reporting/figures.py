@@ -36,8 +36,8 @@ _SETTINGS = {"lr": "Learning rate", "hidden": "Hidden units", "basis": "Basis"}
 _PERCENT = PercentFormatter(1, decimals=None)
 
 
-def learning_curves(epochs: Sequence[dict[str, Any]], kept: int) -> list[Markup]:
-    """Losses, and validation accuracy, by epoch; the epoch that was kept is marked."""
+def learning_curves(epochs: Sequence[dict[str, Any]]) -> list[Markup]:
+    """Losses, and validation accuracy, by epoch."""
     numbers = [epoch["epoch"] for epoch in epochs]
     with mpl.rc_context(_STYLE):
         left, right = _chart("Loss"), _chart("Validation accuracy")
@@ -47,7 +47,6 @@ def learning_curves(epochs: Sequence[dict[str, Any]], kept: int) -> list[Markup]
         left.legend()
         accuracy = [epoch["valid_accuracy"] for epoch in epochs]
         right.plot(numbers, accuracy, color=SECOND, marker=".")
-        right.plot(kept, accuracy[kept - 1], color=SECOND, marker="o", fillstyle="none", markersize=11)
         right.set(xlabel="epoch")
         right.yaxis.set_major_formatter(_PERCENT)
         for axes in (left, right):

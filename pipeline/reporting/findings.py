@@ -23,6 +23,7 @@ from pipeline.reporting.suspects import Suspect, suspects
 from pipeline.run import JOURNAL_FILE, RESULTS_FILE, RUN_FILE, Run
 from pipeline.search.baselines import Baselines, baselines
 from pipeline.search.journal import Journal
+from pipeline.search.selection import Metric
 
 THRESHOLD = 0.95  # cosine of near-duplicates
 MOST_COMPARED = 30_000  # images, each with each: some minutes
@@ -95,7 +96,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
     valid = predict_split(run, cache, index, "valid")
     looked_at = any(entry["split"] == "test" for entry in run.record["scored"]) and bool(index.split("test"))
     test = predict_split(run, cache, index, "test") if looked_at else None
-    sweep = _sweep(run)
+    sweep = _sweep(run, valid)
     say("looking for labels that may be wrong")
     doubtful = suspects(cache, index)
     compared = len(index.images) <= MOST_COMPARED
@@ -143,16 +144,20 @@ def _calibration(valid: Predictions) -> Calibration:
     return Calibration(before, temperature, after)
 
 
-def _sweep(run: Run) -> Sweep | None:
+def _sweep(run: Run, valid: Predictions) -> Sweep | None:
     """What is beside a run that a sweep chose; RunError where it is not what a sweep left."""
     if "sweep" not in run.record:
         return None
     try:
         result = json.loads(read_regular(run.path / RESULTS_FILE))
         journal = Journal.read(run.path)
-        scores = {head: {e: s.valid_accuracy for e, s in by.items()} for head, by in journal.scores.items()}
-        if wrong := sweep_fault(result) or ("" if scores else "no scores"):
+        if wrong := sweep_fault(result) or ("" if journal.scores else "no scores"):
             raise ValueError(wrong)
+        metric, images = Metric(result["choose_by"], valid.truth), len(valid.truth)
+        scores = {
+            head: {epochs: float(metric.of(score.unpacked(images))) for epochs, score in by.items()}
+            for head, by in journal.scores.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(
             f"{run.path / RESULTS_FILE} or {JOURNAL_FILE} is not what the sweep left ({error}): "

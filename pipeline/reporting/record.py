@@ -3,12 +3,13 @@
 import math
 from typing import Any
 
-from pipeline.config import HeadSettings
+from pipeline.config import METRICS, HeadSettings
 from pipeline.errors import ConfigError
 
 _EPOCH = ("train_loss", "valid_accuracy", "valid_loss")
 _SWEEP = ("seconds", "basis_seconds", "retrain_seconds")
-_BEST = ("mean", "std", "valid_accuracy")
+_BEST = ("mean", "std", "corrected")
+_DIFFERENCE = ("value", "low", "high")
 
 
 def run_fault(record: dict[str, Any]) -> str:
@@ -20,9 +21,6 @@ def run_fault(record: dict[str, Any]) -> str:
         return "no usable config"
     if not isinstance(epochs, list) or not all(_has(one, _EPOCH) and _count(one.get("epoch"), 1) for one in epochs):
         return "no usable epochs"
-    kept: Any = record.get("kept_epoch")
-    if not _count(kept) or kept > len(epochs) or (epochs and kept == 0):
-        return "no usable kept_epoch"
     if not all(isinstance(one, dict) and isinstance(one.get("split"), str) for one in record["scored"]):
         return "no usable scored"
     return "" if _number(record.get("seconds")) else "no usable seconds"
@@ -36,6 +34,10 @@ def sweep_fault(result: Any) -> str:
     heads: Any = result.get("heads")
     if not _has(best, _BEST) or not _count(best.get("seeds"), 1) or not _settings(best.get("config")):
         return "no usable best"
+    if best.get("won") not in ("default", "search") or not _has(best.get("difference"), _DIFFERENCE):
+        return "no usable best"
+    if result.get("choose_by") not in METRICS:
+        return "no usable choose_by"
     if not isinstance(heads, list) or not heads or not all(map(_is_head, heads)):
         return "no usable heads"
     return ""

@@ -93,8 +93,7 @@ def _how_good(found: Findings) -> dict[str, Any]:
         "test_scores": _renamed(found.test_scores),
         "test_images": len(found.test.images) if found.test else 0,
         "looks": "once" if found.looks == 1 else f"{found.looks} times",
-        "curves": figures.learning_curves(epochs, record["kept_epoch"]) if epochs else "",
-        "kept_epoch": record["kept_epoch"],
+        "curves": figures.learning_curves(epochs) if epochs else "",
     }
 
 

@@ -1,4 +1,4 @@
-"""The head that a sweep ends in: chosen by validation, then trained anew with seeds that it was not chosen by."""
+"""The head that a sweep ends in: chosen by validation, then retrained with other seeds beside the default head."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -7,25 +7,27 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig, TrainConfig
-from pipeline.console import Say
+from pipeline.console import Say, counted
 from pipeline.errors import RunError
-from pipeline.heads.head import hidden_units, merge_heads
+from pipeline.heads.head import merge_heads
 from pipeline.run import Run
 from pipeline.search.held import Bases, Data
-from pipeline.search.race import Contender
+from pipeline.search.race import Contender, Race
+from pipeline.search.selection import Difference, Hits, Metric, difference
 from pipeline.train import TrainResult, fit_head, run_of, score_head
 
 
-def choose(heads: Sequence[Contender], bases: Bases) -> Contender:
-    """The head that validated best among those that trained longest; of equals the smaller, then that of lower loss."""
+def choose(heads: Sequence[Contender], race: Race) -> Contender:
+    """The most accurate head of those that trained longest; of equals the smaller, then the one of lower loss."""
     if not heads:
         raise RunError("no head was trained within --time-limit: allow more")
     longest = max(head.score.epochs for head in heads)
     last = [head for head in heads if head.score.epochs == longest]
-    most = max(head.score.valid_accuracy for head in last)
-    equals = [head for head in last if head.score.valid_accuracy == most]
-    return min(equals, key=lambda head: (_size(head.settings, bases), head.score.valid_loss, head.number))
+    most = max(map(race.accuracy, last))
+    equals = [head for head in last if race.accuracy(head) == most]
+    return min(equals, key=lambda head: (_size(head.settings, race.bases), head.score.valid_loss, head.number))
 
 
 def _size(settings: HeadSettings, bases: Bases) -> int:
@@ -41,15 +43,16 @@ def describe(settings: HeadSettings) -> str:
 
 @dataclass(frozen=True)
 class Trained:
-    """A head, what it was trained with, and how that went."""
+    """A head, what it was trained with, how that went, and where it is right on validation, (V,)."""
 
     config: TrainConfig
     result: TrainResult
     head: nn.Sequential
+    hits: Hits
 
 
-def train_anew(config: SweepConfig, settings: HeadSettings, bases: Bases, say: Say) -> list[Trained]:
-    """Heads of the chosen settings, with the seeds after the sweep's own."""
+def retrain(config: SweepConfig, settings: HeadSettings, bases: Bases, say: Say) -> list[Trained]:
+    """Heads of the same settings, with the seeds after the sweep's own."""
     first = TrainConfig(
         config.cache,
         config.run,
@@ -60,40 +63,69 @@ def train_anew(config: SweepConfig, settings: HeadSettings, bases: Bases, say: S
         memory=config.memory,
         **asdict(settings),
     )
-    trained = []
+    data, trained = bases.data(settings.basis), []
     for seed in range(config.seed + 1, config.seed + 1 + config.seeds):
         again = replace(first, seed=seed)
-        result, head = fit_head(again, bases.rows, bases.data(settings.basis))
-        say(f"seed {seed}: {result.valid_accuracy:.2%} validation at epoch {result.kept_epoch}")
-        trained.append(Trained(again, result, head))
+        result, head = fit_head(again, bases.rows, data)
+        trained.append(Trained(again, result, head, score_head(head, data)[0]))
+    accuracies = [one.result.valid_accuracy for one in trained]
+    say(f"{counted(config.seeds, 'seed')} of {describe(settings)}: mean validation accuracy {np.mean(accuracies):.2%}")
     return trained
 
 
 def merged(trained: Sequence[Trained], data: Data) -> Trained:
     """All of them as one head, as if it had been trained so."""
     head = merge_heads([one.head for one in trained])
-    accuracy, loss = score_head(head, data)
+    hits, loss = score_head(head, data)
     seconds = sum(one.result.seconds for one in trained)
-    result = replace(
-        trained[0].result, epochs=[], kept_epoch=0, valid_accuracy=accuracy, valid_loss=loss, seconds=seconds
-    )
-    return Trained(trained[0].config, result, head)
+    result = replace(trained[0].result, epochs=[], valid_accuracy=float(hits.mean()), valid_loss=loss, seconds=seconds)
+    return Trained(trained[0].config, result, head, hits)
 
 
-def summary(chosen: Contender, trained: Sequence[Trained], together: Trained) -> dict[str, Any]:
-    """`best` of the sweep's JSON."""
-    accuracies = [one.result.valid_accuracy for one in trained]
-    return {
-        "config": asdict(chosen.settings),
-        "valid_accuracy": chosen.score.valid_accuracy,
-        "mean": float(np.mean(accuracies)),
-        "std": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0,
-        "seeds": len(accuracies),
-        "merged": {"hidden": hidden_units(together.head), "valid_accuracy": together.result.valid_accuracy},
-    }
+@dataclass(frozen=True)
+class Final:
+    """The best head of the search against the default of `train-head`, each retrained with the same seeds.
+
+    `apart` is by how much the search's is better; of equals the default wins.
+    """
+
+    searched: list[Trained]
+    default: list[Trained]
+    apart: Difference
+    metric: Metric
+
+    @property
+    def default_won(self) -> bool:
+        """Whether the search found nothing better."""
+        return self.apart.value <= 0
+
+    @property
+    def winners(self) -> list[Trained]:
+        """Heads of the settings that won, one for each seed."""
+        return self.default if self.default_won else self.searched
+
+    def accuracy(self, of: Sequence[Trained]) -> tuple[HeadSettings, dict[str, Any]]:
+        """Their settings, the same with mean and standard deviation of validation accuracy over seeds."""
+        values = [float(self.metric.of(one.hits)) for one in of]
+        settings = of[0].config.settings
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        return settings, {"config": asdict(settings), "mean": float(np.mean(values)), "std": std, "seeds": len(values)}
 
 
-def run_of_best(trained: Sequence[Trained], bases: Bases) -> Run:
-    """The run of the one that validates best, not yet saved."""
-    best = max(trained, key=lambda one: (one.result.valid_accuracy, -one.result.valid_loss))
-    return run_of(best.config, bases.rows, best.result, bases.basis(best.config.settings.basis), best.head)
+def final(config: SweepConfig, chosen: HeadSettings, race: Race, say: Say) -> Final:
+    """Retrain the choice and, unless they are the same, the default settings; which is better, paired by image."""
+    default = default_settings(race.bases.rows)
+    known = retrain(config, default, race.bases, say)
+    searched = known if chosen == default else retrain(config, chosen, race.bases, say)
+    apart = difference([one.hits for one in searched], [one.hits for one in known], race.metric)
+    return Final(searched, known, apart, race.metric)
+
+
+def default_settings(rows: TrainingSet) -> HeadSettings:
+    """Those of `train-head` on this set."""
+    return HeadSettings(basis=rows.default_basis)
+
+
+def run_of_trained(one: Trained, bases: Bases) -> Run:
+    """The run of a head, not yet saved."""
+    return run_of(one.config, bases.rows, one.result, bases.basis(one.config.settings.basis), one.head)

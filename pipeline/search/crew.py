@@ -17,11 +17,18 @@ from pipeline.errors import RunError
 from pipeline.heads.group import CPU, HeadGroup, HeadState
 from pipeline.heads.seeds import order_of
 from pipeline.machine.cluster import Workers
-from pipeline.machine.device import available_cpus, computes_bfloat16, free_bytes, resolve_device
+from pipeline.machine.device import available_cpus, free_bytes, resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.search.held import Bases, Data
-from pipeline.search.journal import UNTRIED, Score
-from pipeline.train import bytes_of_training, class_weights, member_of, refuse_beyond_memory, shape_of
+from pipeline.search.journal import Score
+from pipeline.train import (
+    bytes_of_training,
+    class_weights,
+    member_of,
+    products_on,
+    refuse_beyond_memory,
+    shape_of,
+)
 
 _LEAST_FREE = 1 << 30  # bytes that states of waiting heads leave alone
 _LARGEST_GROUP = 16  # heads on a CPU; more share a multiplication no better (docs/performance.md)
@@ -35,13 +42,13 @@ Stop = Callable[[], bool]
 class Group:
     """Heads of one shape and progress, by their `numbers`, to be brought to `epochs` of a schedule of `of` epochs.
 
-    `states` are None where they begin, `scores` those they have come to.
+    `states` are None where they start, else all after `done` epochs.
     """
 
     numbers: tuple[int, ...]
     settings: tuple[HeadSettings, ...]
-    scores: tuple[Score, ...]
     states: tuple[HeadState | None, ...] = field(repr=False)
+    done: int
     epochs: int
     of: int
     seed: int
@@ -49,7 +56,7 @@ class Group:
     def part(self, start: int, end: int) -> "Group":
         """The heads at these places of it."""
         some = slice(start, end)
-        own = {name: getattr(self, name)[some] for name in ("numbers", "settings", "scores", "states")}
+        own = {name: getattr(self, name)[some] for name in ("numbers", "settings", "states")}
         return replace(self, **own)
 
 
@@ -99,26 +106,17 @@ def train_group(group: Group, data: Data, device: torch.device) -> list[Outcome]
     shape = shape_of(settings, data, group.of)
     pairs = zip(group.settings, group.states, strict=True)
     states = [state or HeadState.new(member_of(its, group.seed), shape) for its, state in pairs]
-    done = group.scores[0].epochs if group.states[0] else 0
-    scores = group.scores if group.states[0] else tuple(UNTRIED for _ in states)
-    # Products in bfloat16 where the device computes in it, at up to twice the speed.
-    products = torch.bfloat16 if computes_bfloat16(device) else None
-    heads = HeadGroup(states, shape, class_weights(settings, data), products, device)
-    for epoch in range(done + 1, group.epochs + 1):
+    heads = HeadGroup(states, shape, class_weights(settings, data), products_on(device), device)
+    for epoch in range(group.done + 1, group.epochs + 1):
         heads.epoch(data.batches(settings.batch_size, order_of(group.seed, epoch)))
-        found = [Score(epoch, *values, epoch) for values in heads.score(data.validation())]
-        scores = tuple(_after(before, new) for before, new in zip(scores, found, strict=True))
+    scored, losses = heads.score(data.validation())
+    hits = torch.empty_like(scored)
+    hits[:, data.valid_order] = scored  # in the order of the index, whatever data they were scored on
     outcomes = []
-    for place, score in enumerate(scores):
+    for place, (right, loss) in enumerate(zip(hits.numpy(), losses.tolist(), strict=True)):
         going_on = group.epochs < group.of and free_bytes(device) > _LEAST_FREE
-        outcomes.append((score, heads.state(place) if going_on else None))
+        outcomes.append((Score.of(group.epochs, loss, right), heads.state(place) if going_on else None))
     return outcomes
-
-
-def _after(before: Score, new: Score) -> Score:
-    """The score one epoch later: of the better epoch, of equals the earlier one."""
-    best = new if new.rank > before.rank or not before.epochs else before
-    return replace(best, epochs=new.epochs)
 
 
 class RayCrew:

@@ -6,34 +6,44 @@ A sweep that is killed goes on from it; a last line cut short by the kill is dro
 import json
 import math
 import os
+from base64 import b64decode, b64encode
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from cache.errors import CacheError
 from cache.files import read_regular, write_atomically
 from pipeline.errors import RunError
 from pipeline.run import JOURNAL_FILE
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a head did in its first `epochs` epochs: validation accuracy, a fraction, and loss of the best, its epoch."""
+    """How a head does after `epochs` epochs: its mean loss on the V validation images, and `hits`, where it is right.
+
+    `hits` are V bits, packed, in the order in which the images are scored.
+    """
 
     epochs: int
-    valid_accuracy: float
     valid_loss: float
-    kept_epoch: int
+    hits: bytes = field(repr=False)
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """The higher the better: accuracy, and of equally accurate ones the lower loss."""
-        return self.valid_accuracy, -self.valid_loss
+    @classmethod
+    def of(cls, epochs: int, loss: float, hits: npt.NDArray[np.bool_]) -> "Score":
+        """Of hits (V,)."""
+        return cls(epochs, loss, np.packbits(hits).tobytes())
+
+    def unpacked(self, images: int) -> npt.NDArray[np.bool_]:
+        """Hits (V,) over V `images`."""
+        return np.unpackbits(np.frombuffer(self.hits, np.uint8), count=images).astype(bool)
 
 
-UNTRIED = Score(0, 0.0, math.inf, 0)
+UNTRIED = Score(0, math.inf, b"")
 
 
 @dataclass
@@ -72,7 +82,8 @@ class Journal:
         """Keep a result; CacheError where the disk does not."""
         try:
             with open(self.path, "ab") as file:
-                file.write(_line({"head": head, **vars(score)}))
+                hits = b64encode(score.hits).decode("ascii")
+                file.write(_line({"head": head, "epochs": score.epochs, "loss": score.valid_loss, "hits": hits}))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -109,10 +120,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _score(path: Path, line: dict[str, Any]) -> Score:
-    values = [line.get(name) for name in ("epochs", "valid_accuracy", "valid_loss", "kept_epoch")]
-    if [type(value) for value in (line.get("head"), *values)] != [int, int, float, float, int]:
+    epochs, loss, hits = (line.get(name) for name in ("epochs", "loss", "hits"))
+    if [type(value) for value in (line.get("head"), epochs, loss, hits)] != [int, int, float, str]:
         raise _damaged(path, f"a line {str(line)[:80]}")
-    return Score(*values)  # type: ignore[arg-type]  # of these types, as was just seen
+    try:
+        return Score(epochs, loss, b64decode(hits, validate=True))  # type: ignore[arg-type]  # as was just seen
+    except ValueError as error:
+        raise _damaged(path, f"a line {str(line)[:80]}") from error
 
 
 def _damaged(path: Path, error: object) -> RunError:

@@ -9,6 +9,7 @@ from pipeline.console import counted
 from pipeline.run import RESULTS_FILE, TABLE_FILE
 
 _SHOWN = 10  # heads in the table
+_WINNERS = {"default": "the default head is the best", "search": "the best"}
 
 
 def result_files(result: dict[str, Any]) -> dict[str, bytes]:
@@ -49,14 +50,17 @@ def table(result: dict[str, Any], width: int = 120) -> str:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    best, known = result["best"], result["baselines"]
+    best, known, apart = result["best"], result["baselines"], result["best"]["difference"]
     finished = sum(head["finished"] for head in result["heads"])
     return (
-        f"{result['run']}: the best of {counted(len(result['heads']), 'head')}, {finished} of them trained to the end; "
-        f"{best['mean']:.2%} ± {best['std']:.2%} validation over {counted(best['seeds'], 'seed')}, "
-        f"{best['valid_accuracy']:.2%} when it was chosen, {best['merged']['valid_accuracy']:.2%} as one merged head "
-        f"of {best['merged']['hidden']} hidden units\n"
+        f"{result['run']}: {_WINNERS[best['won']]} of {counted(len(result['heads']), 'head')}, {finished} of them "
+        f"trained to the end; validation accuracy {best['mean']:.2%} ± {best['std']:.2%} (mean and std over "
+        f"{counted(best['seeds'], 'seed')}), {best['merged']['valid_accuracy']:.2%} as one merged head of "
+        f"{best['merged']['hidden']} hidden units\n"
+        f"best of the search less default head: {100 * apart['value']:+.2f} points, 95 % interval over images "
+        f"{100 * apart['low']:+.2f} to {100 * apart['high']:+.2f}; corrected for choosing among all heads on the same "
+        f"images, the best reaches {best['corrected']:.2%}\n"
         f"ridge regression {known['ridge']:.2%}, commonest class {known['majority']:.2%}; "
         f"{result['seconds']:.1f} s to the choice, bases {result['basis_seconds']:.1f} s of them, "
-        f"{result['retrain_seconds']:.1f} s to train it anew"
+        f"{result['retrain_seconds']:.1f} s to retrain"
     )

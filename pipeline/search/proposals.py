@@ -14,39 +14,43 @@ _TRIES = 100  # a head: a small space has fewer heads than were asked for
 _BATCHES = 4  # in which Optuna proposes: each learns from those before
 
 
+Told = tuple[HeadSettings, float, int]  # a head, its validation accuracy, after how many epochs
+
+
 class Search(Protocol):
     """Proposes heads and is told how they did."""
 
     def ask(self) -> list[HeadSettings]:
         """The next batch, heads that are not known yet; none where the search is over."""
 
-    def tell(self, heads: Sequence[tuple[HeadSettings, float]]) -> None:
-        """The best validation accuracy of each head of a batch."""
+    def tell(self, heads: Sequence[Told]) -> None:
+        """Validation accuracies of the heads of a batch."""
 
 
-def start_search(config: SweepConfig, space: Space) -> Search:
-    """The search that `config` asks for."""
+def start_search(config: SweepConfig, space: Space, known: Sequence[HeadSettings]) -> Search:
+    """The search that `config` asks for, of heads that are not among the `known`: `config.heads` with these."""
     if config.search == "optuna":
-        return _OptunaSearch(config, space)
-    return _AllAtOnce(_grid(config, space) if config.search == "grid" else _random(config, space))
+        return _OptunaSearch(config, space, known)
+    return _AllAtOnce(_grid(config, space, known) if config.search == "grid" else _random(config, space, known))
 
 
-def _grid(config: SweepConfig, space: Space) -> list[HeadSettings]:
+def _grid(config: SweepConfig, space: Space, known: Sequence[HeadSettings]) -> list[HeadSettings]:
+    """All of the grid, with the `known` beside it."""
     heads = space.grid()
     if len(heads) > config.heads:
         raise ConfigError(f"the grid has {len(heads)} heads, --heads is {config.heads}: raise it, or search at random")
-    return heads
+    return [head for head in heads if head not in known]
 
 
-def _random(config: SweepConfig, space: Space) -> list[HeadSettings]:
+def _random(config: SweepConfig, space: Space, known: Sequence[HeadSettings]) -> list[HeadSettings]:
     """Distinct heads; fewer where the space has no more."""
     numbers = np.random.default_rng(config.seed)
-    found: dict[HeadSettings, None] = {}
+    found = dict.fromkeys(known)
     for _ in range(_TRIES * config.heads):
-        if len(found) == config.heads:
+        if len(found) >= config.heads:
             break
         found[space.sample(numbers)] = None
-    return list(found)
+    return list(found)[len(known) :]
 
 
 class _AllAtOnce:
@@ -59,14 +63,14 @@ class _AllAtOnce:
         heads, self._left = self._left, []
         return heads
 
-    def tell(self, heads: Sequence[tuple[HeadSettings, float]]) -> None:
+    def tell(self, heads: Sequence[Told]) -> None:
         """Nothing changes."""
 
 
 class _OptunaSearch:
     """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), asked for a batch at a time."""
 
-    def __init__(self, config: SweepConfig, space: Space) -> None:
+    def __init__(self, config: SweepConfig, space: Space, known: Sequence[HeadSettings]) -> None:
         try:
             import optuna
         except ImportError as error:
@@ -74,8 +78,10 @@ class _OptunaSearch:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._space = optuna, space
         self._study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=config.seed))
-        self._left = config.heads
-        self._batch = -(-config.heads // _BATCHES)
+        self._left = max(0, config.heads - len(known))
+        self._batch = -(-self._left // _BATCHES)
+        self._known = frozenset(known)
+        self._epochs = config.epochs
         self._asked: dict[HeadSettings, Any] = {}
 
     def ask(self) -> list[HeadSettings]:
@@ -83,13 +89,23 @@ class _OptunaSearch:
         for _ in range(min(self._batch, self._left)):
             trial = self._study.ask()
             values = {name: self._suggest(trial, name) for name in self._space.domains}
-            self._asked[self._space.settings(values)] = trial
+            head = self._space.settings(values)
+            if head in self._known or head in self._asked:
+                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)  # tried already: nothing to learn
+                continue
+            self._asked[head] = trial
         self._left -= min(self._batch, self._left)
         return list(self._asked)
 
-    def tell(self, heads: Sequence[tuple[HeadSettings, float]]) -> None:
-        for head, accuracy in heads:
-            self._study.tell(self._asked[head], accuracy)
+    def tell(self, heads: Sequence[Told]) -> None:
+        """Accuracies at their epoch: a head that was stopped is a pruned trial, no bad one."""
+        for head, accuracy, epochs in heads:
+            trial = self._asked[head]
+            trial.report(accuracy, epochs)
+            if epochs == self._epochs:
+                self._study.tell(trial, accuracy)
+            else:
+                self._study.tell(trial, state=self._optuna.trial.TrialState.PRUNED)
 
     def _suggest(self, trial: Any, name: str) -> Any:
         domain = self._space.domains[name]

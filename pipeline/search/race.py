@@ -1,10 +1,12 @@
-"""Training many heads in groups, and stopping those that fall behind.
+"""Training many heads in groups, and stopping the worst of them early.
 
 Successive halving (Jamieson and Talwalkar, AISTATS 2016): all heads train for a few epochs, the best quarter goes on
-for more, until the last few train to the end. All follow the schedule of the full length.
+for more, until the last few train to the end. All follow the schedule of the full length. The first cut compares heads
+within their basis alone: some bases start slowly and end well. Contenders that are `kept` are never stopped.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +16,7 @@ from pipeline.heads.group import HeadState
 from pipeline.search.crew import AloneCrew, Crew, Group
 from pipeline.search.held import Bases
 from pipeline.search.journal import UNTRIED, Journal, Score
+from pipeline.search.selection import Metric
 
 FINISHING = 4  # heads that train to the end, at least
 _KEEP = 4  # one in so many goes on
@@ -21,12 +24,13 @@ _KEEP = 4  # one in so many goes on
 
 @dataclass
 class Contender:
-    """A head of the sweep; `number` is its place in it."""
+    """A head of the sweep; `number` is its place in it. One that is `kept` trains to the end whatever its scores."""
 
     number: int
     settings: HeadSettings
     score: Score = UNTRIED
     state: HeadState | None = field(default=None, repr=False)
+    kept: bool = False
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Race:
 
     bases: Bases
     journal: Journal
+    metric: Metric
     epochs: int
     seed: int
     halving: bool = True
@@ -50,14 +55,40 @@ class Race:
     def run(self, heads: Sequence[Contender]) -> None:
         """Train `heads`, fewer and fewer of them; fills in their scores."""
         left = list(heads)
-        for count, epochs in rungs(len(left), self.epochs) if self.halving else [(len(left), self.epochs)]:
-            left = sorted(left, key=lambda head: head.score.rank, reverse=True)[:count]
+        free = sum(not head.kept for head in heads)
+        steps = rungs(free, self.epochs) if self.halving and free else [(free, self.epochs)]
+        for number, (count, epochs) in enumerate(steps):
+            left = self._survivors(left, count, within_basis=number == 1)
             self._advance(left, epochs)
             if self.over:
                 self.say(f"--time-limit is reached: {_progress(left, epochs)}")
                 return
-            best = max(left, key=lambda head: head.score.rank)
-            self.say(f"{counted(count, 'head')}, {counted(epochs, 'epoch')}: best {best.score.valid_accuracy:.2%}")
+            best = max(self.accuracy(head) for head in left)
+            self.say(f"{counted(len(left), 'head')}, {counted(epochs, 'epoch')}: best {best:.2%}")
+
+    def accuracy(self, head: Contender) -> float:
+        """Of the validation images, by the metric of the sweep."""
+        return float(self.metric.of(head.score.unpacked(len(self.metric.labels))))
+
+    def rank(self, head: Contender) -> tuple[float, float]:
+        """The higher the better: accuracy, and of equally accurate ones the lower loss."""
+        return self.accuracy(head), -head.score.valid_loss
+
+    def _survivors(self, heads: Sequence[Contender], count: int, within_basis: bool) -> list[Contender]:
+        """Those that are kept, and the best `count` of the others; `within_basis`, the best share of each basis."""
+        others = [head for head in heads if not head.kept]
+        if len(others) > count:
+            others.sort(key=self.rank, reverse=True)
+            if within_basis:
+                of_basis = Counter(head.settings.basis for head in others)
+                ahead: Counter[str] = Counter()
+                place = {}
+                for head in others:
+                    ahead[head.settings.basis] += 1
+                    place[head.number] = (ahead[head.settings.basis] - 0.5) / of_basis[head.settings.basis]
+                others.sort(key=lambda head: place[head.number])  # stable: of equal places the better
+            others = others[:count]
+        return [*(head for head in heads if head.kept), *others]
 
     def _advance(self, heads: Sequence[Contender], epochs: int) -> None:
         """Bring heads to `epochs`, from the journal or by training."""
@@ -81,8 +112,8 @@ class Race:
                 yield Group(
                     numbers=tuple(head.number for head in some),
                     settings=tuple(head.settings for head in some),
-                    scores=tuple(head.score if head.state else UNTRIED for head in some),
                     states=tuple(head.state for head in some),
+                    done=some[0].score.epochs if some[0].state else 0,
                     epochs=epochs,
                     of=self.epochs,
                     seed=self.seed,

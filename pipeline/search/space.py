@@ -155,6 +155,13 @@ def _steps(source: str, name: str, domain: Domain) -> tuple[Value, ...]:
     return tuple(dict.fromkeys(as_kind(name, domain.at(n / (domain.steps - 1))) for n in range(domain.steps)))
 
 
+def contenders(space: Space, default: HeadSettings) -> list[HeadSettings]:
+    """Heads that every sweep of `space` tries and never stops: the default one, and the same in each basis."""
+    bases = space.domains.get("basis", ())
+    others = [replace(default, basis=str(name)) for name in bases] if isinstance(bases, tuple) else []
+    return list(dict.fromkeys([default, *others]))
+
+
 # Chosen on validation: see CONTRIBUTING.md. Few shapes, so that most heads train side by side.
 DEFAULT_SPACE = Space(
     {

@@ -16,6 +16,7 @@ from pipeline.machine.device import available_cpus
 from pipeline.search.held import Bases, Data
 from pipeline.search.journal import Journal
 from pipeline.search.race import Contender, Race
+from pipeline.search.selection import Metric
 
 BASIS = "pyramid+white+lda:4"
 HEADS, EPOCHS = 16, 4  # where the others vary
@@ -38,12 +39,14 @@ def bench_linear(cache: Path, name: str | None, passes: int) -> None:
     rows = TrainingSet.open(cache, name, passes, silent)
     data = Bases(rows, 8 << 30).data(BASIS)
     assert isinstance(data, HeadData)
+    metric = Metric("top1", data.valid_labels.numpy())
 
     def seconds(heads: int = HEADS, images: int | None = None, epochs: int = EPOCHS) -> float:
         part = replace(data, train_rows=data.train_rows[:images], train_labels=data.train_labels[:images])
         settings = HeadSettings(BASIS, batch_size=128, lr=3e-3)
         with tempfile.TemporaryDirectory() as folder:
-            race = Race(Given(rows, 0, given=part), Journal.open(Path(folder), {}), epochs, 0, halving=False)
+            journal = Journal.open(Path(folder), {})
+            race = Race(Given(rows, 0, given=part), journal, metric, epochs, 0, halving=False)
             start = time.perf_counter()
             race.run([Contender(number, settings) for number in range(heads)])
         return time.perf_counter() - start
