@@ -117,7 +117,7 @@ def test_advice_follows_from_what_was_found() -> None:
     assert "two splits" in texts[0]
     assert any("headgraft sweep" in text for text in texts)
     assert any("--seed 3 --passes 1" in text for text in texts)
-    done = replace(ground, passes=8, across=0, suspects=0, swept=True, tested=True, ridge=0.5)
+    done = replace(ground, passes=8, across=0, suspects=0, swept=True, tested=True, baseline=0.5)
     assert [step.command.split()[1] for step in next_steps(done)] == ["export"]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, Extract, Times
+from sklearn.linear_model import LogisticRegression
 
 from cache.errors import HeadgraftError
 from cache.store import FeatureCache
@@ -25,7 +26,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.run import Run
 from pipeline.search import crew
-from pipeline.search.baselines import PENALTIES, baselines
+from pipeline.search.baselines import INVERSE_PENALTIES, SHRINKAGES, baselines
 from pipeline.search.choice import choose
 from pipeline.search.held import Bases
 from pipeline.search.journal import Journal, Score
@@ -383,24 +384,38 @@ def test_bases_are_held_as_far_as_memory_goes(features: Path) -> None:
     assert sum(data.bytes for _, data in narrow._held.values()) <= narrow.memory + before.bytes
 
 
-def test_ridge_is_the_closed_form(features: Path) -> None:
-    """Against the normal equations, solved for each penalty by itself."""
+def test_baselines_are_those_of_scikit_learn(features: Path) -> None:
+    """The same classes for every validation image, at each shrinkage; logistic regression is its own."""
     data = opened(features).data("pool")
     assert isinstance(data, HeadData)
     found = baselines(data, "pool")
-    x, y = data.rows[data.train_rows[:, 0]].double(), torch.eye(4, dtype=torch.float64)[data.train_labels]
-    centred, targets = x - x.mean(0), y - y.mean(0)
-    valid = data.rows[data.valid_rows].double() - x.mean(0)
-    covariance = centred.T @ centred / len(x)
-    accuracies = []
-    for penalty in PENALTIES:
-        ridge = covariance + penalty * covariance.diagonal().mean() * torch.eye(len(covariance))
-        scores = valid @ torch.linalg.solve(ridge, centred.T @ targets / len(x)) + y.mean(0)
-        accuracies.append(float((scores.argmax(1) == data.valid_labels).double().mean()))
-    assert found.ridge == max(accuracies)
-    assert found.ridge_penalty in [
-        p for p, accuracy in zip(PENALTIES, accuracies, strict=True) if accuracy == found.ridge
-    ]
+    x, y = data.rows[data.train_rows[:, 0]].double(), data.train_labels
+    valid, truth = data.rows[data.valid_rows].double(), data.valid_labels
+    means = torch.stack([x[y == label].mean(0) for label in range(4)])
+    within = (x - means[y]).T @ (x - means[y]) / len(x)
+    accuracies = {}
+    for shrinkage in SHRINKAGES:
+        shrunken = within + shrinkage * within.diagonal().mean() * torch.eye(len(within))
+        distance = torch.stack([torch.einsum("ni,ij,nj->n", d, shrunken.inverse(), d) for d in valid - means[:, None]])
+        scores = torch.bincount(y).double().log()[:, None] - distance / 2
+        accuracies[shrinkage] = float((scores.argmax(0) == truth).double().mean())
+    assert (found.discriminant, found.shrinkage) == (
+        max(accuracies.values()),
+        max(accuracies, key=accuracies.__getitem__),
+    )
+    logistic = {c: LogisticRegression(C=c, max_iter=1000).fit(x, y).score(valid, truth) for c in INVERSE_PENALTIES}
+    assert found.logistic == max(logistic.values())
+    assert found.best == max(found.discriminant, found.logistic)
+
+
+def test_baselines_of_a_class_without_images_are_finite(features: Path) -> None:
+    """It is never named."""
+    data = opened(features).data("pool")
+    assert isinstance(data, HeadData)
+    without = replace(
+        data, train_rows=data.train_rows[data.train_labels > 0], train_labels=data.train_labels[data.train_labels > 0]
+    )
+    assert baselines(without, "pool").discriminant <= 0.75
 
 
 def test_heads_that_end_in_no_numbers_lose(features: Path) -> None:

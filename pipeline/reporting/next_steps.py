@@ -29,7 +29,7 @@ class Found:
     train_images: int
     classes: int
     top1: float
-    ridge: float
+    baseline: float
     surer: bool
     suspects: int
     across: int
@@ -50,7 +50,7 @@ def _steps(found: Found) -> Iterator[Step]:
         )
     if found.suspects:
         yield Step("Look at the labels above; after mending them extract again, which computes nothing anew")
-    if not found.swept or found.ridge > found.top1:
+    if not found.swept or found.baseline > found.top1:
         run = shlex.quote(f"{found.run}-sweep")
         yield Step("Try many heads, which takes little longer than one", f"headgraft sweep {cache} --run {run}")
     if found.passes == 0 or (found.passes < 8 and found.train_images < _FEW * found.classes):

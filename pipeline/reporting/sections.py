@@ -240,7 +240,7 @@ def _grounds(found: Findings) -> Found:
         train_images=len(found.index.split("train")),
         classes=len(found.run.classes),
         top1=found.scores["top1"].value,
-        ridge=found.known.ridge,
+        baseline=found.known.best,
         surer=found.calibration.cooled_ece < found.calibration.ece,
         suspects=len(found.suspects),
         across=len(found.across),

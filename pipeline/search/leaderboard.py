@@ -49,6 +49,12 @@ def table(result: dict[str, Any], width: int = 120) -> str:
     return text.getvalue().rstrip() + "\n" + _summary(result)
 
 
+def baselines_in_words(known: dict[str, Any]) -> str:
+    """Validation accuracies, separated by commas."""
+    logistic = f", logistic regression {known['logistic']:.2%}" if known["logistic"] is not None else ""
+    return f"shrunken discriminants {known['discriminant']:.2%}{logistic}, majority class {known['majority']:.2%}"
+
+
 def _summary(result: dict[str, Any]) -> str:
     best, known, apart = result["best"], result["baselines"], result["best"]["difference"]
     finished = sum(head["finished"] for head in result["heads"])
@@ -60,7 +66,7 @@ def _summary(result: dict[str, Any]) -> str:
         f"best of the search less default head: {100 * apart['value']:+.2f} points, 95 % interval over images "
         f"{100 * apart['low']:+.2f} to {100 * apart['high']:+.2f}; corrected for choosing among all heads on the same "
         f"images, the best reaches {best['corrected']:.2%}\n"
-        f"ridge regression {known['ridge']:.2%}, commonest class {known['majority']:.2%}; "
+        f"baselines in basis {known['basis']}: {baselines_in_words(known)}; "
         f"{result['seconds']:.1f} s to the choice, bases {result['basis_seconds']:.1f} s of them, "
         f"{result['retrain_seconds']:.1f} s to retrain"
     )
