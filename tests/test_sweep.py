@@ -81,17 +81,19 @@ def stop_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("heads", "epochs", "expected"),
     [
-        (64, 20, [(64, 1), (16, 5), (4, 20)]),
-        (1000, 20, [(1000, 1), (16, 5), (4, 20)]),
-        (5, 20, [(5, 5), (4, 20)]),
+        (64, 20, [(64, 3), (16, 8), (4, 20)]),
+        (64, 63, [(64, 9), (16, 24), (4, 63)]),
+        (1000, 20, [(1000, 3), (250, 5), (63, 8), (16, 12), (4, 20)]),
+        (5, 20, [(5, 3), (4, 20)]),
         (4, 20, [(4, 20)]),
         (1, 1, [(1, 1)]),
         (64, 1, [(64, 1)]),
-        (64, 4, [(64, 1), (4, 4)]),
+        (64, 4, [(64, 1), (16, 2), (4, 4)]),
+        (64, 2, [(64, 1), (4, 2)]),
     ],
 )
-def test_rungs_halve_heads_and_double_epochs(heads: int, epochs: int, expected: list[tuple[int, int]]) -> None:
-    """By four; every head starts, at least four finish, and the last rung is the whole length."""
+def test_rungs_quarter_heads_and_lengthen(heads: int, epochs: int, expected: list[tuple[int, int]]) -> None:
+    """Every head starts, at least four finish, and the last rung is the full length."""
     assert rungs(heads, epochs) == expected
 
 
@@ -148,18 +150,13 @@ def test_a_search_that_finds_nothing_better_ends_in_the_default_head(
     assert won.best["difference"]["value"] > 0
 
 
-def test_the_first_cut_compares_heads_within_their_basis(features: Path, tmp_path: Path) -> None:
-    """A basis that starts slowly keeps its share of heads; later, the most accurate go on."""
+def test_the_most_accurate_heads_go_on_beside_those_that_are_kept(features: Path, tmp_path: Path) -> None:
+    """Of equally accurate ones those of lower loss."""
     journal = Journal.open(tmp_path / "journal", {})
     race = Race(opened(features), journal, Metric("top1", np.zeros(8, np.int64)), epochs=20, seed=0)
-    heads = [Contender(n, HeadSettings("pool"), score_of(8 - n % 4)) for n in range(12)]
-    heads += [Contender(n, HeadSettings("pyramid"), score_of(n % 4)) for n in range(12, 16)]
-    heads += [Contender(16, HeadSettings("full"), score_of(0), kept=True)]
-    first = [head.number for head in race._survivors(heads, 4, within_basis=True)]
-    assert sorted(first) == [0, 4, 8, 15, 16]
-    later = [head.number for head in race._survivors(heads, 4, within_basis=False)]
-    assert sorted(later)[:4] == [0, 1, 4, 8]
-    assert later[0] == 16
+    heads = [Contender(n, HeadSettings("pool"), score_of(n % 4, loss=9 - n)) for n in range(8)]
+    heads += [Contender(8, HeadSettings("full"), score_of(0), kept=True)]
+    assert [head.number for head in race._survivors(heads, 3)] == [8, 7, 3, 6]
 
 
 def score_of(right: int, epochs: int = 1, loss: float = 1.0, images: int = 8) -> Score:

@@ -1,12 +1,11 @@
 """Training many heads in groups, and stopping the worst of them early.
 
 Successive halving (Jamieson and Talwalkar, AISTATS 2016): all heads train for a few epochs, the best quarter goes on
-for more, until the last few train to the end. All follow the schedule of the full length. The first cut compares heads
-within their basis alone: some bases start slowly and end well. Contenders that are `kept` are never stopped.
+for more, until the last few train to the end. All follow the schedule of the full length. Contenders that are `kept`
+are never stopped.
 """
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from pipeline.search.selection import Metric
 
 FINISHING = 4  # heads that train to the end, at least
 _KEEP = 4  # one in so many goes on
+_FIRST = 0.15  # of the epochs: earlier, scores say little of the end (docs/performance.md)
 
 
 @dataclass
@@ -57,8 +57,8 @@ class Race:
         left = list(heads)
         free = sum(not head.kept for head in heads)
         steps = rungs(free, self.epochs) if self.halving and free else [(free, self.epochs)]
-        for number, (count, epochs) in enumerate(steps):
-            left = self._survivors(left, count, within_basis=number == 1)
+        for count, epochs in steps:
+            left = self._survivors(left, count)
             self._advance(left, epochs)
             if self.over:
                 self.say(f"--time-limit is reached: {_progress(left, epochs)}")
@@ -74,21 +74,10 @@ class Race:
         """The higher the better: accuracy, and of equally accurate ones the lower loss."""
         return self.accuracy(head), -head.score.valid_loss
 
-    def _survivors(self, heads: Sequence[Contender], count: int, within_basis: bool) -> list[Contender]:
-        """Those that are kept, and the best `count` of the others; `within_basis`, the best share of each basis."""
-        others = [head for head in heads if not head.kept]
-        if len(others) > count:
-            others.sort(key=self.rank, reverse=True)
-            if within_basis:
-                of_basis = Counter(head.settings.basis for head in others)
-                ahead: Counter[str] = Counter()
-                place = {}
-                for head in others:
-                    ahead[head.settings.basis] += 1
-                    place[head.number] = (ahead[head.settings.basis] - 0.5) / of_basis[head.settings.basis]
-                others.sort(key=lambda head: place[head.number])  # stable: of equal places the better
-            others = others[:count]
-        return [*(head for head in heads if head.kept), *others]
+    def _survivors(self, heads: Sequence[Contender], count: int) -> list[Contender]:
+        """Those that are kept, and the best `count` of the others."""
+        others = sorted((head for head in heads if not head.kept), key=self.rank, reverse=True)
+        return [*(head for head in heads if head.kept), *others[:count]]
 
     def _advance(self, heads: Sequence[Contender], epochs: int) -> None:
         """Bring heads to `epochs`, from the journal or by training."""
@@ -127,13 +116,17 @@ def _progress(heads: Sequence[Contender], epochs: int) -> str:
 
 
 def rungs(heads: int, epochs: int) -> list[tuple[int, int]]:
-    """How many heads train to which epoch: (64, 1), (16, 5), (4, 20) for 64 heads and 20 epochs."""
+    """How many heads train to which epoch: (64, 3), (16, 8), (4, 20) for 64 heads and 20 epochs.
+
+    The first cut comes after `_FIRST` of the epochs, the others after shares in geometric progression.
+    """
     counts = [heads]
     while counts[-1] > FINISHING:
         counts.append(max(FINISHING, -(-counts[-1] // _KEEP)))
-    ends = [epochs // _KEEP**back for back in reversed(range(len(counts)))]
-    first = next(place for place, end in enumerate(ends) if end >= 1)  # with few epochs, there are fewer rungs
-    return [(heads, ends[first]), *zip(counts[first + 1 :], ends[first + 1 :], strict=True)]
+    last = len(counts) - 1
+    ends = [max(1, round(epochs * _FIRST ** ((last - place) / max(1, last)))) for place in range(len(counts))]
+    cuts = zip(counts, ends, strict=True)
+    return [(count, end) for place, (count, end) in enumerate(cuts) if end not in ends[:place]]
 
 
 def _alike(heads: Sequence[Contender]) -> list[list[Contender]]:
