@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install $$([ -t 2 ] || echo --quiet) --disable-pip-version-check \
 	--constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
-.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench bench-extract bench-dense bench-sweep bench-predict bench-ray bench-scale simulate results clean
+.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench-extract bench-dense bench-rungs bench-sweep bench-predict bench-ray bench-scale simulate results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > most) most = length($$1) } \
@@ -74,7 +74,10 @@ lint: setup ## Check style
 types: setup ## Check types
 	$(BIN)/mypy
 
-bench-sweep: setup ## Time a sweep beside plain scripts (about 10 minutes) [CACHE= ARGS=]
+bench-rungs: setup ## What stopping heads early and choosing an epoch cost (about 15 minutes) [CACHE= ARGS=]
+	$(BIN)/python tests/benchmarks/bench_rungs.py --cache "$(CACHE)" $(ARGS)
+
+bench-sweep: setup ## How the time of a sweep grows with heads, images and epochs (about 2 minutes) [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_sweep.py --cache "$(CACHE)" $(ARGS)
 
 bench-dense: setup ## What passes and dense views bring, of a cache that has them [CACHE= ARGS=]
@@ -95,12 +98,9 @@ bench-scale: setup ## Time a cache of up to a million images, tiny ones (about 3
 simulate: setup ## Stage one on many machines, simulated: failures, slow ones (about 10 minutes) [ARGS=]
 	$(BIN)/python tests/benchmarks/simulate.py $(ARGS)
 
-results: setup ## Measure the figures of README.md and docs/results.md, and write them (about 20 minutes) [CACHE= ARGS=]
+results: setup ## Measure the figures of README.md and docs/results.md, and write them (about 30 minutes) [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/results.py "$(CACHE)" $(ARGS)
 	$(BIN)/python docs/write.py
-
-bench: setup ## Time it beside plain scripts (about 30 minutes)
-	$(BIN)/python tests/benchmarks/bench.py $(if $(wildcard $(CACHE)/manifest.json),--cache "$(CACHE)") $(ARGS)
 
 clean: ## Remove .venv and caches of the tools, never features, runs or models
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

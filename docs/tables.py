@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -29,44 +29,74 @@ def _range(values: list[float]) -> str:
     return f"{_percent(mean(values))} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
+def _spread(values: list[float]) -> str:
+    return f"{_percent(mean(values))} ± {100 * stdev(values):.1f}"
+
+
 def _split(one: dict[str, Any]) -> str:
     return " / ".join(f"{count:,}" for count in one["images"].values())
 
 
 def defaults() -> str:
     """Heads of the defaults: split, passes, accuracies over seeds, seconds an epoch."""
-    head = ("train / valid / test", "augmented passes", "epoch 1, valid", "best, valid", "test", "an epoch")
+    head = ("train / valid / test", "augmented passes", "valid, epoch 1", "valid, last epoch", "test", "an epoch")
     return _table(head, (_seeds(split, row) for split in results("accuracy")["splits"] for row in split["defaults"]))
 
 
 def _seeds(split: dict[str, Any], row: dict[str, Any]) -> list[object]:
     first, valid, test, epoch = ([head[key] for head in row["heads"]] for key in ("first", "valid", "test", "epoch"))
-    scores = [_percent(mean(first)), _percent(mean(valid)), _range(test)]
+    scores = [_percent(mean(first)), _spread(valid), _range(test)]
     return [_split(split), row["passes"], *scores, f"{mean(epoch):.1f} s"]
 
 
 def sweeps() -> str:
-    """Sweeps: the choice, alone and merged, beside ridge regression."""
+    """Sweeps: the best of the search and the default head, each over the same seeds, and which is kept."""
     head = (
         "train / valid / test",
         "passes",
-        "to the choice",
-        "kept",
-        "validation",
-        "test",
-        "mean per class",
-        "ridge, valid",
+        "seconds: search, then retraining",
+        "default head, valid",
+        "best of the search, valid",
+        "difference, 95 % over images",
+        "corrected for the choice",
+        "test of the kept one",
+        "merged: valid, test",
     )
     return _table(head, (_choice(split, row) for split in results("accuracy")["splits"] for row in split["sweeps"]))
 
 
 def _choice(split: dict[str, Any], row: dict[str, Any]) -> list[object]:
-    seeds, std = row["best"]["seeds"], 100 * row["best"]["std"]
-    kept = f"{seeds} seeds as one head" if row["merged"] else f"the best of {seeds} seeds"
-    valid = _percent(row["valid"]) if row["merged"] else f"{_percent(row['valid'])} ± {std:.1f}"
-    took = f"{row['heads']} heads in {row['seconds']:.0f} s"
-    scores = [_percent(value) for value in (row["test"], row["mean_per_class"], row["baselines"]["ridge"])]
-    return [_split(split), row["passes"], took, kept, valid, *scores]
+    apart, merged = row["best"]["difference"], row["merged"]
+    return [
+        _split(split),
+        row["passes"],
+        f"{row['seconds']:.0f} and {row['retrain_seconds']:.0f}",
+        *(f"{_percent(row[key]['mean'])} ± {100 * row[key]['std']:.1f}" for key in ("default", "searched")),
+        f"{100 * apart['value']:+.1f} ({100 * apart['low']:+.1f} to {100 * apart['high']:+.1f})",
+        _percent(row["best"]["corrected"]),
+        _range(row["test"]),
+        f"{_percent(merged['valid'])}, {_percent(merged['test'])}",
+    ]
+
+
+def baselines() -> str:
+    """What classifiers without a head reach, in the basis of the head that is kept, and as a script in the pyramid."""
+    head = ("train / valid / test", "passes", "basis", "shrunken discriminants, valid", "logistic regression, valid")
+    rows = (
+        [
+            _split(split),
+            row["passes"],
+            f"`{row['baselines']['basis']}`",
+            _percent(row["baselines"]["discriminant"]),
+            "–" if row["baselines"]["logistic"] is None else _percent(row["baselines"]["logistic"]),
+        ]
+        for split in results("accuracy")["splits"]
+        for row in split["sweeps"]
+    )
+    found = results("speed")["probes"]
+    scores = [_percent(found[name]["best"]) for name in ("lda", "logistic")]
+    script = ["`probe_strong.py`, the first split", 0, "pyramid, standardised", *scores]
+    return _table(head, [*rows, script])
 
 
 def noise() -> str:
@@ -81,39 +111,55 @@ def _found(split: dict[str, Any]) -> list[object]:
 
 
 def speed() -> str:
-    """Beside plain scripts, from one run."""
-    return _table(("", "a plain script", "headgraft", "ratio"), (_features(), *_heads()))
+    """Beside a tutorial's and an expert's scripts, from one run."""
+    head = ("with startup", "tutorial script", "expert script", "headgraft", "headgraft / expert script")
+    return _table(head, (_features(), _one_head(), *_many_heads()))
 
 
 def _features() -> list[object]:
     found = results("speed")["extract"]
-    plain, steady, whole = (median(pair[key] for pair in found["pairs"]) for key in ("plain", "steady", "whole"))
+    plain, strong, ours = (median(pair[key]["whole"] for pair in found["pairs"]) for key in ("plain", "strong", "ours"))
+    steady = [median(pair[key]["steady"] for pair in found["pairs"]) for key in ("plain", "strong", "ours")]
+    rates = [f"{whole:.1f} ({alone:.1f})" for whole, alone in zip((plain, strong, ours), steady, strict=True)]
+    name = f"features of {found['images']} flowers, images/s (without startup)"
+    return [name, *rates, f"{ours / strong:.2f} ({steady[2] / steady[1]:.2f}) times the rate"]
+
+
+def _one_head() -> list[object]:
+    found, clean = results("speed")["head"], results("accuracy")["splits"][0]["defaults"][0]
+    plain, strong = found["plain"], found["strong"]
+    theirs, ours, again = (median(found[who][what]) for who, what in _TIMED)
+    reached = mean(head["valid"] for head in clean["heads"])
     return [
-        f"features of {found['images']} flowers, images/s",
-        f"{plain:.2f}",
-        f"{steady:.2f}, with the start {whole:.2f}",
-        f"{steady / plain:.1f} times, with the start {whole / plain:.1f}",
+        "one head of 20 epochs, clean rows (basis kept from before)",
+        f"{plain['seconds']:.0f} s, {_percent(plain['valid'])}",
+        f"{theirs:.1f} s, {_percent(strong['valid'])}",
+        f"{ours:.1f} s ({again:.1f} s), {_percent(reached)}",
+        f"{theirs / ours:.2f} ({theirs / again:.2f}) times as fast, {100 * (reached - strong['valid']):+.1f} points",
     ]
 
 
-def _heads() -> list[list[object]]:
-    found = results("speed")
-    plain, head, many = found["plain_head"], found["head"], found["sweep"]
-    each = many["seconds"] / many["heads"]
-    return [
-        [
-            "a head of 20 epochs, with start and basis",
-            f"{plain['seconds']:.0f} s, {_percent(plain['valid'])} of validation",
-            f"{head['seconds']:.1f} s, {_percent(head['valid'])}",
-            f"{plain['seconds'] / head['seconds']:.1f} times",
-        ],
-        [
-            f"a head tried, in a sweep of {many['heads']} that stops most of them early",
-            f"{plain['seconds']:.0f} s",
-            f"{each:.2f} s",
-            f"{plain['seconds'] / each:.0f} times",
-        ],
-    ]
+_TIMED = (("strong", "seconds"), ("ours", "seconds"), ("ours", "again"))
+
+
+def _many_heads() -> list[list[object]]:
+    found = results("speed")["sweep"]
+    strong, ours, plain = found["strong"], found["ours"], results("speed")["head"]["plain"]
+    scores = f"{_percent(strong['valid'])}", f"{_percent(ours['best']['mean'])}"
+    apart = f"{100 * (ours['best']['mean'] - strong['valid']):+.1f} points"
+    rows = []
+    for what, key in (("a head trained to the end", "finished"), ("a head tried", "heads")):
+        theirs, each = strong["seconds"] / strong[key], ours["seconds"] / ours[key]
+        rows.append(
+            [
+                f"{what}, in a sweep of {ours['heads']} ({strong[key]} and {ours[key]} of them), clean rows",
+                f"{plain['seconds']:.0f} s, {_percent(plain['valid'])}",
+                f"{theirs:.2f} s, {scores[0]}",
+                f"{each:.2f} s, {scores[1]}",
+                f"{theirs / each:.2f} times as fast, {apart}",
+            ]
+        )
+    return rows
 
 
 def where() -> str:
@@ -122,4 +168,4 @@ def where() -> str:
     return f"Measured on {found['date']}: {found['hardware']}."
 
 
-TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in (defaults, noise, sweeps, speed, where)}
+TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in (defaults, noise, sweeps, baselines, speed, where)}

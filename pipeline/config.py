@@ -126,7 +126,7 @@ class HeadSettings:
     hidden: int = 512
     dropout: float = 0.5
     lr: float = 1e-3
-    batch_size: int = 64
+    batch_size: int = 128
     weight_decay: float = 0.0
     class_weights: str = "none"
 

@@ -29,7 +29,7 @@ from pipeline.search.leaderboard import result_files
 from pipeline.search.proposals import Search, start_search
 from pipeline.search.race import Contender, Race
 from pipeline.search.selection import Metric, corrected
-from pipeline.search.space import DEFAULT_SPACE, REDUCED_SPACE, Space, contenders
+from pipeline.search.space import Space, contenders, default_space
 from pipeline.train import default_epochs
 
 
@@ -70,7 +70,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     start = time.perf_counter()
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
-    space = given or (REDUCED_SPACE if rows.cache.reduction else DEFAULT_SPACE)
+    space = given or default_space(rows.default_basis, len(rows.index.classes), _directions(rows))
     epochs = config.epochs or default_epochs(len(rows.index.split("train")), HeadSettings.batch_size)
     config = replace(config, epochs=epochs)
     known = contenders(space, default_settings(rows))[: config.heads]
@@ -97,6 +97,11 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     run.record["sweep"] = {**result.best, "heads": len(heads), "baselines": result.baselines}
     run.save(result_files(asdict(result)))  # last: with run.json, the sweep is finished
     return result
+
+
+def _directions(rows: TrainingSet) -> int:
+    """The most principal directions that training rows can have."""
+    return min(len(rows.index.split("train")) * len(rows.views), rows.cache.in_features)
 
 
 def _journal(config: SweepConfig, asked: dict[str, Any], replace_it: bool) -> Journal:

@@ -1,5 +1,6 @@
 """Spaces of a sweep: TOML files, random heads, grids, Optuna."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.errors import ConfigError
 from pipeline.search.proposals import start_search
-from pipeline.search.space import DEFAULT_SPACE, Range, Space, contenders
+from pipeline.search.space import NARROW_RATE, Range, Space, contenders, default_space
 
 GOOD = """
 basis = ["pool", "pyramid+white+lda:4"]
@@ -106,7 +107,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_random_search_proposes_distinct_heads_and_all_of_a_small_space(tmp_path: Path) -> None:
     """The same for the same seed, others for another."""
     first, second, other = (
-        start_search(config(tmp_path, heads=40, seed=seed), DEFAULT_SPACE, []).ask() for seed in (1, 1, 2)
+        start_search(config(tmp_path, heads=40, seed=seed), default_space("pyramid+white", 102, 1000), []).ask()
+        for seed in (1, 1, 2)
     )
     assert len(set(first)) == 40
     assert first == second != other
@@ -156,7 +158,23 @@ def test_optuna_is_told_the_epoch_of_a_score_and_which_heads_were_stopped(tmp_pa
 
 
 def test_contenders_are_the_default_and_one_in_each_basis() -> None:
-    """Once each."""
+    """Once each; at a higher rate where the basis is narrow."""
     default = HeadSettings("full")
     assert contenders(Space({"lr": (1.0,)}), default) == [default]
     assert contenders(Space({"basis": ("full", "pool")}), default) == [default, HeadSettings("pool")]
+    assert contenders(Space({"basis": ("full+lda",)}), default) == [default, HeadSettings("full+lda", lr=NARROW_RATE)]
+
+
+def test_the_default_space_suits_the_classes_and_rows() -> None:
+    """Few classes have few discriminants: principal directions stand beside them, no more than there are."""
+    assert default_space("full", 2, 60).domains["basis"] == ("full", "full+lda:4+pca:60", "full+lda:8+pca:60")
+    assert default_space("full", 64, 900).domains["basis"] == ("full", "full+lda:4+pca:64", "full+lda:8+pca:64")
+    assert default_space("pool", 65, 900).domains["basis"] == ("pool", "pool+lda:4", "pool+lda:8")
+
+
+def test_the_default_space_draws_the_wide_basis_less_often() -> None:
+    """Its heads take about five times as long."""
+    space, numbers = default_space("pyramid+white", 102, 10_000), np.random.default_rng(0)
+    drawn = Counter(space.sample(numbers).basis for _ in range(1500))
+    assert drawn.keys() == set(space.domains["basis"])  # type: ignore[arg-type]  # a tuple
+    assert 50 < drawn["pyramid+white"] < 150 < 600 < drawn["pyramid+white+lda:4"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cache.files import read_regular
+from pipeline.bases.name import BasisName
 from pipeline.config import HeadSettings
 from pipeline.errors import ConfigError
 
@@ -42,10 +43,14 @@ Domain = tuple[Value, ...] | Range
 
 @dataclass(frozen=True)
 class Space:
-    """The domain of every setting that is searched; the others keep their defaults. `source` is for messages."""
+    """The domain of every setting that is searched; the others keep their defaults. `source` is for messages.
+
+    Random search draws a basis in proportion to its weight in `basis_weights`, all alike where there are none.
+    """
 
     domains: Mapping[str, Domain]
     source: str = "the space"
+    basis_weights: tuple[int, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> "Space":
@@ -67,7 +72,10 @@ class Space:
 
     def sample(self, numbers: np.random.Generator) -> HeadSettings:
         """One head at random."""
-        return self.settings({name: _draw(name, domain, numbers) for name, domain in self.domains.items()})
+        domains = {**self.domains}
+        if self.basis_weights and isinstance(bases := domains["basis"], tuple):
+            domains["basis"] = tuple(np.repeat(bases, self.basis_weights).tolist())
+        return self.settings({name: _draw(name, domain, numbers) for name, domain in domains.items()})
 
     def grid(self) -> list[HeadSettings]:
         """Every combination; ConfigError for a range that does not say how many steps it has."""
@@ -156,23 +164,37 @@ def _steps(source: str, name: str, domain: Domain) -> tuple[Value, ...]:
 
 
 def contenders(space: Space, default: HeadSettings) -> list[HeadSettings]:
-    """Heads that every sweep of `space` tries and never stops: the default one, and the same in each basis."""
+    """Heads that every sweep of `space` tries and never stops: the default one, and one like it in each basis."""
     bases = space.domains.get("basis", ())
-    others = [replace(default, basis=str(name)) for name in bases] if isinstance(bases, tuple) else []
+    names = [str(name) for name in bases] if isinstance(bases, tuple) else []
+    others = (replace(default, basis=name, lr=NARROW_RATE if is_narrow(name) else default.lr) for name in names)
     return list(dict.fromkeys([default, *others]))
 
 
-# Chosen on validation: see CONTRIBUTING.md. Few shapes, so that most heads train side by side.
-DEFAULT_SPACE = Space(
-    {
-        "basis": ("pyramid+white+lda:4", "pyramid+white+lda:8"),
-        "hidden": (512, 1024),
+def is_narrow(basis: str) -> bool:
+    """Whether a basis ends in a projection."""
+    name = BasisName.parse(basis)
+    return name.components is not None or name.discriminant is not None
+
+
+# What follows was chosen on validation images: docs/performance.md.
+NARROW_RATE = 2e-3  # learning rate of a contender in a narrow basis
+_DIRECTIONS = 64  # principal ones beside the discriminants where there are no more classes
+_WEIGHTS = 1, 7, 7  # a head in the basis itself takes about five times as long
+
+
+def default_space(basis: str, classes: int, directions: int) -> Space:
+    """What is searched where nothing else is asked for: `basis`, and narrow ones after it.
+
+    With few classes, discriminants alone are too few features; `directions` are the most that the training rows have.
+    Few shapes, so that most heads train side by side.
+    """
+    beside = f"+pca:{min(_DIRECTIONS, directions)}" if classes <= _DIRECTIONS else ""
+    domains: dict[str, Domain] = {
+        "basis": (basis, f"{basis}+lda:4{beside}", f"{basis}+lda:8{beside}"),
         "dropout": Range(0.4, 0.8),
-        "lr": Range(1e-3, 6e-3, log=True),
+        "lr": Range(5e-4, 6e-3, log=True),
         "batch_size": (128,),
-        "weight_decay": (0.0, 0.1),
-    },
-    "the default space",
-)
-# Of rows that are reduced already: the same, in bases that such rows can be in.
-REDUCED_SPACE = replace(DEFAULT_SPACE, domains={**DEFAULT_SPACE.domains, "basis": ("full+lda:4", "full+lda:8")})
+        "weight_decay": Range(0.03, 3.0, log=True),
+    }
+    return Space(domains, "the default space", _WEIGHTS)

@@ -1,121 +1,82 @@
-"""A sweep of 64 heads beside plain scripts, on the same rows, in one run; prints the ratios.
+"""How the cost of training heads grows with their number, with rows and epochs: lines, and how straight they are.
 
-`make bench-sweep CACHE=features ARGS="--set flowers102"` with two augmented passes in the cache. The plain script is
-looked for in $HEADGRAFT_BASELINES. The chosen head is scored on test once for each seed, after the choice.
+`make bench-sweep CACHE=features ARGS="--set flowers102"`. A sweep beside other scripts is in `make results`.
 """
 
 import argparse
-import json
-import shutil
 import tempfile
 import time
-import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from beside import BASELINES, hardware, run, write_rows
-from linear import bench_linear
+import torch
+from beside import hardware, line
 
-from cache.projections import projection_files
-from cache.store import FeatureCache
+from pipeline.bases.rows import HeadData
+from pipeline.bases.trainset import TrainingSet
+from pipeline.config import HeadSettings
+from pipeline.console import silent
+from pipeline.machine.device import available_cpus
+from pipeline.search.held import Bases, Data
+from pipeline.search.journal import Journal
+from pipeline.search.race import Contender, Race
+from pipeline.search.selection import Metric
 
-SEEDS = 5
-
-
-def bench_sweep(
-    cache: Path, folder: Path, name: str | None, passes: int, epochs: int, space: Path | None
-) -> dict[str, Any]:
-    """Seconds to the choice, bases fitted and projected included: projections that were kept are put aside."""
-    place = folder / "aside"
-    place.mkdir(parents=True)
-    kept = projection_files(cache)
-    for file in kept:
-        shutil.move(file, place / file.name)
-    chosen = ("--set", name) if name else ()
-    searched = ("--space", space) if space else ()
-    options = ("--heads", 64, "--epochs", epochs, "--passes", passes, "--merge", *chosen, *searched)
-    start = time.perf_counter()
-    found = run("cli.py", "sweep", "--cache", cache, "--run", folder / "sweep", *options, "--json")
-    whole = time.perf_counter() - start - found["retrain_seconds"]
-    for file in kept:
-        shutil.move(place / file.name, cache / "projections" / file.name)
-    finished = sum(head["finished"] for head in found["heads"])
-    trained = sum(head["epochs"] for head in found["heads"])
-    print(f"sweep: {len(found['heads'])} heads, {finished} to the end, {trained} epochs of heads, {passes} passes")
-    seconds, bases = found["seconds"], found["basis_seconds"]
-    print(f"  {seconds:.1f} s to the choice, bases {bases:.1f} of them; {whole:.1f} s with start and baselines")
-    print(f"  {found['retrain_seconds']:.1f} s for {found['best']['seeds']} seeds of the choice: {found['best']}")
-    print(f"  baselines: {found['baselines']}")
-    return {**found, "whole": whole, "finished": finished}
+BASIS = "pyramid+white+lda:4"
+HEADS, EPOCHS = 16, 4  # where the others vary
 
 
-def bench_plain(cache: Path, folder: Path, name: str | None, ours: dict[str, Any]) -> None:
-    """Heads one after another on all clean training rows."""
-    opened = FeatureCache.open(cache)
-    for split in ("train", "valid"):
-        write_rows(opened, split, folder / f"{split}.npz", name)
-    grid = ("--hidden", 512, "--dropout", 0.5, "--lr", 1e-4, 1e-3, "--epochs", 20)
-    plain = run(BASELINES / "heads_plain.py", folder / "train.npz", folder / "valid.npz", *grid)
-    each = plain["seconds_per_head"]
-    print(f"plain: {each:.1f} s a head, best valid {plain['best']:.2%}")
-    print(f"  ratio {each / (ours['whole'] / len(ours['heads'])):.0f} per head tried", end=", ")
-    print(f"{each / (ours['whole'] / ours['finished']):.1f} per head trained to the end")
-    print(f"  valid {ours['best']['mean']:.2%} (mean of seeds) against {plain['best']:.2%} (best of epochs and heads)")
+@dataclass
+class Given(Bases):
+    """These rows, in whatever basis is asked for."""
+
+    given: HeadData | None = None
+
+    def data(self, name: str) -> Data:
+        assert self.given is not None
+        return self.given
 
 
-def bench_logistic(cache: Path, name: str | None) -> None:
-    """scikit-learn's LogisticRegression on the clean rows, standardised by their largest value."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+def bench_linear(cache: Path, name: str | None, passes: int) -> None:
+    """Seconds by heads, by training images and by epochs, and a line through each."""
+    torch.set_num_threads(available_cpus())
+    rows = TrainingSet.open(cache, name, passes, silent)
+    data = Bases(rows, 8 << 30).data(BASIS)
+    assert isinstance(data, HeadData)
+    metric = Metric("top1", data.valid_labels.numpy())
 
-    opened = FeatureCache.open(cache)
-    (train, labels), (valid, truth) = (opened.arrays(split, name) for split in ("train", "valid"))
-    start = time.perf_counter()
-    scale = np.float32(train.max())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = LogisticRegression(C=10.0, max_iter=50).fit(train.astype(np.float32) / scale, labels)
-    seconds = time.perf_counter() - start
-    accuracy = float((model.predict(valid.astype(np.float32) / scale) == truth).mean())
-    print(f"LogisticRegression(C=10, max_iter=50) on {train.shape}: {seconds:.1f} s, valid {accuracy:.2%}")
+    def seconds(heads: int = HEADS, images: int | None = None, epochs: int = EPOCHS) -> float:
+        part = replace(data, train_rows=data.train_rows[:images], train_labels=data.train_labels[:images])
+        settings = HeadSettings(BASIS, batch_size=128, lr=3e-3)
+        with tempfile.TemporaryDirectory() as folder:
+            journal = Journal.open(Path(folder), {})
+            race = Race(Given(rows, 0, given=part), journal, metric, epochs, 0, halving=False)
+            start = time.perf_counter()
+            race.run([Contender(number, settings) for number in range(heads)])
+        return time.perf_counter() - start
+
+    seconds()  # the first is slower
+    count = data.num_images
+    _fit("heads", [16, 32, 48, 64], [seconds(heads=n) for n in (16, 32, 48, 64)])
+    parts = [count * quarters // 4 for quarters in (1, 2, 3, 4)]
+    _fit("images", parts, [seconds(images=n) for n in parts])
+    _fit("epochs", [2, 4, 8, 16], [seconds(epochs=n) for n in (2, 4, 8, 16)])
 
 
-def score_choice(cache: Path, folder: Path, name: str | None, passes: int, epochs: int) -> None:
-    """Test accuracy of the chosen settings, each of the seeds that the sweep trained."""
-    record = json.loads((folder / "sweep" / "sweep.json").read_text())
-    settings = [(f"--{key.replace('_', '-')}", value) for key, value in record["best"]["config"].items()]
-    options = [part for pair in settings for part in pair] + (["--set", name] if name else [])
-    common = ("--cache", cache, "--passes", passes, "--epochs", epochs, *options, "--json")
-    tests = []
-    for seed in range(1, SEEDS + 1):
-        run("cli.py", "train-head", "--run", folder / f"seed{seed}", "--seed", seed, *common)
-        tests.append(run("cli.py", "evaluate", folder / f"seed{seed}", "--json")["top1"])
-    merged = run("cli.py", "evaluate", folder / "sweep", "--json")["top1"]
-    print(f"  test {np.mean(tests):.2%} ({min(tests):.2%} to {max(tests):.2%}), {SEEDS} seeds of the choice", end="; ")
-    print(f"merged {merged:.2%}", flush=True)
+def _fit(what: str, numbers: list[int], seconds: list[float]) -> None:
+    points = ", ".join(f"{n}: {s:.2f}" for n, s in zip(numbers, seconds, strict=True))
+    print(f"seconds by {what}: {points}; {line(numbers, seconds)}", flush=True)
 
 
 def main() -> None:
-    """All of it."""
+    """Of the set's cache."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--set", help="its image set")
-    parser.add_argument("--passes", type=int, nargs="+", default=[2], help="augmented passes, one sweep for each")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--space", type=Path, help="what to search, rather than the default space")
-    parser.add_argument("--only-ours", action="store_true", help="leave the plain scripts and the lines out")
+    parser.add_argument("--passes", type=int, default=2)
     options = parser.parse_args()
     print(hardware(), flush=True)
-    with tempfile.TemporaryDirectory() as text:
-        for passes in options.passes:
-            folder = Path(text) / f"passes{passes}"
-            ours = bench_sweep(options.cache, folder, options.set, passes, options.epochs, options.space)
-            score_choice(options.cache, folder, options.set, passes, options.epochs)
-        if not options.only_ours:
-            bench_linear(options.cache, options.set, passes)
-            bench_plain(options.cache, folder, options.set, ours)
-            bench_logistic(options.cache, options.set)
+    bench_linear(options.cache, options.set, options.passes)
 
 
 if __name__ == "__main__":

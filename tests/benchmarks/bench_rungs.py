@@ -1,0 +1,105 @@
+"""What halving and the choice of an epoch cost: heads of the default space, all trained to the end.
+
+`make bench-rungs CACHE=features ARGS="--set flowers102"`. Accuracies are of validation. Prints, for the scores after
+each of some epochs, their rank correlation with the last, and the regret of stopping all but the best quarter then: by
+how much the best head of all ends better than the best that is left. Then what keeping the best epoch gains on images
+that did not choose it (random halves of validation), and what each basis reaches.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from beside import hardware
+from scipy.stats import spearmanr
+
+from pipeline.bases.trainset import TrainingSet
+from pipeline.config import HeadSettings, SweepConfig
+from pipeline.console import say
+from pipeline.heads.group import CPU, HeadGroup, HeadState
+from pipeline.heads.seeds import order_of
+from pipeline.machine.device import available_cpus
+from pipeline.search.choice import default_settings
+from pipeline.search.held import Bases
+from pipeline.search.proposals import start_search
+from pipeline.search.space import contenders, default_space
+from pipeline.train import default_epochs, member_of, products_on, shape_of
+
+Hits = npt.NDArray[np.bool_]
+GROUP, HALVES = 16, 200
+
+
+def hits_by_epoch(bases: Bases, heads: Sequence[HeadSettings], epochs: int, seed: int) -> Hits:
+    """(M, E, V): whether each head is right about each validation image after each epoch."""
+    found = np.empty((len(heads), epochs, len(bases.rows.index.split("valid"))), bool)
+    for settings in dict.fromkeys((head.basis, head.batch_size) for head in heads):
+        alike = [n for n, head in enumerate(heads) if (head.basis, head.batch_size) == settings]
+        data = bases.data(settings[0])
+        for start in range(0, len(alike), GROUP):
+            some = alike[start : start + GROUP]
+            shape = shape_of(heads[some[0]], data, epochs)
+            states = [HeadState.new(member_of(heads[n], seed), shape) for n in some]
+            group = HeadGroup(states, shape, None, products_on(CPU))
+            for epoch in range(1, epochs + 1):
+                group.epoch(data.batches(settings[1], order_of(seed, epoch)))
+                found[some, epoch - 1] = group.score(data.validation())[0].numpy()
+        say(f"{settings[0]}: {len(alike)} heads")
+    return found
+
+
+def report_rungs(accuracy: npt.NDArray[np.float64]) -> None:
+    """Of (M, E) accuracies."""
+    heads, epochs = accuracy.shape
+    last = accuracy[:, -1]
+    for share in (0.05, 0.1, 0.15, 0.25, 0.4):
+        epoch = max(1, round(share * epochs))
+        score = accuracy[:, epoch - 1]
+        left = np.argsort(-score, kind="stable")[: heads // 4]
+        regret = 100 * (last.max() - last[left].max())
+        print(f"after epoch {epoch:3d} of {epochs}: rank correlation {spearmanr(score, last)[0]:.2f}, ", end="")
+        print(f"regret of the best quarter {regret:.2f} points")
+
+
+def report_epochs(hits: Hits) -> None:
+    """What the best epoch gains over the last, on the half of the images that did not choose it."""
+    generator, gains = np.random.default_rng(0), []
+    for _ in range(HALVES):
+        half = generator.random(hits.shape[2]) < 0.5
+        chosen = hits[:, :, half].mean(2).argmax(1)
+        others = hits[:, :, ~half].mean(2)
+        gains.append(float((others[np.arange(len(hits)), chosen] - others[:, -1]).mean()))
+    print(f"the best epoch in place of the last, on other images: {100 * np.mean(gains):+.2f} points")
+
+
+def main() -> None:
+    """Train, and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--set", help="its image set")
+    parser.add_argument("--passes", type=int)
+    parser.add_argument("--heads", type=int, default=64)
+    options = parser.parse_args()
+    print(hardware(), flush=True)
+    torch.set_num_threads(available_cpus())
+    rows = TrainingSet.open(options.cache, options.set, options.passes, say)
+    default = default_settings(rows)
+    space = default_space(default.basis, len(rows.index.classes), rows.cache.in_features)
+    known = contenders(space, default)
+    heads = [*known, *start_search(SweepConfig(options.cache, Path(), heads=options.heads), space, known).ask()]
+    epochs = default_epochs(len(rows.index.split("train")), default.batch_size)
+    hits = hits_by_epoch(Bases(rows, 8 << 30, say), heads, epochs, seed=0)
+    accuracy = hits.mean(2)
+    report_rungs(accuracy)
+    report_epochs(hits)
+    for basis in dict.fromkeys(head.basis for head in heads):
+        of_basis = 100 * accuracy[[n for n, head in enumerate(heads) if head.basis == basis], -1]
+        first = next(n for n, head in enumerate(known) if head.basis == basis)
+        print(f"{basis}: best {of_basis.max():.2f}, mean {of_basis.mean():.2f}, ", end="")
+        print(f"its contender {100 * accuracy[first, -1]:.2f} % of {len(of_basis)} heads")
+
+
+if __name__ == "__main__":
+    main()
