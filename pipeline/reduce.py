@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
 from cache import layout
 from cache.errors import CacheError
@@ -19,7 +18,7 @@ from cache.reduction import Reduction, save_basis
 from cache.store import FeatureCache, Part, check_place
 from cache.writer import ShardWriter, merge_small_shards
 from pipeline.bases.basis import Basis
-from pipeline.bases.reduced import reduce_rows, reduction_basis
+from pipeline.bases.reduced import packed_basis, reduce_rows, reduction_basis, uses_labels
 from pipeline.bases.rows import load_data, source_of
 from pipeline.bases.stream import ROWS_AT_ONCE
 from pipeline.bases.trainset import TrainingSet
@@ -133,13 +132,16 @@ def _describe(out: Path, rows: TrainingSet, basis: Basis, source: str) -> Reduct
     """The record of the reduction, its basis kept in `out`."""
     width, index = rows.cache.in_features, rows.index
     reduced = basis.transform(torch.zeros(1, width)).shape[1]
+    train = index.split("train")
     fitted_on = {
         "set": index.name,
         "set_digest": index.digest,
-        "train_images": len(index.split("train")),
+        "train_images": len(train),
         "passes": rows.passes,
+        "labels": uses_labels(basis.name),
     }
-    return Reduction(basis.name, save_basis(out, save(basis.tensors())), width, reduced, source, fitted_on)
+    digest = save_basis(out, packed_basis(basis, train))
+    return Reduction(basis.name, digest, width, reduced, source, fitted_on)
 
 
 def _write_rows(whole: FeatureCache, out: FeatureCache, basis: Basis, say: Say) -> int:

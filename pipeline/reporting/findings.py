@@ -10,6 +10,7 @@ from cache.duplicates import Pair, near_duplicates
 from cache.files import read_regular
 from cache.index import SetIndex
 from cache.store import FeatureCache
+from pipeline.bases.reduced import unchecked
 from pipeline.console import Say, named
 from pipeline.errors import RunError
 from pipeline.inputs.images import count_leaks
@@ -49,6 +50,7 @@ class Sweep:
 class Findings:
     """Of one run. `test` is there only where the test images were looked at before.
 
+    `unchecked` says why labels could not be checked, "" where they were.
     Near-duplicates were not looked for, `compared`, where there are too many images.
     """
 
@@ -62,6 +64,7 @@ class Findings:
     confusion: Confusion
     calibration: Calibration
     suspects: list[Suspect]
+    unchecked: str
     compared: bool
     duplicates: list[Pair]
     leaks: dict[str, int]
@@ -97,7 +100,8 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
     test = predict_split(run, cache, index, "test") if looked_at else None
     sweep = _sweep(run)
     say("looking for labels that may be wrong")
-    doubtful = suspects(cache, index)
+    refusal = unchecked(cache, index)
+    doubtful = [] if refusal else suspects(cache, index)
     compared = len(index.images) <= MOST_COMPARED
     say("looking for near-duplicates" if compared else "too many images to look for near-duplicates among them")
     config = run.record["config"]
@@ -112,6 +116,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
         confusion=confusion(valid),
         calibration=_calibration(valid),
         suspects=doubtful,
+        unchecked=refusal,
         compared=compared,
         duplicates=near_duplicates(cache.path, index.name, THRESHOLD) if compared else [],
         leaks=count_leaks(index),

@@ -179,6 +179,7 @@ def _clean(found: Findings, root: Path) -> dict[str, Any]:
         "fewest": min(row.train for row in rows),
         "most": max(row.train for row in rows),
         "root": str(root),
+        "unchecked": found.unchecked,
     }
 
 
