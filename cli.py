@@ -525,7 +525,11 @@ def cache_reduce(as_json: bool, **options: Any) -> None:
     ]
     if found := result.accuracy:
         each = [f"{found[of]['mean']:.2%} ± {100 * found[of]['std']:.2f} {of}" for of in ("whole", "reduced")]
-        lines.append(f"validation over {counted(found['seeds'], 'seed')}: {', '.join(each)}")
+        lines.append(f"validation accuracy over {counted(found['seeds'], 'seed')}: {', '.join(each)}")
+        lines.append(
+            f"cost {100 * found['lost']:.2f} points ± {100 * found['error']:.2f} (standard error, paired over seeds); "
+            f"95 % interval over seeds and images {100 * found['low']:.2f} to {100 * found['high']:.2f}"
+        )
     _emit(result, as_json, "\n".join(lines))
 
 

@@ -1,6 +1,7 @@
 """Reduced caches: rows of R numbers in place of D, in the same format, whose heads fold back and leave the same way."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import CLASSES, Extract, draw_image, flowers, require_weights, train_config
 from safetensors.torch import save
+from scipy.stats import norm
 from test_parts import rows_of
 
 from cache.check import verify
@@ -38,7 +40,7 @@ from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.extract import extract
 from pipeline.model.fresh import answer
-from pipeline.reduce import ReduceResult, reduce_cache
+from pipeline.reduce import ReduceResult, paired_loss, reduce_cache
 from pipeline.report import report
 from pipeline.reporting.suspects import suspects
 from pipeline.run import REPORT_FILE, Run
@@ -209,7 +211,34 @@ def test_what_is_lost_is_measured_and_kept(features: Path) -> None:
     assert kept is not None
     assert kept.accuracy == accuracy == reduce_it(features, seeds=2).accuracy
     assert reduce_it(features, seeds=1).accuracy["seeds"] == 1
-    assert f"validation {accuracy['reduced']['mean']:.2%}" in in_words(info(out))
+    assert f"costs {100 * accuracy['lost']:.2f} points of validation accuracy" in in_words(info(out))
+
+
+def test_an_interval_of_the_loss_is_over_seeds_and_images() -> None:
+    """Heads of three seeds on the same 800 images, which differ in how hard they are for either: it covers the truth.
+
+    The standard error over seeds alone does not.
+    """
+    generator, covered, by_seeds = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        of_image, of_seed = generator.normal(0, 0.7, (2, 1, 800)), generator.normal(0, 0.1, (2, 3, 1))
+        shared, rest = generator.normal(0, 2, (1, 1, 800)), generator.normal(0, 0.5, (2, 3, 800))
+        whole, reduced = shared + of_image + of_seed + rest + np.array([3.6, 3.4])[:, None, None] > 0
+        truth = norm.cdf(3.6 / (scale := math.sqrt(4.75))) - norm.cdf(3.4 / scale)
+        found = paired_loss(whole, reduced)
+        covered += found["low"] <= truth <= found["high"]
+        by_seeds += abs(found["lost"] - truth) <= 1.96 * found["error"]
+    assert 280 <= covered <= 297
+    assert by_seeds < 240
+
+
+def test_heads_that_agree_on_all_images_lose_nothing() -> None:
+    """With no more than one seed, and with the same hits: no division by 0."""
+    hits = np.array([[True, False, True]])
+    assert paired_loss(hits, hits) == {"lost": 0, "error": 0, "low": 0, "high": 0}
+    one = paired_loss(hits, ~hits)
+    assert one["low"] < one["lost"] < one["high"]
+    assert one["error"] == 0
 
 
 def test_runs_know_their_rows(features: Path, reduced: Path, tmp_path: Path) -> None:
