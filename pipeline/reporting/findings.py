@@ -14,7 +14,7 @@ from pipeline.bases.reduced import unchecked
 from pipeline.console import Say, named
 from pipeline.errors import RunError
 from pipeline.inputs.images import count_leaks
-from pipeline.model.calibration import at_temperature, error_of, fit_temperature
+from pipeline.model.calibration import Fit, calibrate
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne, payback, stage_one
 from pipeline.reporting.predictions import Interval, Predictions, accuracies, predict_split
@@ -27,15 +27,6 @@ from pipeline.search.journal import Journal
 
 THRESHOLD = 0.95  # cosine of near-duplicates
 MOST_COMPARED = 30_000  # images, each with each: some minutes
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The calibration error of validation, as it is and at the `temperature` that suits it best, if there is one."""
-
-    ece: float
-    temperature: float | None
-    cooled_ece: float
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ class Findings:
     scores: dict[str, Interval]
     known: Baselines
     confusion: Confusion
-    calibration: Calibration
+    calibration: Fit
     suspects: list[Suspect]
     unchecked: str
     compared: bool
@@ -114,7 +105,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
         scores=accuracies(valid),
         known=_baselines(run, cache, index),
         confusion=confusion(valid),
-        calibration=_calibration(valid),
+        calibration=calibrate(torch.from_numpy(valid.log_probs), torch.from_numpy(valid.truth), index),
         suspects=doubtful,
         unchecked=refusal,
         compared=compared,
@@ -138,14 +129,6 @@ def _baselines(run: Run, cache: FeatureCache, index: SetIndex) -> Baselines:
     basis = narrow(cache, run.basis)
     train, valid = (clean_rows(cache, index, basis, split) for split in ("train", "valid"))
     return baselines(SplitRows(train, valid, len(index.classes)), basis.name)
-
-
-def _calibration(valid: Predictions) -> Calibration:
-    log_probs, truth = torch.from_numpy(valid.log_probs), torch.from_numpy(valid.truth)
-    before = error_of(log_probs, truth)
-    temperature = fit_temperature(log_probs, truth)
-    after = error_of(at_temperature(log_probs, temperature), truth) if temperature else before
-    return Calibration(before, temperature, after)
 
 
 def _sweep(run: Run) -> Sweep | None:
