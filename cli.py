@@ -297,7 +297,7 @@ def evaluate(as_json: bool, **options: Any) -> None:
     r = run(EvaluateConfig(**options), say)
     text = (
         f"{r.split}, {r.images} images: top-1 {r.top1:.2%}, top-5 {r.top5:.2%}, "
-        f"mean per class {r.mean_per_class:.2%}, calibration error {r.ece:.3f}"
+        f"mean per class {r.mean_per_class:.2%}, calibration error {r.ece:.3f} (floor {r.ece_floor:.3f})"
     )
     _emit(r, as_json, text)
 
@@ -335,11 +335,19 @@ def report(as_json: bool, **options: Any) -> None:
     show_default=True,
     help="Fold a temperature, fitted on validation, into the last layer.",
 )
+@_option(ExportConfig, "test", "Also compute the calibration error of the test images, and record that evaluation.")
+@_option(
+    ExportConfig,
+    "tta",
+    "flip: also fit a temperature for --tta flip, on two views of each validation image.",
+    type=click.Choice(TTA),
+)
 @_option(ExportConfig, "overwrite", "Replace an existing model.")
 @_json
 def export(as_json: bool, **options: Any) -> None:
     """Write RUN as one MODEL file, backbone and head. It is checked against what was trained."""
     from pipeline.export import export as run
+    from pipeline.model.markdown import errors_in_words
 
     result = run(ExportConfig(**options), say)
     parity = result.parity
@@ -347,10 +355,8 @@ def export(as_json: bool, **options: Any) -> None:
         f"{result.model}: {result.bytes / 1e6:.0f} MB; {parity['images']} images agree with the run within "
         f"{parity['max_abs_diff']:.1g} in log-probability"
     )
-    errors = [f"{split} {before:.3f} → {after:.3f}" for split, (before, after) in result.calibration.ece.items()]
-    text += (
-        f"\ntemperature {result.calibration.temperature:.3f}, calibration error {', '.join(errors)}" if errors else ""
-    )
+    if result.calibration.ece:
+        text += f"\ntemperature {result.calibration.temperature:.3f}, {errors_in_words(asdict(result.calibration))}"
     if result.onnx:
         within = f"{result.onnx['max_abs_diff']:.1g}"
         text += f"\n{result.onnx['file']}: {result.onnx['bytes'] / 1e6:.0f} MB, the model within {within}"
@@ -530,7 +536,11 @@ def cache_reduce(as_json: bool, **options: Any) -> None:
     ]
     if found := result.accuracy:
         each = [f"{found[of]['mean']:.2%} ± {100 * found[of]['std']:.2f} {of}" for of in ("whole", "reduced")]
-        lines.append(f"validation over {counted(found['seeds'], 'seed')}: {', '.join(each)}")
+        lines.append(f"validation accuracy over {counted(found['seeds'], 'seed')}: {', '.join(each)}")
+        lines.append(
+            f"cost {100 * found['lost']:.2f} points ± {100 * found['error']:.2f} (standard error, paired over seeds); "
+            f"95 % interval over seeds and images {100 * found['low']:.2f} to {100 * found['high']:.2f}"
+        )
     _emit(result, as_json, "\n".join(lines))
 
 

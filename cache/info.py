@@ -94,9 +94,10 @@ def in_words(found: CacheInfo) -> str:
 def _reduced_in_words(reduction: dict[str, Any]) -> str:
     to = f"to {reduction['out_features']} by {reduction['basis']}"
     accuracy = reduction["accuracy"]
-    if not accuracy:
+    if "low" not in accuracy:
         return f"{to}; what that costs was not measured"
-    return f"{to}; validation {accuracy['reduced']['mean']:.2%}, of whole rows {accuracy['whole']['mean']:.2%}"
+    between = f", 95 % between {100 * accuracy['low']:.2f} and {100 * accuracy['high']:.2f}"
+    return f"{to}; that costs {100 * accuracy['lost']:.2f} points of validation accuracy{between}"
 
 
 def _view_in_words(view: str) -> str:

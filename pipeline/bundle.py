@@ -1,7 +1,6 @@
 """One safetensors file that predicts from image files: backbone, head, preprocessing and classes; write and read."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,6 +92,12 @@ class Bundle:
         return str(self.card["manifest"]["base"]["precision"])
 
     @property
+    def flip_temperature(self) -> float | None:
+        """That of probabilities averaged over an image and its mirror image; None where export fitted none."""
+        found = self.card.get("calibration", {}).get("flip_temperature")
+        return None if found is None else float(found)
+
+    @property
     def views(self) -> Views:
         """The preprocessing, the same object that stage one uses."""
         return Views(self.card["preprocessing"]["input_size"], self.card["preprocessing"]["resize"])
@@ -148,8 +153,8 @@ class Bundle:
     ) -> tuple[Tensor, dict[int, str]]:
         """Log-probabilities of image files (N, C) float32, and the reason by place for those that have none.
 
-        With `mirrored`, each image is seen as it is and mirrored, and the probabilities are averaged. What is odd in
-        files that are read goes into `remarks`.
+        With `mirrored`, each image is seen as it is and mirrored, and the probabilities are averaged, then scaled by
+        `flip_temperature`. What is odd in files that are read goes into `remarks`.
         """
         result = torch.full((len(paths), len(self.classes)), float("nan"))
         failed: dict[int, str] = {}
@@ -157,7 +162,8 @@ class Bundle:
             result[places] = self.head(backbone.features(views))
             if mirrored:
                 other = self.head(backbone.features([view[:, ::-1] for view in views]))
-                result[places] = torch.logaddexp(result[places], other) - math.log(2)
+                both = torch.logaddexp(result[places], other)
+                result[places] = torch.log_softmax(both / (self.flip_temperature or 1.0), 1)
         if not result[[place for place in range(len(paths)) if place not in failed]].isfinite().all():
             raise BundleError(f"{self.path} gives probabilities that are no numbers: its weights are too large")
         return result, failed

@@ -244,7 +244,11 @@ class ReduceConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Run → one model file. `cache` and `data` None: where the run and its set recorded them."""
+    """Run → one model file. `cache` and `data` None: where the run and its set recorded them.
+
+    With `test`, the calibration error of the test images is computed too, and the run records that. With `tta` "flip",
+    a temperature for predicting with it is fitted on the validation images, which the backbone sees both ways.
+    """
 
     run: Path
     model: Path
@@ -253,10 +257,17 @@ class ExportConfig:
     names: Path | None = None
     onnx: Path | None = None
     calibrate: bool = True
+    test: bool = False
+    tta: str = "none"
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         take_texts_as_paths(self)
+        check_tta(self.tta)
+        for option, asked in (("--test", self.test), ("--tta flip", self.tta == "flip")):
+            require(
+                self.calibrate or not asked, f"{option} needs the temperature: leave out --no-calibrate or {option}"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from cache import layout
 from cache.index import SetIndex, SkippedImage
 from cache.store import FeatureCache
+from pipeline.backbones.backbone import Backbone
 from pipeline.bases.rows import label_tensor
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import EvaluateConfig
@@ -20,14 +22,17 @@ from pipeline.errors import ConfigError, DecodeError, PipelineError, RunError
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.names import resembling
 from pipeline.machine.device import available_cpus, resolve_device
-from pipeline.model.calibration import error_of
-from pipeline.predict import bundle_precision
+from pipeline.model.calibration import error_of, floor_of
+from pipeline.predict import also_mirrored, bundle_precision
 from pipeline.run import JOURNAL_FILE, RUN_FILE, Run
 
 
 @dataclass
 class EvaluateResult:
-    """The fields of the command's JSON: fractions over `images` files; `ece` over 15 equal-width bins."""
+    """The fields of the command's JSON: fractions over `images` files; `ece` over 15 equal-width bins.
+
+    `ece_floor` is what it would be on average if the probabilities were right.
+    """
 
     images: int
     split: str
@@ -35,6 +40,7 @@ class EvaluateResult:
     top5: float
     mean_per_class: float
     ece: float
+    ece_floor: float
 
 
 def evaluate(config: EvaluateConfig, say: Say = silent) -> EvaluateResult:
@@ -104,12 +110,18 @@ def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
     device = resolve_device(config.device)
     backbone = bundle.backbone(device, bundle_precision(bundle, config.precision, device, say))
     paths = [images.root / image.path for image in chosen]
-    log_probs, failed = bundle.log_probs(backbone, paths, mirrored=config.tta == "flip")
+    log_probs = log_probs_of_files(bundle, backbone, paths, also_mirrored(bundle, config.tta, say))
+    place = {name: number for number, name in enumerate(bundle.classes)}
+    return score(log_probs, torch.tensor([place[image.label] for image in chosen]), config.split)
+
+
+def log_probs_of_files(bundle: Bundle, backbone: Backbone, paths: list[Path], mirrored: bool) -> Tensor:
+    """As `Bundle.log_probs`, (N, C) of all files; DecodeError names those that cannot be decoded."""
+    log_probs, failed = bundle.log_probs(backbone, paths, mirrored)
     if failed:
         lines = "\n".join(f"  {paths[place]}: {reason}" for place, reason in failed.items())
         raise DecodeError(f"{len(failed)} of {len(paths)} images cannot be decoded:\n{lines}\nMend or remove them.")
-    place = {name: number for number, name in enumerate(bundle.classes)}
-    return score(log_probs, torch.tensor([place[image.label] for image in chosen]), config.split)
+    return log_probs
 
 
 def _refuse_other_split(bundle: Bundle, images: ImageSet) -> None:
@@ -137,4 +149,5 @@ def score(log_probs: Tensor, labels: Tensor, split: str) -> EvaluateResult:
         top5=top5,
         mean_per_class=float(recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)),
         ece=error_of(log_probs, labels),
+        ece_floor=floor_of(log_probs),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,16 +15,17 @@ from cache.layout import TEMPORARY_SUFFIX
 from cache.store import FeatureCache
 from pipeline.backbones.backbone import load_tensors
 from pipeline.backbones.weights import tensor_digest
-from pipeline.bundle import BUNDLE_FORMAT, load_bundle, write_bundle
+from pipeline.bases.rows import label_tensor
+from pipeline.bundle import BUNDLE_FORMAT, Bundle, load_bundle, write_bundle
 from pipeline.config import ExportConfig
-from pipeline.console import Say, silent
+from pipeline.console import Say, counted, silent
 from pipeline.errors import ConfigError, RunError, WeightsError
-from pipeline.evaluate import as_record, log_probs_of_split, score
+from pipeline.evaluate import as_record, log_probs_of_files, log_probs_of_split, score
 from pipeline.inputs.images import root_now
 from pipeline.machine.device import available_cpus
-from pipeline.model.calibration import at_temperature, cooled, error_of, fit_temperature
+from pipeline.model.calibration import at_temperature, calibrate, cooled, error_of, floor_of
 from pipeline.model.card import preprocessing_of
-from pipeline.model.gate import Trained, check_parity, chosen_images
+from pipeline.model.gate import Trained, check_files, check_parity, chosen_images, device_of
 from pipeline.model.onnx import require_packages, write_onnx
 from pipeline.predict import read_names
 from pipeline.run import Run, check_target
@@ -34,10 +35,20 @@ WEIGHTS_LICENCE = "that of their source; torchvision's were trained on ImageNet,
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature, and the calibration error by split, (before, after)."""
+    """What the card says of the temperatures.
+
+    Attributes:
+        temperature: folded into the last layer.
+        ece: calibration error by split, (before, after); on validation, each fold after a temperature of the others.
+            `valid_flip` is of validation by --tta flip.
+        floor: what each would be on average if the probabilities were right.
+        flip_temperature: for --tta flip; None where it was not asked for.
+    """
 
     temperature: float = 1.0
     ece: dict[str, tuple[float, float]] = field(default_factory=dict)
+    floor: dict[str, tuple[float, float]] = field(default_factory=dict)
+    flip_temperature: float | None = None
 
 
 @dataclass
@@ -64,13 +75,18 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
     cache = run.open_cache(config.cache)
     index = cache.index(run.record["set"])
     names = read_names(config.names, run.classes, say) if config.names else {}
-    calibration, looks = calibrate(run, cache, index, say) if config.calibrate else (Calibration(), [])
+    calibration = _of_validation(run, cache, index, say) if config.calibrate else Calibration()
+    calibration, looks = _of_test(calibration, run, cache, index) if config.test else (calibration, [])
     root = root_now(index, config.data)
     tensors = _backbone_tensors(cache, index, say)
+    head = cooled(run.folded_head(), calibration.temperature)
+    if config.tta == "flip":
+        bundle = Bundle(config.model, _card(run, cache, index, names, calibration), tensors, head)
+        calibration = _of_flip(calibration, bundle, index, root, say)
     with _beside(config.model) as temporary, _beside(config.onnx or config.model) as graph:
         run.record["scored"] += looks  # saved when there is something to show for them
         card = _card(run, cache, index, names, calibration)
-        write_bundle(temporary, tensors, cooled(run.folded_head(), calibration.temperature), card)
+        write_bundle(temporary, tensors, head, card)
         trained = Trained(run, calibration.temperature, cache, tensors)
         images = chosen_images(index.split("valid"))
         parity = check_parity(temporary, trained, images, root, say)
@@ -97,29 +113,44 @@ def _beside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def calibrate(
-    run: Run, cache: FeatureCache, index: SetIndex, say: Say = silent
+def _of_validation(run: Run, cache: FeatureCache, index: SetIndex, say: Say) -> Calibration:
+    """The temperature of least loss on validation, 1 where every image is classified correctly."""
+    found = calibrate(*log_probs_of_split(run, cache, index, "valid"), index)
+    if found.temperature is None:
+        say("every validation image is classified correctly, which leaves the temperature open: keeping T = 1")
+    errors, floors = (found.ece, found.cooled_ece), (found.floor, found.cooled_floor)
+    return Calibration(found.temperature or 1.0, {"valid": errors}, {"valid": floors})
+
+
+def _of_test(
+    known: Calibration, run: Run, cache: FeatureCache, index: SetIndex
 ) -> tuple[Calibration, list[dict[str, Any]]]:
-    """The temperature that validation asks for, and the calibration error of validation and test with and without it.
+    """The same with the errors of the test images, and their evaluation, as a run records it."""
+    if not index.split("test"):
+        raise RunError(f"set {index.name!r} has no test images: leave out --test")
+    before, labels = log_probs_of_split(run, cache, index, "test")
+    after = at_temperature(before, known.temperature)
+    errors, floors = (error_of(before, labels), error_of(after, labels)), (floor_of(before), floor_of(after))
+    found = replace(known, ece={**known.ece, "test": errors}, floor={**known.floor, "test": floors})
+    return found, [as_record(score(before, labels, "test"))]
 
-    And the look at test images, as a run records it.
+
+def _of_flip(known: Calibration, bundle: Bundle, index: SetIndex, root: Path, say: Say) -> Calibration:
+    """The same with a temperature for --tta flip, fitted on the validation images themselves: the cache has no mirrored
+    views.
     """
-    valid, labels = log_probs_of_split(run, cache, index, "valid")
-    temperature = fit_temperature(valid, labels)
-    if temperature is None:
-        say("no temperature in [0.25, 4] improves the validation loss: keeping T = 1")
-        return Calibration(), []
-    errors, looks = {"valid": _errors(valid, labels, temperature)}, []
-    if index.split("test"):
-        test, labels = log_probs_of_split(run, cache, index, "test")
-        errors["test"] = _errors(test, labels, temperature)
-        looks.append(as_record(score(test, labels, "test")))
-    return Calibration(temperature, errors), looks
-
-
-def _errors(log_probs: Tensor, labels: Tensor, temperature: float) -> tuple[float, float]:
-    cool = at_temperature(log_probs, temperature)
-    return error_of(log_probs, labels), error_of(cool, labels)
+    images = index.split("valid")
+    check_files(images, root)
+    say(f"--tta flip: the backbone sees {counted(len(images), 'validation image')}, as they are and mirrored")
+    backbone = bundle.backbone(device_of(bundle.precision), bundle.precision)
+    log_probs = log_probs_of_files(bundle, backbone, [root / image.path for image in images], mirrored=True)
+    found = calibrate(log_probs, label_tensor(index, images), index)
+    return replace(
+        known,
+        ece={**known.ece, "valid_flip": (found.ece, found.cooled_ece)},
+        floor={**known.floor, "valid_flip": (found.floor, found.cooled_floor)},
+        flip_temperature=found.temperature or 1.0,
+    )
 
 
 def _backbone_tensors(cache: FeatureCache, index: SetIndex, say: Say) -> dict[str, Tensor]:

@@ -55,12 +55,13 @@ def predict(config: PredictConfig, say: Say = silent) -> PredictResult:
     torch.set_num_threads(available_cpus())
     device = resolve_device(config.device)
     precision = bundle_precision(bundle, config.precision, device, say)
+    mirrored = also_mirrored(bundle, config.tta, say)
     network = bundle.backbone(device, precision)
     ready = time.perf_counter()
     if found := narrow_range(paths, bundle.decoding):
         say(f"{found[0]}; the model expects values up to {bundle.decoding.grey_range:,}")
     remarks = Remarks()
-    log_probs, failed = bundle.log_probs(network, paths, config.tta == "flip", remarks)
+    log_probs, failed = bundle.log_probs(network, paths, mirrored, remarks)
     for line in remarks.lines():
         say(line)
     rate = len(paths) / (time.perf_counter() - ready)
@@ -95,6 +96,16 @@ def bundle_precision(bundle: Bundle, asked: str, device: torch.device, say: Say)
         )
         return "float32"
     return resolve_precision(asked, device, bundle.precision)
+
+
+def also_mirrored(bundle: Bundle, tta: str, say: Say) -> bool:
+    """Whether images are seen mirrored as well; said where the model has no temperature for that."""
+    if tta == "flip" and bundle.flip_temperature is None:
+        say(
+            "the model has no temperature for --tta flip, so its averaged probabilities are not calibrated: "
+            "export it with --tta flip"
+        )
+    return tta == "flip"
 
 
 def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[dict[str, str]], Counter[str]]:

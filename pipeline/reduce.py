@@ -1,6 +1,7 @@
 """A smaller cache of the same images: every row in a basis, and what heads lose by that, measured and recorded."""
 
 import json
+import math
 import time
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors.torch import save
+from scipy.stats import t as student
 
 from cache import layout
 from cache.errors import CacheError
@@ -19,16 +21,20 @@ from cache.reduction import Reduction, save_basis
 from cache.store import FeatureCache, Part, check_place
 from cache.writer import ShardWriter, merge_small_shards
 from pipeline.bases.basis import Basis
-from pipeline.bases.reduced import reduce_rows, reduction_basis
+from pipeline.bases.reduced import packed_basis, reduce_rows, reduction_basis, uses_labels
 from pipeline.bases.rows import load_data, source_of
 from pipeline.bases.stream import ROWS_AT_ONCE
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import ReduceConfig, TrainConfig
 from pipeline.console import Say, counted, progress, silent, size
 from pipeline.errors import ConfigError
+from pipeline.evaluate import log_probs_of_split
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
-from pipeline.train import fit_head
+from pipeline.train import fit_head, run_of
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 ROWS_PER_SHARD = 10_000  # of a KB or so each
 SECONDS_PER_SHARD = 60.0
@@ -39,7 +45,7 @@ class ReduceResult:
     """What `reduce_cache` did; the fields of its JSON. `in_features` and `out_features` are lengths of a row.
 
     `bytes` are those of the shards, `source_bytes` of those they were made from. `accuracy` has `whole` and `reduced`,
-    each with basis, mean and std of validation accuracies, and `lost`, a fraction; it is {} where not measured.
+    each with basis, mean and std of validation accuracies, and what `paired_loss` says; it is {} where not measured.
     """
 
     cache: str
@@ -133,13 +139,16 @@ def _describe(out: Path, rows: TrainingSet, basis: Basis, source: str) -> Reduct
     """The record of the reduction, its basis kept in `out`."""
     width, index = rows.cache.in_features, rows.index
     reduced = basis.transform(torch.zeros(1, width)).shape[1]
+    train = index.split("train")
     fitted_on = {
         "set": index.name,
         "set_digest": index.digest,
-        "train_images": len(index.split("train")),
+        "train_images": len(train),
         "passes": rows.passes,
+        "labels": uses_labels(basis.name),
     }
-    return Reduction(basis.name, save_basis(out, save(basis.tensors())), width, reduced, source, fitted_on)
+    digest = save_basis(out, packed_basis(basis, train))
+    return Reduction(basis.name, digest, width, reduced, source, fitted_on)
 
 
 def _write_rows(whole: FeatureCache, out: FeatureCache, basis: Basis, say: Say) -> int:
@@ -169,21 +178,48 @@ def _made_by(part: Part) -> str:
 
 
 def _measure(config: ReduceConfig, rows: TrainingSet, say: Say) -> dict[str, Any]:
-    """Validation accuracy of the default head on whole and on reduced rows, over the same seeds."""
+    """Validation accuracy of the default head on whole and on reduced rows, over the same seeds and images."""
     reduced = TrainingSet.open(config.out, rows.index.name, rows.passes, say)
-    found = {name: _scores(config, of, say) for name, of in (("whole", rows), ("reduced", reduced))}
-    lost = found["whole"]["mean"] - found["reduced"]["mean"]
-    say(f"{config.basis}: validation {found['whole']['mean']:.2%} whole, {found['reduced']['mean']:.2%} reduced")
-    return {**found, "lost": lost, "seeds": config.seeds}
+    hits = {name: _hits(config, of, say) for name, of in (("whole", rows), ("reduced", reduced))}
+    found = {
+        name: {"basis": of.default_basis, "mean": float(hits[name].mean()), "std": _deviation(hits[name].mean(1))}
+        for name, of in (("whole", rows), ("reduced", reduced))
+    }
+    return {**found, **paired_loss(hits["whole"], hits["reduced"]), "seeds": config.seeds}
 
 
-def _scores(config: ReduceConfig, rows: TrainingSet, say: Say) -> dict[str, Any]:
-    basis = rows.default_basis
-    _, data = load_data(rows, basis, allowed_bytes(config.memory), say)
-    accuracies = []
+def paired_loss(whole: Bools, reduced: Bools) -> dict[str, Any]:
+    """What is `lost` by reducing, of heads of S seeds on the same N images, (S, N) right or not.
+
+    `error` is the standard error of that mean difference over seeds, `low` and `high` its 95 % interval over seeds and
+    images: the sum of the variances of the means over either, which counts what they share twice and so is a little
+    wide, with degrees of freedom by Satterthwaite (An Approximate Distribution of Estimates of Variance Components,
+    Biometrics Bulletin, 1946). Of one seed it is over images alone.
+    """
+    apart = whole.astype(np.float64) - reduced
+    lost, (seeds, images) = float(apart.mean()), apart.shape
+    parts = [(_deviation(apart.mean(axis)) ** 2 / count, count - 1) for axis, count in ((1, seeds), (0, images))]
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / (count or 1) for part, count in parts) if variance else 1.0
+    reach = float(student.ppf(0.975, freedom)) * math.sqrt(variance)
+    return {"lost": lost, "error": math.sqrt(parts[0][0]), "low": lost - reach, "high": lost + reach}
+
+
+def _deviation(values: Floats) -> float:
+    """Sample standard deviation, 0 of a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _hits(config: ReduceConfig, rows: TrainingSet, say: Say) -> Bools:
+    """Whether heads of S seeds are right about the N validation images, (S, N)."""
+    basis, data = load_data(rows, rows.default_basis, allowed_bytes(config.memory), say)
+    found = []
     for seed in range(config.seeds):
-        head = TrainConfig(rows.cache.path, config.out, basis=basis, seed=seed)
-        accuracies.append(fit_head(head, rows, data)[0].valid_accuracy)
-        say(f"rows of {rows.cache.in_features}, basis {basis}, seed {seed}: {accuracies[-1]:.2%} validation")
-    spread = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
-    return {"basis": basis, "mean": float(np.mean(accuracies)), "std": spread}
+        asked = TrainConfig(rows.cache.path, config.out, basis=rows.default_basis, seed=seed)
+        result, head = fit_head(asked, rows, data)
+        run = run_of(asked, rows, result, basis, head)
+        log_probs, labels = log_probs_of_split(run, rows.cache, rows.index, "valid")
+        found.append((log_probs.argmax(1) == labels).numpy())
+        accuracy = f"validation accuracy {found[-1].mean():.2%}"
+        say(f"{rows.cache.in_features} features, basis {rows.default_basis}, seed {seed}: {accuracy}")
+    return np.array(found)

@@ -22,7 +22,8 @@ from pipeline.run import REPORT_FILE, Run, check_target
 class ReportResult:
     """The fields of the command's JSON: `valid` and `test` are of `{value, low, high}`, test empty where not scored.
 
-    `heads_to_pay` heads, or `epochs_to_pay` epochs of them, cost as much without a cache as the cache did.
+    `unchecked` says why there are no `suspects`, where labels could not be checked. `heads_to_pay` heads, or
+    `epochs_to_pay` epochs of them, cost as much without a cache as the cache did.
     """
 
     report: str
@@ -33,6 +34,7 @@ class ReportResult:
     test: dict[str, dict[str, float]]
     baselines: dict[str, Any]
     suspects: list[dict[str, Any]]
+    unchecked: str
     duplicates: dict[str, int]
     calibration: dict[str, float | None]
     heads_to_pay: int
@@ -102,6 +104,7 @@ def _result(found: Findings, target: str, size: int, pictures: int, missing: int
         test={name: asdict(interval) for name, interval in found.test_scores.items()},
         baselines=asdict(found.known),
         suspects=suspects,
+        unchecked=found.unchecked,
         duplicates={"pairs": len(found.duplicates), "across": len(found.across)},
         calibration=asdict(found.calibration),
         heads_to_pay=found.payback.heads,

@@ -206,7 +206,7 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
     assert epochs[0].keys() == {"epoch", "train_loss", "valid_accuracy", "valid_loss", "seconds"}
 
     found = invoke_json("evaluate", tmp_path / "run")
-    assert found.keys() == {"images", "split", "top1", "top5", "mean_per_class", "ece"}
+    assert found.keys() == {"images", "split", "top1", "top5", "mean_per_class", "ece", "ece_floor"}
     assert (found["images"], found["split"]) == (4, "test")
 
 

@@ -25,6 +25,7 @@ from pipeline.errors import BundleError, ConfigError, DecodeError, ParityError, 
 from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.extract import extract
+from pipeline.model.calibration import Fit
 from pipeline.model.gate import chosen_images
 from pipeline.predict import find_images, predict, read_names
 from pipeline.run import Run
@@ -237,11 +238,11 @@ def test_a_temperature_is_folded_into_the_last_layer(trained: Path, tmp_path: Pa
     from pipeline import export as stage
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "fit_temperature", lambda *_: 2.5)
+        patch.setattr(stage, "calibrate", lambda *_: Fit(0.1, 0.01, 2.5, 0.05, 0.02))
         hot = export(ExportConfig(trained / "run", tmp_path / "hot.safetensors"))
     cold = export(ExportConfig(trained / "run", tmp_path / "cold.safetensors", calibrate=False))
     assert (hot.calibration.temperature, cold.calibration.temperature) == (2.5, 1.0)
-    assert hot.calibration.ece.keys() == {"valid", "test"}
+    assert (hot.calibration.ece, hot.calibration.floor) == ({"valid": (0.1, 0.05)}, {"valid": (0.01, 0.02)})
     assert hot.parity["max_abs_diff"] <= 1e-4
     paths = sorted((trained / "data" / "test").rglob("*.*"))
     one, other = (load_bundle(tmp_path / f"{name}.safetensors") for name in ("hot", "cold"))
@@ -249,7 +250,55 @@ def test_a_temperature_is_folded_into_the_last_layer(trained: Path, tmp_path: Pa
     expected = other.log_probs(other.backbone(torch.device("cpu"), "float32"), paths)[0]
     assert torch.allclose(found, torch.log_softmax(expected / 2.5, 1), atol=1e-4)
     assert one.card["calibration"]["temperature"] == 2.5
-    assert [look["split"] for look in Run.load(trained / "run").record["scored"]].count("test") >= 1
+
+
+@pytest.mark.real
+def test_export_scores_test_images_only_when_it_is_asked_to(trained: Path, tmp_path: Path) -> None:
+    """And records that; a set without them is refused."""
+    before = Run.load(trained / "run").record["scored"]
+    export(ExportConfig(trained / "run", tmp_path / "plain.safetensors"))
+    assert Run.load(trained / "run").record["scored"] == before
+    asked = export(ExportConfig(trained / "run", tmp_path / "test.safetensors", test=True))
+    (one,) = Run.load(trained / "run").record["scored"][len(before) :]
+    assert (one["split"], one["images"]) == ("test", 4)
+    assert asked.calibration.ece["test"][0] == pytest.approx(one["ece"])
+    assert asked.calibration.floor["test"][0] == pytest.approx(one["ece_floor"])
+    scored = load_bundle(tmp_path / "test.safetensors").card["scores"]["scored"]
+    assert len(scored) == len(before) + 1
+    for option in ({"test": True}, {"tta": "flip"}):
+        with pytest.raises(ConfigError, match="--no-calibrate"):
+            ExportConfig(trained / "run", tmp_path / "m", calibrate=False, **option)
+
+
+@pytest.mark.real
+def test_a_mirrored_look_has_a_temperature_of_its_own(trained: Path, tmp_path: Path) -> None:
+    """Fitted on validation images seen both ways, used by predict and evaluate; a model without one is said."""
+    from pipeline import export as stage
+
+    asked: list[torch.Tensor] = []
+
+    def fit(log_probs: torch.Tensor, *_: Any) -> Fit:
+        asked.append(log_probs)
+        return Fit(0.1, 0.01, 1.0 if len(asked) == 1 else 0.5, 0.05, 0.02)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "calibrate", fit)
+        export(ExportConfig(trained / "run", tmp_path / "flip.safetensors", tta="flip"))
+        asked.clear()
+        export(ExportConfig(trained / "run", tmp_path / "plain.safetensors"))
+    own, none = (load_bundle(tmp_path / f"{name}.safetensors") for name in ("flip", "plain"))
+    assert (own.flip_temperature, none.flip_temperature) == (0.5, None)
+    assert own.card["calibration"]["ece"].keys() == {"valid", "valid_flip"}
+    paths = sorted((trained / "data" / "valid").rglob("*.*"))
+    network = own.backbone(torch.device("cpu"), "float32")
+    both, averaged = (one.log_probs(network, paths, mirrored=True)[0] for one in (own, none))
+    assert torch.allclose(both, torch.log_softmax(averaged / 0.5, 1), atol=1e-5)
+    assert torch.equal(own.log_probs(network, paths)[0], none.log_probs(network, paths)[0])
+    for name, said in (("flip", 0), ("plain", 1)):
+        lines: list[str] = []
+        predict(PredictConfig(tmp_path / f"{name}.safetensors", (str(paths[0]),), tta="flip"), lines.append)
+        evaluate(EvaluateConfig(tmp_path / f"{name}.safetensors", trained / "data", tta="flip"), lines.append)
+        assert sum("no temperature for --tta flip" in line for line in lines) == 2 * said
 
 
 @pytest.mark.real
@@ -346,7 +395,7 @@ def test_export_prints_one_object(trained: Path, tmp_path: Path) -> None:
     assert {"images", "precision", "max_abs_diff", "top1_agreement"} <= found["parity"].keys()
     assert found["parity"]["batch_sizes"] == [8, 1, 3]
     assert found["parity"]["float32_top1_agreement"] == 1
-    assert found["calibration"].keys() == {"temperature", "ece"}
+    assert found["calibration"].keys() == {"temperature", "ece", "floor", "flip_temperature"}
 
 
 @pytest.mark.real
@@ -354,7 +403,8 @@ def test_a_model_of_a_read_only_run_is_exported(trained: Path, tmp_path: Path) -
     """The model is there and the status 0; one line says that the run does not record the test evaluation."""
     before = (trained / "run" / "run.json").read_bytes()
     with read_only(trained / "run"):
-        result = CliRunner().invoke(main, ["export", str(trained / "run"), str(tmp_path / "m.safetensors"), "--json"])
+        command = ["export", str(trained / "run"), str(tmp_path / "m.safetensors"), "--test", "--json"]
+        result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["bytes"] == (tmp_path / "m.safetensors").stat().st_size
     assert f"{trained / 'run'} does not record this evaluation: Read-only file system\n" in result.stderr

@@ -159,6 +159,10 @@ def test_files_of_every_version_are_read(tmp_path: Path) -> None:
         lambda card: card.update(scores={"scored": {"test": 1}}),
         lambda card: card.update(calibration={"ece": {"valid": [1, 2]}, "temperature": 1.0}),
         lambda card: card.update(calibration={"ece": {"valid": [0.1, 0.2]}}),
+        lambda card: card.update(calibration={"floor": {"valid": [0.1]}}),
+        lambda card: card.update(calibration={"flip_temperature": 0.0}),
+        lambda card: card.update(calibration={"flip_temperature": "1"}),
+        lambda card: card.update(calibration={"flip_temperature": float("nan")}),
         lambda card: card.update(format=2),
     ],
 )

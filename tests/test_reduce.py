@@ -1,6 +1,7 @@
 """Reduced caches: rows of R numbers in place of D, in the same format, whose heads fold back and leave the same way."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,17 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Extract, draw_image, flowers, require_weights, train_config
+from conftest import CLASSES, Extract, draw_image, flowers, require_weights, train_config
+from safetensors.torch import save
+from scipy.stats import norm
 from test_parts import rows_of
 
 from cache.check import verify
 from cache.errors import CacheError, DamagedCache, HeadgraftError, MissingRows
 from cache.info import in_words, info
 from cache.layout import BASIS_FILE, REDUCTION_FILE
-from cache.reduction import Reduction
+from cache.reduction import Reduction, save_basis
+from cache.remote import pull, push
 from cache.shard import Shard
 from cache.store import FeatureCache
 from pipeline.bases.reduced import reduction_basis
+from pipeline.bases.trainset import TrainingSet
 from pipeline.bundle import load_bundle
 from pipeline.config import (
     EvaluateConfig,
@@ -29,14 +34,16 @@ from pipeline.config import (
     SweepConfig,
     TrainConfig,
 )
+from pipeline.console import silent
 from pipeline.errors import ConfigError, ParityError, PipelineError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.extract import extract
 from pipeline.model.fresh import answer
-from pipeline.reduce import ReduceResult, reduce_cache
+from pipeline.reduce import ReduceResult, paired_loss, reduce_cache
 from pipeline.report import report
-from pipeline.run import Run
+from pipeline.reporting.suspects import suspects
+from pipeline.run import REPORT_FILE, Run
 from pipeline.sweep import sweep
 from pipeline.train import train_head
 
@@ -204,7 +211,34 @@ def test_what_is_lost_is_measured_and_kept(features: Path) -> None:
     assert kept is not None
     assert kept.accuracy == accuracy == reduce_it(features, seeds=2).accuracy
     assert reduce_it(features, seeds=1).accuracy["seeds"] == 1
-    assert f"validation {accuracy['reduced']['mean']:.2%}" in in_words(info(out))
+    assert f"costs {100 * accuracy['lost']:.2f} points of validation accuracy" in in_words(info(out))
+
+
+def test_an_interval_of_the_loss_is_over_seeds_and_images() -> None:
+    """Heads of three seeds on the same 800 images, which differ in how hard they are for either: it covers the truth.
+
+    The standard error over seeds alone does not.
+    """
+    generator, covered, by_seeds = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        of_image, of_seed = generator.normal(0, 0.7, (2, 1, 800)), generator.normal(0, 0.1, (2, 3, 1))
+        shared, rest = generator.normal(0, 2, (1, 1, 800)), generator.normal(0, 0.5, (2, 3, 800))
+        whole, reduced = shared + of_image + of_seed + rest + np.array([3.6, 3.4])[:, None, None] > 0
+        truth = norm.cdf(3.6 / (scale := math.sqrt(4.75))) - norm.cdf(3.4 / scale)
+        found = paired_loss(whole, reduced)
+        covered += found["low"] <= truth <= found["high"]
+        by_seeds += abs(found["lost"] - truth) <= 1.96 * found["error"]
+    assert 280 <= covered <= 297
+    assert by_seeds < 240
+
+
+def test_heads_that_agree_on_all_images_lose_nothing() -> None:
+    """With no more than one seed, and with the same hits: no division by 0."""
+    hits = np.array([[True, False, True]])
+    assert paired_loss(hits, hits) == {"lost": 0, "error": 0, "low": 0, "high": 0}
+    one = paired_loss(hits, ~hits)
+    assert one["low"] < one["lost"] < one["high"]
+    assert one["error"] == 0
 
 
 def test_runs_know_their_rows(features: Path, reduced: Path, tmp_path: Path) -> None:
@@ -262,6 +296,98 @@ def test_a_damaged_basis_or_record_is_refused(reduced: Path) -> None:
     basis.unlink()
     with pytest.raises(DamagedCache, match=r"basis\.safetensors cannot be read"):
         FeatureCache.open(reduced)
+
+
+@pytest.fixture
+def moved(data: Path, tmp_path: Path) -> Path:
+    """The same images, one training image of each class in test and one test image in train."""
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    for label in CLASSES:
+        one, *_ = sorted((other / "train" / label).iterdir())
+        (first,) = (other / "test" / label).iterdir()
+        first.rename(other / "train" / label / f"from_test{first.suffix}")
+        one.rename(other / "test" / label / f"from_train{one.suffix}")
+    return other
+
+
+@pytest.mark.parametrize("basis", ["pool+white+pca:6", "pool+lda"])
+def test_labels_of_held_out_images_do_not_come_in_with_the_rows(
+    features: Path, moved: Path, run_extract: Extract, tmp_path: Path, basis: str
+) -> None:
+    """A set with images in test that the reduction saw the labels of is refused, before a run is begun; its own is not.
+
+    So is one that was split again.
+    """
+    reduce_it(features, basis=basis)
+    out = features.with_name("reduced")
+    run_extract(data=moved, cache=out, set="other", passes=1)
+    for train in (
+        lambda: train_head(train_config(out, tmp_path / "run", set="other", basis="full")),
+        lambda: sweep(SweepConfig(out, tmp_path / "run", set="other", heads=2, epochs=1, seeds=1)),
+    ):
+        with pytest.raises(RunError, match=r"fitted on 4 images that set 'other' has .* their labels.*--set other"):
+            train()
+    assert not list((tmp_path / "run").glob("*.json*"))
+    train_head(train_config(out, tmp_path / "run", set="data", basis="full"))
+    assert Run.load(tmp_path / "run").record["leaks"]["in_reduction"] == 0
+
+
+def test_held_out_images_without_their_labels_are_said_and_recorded(
+    features: Path, reduced: Path, moved: Path, run_extract: Extract, tmp_path: Path
+) -> None:
+    """Principal directions know no labels: one line, and the number in the run."""
+    run_extract(data=moved, cache=reduced, set="other", passes=1)
+    said: list[str] = []
+    train_head(train_config(reduced, tmp_path / "run", set="other", basis="full"), said.append)
+    assert any("fitted on 4 images" in line and "without their labels" in line for line in said)
+    assert Run.load(tmp_path / "run").record["leaks"]["in_reduction"] == 4
+    assert suspects(FeatureCache.open(reduced), FeatureCache.open(reduced).index("other")) is not None
+
+
+def test_an_image_that_a_set_has_in_two_splits_is_a_leak_of_the_set(
+    data: Path, run_extract: Extract, tmp_path: Path
+) -> None:
+    """And does not keep a set from the cache that was reduced by it."""
+    shutil.copy(data / "train" / "1" / "image_0.jpg", data / "valid" / "1" / "twin.jpg")
+    run_extract(passes=1)
+    reduce_it(tmp_path / "features", basis="pool+lda")
+    train_head(train_config(tmp_path / "reduced", tmp_path / "run", basis="full"))
+    leaks = Run.load(tmp_path / "run").record["leaks"]
+    assert leaks == {"across_splits": 1, "two_labels": 0, "in_reduction": 0}
+
+
+def test_labels_are_not_checked_on_rows_that_have_seen_them(features: Path, tmp_path: Path) -> None:
+    """A fit that leaves an image out has seen its label all the same: refused, and the page says why."""
+    reduce_it(features, basis="pool+lda")
+    out = features.with_name("reduced")
+    train_head(train_config(out, tmp_path / "run", basis="full"))
+    cache = FeatureCache.open(out)
+    with pytest.raises(RunError, match=r"reduced by pool\+lda, which was fitted on the labels of 12 of these images"):
+        suspects(cache, cache.index())
+    result = report(ReportConfig(tmp_path / "run"))
+    assert result.suspects == []
+    assert "fitted on the labels" in result.unchecked
+    assert "Labels cannot be checked" in (tmp_path / "run" / REPORT_FILE).read_text()
+
+
+def test_the_images_a_reduction_was_fitted_on_travel_with_it(
+    features: Path, moved: Path, run_extract: Extract, tmp_path: Path
+) -> None:
+    """A cache that was fetched from a URL refuses the same sets; one that does not name the images is refused."""
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    reduce_it(features, basis="pool+lda")
+    push(features.with_name("reduced"), (tmp_path / "store").as_uri())
+    pull((tmp_path / "store").as_uri(), tmp_path / "pulled")
+    run_extract(data=moved, cache=tmp_path / "pulled", set="other", passes=1)
+    with pytest.raises(RunError, match="4 images"):
+        TrainingSet.open(tmp_path / "pulled", "other", None, silent)
+    reduction, basis = Reduction.load(tmp_path / "pulled"), reduction_basis(FeatureCache.open(tmp_path / "pulled"))
+    assert reduction is not None
+    assert basis is not None
+    replace(reduction, digest=save_basis(tmp_path / "pulled", save(basis.tensors()))).save(tmp_path / "pulled")
+    with pytest.raises(DamagedCache, match=r"does not name the images .* cache reduce again"):
+        TrainingSet.open(tmp_path / "pulled", "data", None, silent)
 
 
 @pytest.mark.real

@@ -216,6 +216,7 @@ def test_the_page_answers_what_a_user_asks(trained: Path) -> None:
     assert result.missing_pictures == 0
     assert result.baselines["majority"] == pytest.approx(0.25)
     assert 0 < result.calibration["ece"] < 1  # type: ignore[operator]
+    assert f"by\n{result.calibration['floor']:.3f} by chance alone" in page.text
     evaluate(EvaluateConfig(trained))
     again = report(ReportConfig(trained))
     assert again.test["top1"]["value"] == pytest.approx(evaluate(EvaluateConfig(trained)).top1)

@@ -7,6 +7,7 @@ from cache import layout
 from cache.errors import MissingRows
 from cache.index import SetIndex
 from cache.store import FeatureCache
+from pipeline.bases.reduced import fitted_among, sees_labels
 from pipeline.config import REDUCED_BASIS, HeadSettings
 from pipeline.console import Say, counted
 from pipeline.errors import RunError
@@ -17,6 +18,7 @@ from pipeline.inputs.images import count_leaks, stale_files
 class TrainingSet:
     """A set of `cache`, the views of its training images, and how many identical images cross splits or labels.
 
+    Of a reduced cache, `leaks` also says how many validation and test images its basis was fitted on (`in_reduction`).
     `passes` augmented passes, and windows of the dense view of `dense` pixels, 0 for none.
     """
 
@@ -48,8 +50,9 @@ class TrainingSet:
     def open(cls, cache: Path, name: str | None, passes: int | None, say: Say, dense: int = 0) -> "TrainingSet":
         """Set `name` (None: the only one) with `passes` (None: all there are) and dense views of `dense` pixels.
 
-        Raises RunError where it has one class, no validation images, or its folder no longer agrees with the index;
-        MissingRows where it has fewer passes, or no such views.
+        Raises RunError where it has one class, no validation images, its folder no longer agrees with the index, or the
+        labels of its validation or test images took part in reducing the cache; MissingRows where it has fewer passes,
+        or no such views.
         """
         opened = FeatureCache.open(cache)
         index = opened.index(name)
@@ -79,6 +82,8 @@ class TrainingSet:
         if any(leaks.values()):
             counts = f"{leaks['across_splits']} across splits, {leaks['two_labels']} with two labels"
             say(f"identical images: {counts}; headgraft cache info --duplicates lists them")
+        if opened.reduction:
+            leaks["in_reduction"] = _refuse_seen_labels(opened, index, say)
         return cls(opened, index, chosen, leaks, dense)
 
 
@@ -103,6 +108,28 @@ def _refuse_missing(cache: FeatureCache, index: SetIndex, dense: int) -> None:
             f"set {index.name!r} of {cache.path} has no dense views of {dense} pixels of all its training images: "
             f"run extract with --dense {dense}, or train without --dense"
         )
+
+
+def _refuse_seen_labels(cache: FeatureCache, index: SetIndex, say: Say) -> int:
+    """How many validation and test images the reduction was fitted on: said; refused where their labels took part.
+
+    Images that are also in train are leaks of the set itself, counted as such, and not here.
+    """
+    trained = {image.digest for image in index.split("train")}
+    if not (seen := fitted_among(cache, (image for image in index.images if image.digest not in trained))):
+        return 0
+    assert cache.reduction is not None
+    found = (
+        f"{cache.path} was reduced by {cache.reduction.basis}, which was fitted on {counted(seen, 'image')} that set "
+        f"{index.name!r} has in valid or test"
+    )
+    if sees_labels(cache):
+        raise RunError(
+            f"{found}, and on their labels, so that accuracies would be too high: reduce the complete cache again "
+            f"with --set {index.name}, or by a basis without +white and +lda"
+        )
+    say(f"{found}, without their labels; the run records it")
+    return seen
 
 
 def _refuse_stale(index: SetIndex) -> None:

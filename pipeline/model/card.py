@@ -1,5 +1,6 @@
 """The card of a model file, its JSON: what must be in it for the model to be used, and what that may be."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,15 +79,24 @@ def _fault_of_history(card: dict[str, Any]) -> str:
     if wrong:
         return f"no usable {wrong[0]}"
     scores, calibration = card.get("scores", {}), card.get("calibration", {})
-    scored, errors = scores.get("scored", []), calibration.get("ece", {})
+    scored = scores.get("scored", [])
     if type(scores.get("valid_accuracy", 0.0)) is not float or type(scored) is not list:
         return "scores that are none"
     if not all(type(one) is dict and _has(one, _SCORED) for one in scored):
         return "scores that are none"
-    pairs = list(errors.values()) if type(errors) is dict else [None]
-    if not all(type(pair) is list and [type(value) for value in pair] == [float, float] for pair in pairs):
-        return "a calibration that is none"
-    return "" if not errors or type(calibration.get("temperature")) is float else "a calibration that is none"
+    return "" if _is_calibration(calibration) else "a calibration that is none"
+
+
+def _is_calibration(found: dict[str, Any]) -> bool:
+    """Whether it has temperatures, and pairs of errors and of their floors by split, as far as it has anything."""
+    for errors in (found.get("ece", {}), found.get("floor", {})):
+        pairs = list(errors.values()) if type(errors) is dict else [None]
+        if not all(type(pair) is list and [type(value) for value in pair] == [float, float] for pair in pairs):
+            return False
+    flip = found.get("flip_temperature")
+    if flip is not None and not (type(flip) is float and 0 < flip < math.inf):
+        return False
+    return not found.get("ece") or type(found.get("temperature")) is float
 
 
 def _has(values: dict[str, Any], types: dict[str, type]) -> bool:

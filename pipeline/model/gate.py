@@ -4,7 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
     class differs.
     """
     base = trained.cache.manifest.base
-    _check_files(images, root)
-    device = _device(base.precision)
+    check_files(images, root)
+    device = device_of(base.precision)
     say(f"parity: {len(images)} validation images through the exported file")
     network = load_backbone(base.backbone, dict(trained.backbone_tensors), device=device, precision=base.precision)
     expected, reduced = _expected(trained, images, root, network, say)
@@ -129,8 +129,8 @@ def chosen_images(valid: tuple[ImageRecord, ...]) -> list[ImageRecord]:
     return list(chosen.values())
 
 
-def _device(precision: str) -> torch.device:
-    """Where the check can be computed at the cache's precision: the CPU, else CUDA."""
+def device_of(precision: str) -> torch.device:
+    """Where a check can be computed at the cache's precision: the CPU, else CUDA."""
     cpu = torch.device("cpu")
     if precision == "float32" or computes_bfloat16(cpu):
         return cpu
@@ -139,11 +139,12 @@ def _device(precision: str) -> torch.device:
     raise ParityError(f"the cache is of {precision}, which this machine does not compute in: export on one that does")
 
 
-def _check_files(images: list[ImageRecord], root: Path) -> None:
+def check_files(images: Sequence[ImageRecord], root: Path) -> None:
+    """RunError for the first image below `root` that is not there, or not as it was extracted."""
     for image in images:
         path = root / image.path
         if not path.is_file():
-            raise RunError(f"{path} is not there, and the parity check needs it: name the folder of images with --data")
+            raise RunError(f"{path} is not there, and the check needs it: name the folder of images with --data")
         if hashlib.sha256(path.read_bytes()).hexdigest() != image.digest:
             raise RunError(
                 f"{path} is not the image that was extracted: restore it, or run extract and train-head again"

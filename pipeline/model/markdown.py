@@ -83,10 +83,18 @@ def _calibration(card: dict[str, Any]) -> list[str]:
     found = card.get("calibration", {})
     if not found.get("ece"):
         return []
-    before_after = ", ".join(
-        f"{split} {before:.3f} before and {after:.3f} after" for split, (before, after) in found["ece"].items()
+    return [f"Temperature {found['temperature']:.3f}, fitted on validation; {errors_in_words(found)}.", ""]
+
+
+def errors_in_words(calibration: dict[str, Any]) -> str:
+    """The calibration errors of a card, by split, each with its floor where the card has that."""
+    floors = calibration.get("floor", {})
+    each = (
+        f"{split.replace('_', ' ')} {before:.3f} before and {after:.3f} after"
+        + (f" (floor {floors[split][1]:.3f})" if split in floors else "")
+        for split, (before, after) in calibration["ece"].items()
     )
-    return [f"Temperature {found['temperature']:.3f}, fitted on validation; calibration error: {before_after}.", ""]
+    return f"calibration error: {', '.join(each)}"
 
 
 def _classes(bundle: Bundle) -> str:

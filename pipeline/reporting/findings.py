@@ -10,10 +10,11 @@ from cache.duplicates import Pair, near_duplicates
 from cache.files import read_regular
 from cache.index import SetIndex
 from cache.store import FeatureCache
+from pipeline.bases.reduced import unchecked
 from pipeline.console import Say, named
 from pipeline.errors import RunError
 from pipeline.inputs.images import count_leaks
-from pipeline.model.calibration import at_temperature, error_of, fit_temperature
+from pipeline.model.calibration import Fit, calibrate
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne, payback, stage_one
 from pipeline.reporting.predictions import Interval, Predictions, accuracies, predict_split
@@ -30,15 +31,6 @@ MOST_COMPARED = 30_000  # images, each with each: some minutes
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """The calibration error of validation, as it is and at the `temperature` that suits it best, if there is one."""
-
-    ece: float
-    temperature: float | None
-    cooled_ece: float
-
-
-@dataclass(frozen=True)
 class Sweep:
     """What a sweep left: `result` is sweep.json, `scores` the validation accuracy of {head: {epochs: accuracy}}."""
 
@@ -50,6 +42,7 @@ class Sweep:
 class Findings:
     """Of one run. `test` is there only where the test images were looked at before.
 
+    `unchecked` says why labels could not be checked, "" where they were.
     Near-duplicates were not looked for, `compared`, where there are too many images.
     """
 
@@ -61,8 +54,9 @@ class Findings:
     scores: dict[str, Interval]
     known: Baselines
     confusion: Confusion
-    calibration: Calibration
+    calibration: Fit
     suspects: list[Suspect]
+    unchecked: str
     compared: bool
     duplicates: list[Pair]
     leaks: dict[str, int]
@@ -98,7 +92,8 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
     test = predict_split(run, cache, index, "test") if looked_at else None
     sweep = _sweep(run, valid)
     say("looking for labels that may be wrong")
-    doubtful = suspects(cache, index)
+    refusal = unchecked(cache, index)
+    doubtful = [] if refusal else suspects(cache, index)
     compared = len(index.images) <= MOST_COMPARED
     say("looking for near-duplicates" if compared else "too many images to look for near-duplicates among them")
     config = run.record["config"]
@@ -111,8 +106,9 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
         scores=accuracies(valid),
         known=_baselines(run, cache, index),
         confusion=confusion(valid),
-        calibration=_calibration(valid),
+        calibration=calibrate(torch.from_numpy(valid.log_probs), torch.from_numpy(valid.truth), index),
         suspects=doubtful,
+        unchecked=refusal,
         compared=compared,
         duplicates=near_duplicates(cache.path, index.name, THRESHOLD) if compared else [],
         leaks=count_leaks(index),
@@ -134,14 +130,6 @@ def _baselines(run: Run, cache: FeatureCache, index: SetIndex) -> Baselines:
     basis = narrow(cache, run.basis)
     train, valid = (clean_rows(cache, index, basis, split) for split in ("train", "valid"))
     return baselines(SplitRows(train, valid, len(index.classes)), basis.name)
-
-
-def _calibration(valid: Predictions) -> Calibration:
-    log_probs, truth = torch.from_numpy(valid.log_probs), torch.from_numpy(valid.truth)
-    before = error_of(log_probs, truth)
-    temperature = fit_temperature(log_probs, truth)
-    after = error_of(at_temperature(log_probs, temperature), truth) if temperature else before
-    return Calibration(before, temperature, after)
 
 
 def _sweep(run: Run, valid: Predictions) -> Sweep | None:

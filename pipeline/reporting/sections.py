@@ -178,6 +178,7 @@ def _clean(found: Findings, root: Path) -> dict[str, Any]:
         "fewest": min(row.train for row in rows),
         "most": max(row.train for row in rows),
         "root": str(root),
+        "unchecked": found.unchecked,
     }
 
 
@@ -190,12 +191,9 @@ def _twins(found: Findings) -> list[tuple[Any, ImageRecord, ImageRecord]]:
 
 
 def _how_sure(found: Findings) -> dict[str, Any]:
-    known = found.calibration
     return {
         "bins": BINS,
-        "ece": known.ece,
-        "temperature": known.temperature,
-        "cooled_ece": known.cooled_ece,
+        "calibration": found.calibration,
         "reliability_charts": figures.reliability(found.valid),
     }
 
@@ -241,7 +239,7 @@ def _grounds(found: Findings) -> Found:
         classes=len(found.run.classes),
         top1=found.scores["top1"].value,
         baseline=found.known.best,
-        surer=found.calibration.cooled_ece < found.calibration.ece,
+        surer=found.calibration.cooled_ece < found.calibration.ece > found.calibration.floor,
         suspects=len(found.suspects),
         across=len(found.across),
         swept=found.sweep is not None,

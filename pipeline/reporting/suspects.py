@@ -12,6 +12,8 @@ from torch import Tensor
 
 from cache.index import ImageRecord, SetIndex
 from cache.store import FeatureCache
+from pipeline.bases.reduced import unchecked
+from pipeline.errors import RunError
 from pipeline.reporting.rows import CleanRows, clean_rows, narrow
 from pipeline.search.ridge import Moments
 
@@ -33,6 +35,8 @@ class Suspect:
 
 def suspects(cache: FeatureCache, index: SetIndex) -> list[Suspect]:
     """Training and validation images that agree with another class more than with theirs, the least agreeing first."""
+    if reason := unchecked(cache, index):
+        raise RunError(reason)
     rows = clean_rows(cache, index, narrow(cache), "train", "valid")
     agreement = torch.softmax(SHARPNESS * out_of_fold(rows, len(index.classes)), dim=1)
     with_own = agreement.gather(1, rows.labels[:, None]).squeeze(1).tolist()
