@@ -69,17 +69,6 @@ def _choice(split: dict[str, Any], row: dict[str, Any]) -> list[object]:
     return [_split(split), row["passes"], took, kept, valid, *scores]
 
 
-def noise() -> str:
-    """Changed labels that are among as many first suspects."""
-    head = ("train / valid / test", "labels changed", "among as many first suspects", "among all of them")
-    return _table(head, (_found(split) for split in results("accuracy")["splits"]))
-
-
-def _found(split: dict[str, Any]) -> list[object]:
-    first, every = ([one[key] / one["changed"] for one in split["noise"]] for key in ("found", "all"))
-    return [_split(split), split["noise"][0]["changed"], _range(first), _range(every)]
-
-
 def speed() -> str:
     """Beside plain scripts, from one run."""
     return _table(("", "a plain script", "headgraft", "ratio"), (_features(), *_heads()))
@@ -122,4 +111,4 @@ def where() -> str:
     return f"Measured on {found['date']}: {found['hardware']}."
 
 
-TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in (defaults, noise, sweeps, speed, where)}
+TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in (defaults, sweeps, speed, where)}

@@ -22,7 +22,7 @@ from pipeline.run import REPORT_FILE, Run, check_target
 class ReportResult:
     """The fields of the command's JSON: `valid` and `test` are of `{value, low, high}`, test empty where not scored.
 
-    `heads_to_pay` heads, or `epochs_to_pay` epochs of them, cost as much without a cache as the cache did.
+    `unchecked_classes` are those whose labels cannot be checked, with their images. `heads_to_pay` heads, or `epochs_to_pay` epochs of them, cost as much without a cache as the cache did.
     """
 
     report: str
@@ -32,8 +32,9 @@ class ReportResult:
     valid: dict[str, dict[str, float]]
     test: dict[str, dict[str, float]]
     baselines: dict[str, Any]
-    suspects: list[dict[str, Any]]
-    duplicates: dict[str, int]
+    label_issues: list[dict[str, Any]]
+    unchecked_classes: dict[str, int]
+    duplicates: dict[str, Any]
     calibration: dict[str, float | None]
     heads_to_pay: int
     epochs_to_pay: int
@@ -83,7 +84,7 @@ def _page(found: Findings, config: ReportConfig) -> tuple[bytes, int, int]:
 
 
 def _result(found: Findings, target: str, size: int, pictures: int, missing: int) -> ReportResult:
-    suspects = [
+    label_issues = [
         {
             "path": one.image.path,
             "split": one.image.split,
@@ -91,8 +92,10 @@ def _result(found: Findings, target: str, size: int, pictures: int, missing: int
             "suggested": found.run.classes[one.suggested],
             "agreement": one.agreement,
         }
-        for one in found.suspects
+        for one in found.label_issues.found
     ]
+    unchecked = {found.run.classes[place]: count for place, count in found.label_issues.unchecked.items()}
+    pairs = {"pairs": len(found.duplicates.pairs), "across": len(found.across)}
     return ReportResult(
         report=target,
         bytes=size,
@@ -101,8 +104,9 @@ def _result(found: Findings, target: str, size: int, pictures: int, missing: int
         valid={name: asdict(interval) for name, interval in found.scores.items()},
         test={name: asdict(interval) for name, interval in found.test_scores.items()},
         baselines=asdict(found.known),
-        suspects=suspects,
-        duplicates={"pairs": len(found.duplicates), "across": len(found.across)},
+        label_issues=label_issues,
+        unchecked_classes=unchecked,
+        duplicates={**pairs, **found.duplicates.threshold.as_json()},
         calibration=asdict(found.calibration),
         heads_to_pay=found.payback.heads,
         epochs_to_pay=found.payback.epochs_of_first,

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from cache.duplicates import Pair, near_duplicates
 from cache.files import read_regular
 from cache.index import SetIndex
 from cache.store import FeatureCache
@@ -16,15 +15,15 @@ from pipeline.inputs.images import count_leaks
 from pipeline.model.calibration import at_temperature, error_of, fit_temperature
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne, payback, stage_one
+from pipeline.reporting.duplicates import NearDuplicates, Pair, identical_files, near_duplicates
 from pipeline.reporting.predictions import Interval, Predictions, accuracies, predict_split
 from pipeline.reporting.record import run_fault, sweep_fault
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
-from pipeline.reporting.suspects import Suspect, suspects
+from pipeline.reporting.suspects import LabelIssues, label_issues
 from pipeline.run import JOURNAL_FILE, RESULTS_FILE, RUN_FILE, Run
 from pipeline.search.baselines import Baselines, baselines
 from pipeline.search.journal import Journal
 
-THRESHOLD = 0.95  # cosine of near-duplicates
 MOST_COMPARED = 30_000  # images, each with each: some minutes
 
 
@@ -49,7 +48,7 @@ class Sweep:
 class Findings:
     """Of one run. `test` is there only where the test images were looked at before.
 
-    Near-duplicates were not looked for, `compared`, where there are too many images.
+    Where there are too many images, they were not `compared`: of the duplicates there are identical files alone.
     """
 
     run: Run
@@ -61,9 +60,9 @@ class Findings:
     known: Baselines
     confusion: Confusion
     calibration: Calibration
-    suspects: list[Suspect]
+    label_issues: LabelIssues
     compared: bool
-    duplicates: list[Pair]
+    duplicates: NearDuplicates
     leaks: dict[str, int]
     stage_one: StageOne
     payback: Payback
@@ -84,7 +83,7 @@ class Findings:
     @property
     def across(self) -> list[Pair]:
         """Near-duplicates in two splits, or with two labels."""
-        return [pair for pair in self.duplicates if len(set(pair.splits)) > 1 or len(set(pair.labels)) > 1]
+        return [pair for pair in self.duplicates.pairs if len(set(pair.splits)) > 1 or len(set(pair.labels)) > 1]
 
 
 def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], say: Say) -> Findings:
@@ -96,10 +95,11 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
     looked_at = any(entry["split"] == "test" for entry in run.record["scored"]) and bool(index.split("test"))
     test = predict_split(run, cache, index, "test") if looked_at else None
     sweep = _sweep(run)
-    say("looking for labels that may be wrong")
-    doubtful = suspects(cache, index)
     compared = len(index.images) <= MOST_COMPARED
-    say("looking for near-duplicates" if compared else "too many images to look for near-duplicates among them")
+    say("looking for near-duplicates" if compared else "too many images: looking for identical files only")
+    duplicates = near_duplicates(cache, index) if compared else identical_files(index)
+    say("looking for label issues")
+    issues = label_issues(cache, index, duplicates.groups)
     config = run.record["config"]
     return Findings(
         run=run,
@@ -111,9 +111,9 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
         known=_baselines(run, cache, index),
         confusion=confusion(valid),
         calibration=_calibration(valid),
-        suspects=doubtful,
+        label_issues=issues,
         compared=compared,
-        duplicates=near_duplicates(cache.path, index.name, THRESHOLD) if compared else [],
+        duplicates=duplicates,
         leaks=count_leaks(index),
         stage_one=stage_one(cache),
         payback=payback(index, config["passes"], config["epochs"], _dense_cost(cache, config["dense"])),
