@@ -13,22 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from chromium import asked, browser, errors
 from click.testing import CliRunner
-from conftest import CLASSES, Extract, draw_dataset, draw_image, flowers, require_weights, train_config
+from conftest import CLASSES, Extract, draw_dataset, draw_image, train_config
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.history import read_history, record_extraction
 from cache.index import ImageRecord
 from cache.layout import HISTORY_FILE
-from cache.store import FeatureCache
 from cli import main
-from pipeline.config import EvaluateConfig, ExtractConfig, HeadSettings, ReportConfig, SweepConfig
+from pipeline.config import EvaluateConfig, HeadSettings, ReportConfig, SweepConfig
 from pipeline.errors import RunError
 from pipeline.evaluate import evaluate
-from pipeline.extract import extract
 from pipeline.report import ReportResult, report
 from pipeline.reporting import thumbnails
 from pipeline.reporting.confusion import confusion

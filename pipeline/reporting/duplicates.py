@@ -215,4 +215,5 @@ def _files(images: Sequence[ImageRecord], contents: Sequence[ImageRecord], pairs
     for a, b, cosine in pairs.tolist():
         ends = (files[contents[place].digest][:NEAREST] for place in (a, b))
         for one, other in product(*ends):
-            yield _pair(*sorted((one, other), key=lambda image: image.path), cosine)
+            first, second = sorted((one, other), key=lambda image: image.path)
+            yield _pair(first, second, cosine)

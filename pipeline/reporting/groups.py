@@ -27,7 +27,7 @@ def join(images: Iterable[ImageRecord], links: Iterable[tuple[float, str, str]])
     """Connected components of `links`, each a cosine and two digests, the highest cosines first.
 
     Files of one content are always together. Two groups that would have more than a tenth of all images together, or
-    more than `_LARGEST`, stay apart, so that a chain of pairs does not swallow a class. Two images can always be joined.
+    more than `_LARGEST`, stay apart, so that a chain of pairs does not swallow a class; two images never do.
     """
     sizes = Counter(image.digest for image in images)
     largest = max(2, min(_LARGEST, sizes.total() // 10))

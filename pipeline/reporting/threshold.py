@@ -82,10 +82,10 @@ class FalseAlarms:
 def false_alarms(units: Tensor, labels: Tensor) -> FalseAlarms | None:
     """Of features (N, R) of length 1 and labels (N,) of different images; None where too few pairs differ in class."""
     counts, places = torch.zeros(_BINS, dtype=torch.int64), torch.arange(len(units))
-    for start in range(0, len(units), _BLOCK):
-        some = slice(start, start + _BLOCK)
-        alike = (labels[some, None] == labels[start:]) | ~places[some, None].lt(places[start:])
-        cosines = (units[some] @ units[start:].T).clamp_(-1, 1).masked_fill_(alike, -2)
+    for first in range(0, len(units), _BLOCK):
+        some = slice(first, first + _BLOCK)
+        alike = (labels[some, None] == labels[first:]) | (places[some, None] >= places[first:])
+        cosines = (units[some] @ units[first:].T).clamp_(-1, 1).masked_fill_(alike, -2)
         counts += torch.histc(cosines, _BINS, -1, 1).long()  # which leaves out -2
     reached = torch.cat([counts.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.int64)])
     pairs = int(reached[0])
