@@ -16,9 +16,10 @@ from torch.nn.functional import normalize
 from cache.index import ImageRecord
 from cache.store import FeatureCache
 from cli import main
-from pipeline.config import ExtractConfig
+from pipeline.config import ExtractConfig, ReduceConfig
 from pipeline.errors import ConfigError
 from pipeline.extract import extract
+from pipeline.reduce import reduce_cache
 from pipeline.reporting import duplicates
 from pipeline.reporting.duplicates import NearDuplicates, near_duplicates
 from pipeline.reporting.groups import join
@@ -223,3 +224,11 @@ def test_the_command_says_both_rates(data: Path, run_extract: Extract, tmp_path:
     refused = CliRunner().invoke(main, ["cache", "info", path, "--threshold", "0.9"])
     assert refused.exit_code != 0
     assert "--duplicates" in refused.output
+
+
+def test_rows_of_a_reduced_cache_are_compared_as_they_are(data: Path, run_extract: Extract, tmp_path: Path) -> None:
+    """Without a map there are no regions to mirror; copies in another format are found all the same."""
+    path = with_copies(data, run_extract, tmp_path)
+    reduce_cache(ReduceConfig(path, tmp_path / "small", "pool+pca:4", seeds=0))
+    pairs = {(pair.a, pair.b) for pair in found_in(tmp_path / "small").pairs}
+    assert ("train/1/again.bmp", "train/1/again.png") in pairs

@@ -300,8 +300,13 @@ def test_two_classes_and_one_without_validation_images(data: Path, run_extract: 
     shutil.rmtree(data / "valid" / "2")
     run_extract(set="two")
     train_head(train_config(tmp_path / "features", tmp_path / "run", overwrite=True))
-    report(ReportConfig(tmp_path / "run"))
-    assert "No validation images: 2." in looked_over(tmp_path / "run" / REPORT_FILE).text
+    result = report(ReportConfig(tmp_path / "run"))
+    text = looked_over(tmp_path / "run" / REPORT_FILE).text
+    assert "No validation images: 2." in text
+    assert result.unchecked_classes["2"] == 3
+    assert "Cannot be checked" in text
+    assert "2 (3)" in text
+    assert all(issue["label"] not in result.unchecked_classes for issue in result.label_issues)
 
 
 def test_skipped_files_and_duplicates_are_listed(data: Path, run_extract: Extract, tmp_path: Path) -> None:
@@ -315,6 +320,10 @@ def test_skipped_files_and_duplicates_are_listed(data: Path, run_extract: Extrac
     assert "train/1/bad.jpg" in page.text
     assert "identical: train and valid" in page.text
     assert result.duplicates["across"] >= 1
+    assert result.duplicates["expected_false"] == pytest.approx(1.0)
+    assert result.duplicates["detection_rate"] is None
+    assert "1 false pairs expected" in page.text
+    assert "detection rate unknown" in page.text
     assert "Remove pictures that stand in two splits" in page.text
 
 
