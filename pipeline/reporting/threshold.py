@@ -41,9 +41,9 @@ class Threshold:
     def __str__(self) -> str:
         if self.cosine is None:
             return "identical files only: too few or too many images to calibrate a threshold"
-        false, seen = "unknown false alarms", "detection rate unknown without augmented passes"
+        false, seen = "false-alarm rate unknown", "detection rate unknown without augmented passes"
         if self.expected_false is not None:
-            false = f"{self.expected_false:.2g} false pairs expected ({self.false_alarm_rate:.1e} per pair)"
+            false = f"false pairs expected: {self.expected_false:.2g} ({self.false_alarm_rate:.1e} per pair)"
         if self.detection_rate is not None:
             seen = f"{self.detection_rate:.1%} of augmented views recognised"
         return f"cosine of at least {self.cosine:.3f}: {false}, {seen}"
