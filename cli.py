@@ -446,24 +446,31 @@ def cache() -> None:
 
 @cache.command("info")
 @click.argument("cache", type=_PATH)
-@click.option("--duplicates", is_flag=True, help="Also list images whose features are nearly the same.")
+@click.option("--duplicates", is_flag=True, help="Also list near-duplicate images.")
 @click.option("--set", "name", help="With --duplicates: image set.  [default: the only one]")
-@click.option("--threshold", type=click.FloatRange(-1, 1), default=0.95, show_default=True, help="Least cosine.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(-1, 1),
+    help="With --duplicates: minimum cosine similarity.  [default: one false pair is expected]",
+)
 @_json
-def cache_info(as_json: bool, cache: Path, duplicates: bool, name: str | None, threshold: float) -> None:
+def cache_info(as_json: bool, cache: Path, duplicates: bool, name: str | None, threshold: float | None) -> None:
     """Say what is in CACHE."""
-    from cache.duplicates import near_duplicates
     from cache.info import in_words, info
 
-    if name is not None and not duplicates:
-        raise ConfigError("--set is for --duplicates: add that, or leave --set out")
-    found = info(cache)
-    pairs = near_duplicates(cache, name, threshold) if duplicates else []
-    listed = {"duplicates": [asdict(pair) for pair in pairs]} if duplicates else {}
-    lines = [in_words(found), *map(str, pairs)]
-    if duplicates and not pairs:
-        lines.append(f"no two images have a cosine of {threshold} or more")
-    _emit({**asdict(found), **listed}, as_json, "\n".join(lines))
+    for option, value in (("--set", name), ("--threshold", threshold)):
+        if value is not None and not duplicates:
+            raise ConfigError(f"{option} is for --duplicates: add that, or leave {option} out")
+    found, listed, lines = info(cache), {}, []
+    if duplicates:
+        from cache.store import FeatureCache
+        from pipeline.reporting.duplicates import near_duplicates
+
+        opened = FeatureCache.open(cache)
+        near = near_duplicates(opened, opened.index(name), threshold)
+        listed = {"duplicates": [asdict(pair) for pair in near.pairs], "near_duplicates": near.threshold.as_json()}
+        lines = [f"near-duplicates {counted(len(near.pairs), 'pair')}; {near.threshold}", *map(str, near.pairs)]
+    _emit({**asdict(found), **listed}, as_json, "\n".join([in_words(found), *lines]))
 
 
 @cache.command("verify")

@@ -99,17 +99,6 @@ def baselines() -> str:
     return _table(head, [*rows, script])
 
 
-def noise() -> str:
-    """Changed labels that are among as many first suspects."""
-    head = ("train / valid / test", "labels changed", "among as many first suspects", "among all of them")
-    return _table(head, (_found(split) for split in results("accuracy")["splits"]))
-
-
-def _found(split: dict[str, Any]) -> list[object]:
-    first, every = ([one[key] / one["changed"] for one in split["noise"]] for key in ("found", "all"))
-    return [_split(split), split["noise"][0]["changed"], _range(first), _range(every)]
-
-
 def speed() -> str:
     """Beside a tutorial's and an expert's scripts, from one run."""
     head = ("with startup", "tutorial script", "expert script", "headgraft", "headgraft / expert script")
@@ -147,7 +136,7 @@ def _many_heads() -> list[list[object]]:
     strong, ours, plain = found["strong"], found["ours"], results("speed")["head"]["plain"]
     scores = f"{_percent(strong['valid'])}", f"{_percent(ours['best']['mean'])}"
     apart = f"{100 * (ours['best']['mean'] - strong['valid']):+.1f} points"
-    rows = []
+    rows: list[list[object]] = []
     for what, key in (("a head trained to the end", "finished"), ("a head tried", "heads")):
         theirs, each = strong["seconds"] / strong[key], ours["seconds"] / ours[key]
         rows.append(
@@ -168,4 +157,4 @@ def where() -> str:
     return f"Measured on {found['date']}: {found['hardware']}."
 
 
-TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in (defaults, noise, sweeps, baselines, speed, where)}
+TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in (defaults, sweeps, baselines, speed, where)}

@@ -22,7 +22,8 @@ from pipeline.run import REPORT_FILE, Run, check_target
 class ReportResult:
     """The fields of the command's JSON: `valid` and `test` are of `{value, low, high}`, test empty where not scored.
 
-    `unchecked` says why there are no `suspects`, where labels could not be checked. `heads_to_pay` heads, or
+    `unchecked` says why no label could be checked, "" where they were; `unchecked_classes` are those whose labels cannot
+    be checked, with their images. `heads_to_pay` heads, or
     `epochs_to_pay` epochs of them, cost as much without a cache as the cache did.
     """
 
@@ -33,9 +34,10 @@ class ReportResult:
     valid: dict[str, dict[str, float]]
     test: dict[str, dict[str, float]]
     baselines: dict[str, Any]
-    suspects: list[dict[str, Any]]
+    label_issues: list[dict[str, Any]]
     unchecked: str
-    duplicates: dict[str, int]
+    unchecked_classes: dict[str, int]
+    duplicates: dict[str, Any]
     calibration: dict[str, float | None]
     heads_to_pay: int
     epochs_to_pay: int
@@ -85,7 +87,7 @@ def _page(found: Findings, config: ReportConfig) -> tuple[bytes, int, int]:
 
 
 def _result(found: Findings, target: str, size: int, pictures: int, missing: int) -> ReportResult:
-    suspects = [
+    label_issues = [
         {
             "path": one.image.path,
             "split": one.image.split,
@@ -93,8 +95,10 @@ def _result(found: Findings, target: str, size: int, pictures: int, missing: int
             "suggested": found.run.classes[one.suggested],
             "agreement": one.agreement,
         }
-        for one in found.suspects
+        for one in found.label_issues.found
     ]
+    unchecked = {found.run.classes[place]: count for place, count in found.label_issues.unchecked.items()}
+    pairs = {"pairs": len(found.duplicates.pairs), "across": len(found.across)}
     return ReportResult(
         report=target,
         bytes=size,
@@ -103,9 +107,10 @@ def _result(found: Findings, target: str, size: int, pictures: int, missing: int
         valid={name: asdict(interval) for name, interval in found.scores.items()},
         test={name: asdict(interval) for name, interval in found.test_scores.items()},
         baselines=asdict(found.known),
-        suspects=suspects,
-        unchecked=found.unchecked,
-        duplicates={"pairs": len(found.duplicates), "across": len(found.across)},
+        label_issues=label_issues,
+        unchecked=found.refusal,
+        unchecked_classes=unchecked,
+        duplicates={**pairs, **found.duplicates.threshold.as_json()},
         calibration=asdict(found.calibration),
         heads_to_pay=found.payback.heads,
         epochs_to_pay=found.payback.epochs_of_first,

@@ -1,4 +1,4 @@
-"""Looking after a cache: verify, repair, forget, prune, pack, info, duplicates."""
+"""Looking after a cache: verify, repair, forget, prune, pack, info."""
 
 import os
 import random
@@ -12,7 +12,6 @@ import pytest
 from conftest import Extract, Times, draw_image
 
 from cache.check import repair, verify
-from cache.duplicates import near_duplicates
 from cache.errors import CacheError, DamagedCache, MissingRows, UnknownSet
 from cache.info import in_words, info
 from cache.pack import pack
@@ -217,21 +216,6 @@ def test_info_says_what_is_there(cache: Path) -> None:
         assert words in text
 
 
-def test_near_duplicates_come_with_other_labels_first(data: Path, run_extract: Extract, tmp_path: Path) -> None:
-    """A copy under another label, then a copy under the same; identical bytes are said."""
-    original = sorted((data / "train" / "1").iterdir())[0]
-    shutil.copy(original, data / "valid" / "10" / original.name)
-    draw_image(data / "train" / "1" / "again.bmp", 0)
-    draw_image(data / "train" / "1" / "again.png", 0)
-    run_extract()
-    pairs = near_duplicates(tmp_path / "features", threshold=0.99999)
-    assert pairs[0].labels[0] != pairs[0].labels[1]
-    assert pairs[0].identical
-    assert any(not pair.identical and {pair.a, pair.b} >= {"train/1/again.bmp", "train/1/again.png"} for pair in pairs)
-    assert all(pair.cosine >= 0.99999 for pair in pairs)
-    assert pairs == sorted(pairs, key=lambda p: (p.labels[0] == p.labels[1], -p.cosine, p.a, p.b))
-
-
 @pytest.mark.parametrize("look_after", [repair, prune, lambda path: forget(path, "data")])
 @pytest.mark.parametrize("exists", [True, False])
 def test_where_there_is_no_cache_nothing_is_made(
@@ -276,8 +260,6 @@ def test_a_pass_that_another_process_begins_is_no_other_cache(cache: Path, run_e
 
 
 def test_what_cannot_be_packed_is_said(cache: Path, tmp_path: Path) -> None:
-    """A folder as the file, and a threshold that is no number."""
+    """A folder as the file."""
     with pytest.raises(CacheError, match="is a folder"):
         pack(cache, tmp_path, overwrite=True)
-    with pytest.raises(CacheError, match="expected a cosine"):
-        near_duplicates(cache, threshold=float("nan"))

@@ -42,7 +42,8 @@ from pipeline.extract import extract
 from pipeline.model.fresh import answer
 from pipeline.reduce import ReduceResult, paired_loss, reduce_cache
 from pipeline.report import report
-from pipeline.reporting.suspects import suspects
+from pipeline.reporting.duplicates import identical_files
+from pipeline.reporting.suspects import label_issues
 from pipeline.run import REPORT_FILE, Run
 from pipeline.sweep import sweep
 from pipeline.train import train_head
@@ -342,7 +343,9 @@ def test_held_out_images_without_their_labels_are_said_and_recorded(
     train_head(train_config(reduced, tmp_path / "run", set="other", basis="full"), said.append)
     assert any("fitted on 4 images" in line and "without their labels" in line for line in said)
     assert Run.load(tmp_path / "run").record["leaks"]["in_reduction"] == 4
-    assert suspects(FeatureCache.open(reduced), FeatureCache.open(reduced).index("other")) is not None
+    cache = FeatureCache.open(reduced)
+    index = cache.index("other")
+    assert label_issues(cache, index, identical_files(index).groups).found is not None
 
 
 def test_an_image_that_a_set_has_in_two_splits_is_a_leak_of_the_set(
@@ -364,9 +367,9 @@ def test_labels_are_not_checked_on_rows_that_have_seen_them(features: Path, tmp_
     train_head(train_config(out, tmp_path / "run", basis="full"))
     cache = FeatureCache.open(out)
     with pytest.raises(RunError, match=r"reduced by pool\+lda, which was fitted on the labels of 12 of these images"):
-        suspects(cache, cache.index())
+        label_issues(cache, cache.index(), identical_files(cache.index()).groups)
     result = report(ReportConfig(tmp_path / "run"))
-    assert result.suspects == []
+    assert result.label_issues == []
     assert "fitted on the labels" in result.unchecked
     assert "Labels cannot be checked" in (tmp_path / "run" / REPORT_FILE).read_text()
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from cache.duplicates import Pair, near_duplicates
 from cache.files import read_regular
 from cache.index import SetIndex
 from cache.store import FeatureCache
@@ -17,16 +16,16 @@ from pipeline.inputs.images import count_leaks
 from pipeline.model.calibration import Fit, calibrate
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne, payback, stage_one
+from pipeline.reporting.duplicates import NearDuplicates, Pair, identical_files, near_duplicates
 from pipeline.reporting.predictions import Interval, Predictions, accuracies, predict_split
 from pipeline.reporting.record import run_fault, sweep_fault
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
-from pipeline.reporting.suspects import Suspect, suspects
+from pipeline.reporting.suspects import LabelIssues, label_issues
 from pipeline.run import JOURNAL_FILE, RESULTS_FILE, RUN_FILE, Run
 from pipeline.search.baselines import Baselines, baselines
 from pipeline.search.journal import Journal
 from pipeline.search.selection import Metric
 
-THRESHOLD = 0.95  # cosine of near-duplicates
 MOST_COMPARED = 30_000  # images, each with each: some minutes
 
 
@@ -42,8 +41,8 @@ class Sweep:
 class Findings:
     """Of one run. `test` is there only where the test images were looked at before.
 
-    `unchecked` says why labels could not be checked, "" where they were.
-    Near-duplicates were not looked for, `compared`, where there are too many images.
+    `refusal` says why no label could be checked, "" where they were.
+    Where there are too many images, they were not `compared`: of the duplicates there are identical files alone.
     """
 
     run: Run
@@ -55,10 +54,10 @@ class Findings:
     known: Baselines
     confusion: Confusion
     calibration: Fit
-    suspects: list[Suspect]
-    unchecked: str
+    label_issues: LabelIssues
+    refusal: str
     compared: bool
-    duplicates: list[Pair]
+    duplicates: NearDuplicates
     leaks: dict[str, int]
     stage_one: StageOne
     payback: Payback
@@ -79,7 +78,7 @@ class Findings:
     @property
     def across(self) -> list[Pair]:
         """Near-duplicates in two splits, or with two labels."""
-        return [pair for pair in self.duplicates if len(set(pair.splits)) > 1 or len(set(pair.labels)) > 1]
+        return [pair for pair in self.duplicates.pairs if len(set(pair.splits)) > 1 or len(set(pair.labels)) > 1]
 
 
 def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], say: Say) -> Findings:
@@ -91,11 +90,12 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
     looked_at = any(entry["split"] == "test" for entry in run.record["scored"]) and bool(index.split("test"))
     test = predict_split(run, cache, index, "test") if looked_at else None
     sweep = _sweep(run, valid)
-    say("looking for labels that may be wrong")
-    refusal = unchecked(cache, index)
-    doubtful = [] if refusal else suspects(cache, index)
     compared = len(index.images) <= MOST_COMPARED
-    say("looking for near-duplicates" if compared else "too many images to look for near-duplicates among them")
+    say("looking for near-duplicates" if compared else "too many images: looking for identical files only")
+    duplicates = near_duplicates(cache, index) if compared else identical_files(index)
+    say("looking for label issues")
+    refusal = unchecked(cache, index)
+    issues = LabelIssues([], 0, {}) if refusal else label_issues(cache, index, duplicates.groups)
     config = run.record["config"]
     return Findings(
         run=run,
@@ -107,10 +107,10 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
         known=_baselines(run, cache, index),
         confusion=confusion(valid),
         calibration=calibrate(torch.from_numpy(valid.log_probs), torch.from_numpy(valid.truth), index),
-        suspects=doubtful,
-        unchecked=refusal,
+        label_issues=issues,
+        refusal=refusal,
         compared=compared,
-        duplicates=near_duplicates(cache.path, index.name, THRESHOLD) if compared else [],
+        duplicates=duplicates,
         leaks=count_leaks(index),
         stage_one=stage_one(cache),
         payback=payback(index, config["passes"], config["epochs"], _dense_cost(cache, config["dense"])),

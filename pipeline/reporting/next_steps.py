@@ -31,7 +31,7 @@ class Found:
     top1: float
     baseline: float
     surer: bool
-    suspects: int
+    label_issues: int
     across: int
     swept: bool
     tested: bool
@@ -48,8 +48,10 @@ def _steps(found: Found) -> Iterator[Step]:
         yield Step(
             "Remove pictures that stand in two splits, or with two labels: they make scores better than they are"
         )
-    if found.suspects:
-        yield Step("Look at the labels above; after mending them extract again, which computes nothing anew")
+    if found.label_issues:
+        yield Step(
+            "Look at the possible label errors; after correcting labels extract again, which computes no features"
+        )
     if not found.swept or found.baseline > found.top1:
         run = shlex.quote(f"{found.run}-sweep")
         yield Step("Try many heads, which takes little longer than one", f"headgraft sweep {cache} --run {run}")

@@ -17,13 +17,13 @@ from pipeline.reporting import figures
 from pipeline.reporting.classes import ClassRow, class_rows
 from pipeline.reporting.confusion import Cell, Pair
 from pipeline.reporting.costs import PHASES
-from pipeline.reporting.findings import MOST_COMPARED, THRESHOLD, Findings
+from pipeline.reporting.findings import MOST_COMPARED, Findings
 from pipeline.reporting.next_steps import Found, next_steps
 from pipeline.reporting.predictions import RESAMPLES, Interval
 from pipeline.reporting.suspects import FOLDS
 from pipeline.search.leaderboard import ranked
 
-PAIRS, PICTURES, SUSPECTS, TWINS, SKIPPED, IN_CELL = 25, 24, 48, 24, 50, 40  # that are shown
+PAIRS, PICTURES, LABEL_ISSUES, DUPLICATES, SKIPPED, IN_CELL = 25, 24, 48, 24, 50, 40  # that are shown
 _SCORES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
 
 
@@ -46,9 +46,9 @@ def wanted_pictures(found: Findings) -> Iterator[ImageRecord]:
     images = found.valid.images
     for place in _mistakes(found)[:PICTURES]:
         yield images[place]
-    for suspect in found.suspects[:SUSPECTS]:
-        yield suspect.image
-    for _, a, b in _twins(found):
+    for issue in found.label_issues.found[:LABEL_ISSUES]:
+        yield issue.image
+    for _, a, b in _shown_pairs(found):
         yield a
         yield b
     for place in _hits(found):
@@ -157,19 +157,21 @@ def _hits(found: Findings) -> list[int]:
 
 
 def _clean(found: Findings, root: Path) -> dict[str, Any]:
-    rows, index = class_rows(found), found.index
+    rows, index, issues = class_rows(found), found.index, found.label_issues
     return {
-        "suspects": found.suspects[:SUSPECTS],
-        "more_suspects": len(found.suspects) - SUSPECTS,
-        "checked": len(index.split("train")) + len(index.split("valid")),
+        "label_issues": issues.found[:LABEL_ISSUES],
+        "all_label_issues": len(issues.found),
+        "more_label_issues": len(issues.found) - LABEL_ISSUES,
+        "checked": issues.checked,
+        "unchecked": issues.unchecked,
         "folds": FOLDS,
         "leaks": found.leaks,
-        "threshold": THRESHOLD,
+        "threshold": found.duplicates.threshold,
         "compared": found.compared,
         "most_compared": f"{MOST_COMPARED:,}",
-        "duplicates": found.duplicates,
+        "duplicates": found.duplicates.pairs,
         "across": found.across,
-        "shown_pairs": _twins(found),
+        "shown_pairs": _shown_pairs(found),
         "label_name": lambda label: found.name(found.run.classes.index(label)),
         "skipped": index.skipped[:SKIPPED],
         "more_skipped": len(index.skipped) - SKIPPED,
@@ -178,15 +180,15 @@ def _clean(found: Findings, root: Path) -> dict[str, Any]:
         "fewest": min(row.train for row in rows),
         "most": max(row.train for row in rows),
         "root": str(root),
-        "unchecked": found.unchecked,
+        "refusal": found.refusal,
     }
 
 
-def _twins(found: Findings) -> list[tuple[Any, ImageRecord, ImageRecord]]:
+def _shown_pairs(found: Findings) -> list[tuple[Any, ImageRecord, ImageRecord]]:
     """Near-duplicates with their images, those across splits or labels first."""
     records = {image.path: image for image in found.index.images}
-    across = found.across
-    pairs = [*across, *(pair for pair in found.duplicates if pair not in across)][:TWINS]
+    across, inside = found.across, set(found.duplicates.pairs) - set(found.across)
+    pairs = [*across, *(pair for pair in found.duplicates.pairs if pair in inside)][:DUPLICATES]
     return [(pair, records[pair.a], records[pair.b]) for pair in pairs]
 
 
@@ -240,7 +242,7 @@ def _grounds(found: Findings) -> Found:
         top1=found.scores["top1"].value,
         baseline=found.known.best,
         surer=found.calibration.cooled_ece < found.calibration.ece > found.calibration.floor,
-        suspects=len(found.suspects),
+        label_issues=len(found.label_issues.found),
         across=len(found.across),
         swept=found.sweep is not None,
         tested=found.test is not None,

@@ -1,10 +1,11 @@
-"""Labels that may be wrong: images whose features agree with another class, by a fit that did not see them.
+"""Label issues: images whose features agree with another class than their label, by a fit that did not see them.
 
 Out-of-fold predictions as in confident learning (Northcutt, Jiang and Chuang, JAIR 2021), here of ridge regression on
-the pyramid of features: in closed form, from sums, so that a million images need no more memory than a thousand.
+the pyramid of features: in closed form, from sums, so that a million images need no more memory than a thousand. All
+classes have the same weight, or the scores of a rare class would shrink to its share of the images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,19 +14,28 @@ from torch import Tensor
 from cache.index import ImageRecord, SetIndex
 from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
+from pipeline.bases.rows import label_tensor
 from pipeline.errors import RunError
-from pipeline.reporting.rows import CleanRows, clean_rows, narrow
+from pipeline.reporting.groups import Groups
+from pipeline.reporting.rows import CleanRows, narrow
 from pipeline.search.ridge import Moments
 
 FOLDS = 5
-# Chosen on flowers with 5 % of the labels changed (CONTRIBUTING.md).
-PENALTY = 1.0  # times the mean variance of a feature
-SHARPNESS = 20.0  # of the softmax: scores of one-hot labels are near 0 and 1
+# Chosen on flowers with 5 % of the labels changed in four ways (CONTRIBUTING.md).
+PENALTY = 0.3  # times the mean variance of a feature
+SHARPNESS = 40.0  # of the softmax: scores of one-hot labels are near 0 and 1
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """An image, its class and the one that its features agree with most, as places, and how much with its own, 0..1."""
+class LabelIssue:
+    """An image that may have a wrong label.
+
+    Attributes:
+        image: of train or valid.
+        label: class it has, a place in the set's classes.
+        suggested: class that its features agree with most.
+        agreement: how much they agree with its own, 0 to 1.
+    """
 
     image: ImageRecord
     label: int
@@ -33,25 +43,76 @@ class Suspect:
     agreement: float
 
 
-def suspects(cache: FeatureCache, index: SetIndex) -> list[Suspect]:
-    """Training and validation images that agree with another class more than with theirs, the least agreeing first."""
+@dataclass(frozen=True)
+class LabelIssues:
+    """What was found in the training and validation images.
+
+    Attributes:
+        found: images that agree with another class more than with theirs, the least agreeing first.
+        checked: how many images were checked.
+        unchecked: images of each class that cannot be checked, by its place: not in every fold, as with fewer images,
+            or groups of near-duplicates, than folds. None of them is in `found`, or took part in a fit.
+    """
+
+    found: list[LabelIssue]
+    checked: int
+    unchecked: dict[int, int]
+
+
+def label_issues(cache: FeatureCache, index: SetIndex, groups: Groups) -> LabelIssues:
+    """Predict each training and validation image from the others, those of its group left out.
+
+    RunError where the rows were made by a basis that was fitted on these labels.
+    """
     if reason := unchecked(cache, index):
         raise RunError(reason)
-    rows = clean_rows(cache, index, narrow(cache), "train", "valid")
-    agreement = torch.softmax(SHARPNESS * out_of_fold(rows, len(index.classes)), dim=1)
-    with_own = agreement.gather(1, rows.labels[:, None]).squeeze(1).tolist()
-    suggested, labels = agreement.argmax(1).tolist(), rows.labels.tolist()
-    found = [
-        Suspect(image, labels[place], suggested[place], with_own[place])
-        for place, image in enumerate(rows.images)
-        if labels[place] != suggested[place]
-    ]
-    return sorted(found, key=lambda one: (one.agreement, one.image.path))
+    images, count = [*index.split("train"), *index.split("valid")], len(index.classes)
+    labels = label_tensor(index, images)
+    folds = stratified_folds(images, labels, groups)
+    counts = torch.zeros(count, FOLDS, dtype=torch.int64).index_put_(
+        (labels, folds), torch.ones_like(labels), accumulate=True
+    )
+    known = (counts > 0).all(1)
+    kept = known[labels]
+    rows = CleanRows(cache, narrow(cache), [images[place] for place in kept.nonzero().flatten()], labels[kept])
+    left = {place: int(counts[place].sum()) for place in range(count) if counts[place].any() and not known[place]}
+    return LabelIssues(_found(rows, folds[kept], known) if rows.images else [], len(rows.images), left)
 
 
-def out_of_fold(rows: CleanRows, num_classes: int) -> Tensor:
-    """(N, C): how much each image looks like each class, by a fit of the other folds."""
-    folds = _folds(rows)
+def _found(rows: CleanRows, folds: Tensor, known: Tensor) -> list[LabelIssue]:
+    """Of rows with folds (N,), all of classes that are `known` (C,)."""
+    scores = out_of_fold(rows, folds, len(known)).masked_fill(~known, -torch.inf)
+    agreement = torch.softmax(SHARPNESS * scores, dim=1)
+    own, suggested = agreement.gather(1, rows.labels[:, None]).squeeze(1).tolist(), agreement.argmax(1).tolist()
+    issues = (LabelIssue(*one) for one in zip(rows.images, rows.labels.tolist(), suggested, own, strict=True))
+    return sorted(
+        (issue for issue in issues if issue.label != issue.suggested), key=lambda one: (one.agreement, one.image.path)
+    )
+
+
+def stratified_folds(images: Sequence[ImageRecord], labels: Tensor, groups: Groups) -> Tensor:
+    """The fold of each image (N,): a group in one, each class in as many as it can be, in equal parts.
+
+    Depends on contents, labels and groups, not on the order or the names of files.
+    """
+    together: dict[int, list[int]] = {}
+    for place, group in enumerate(groups.numbers(images).tolist()):
+        together.setdefault(group, []).append(place)
+    totals, label_of = torch.bincount(labels).tolist(), labels.tolist()
+    filled = [[0.0] * (len(totals) + 1) for _ in range(FOLDS)]  # share of each class, then of images
+    folds = torch.empty(len(images), dtype=torch.int64)
+    for places in sorted(together.values(), key=lambda some: (-len(some), min(images[one].digest for one in some))):
+        classes = {label_of[place] for place in places}
+        fold = min(range(FOLDS), key=lambda one: (max(filled[one][label] for label in classes), filled[one][-1], one))
+        folds[places] = fold
+        for place in places:
+            filled[fold][label_of[place]] += 1 / totals[label_of[place]]
+            filled[fold][-1] += 1
+    return folds
+
+
+def out_of_fold(rows: CleanRows, folds: Tensor, num_classes: int) -> Tensor:
+    """(N, C): how much each image looks like each class, by a fit of the other folds than its own, `folds` (N,)."""
     parts = [Moments.zeros(rows.width, num_classes) for _ in range(FOLDS)]
     for block, places, fold in _by_fold(rows, folds):
         parts[fold].add(block, rows.labels[places])
@@ -59,14 +120,9 @@ def out_of_fold(rows: CleanRows, num_classes: int) -> Tensor:
     fits = [_fit(whole - part) for part in parts]
     scores = torch.empty(len(rows.images), num_classes)
     for block, places, fold in _by_fold(rows, folds):
-        weight, mean, shares = fits[fold]
-        scores[places] = (block - mean) @ weight + shares
+        weight, mean = fits[fold]
+        scores[places] = (block - mean) @ weight
     return scores
-
-
-def _folds(rows: CleanRows) -> Tensor:
-    """Of each image (N,), by its contents: identical files are in the same one."""
-    return torch.tensor([int(image.digest[:8], 16) % FOLDS for image in rows.images])
 
 
 def _by_fold(rows: CleanRows, folds: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
@@ -77,8 +133,11 @@ def _by_fold(rows: CleanRows, folds: Tensor) -> Iterator[tuple[Tensor, Tensor, i
             yield block[some], places[some], fold
 
 
-def _fit(found: Moments) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (R, C), mean (R,) and intercept (C,) of ridge regression."""
-    covariance = found.covariance
+def _fit(found: Moments) -> tuple[Tensor, Tensor]:
+    """Weights (R, C) and mean (R,) of ridge regression on one-hot labels, all classes with the same weight.
+
+    The intercept is left out: it is the same for all classes.
+    """
+    mean, covariance, cross = found.balanced()
     penalty = PENALTY * covariance.diagonal().mean()
-    return torch.linalg.solve(covariance + penalty * torch.eye(len(covariance)), found.cross), found.mean, found.shares
+    return torch.linalg.solve(covariance + penalty * torch.eye(len(covariance)), cross), mean

@@ -57,6 +57,19 @@ class Moments:
         """Covariance of the features with one-hot labels, (R, C)."""
         return (self.by_class / self.counts.sum() - self.shares[:, None] * self.mean).T
 
+    def balanced(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (R,), covariance (R, R) and cross (R, C) as if all classes that have rows had equally many.
+
+        The covariance within classes is pooled over all rows, since a few rows of a class say little of theirs; the
+        one between classes is of the class means, each with the same weight. A class without rows has a cross of 0.
+        """
+        known = self.counts > 0
+        means = self.by_class / self.counts.clamp_min(1)[:, None]
+        within = (self.products - self.by_class.T @ means) / self.counts.sum()
+        mean = means[known].mean(0)
+        apart = (means - mean) * known[:, None]
+        return mean, within + apart.T @ apart / known.sum(), apart.T / known.sum()
+
 
 def moments(blocks: Blocks, width: int, num_classes: int) -> Moments:
     """Of all rows."""

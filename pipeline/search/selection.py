@@ -27,15 +27,16 @@ class Metric:
 
     def weights(self, counts: Floats | None = None) -> Floats:
         """(V,): what each image adds where it is right; `counts` is how often each is drawn, once unless given."""
-        drawn = np.ones(len(self.labels)) if counts is None else counts
+        drawn = np.ones(len(self.labels)) if counts is None else counts.astype(float)
         if self.name == "top1":
-            return drawn / drawn.sum()
+            drawn /= drawn.sum()
+            return drawn
         of_class = np.bincount(self.labels, drawn)
         found: Floats = drawn / np.maximum(of_class, 1)[self.labels] / (of_class > 0).sum()
         return found
 
-    def of(self, hits: npt.NDArray[np.generic]) -> Floats:
-        """(M, V) or (V,) hits, or their means over seeds → the accuracy of each head, a fraction."""
+    def of(self, hits: Hits) -> Floats:
+        """Hits (M, V) or (V,) → the accuracy of each head, a fraction."""
         found: Floats = hits @ self.weights()
         return found
 

@@ -16,17 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from beside import BASELINES, ROOT, hardware, run, subset, write_rows
 
-from cache.index import ImageRecord, SetIndex
 from cache.projections import projection_files
 from cache.store import FeatureCache
 from pipeline.backbones.backbone import BACKBONES
 from pipeline.config import EvaluateConfig, SweepConfig, TrainConfig
 from pipeline.console import say
 from pipeline.evaluate import evaluate
-from pipeline.reporting.suspects import suspects
 from pipeline.sweep import SweepResult, sweep
 from pipeline.train import train_head
 
@@ -187,28 +184,8 @@ def measured_sweep(scratch: Path, cache: Path, name: str, passes: int) -> dict[s
 
 
 def _epochs(result: SweepResult) -> int:
-    return max(head["epochs"] for head in result.heads)
-
-
-def measured_noise(cache: FeatureCache, index: SetIndex, seed: int) -> dict[str, Any]:
-    """How many of changed labels, a twentieth of those in train, are among as many first suspects of train."""
-    generator, train = np.random.default_rng(seed), index.split("train")
-    count = len(train) // 20
-    wrong = {train[place].path: generator.integers(1, len(index.classes)) for place in _chosen(generator, train, count)}
-    place = {label: number for number, label in enumerate(index.classes)}
-    images = tuple(
-        replace(image, label=index.classes[(place[image.label] + wrong[image.path]) % len(place)])
-        if image.path in wrong
-        else image
-        for image in index.images
-    )
-    found = [one.image.path for one in suspects(cache, replace(index, images=images)) if one.image.split == "train"]
-    return {"changed": count, "found": len(wrong.keys() & set(found[:count])), "all": len(wrong.keys() & set(found))}
-
-
-def _chosen(generator: np.random.Generator, images: Sequence[ImageRecord], count: int) -> list[int]:
-    places: list[int] = generator.choice(len(images), count, replace=False).tolist()
-    return places
+    epochs: list[int] = [head["epochs"] for head in result.heads]
+    return max(epochs)
 
 
 def measured_split(scratch: Path, cache: FeatureCache, name: str) -> dict[str, Any]:
@@ -221,7 +198,6 @@ def measured_split(scratch: Path, cache: FeatureCache, name: str) -> dict[str, A
         "images": index.counts(),
         "classes": len(index.classes),
         "defaults": [measured_heads(scratch, cache.path, name, number) for number in passes],
-        "noise": [measured_noise(cache, index, seed) for seed in range(3)],
         "sweeps": [measured_sweep(scratch, cache.path, name, number) for number in swept],
     }
 
