@@ -290,11 +290,14 @@ def evaluate(as_json: bool, **options: Any) -> None:
     from pipeline.evaluate import evaluate as run
 
     r = run(EvaluateConfig(**options), say)
-    text = (
-        f"{r.split}, {r.images} images: top-1 {r.top1:.2%}, top-5 {r.top5:.2%}, "
-        f"mean per class {r.mean_per_class:.2%}, calibration error {r.ece:.3f}"
-    )
-    _emit(r, as_json, text)
+    scores = {"top-1": "top1", "top-5": "top5", "mean per class": "mean_per_class"}
+    shown = [
+        f"{name} {getattr(r, key):.2%} ({' to '.join(f'{bound:.2%}' for bound in r.intervals[key])})"
+        for name, key in scores.items()
+        if key in r.intervals
+    ]
+    text = f"{r.split}, {r.images} images: {', '.join(shown)}, calibration error {r.ece:.3f}"
+    _emit(r, as_json, f"{text}; in brackets 95 % intervals over images")
 
 
 @main.command()

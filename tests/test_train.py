@@ -329,14 +329,18 @@ def test_scores_are_what_a_count_by_hand_gives() -> None:
     assert result.mean_per_class == pytest.approx((2 / 3 + 1 + 1 + 1 + 0 + 0) / 6)
     order = logits.argsort(dim=1, descending=True)[:, :5]
     assert result.top5 == pytest.approx(float((order == labels[:, None]).any(1).float().mean()))
+    for name, (low, high) in result.intervals.items():
+        assert 0 <= low < getattr(result, name) < high <= 1
 
 
 def test_scores_of_one_class_and_of_few_classes_are_defined() -> None:
-    """All images of one class; and no more than five classes make top-5 certain."""
+    """All images of one class; with no more than five classes, top-5 says nothing and is none."""
     seven = torch.log_softmax(torch.eye(7)[torch.zeros(4, dtype=torch.long)] * 9, 1)
     assert score(seven, torch.zeros(4, dtype=torch.long), "test").top1 == 1
     four = torch.log_softmax(torch.eye(4), 1)
-    assert score(four, torch.tensor([1, 0, 3, 2]), "test").top5 == 1
+    few = score(four, torch.tensor([1, 0, 3, 2]), "test")
+    assert few.top5 is None
+    assert few.intervals.keys() == {"top1", "mean_per_class"}
 
 
 def test_calibration_error_over_15_bins_is_as_defined() -> None:

@@ -28,7 +28,7 @@ _OPTIONAL_TYPES = {
     "training": dict,
     "weights": dict,
 }
-_SCORED = {"split": str, "images": int, "top1": float, "top5": float, "mean_per_class": float, "when": str}
+_SCORED = {"split": str, "images": int, "top1": float, "mean_per_class": float, "when": str}
 PREPROCESSING = ("input_size", "resize", "interpolation", "mean", "std", "decoding")
 # The same for every model; stated so that other programs can compute the input. Earlier cards do not have it.
 _ALWAYS = {"channels": "RGB", "layout": "NCHW", "resize_side": "shorter", "crop": "center", "scale": 1 / 255}
@@ -81,12 +81,24 @@ def _fault_of_history(card: dict[str, Any]) -> str:
     scored, errors = scores.get("scored", []), calibration.get("ece", {})
     if type(scores.get("valid_accuracy", 0.0)) is not float or type(scored) is not list:
         return "scores that are none"
-    if not all(type(one) is dict and _has(one, _SCORED) for one in scored):
+    if not all(map(_is_score, scored)):
         return "scores that are none"
-    pairs = list(errors.values()) if type(errors) is dict else [None]
-    if not all(type(pair) is list and [type(value) for value in pair] == [float, float] for pair in pairs):
+    if not _are_pairs(errors):
         return "a calibration that is none"
     return "" if not errors or type(calibration.get("temperature")) is float else "a calibration that is none"
+
+
+def _is_score(one: object) -> bool:
+    """Whether it is an evaluation: `top5` is None with five classes or fewer, earlier ones have no `intervals`."""
+    if not (isinstance(one, dict) and _has(one, _SCORED) and _are_pairs(one.get("intervals", {}))):
+        return False
+    return one.get("top5", "") is None or type(one.get("top5")) is float
+
+
+def _are_pairs(values: object) -> bool:
+    """Whether it is an object of pairs of numbers."""
+    pairs = list(values.values()) if isinstance(values, dict) else [None]
+    return all(isinstance(pair, list) and [type(value) for value in pair] == [float, float] for pair in pairs)
 
 
 def _has(values: dict[str, Any], types: dict[str, type]) -> bool:
