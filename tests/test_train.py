@@ -170,16 +170,23 @@ def test_one_class_or_one_image_is_refused_with_what_to_do(run_extract: Extract,
         train_head(train_config(tmp_path / "features", tmp_path / "run"))
 
 
-def test_one_image_per_class_is_said_and_the_advice_works(run_extract: Extract, data: Path, tmp_path: Path) -> None:
-    """Its clean view alone has no spread within a class to whiten by; an augmented pass has."""
+@pytest.mark.parametrize("memory", [None, 1e-9], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("basis", ["pyramid+white", "pyramid+white+lda", "pyramid+lda"])
+def test_one_image_per_class_trains(
+    run_extract: Extract, data: Path, tmp_path: Path, basis: str, memory: float | None
+) -> None:
+    """Its clean view alone has no spread within a class to whiten by, which is said; an augmented pass has."""
     for path in (data / "train").rglob("image_[12].*"):
         path.unlink()
     run_extract()
-    config = train_config(tmp_path / "features", tmp_path / "run", basis="pyramid+white")
-    with pytest.raises(PipelineError, match=r"one image per class.*--passes 1"):
-        train_head(config)
+    config = train_config(tmp_path / "features", tmp_path / "run", basis=basis, memory=memory)
+    lines: list[str] = []
+    assert train_head(config, lines.append).kept_epoch >= 1
+    assert any("not whitened" in line for line in lines) == ("white" in basis)
     run_extract(passes=1)
-    assert train_head(config).kept_epoch >= 1
+    lines.clear()
+    assert train_head(replace(config, overwrite=True), lines.append).kept_epoch >= 1
+    assert not any("not whitened" in line for line in lines)
 
 
 def test_leaks_are_counted(run_extract: Extract, data: Path, tmp_path: Path) -> None:

@@ -62,17 +62,17 @@ def interval(hits: npt.NDArray[np.bool_], weights: Floats, groups: Places) -> In
 
 def _independent_images(hits: Floats, weights: Floats, groups: Places) -> float:
     """How many independent images of equal weight would have the variance of the weighted mean of `hits`."""
-    value, of_group = weights @ hits, np.bincount(groups, weights)
+    value, of_group = float(weights @ hits), np.bincount(groups, weights)
     # Variance of the mean where that of one hit is 1: of independent images, and of groups that are right together.
-    alone, together = weights @ weights, of_group @ of_group
+    alone, together = float(weights @ weights), float(of_group @ of_group)
     # Images that weigh much make the variance, as those of small classes do: their accuracy is what counts.
-    typical = weights * of_group[groups] @ hits / together
+    typical = float(weights * of_group[groups] @ hits) / together
     apart = np.bincount(groups, weights * (hits - value))
     found = apart @ apart * len(of_group) / max(len(of_group) - 1, 1) / max(typical * (1 - typical), 1e-12)
     errors = max(min(hits.sum(), (1 - hits).sum()) - 1, 0)
     shared = np.clip((errors * found + _PRIOR_ERRORS * together) / (errors + _PRIOR_ERRORS), alone, together)
     overall = _smoothed(value, 1 / together)
-    typical = _smoothed(typical, together**2 / (of_group**4).sum())
+    typical = _smoothed(typical, together**2 / float((of_group**4).sum()))
     return float(overall * (1 - overall) / (typical * (1 - typical) * shared))
 
 
