@@ -41,6 +41,7 @@ class SweepResult:
     heads: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, Any] = field(default_factory=dict)
+    classes_without_validation: int = 0
     seconds: float = 0.0
     basis_seconds: float = 0.0
     retrain_seconds: float = 0.0
@@ -77,6 +78,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
         heads = _all_tried(race, search)
     chosen = choose(heads, bases)
     result = SweepResult(str(config.run), rows.index.name, rows.passes, rows.dense, rows.leaks)
+    result.classes_without_validation = len(rows.classes_without_validation)
     result.heads = _entries(heads, config.epochs)
     result.seconds, result.basis_seconds = time.perf_counter() - start, bases.seconds
     say(f"chosen of {counted(len(heads), 'head')} after {result.seconds:.1f} s: {describe(chosen.settings)}")

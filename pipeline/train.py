@@ -50,6 +50,7 @@ class TrainResult:
     kept_epoch: int = 0
     valid_accuracy: float = 0.0
     valid_loss: float = 0.0
+    classes_without_validation: int = 0
     seconds: float = 0.0
 
 
@@ -84,6 +85,7 @@ def fit_head(
     start = time.perf_counter()
     settings, precision = config.settings, rows.cache.manifest.base.precision
     result = TrainResult(str(config.run), rows.index.name, settings.basis, precision, rows.leaks)
+    result.classes_without_validation = len(rows.classes_without_validation)
     refuse_beyond_memory(settings, data)
     shape = shape_of(settings, data, config.epochs)
     group = HeadGroup([HeadState.new(member_of(settings, config.seed), shape)], shape, class_weights(settings, data))

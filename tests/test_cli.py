@@ -198,7 +198,7 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
     )
     found = invoke_json(*train)
     fields_ = {"run", "set", "basis", "precision", "leaks", "epochs", "kept_epoch", "seconds"}
-    assert found.keys() == fields_ | {"valid_accuracy", "valid_loss"}
+    assert found.keys() == fields_ | {"valid_accuracy", "valid_loss", "classes_without_validation"}
     assert found["leaks"].keys() == {"across_splits", "two_labels"}  # type: ignore[attr-defined]
     epochs = found["epochs"]
     assert isinstance(epochs, list)

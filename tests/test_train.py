@@ -202,10 +202,13 @@ def test_leaks_are_counted(run_extract: Extract, data: Path, tmp_path: Path) -> 
 
 
 def test_a_class_absent_from_validation_is_no_fault(run_extract: Extract, data: Path, tmp_path: Path) -> None:
-    """Its output stays in its place."""
+    """Its output stays in its place; that no epoch is chosen for it is said and counted."""
     shutil.rmtree(data / "valid" / "10")
     run_extract()
-    train_head(train_config(tmp_path / "features", tmp_path / "run", epochs=30, hidden=16))
+    lines: list[str] = []
+    config = train_config(tmp_path / "features", tmp_path / "run", epochs=30, hidden=16)
+    assert train_head(config, lines.append).classes_without_validation == 1
+    assert any("1 of 4 classes" in line and "'10'" in line for line in lines)
     assert evaluate(EvaluateConfig(tmp_path / "run", split="train")).top1 >= 0.75
 
 
