@@ -24,6 +24,7 @@ except ImportError:  # where a file or a package of such a name comes first on P
 
 from cache.errors import HeadgraftError
 from pipeline.config import (
+    CLASS_PRIORS,
     CLASS_WEIGHTS,
     REDUCED_BASIS,
     SEARCHES,
@@ -333,6 +334,12 @@ def report(as_json: bool, **options: Any) -> None:
     show_default=True,
     help="Fold a temperature, fitted on validation, into the last layer.",
 )
+@_option(
+    ExportConfig,
+    "class_prior",
+    "Class frequencies that probabilities are for: none, as trained; train, of the training images; uniform.",
+    type=click.Choice(CLASS_PRIORS),
+)
 @_option(ExportConfig, "overwrite", "Replace an existing model.")
 @_json
 def export(as_json: bool, **options: Any) -> None:
@@ -349,6 +356,8 @@ def export(as_json: bool, **options: Any) -> None:
     text += (
         f"\ntemperature {result.calibration.temperature:.3f}, calibration error {', '.join(errors)}" if errors else ""
     )
+    if result.class_prior != "none":
+        text += f"\nclass prior: {result.class_prior}"
     if result.onnx:
         within = f"{result.onnx['max_abs_diff']:.1g}"
         text += f"\n{result.onnx['file']}: {result.onnx['bytes'] / 1e6:.0f} MB, the model within {within}"

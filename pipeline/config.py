@@ -23,6 +23,7 @@ from pipeline.options import (
 )
 
 CLASS_WEIGHTS = ("none", "balanced")
+CLASS_PRIORS = ("none", "train", "uniform")
 SEARCHES = ("random", "grid", "optuna")
 REDUCED_BASIS = "full"  # of a head on rows that are reduced already
 
@@ -238,7 +239,11 @@ class ReduceConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Run → one model file. `cache` and `data` None: where the run and its set recorded them."""
+    """Run → one model file. `cache` and `data` None: where the run and its set recorded them.
+
+    With `class_prior` the probabilities are those for classes as frequent as in training, or all equally; "none" leaves
+    them as the head was trained.
+    """
 
     run: Path
     model: Path
@@ -247,10 +252,13 @@ class ExportConfig:
     names: Path | None = None
     onnx: Path | None = None
     calibrate: bool = True
+    class_prior: str = "none"
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         take_texts_as_paths(self)
+        known = ", ".join(CLASS_PRIORS)
+        require(self.class_prior in CLASS_PRIORS, f"--class-prior is {self.class_prior!r}, expected {known}")
 
 
 @dataclass(frozen=True)

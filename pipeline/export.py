@@ -26,6 +26,7 @@ from pipeline.model.calibration import at_temperature, cooled, error_of, fit_tem
 from pipeline.model.card import preprocessing_of
 from pipeline.model.gate import Trained, check_parity, chosen_images
 from pipeline.model.onnx import require_packages, write_onnx
+from pipeline.model.prior import for_class_prior
 from pipeline.predict import read_names
 from pipeline.run import Run, check_target
 
@@ -49,6 +50,7 @@ class ExportResult:
     parity: dict[str, Any]
     calibration: Calibration
     onnx: dict[str, Any] = field(default_factory=dict)
+    class_prior: str = "none"
 
 
 def export(config: ExportConfig, say: Say = silent) -> ExportResult:
@@ -63,18 +65,20 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
     run = Run.load(config.run)
     cache = run.open_cache(config.cache)
     index = cache.index(run.record["set"])
+    run = for_class_prior(run, index, config.class_prior)
     names = read_names(config.names, run.classes, say) if config.names else {}
     calibration, looks = calibrate(run, cache, index, say) if config.calibrate else (Calibration(), [])
     root = root_now(index, config.data)
     tensors = _backbone_tensors(cache, index, say)
     with _beside(config.model) as temporary, _beside(config.onnx or config.model) as graph:
         run.record["scored"] += looks  # saved when there is something to show for them
-        card = _card(run, cache, index, names, calibration)
+        card = {**_card(run, cache, index, names, calibration), "class_prior": config.class_prior}
         write_bundle(temporary, tensors, cooled(run.folded_head(), calibration.temperature), card)
         trained = Trained(run, calibration.temperature, cache, tensors)
         images = chosen_images(index.split("valid"))
         parity = check_parity(temporary, trained, images, root, say)
-        result = ExportResult(str(config.model), temporary.stat().st_size, parity, calibration)
+        size = temporary.stat().st_size
+        result = ExportResult(str(config.model), size, parity, calibration, class_prior=config.class_prior)
         if config.onnx:
             say("writing the ONNX file, and comparing it with the model")
             difference = write_onnx(load_bundle(temporary), graph, [root / image.path for image in images])

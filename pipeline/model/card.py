@@ -22,6 +22,7 @@ _TYPES = {
 _OPTIONAL_TYPES = {
     "basis": str,
     "calibration": dict,
+    "class_prior": str,
     "images": dict,
     "scores": dict,
     "set": str,

@@ -7,6 +7,11 @@ from pipeline.bundle import Bundle
 from pipeline.model.card import in_words
 
 _SAID_BEFORE = ("basis", "set")
+_PRIORS = {
+    "none": "as trained",
+    "train": "corrected to the class frequencies of the training images, in the last bias",
+    "uniform": "corrected to equally frequent classes, in the last bias",
+}
 SHOWN = 30  # classes that are listed
 
 
@@ -30,6 +35,7 @@ def model_card(bundle: Bundle) -> str:
     ]
     lines += [f"- images: {_images(card)}"] if "images" in card else []
     lines += [f"- basis: {card['basis']}, folded into the first layer"] if "basis" in card else []
+    lines += [f"- class prior: {_PRIORS.get(card.get('class_prior', 'none'), 'not known')}"]
     lines += [
         f"- {name.replace('_', ' ')}: {value}"
         for name, value in sorted(card.get("training", {}).items())
