@@ -24,6 +24,7 @@ except ImportError:  # where a file or a package of such a name comes first on P
 
 from cache.errors import HeadgraftError
 from pipeline.config import (
+    CLASS_PRIORS,
     CLASS_WEIGHTS,
     METRICS,
     REDUCED_BASIS,
@@ -295,11 +296,14 @@ def evaluate(as_json: bool, **options: Any) -> None:
     from pipeline.evaluate import evaluate as run
 
     r = run(EvaluateConfig(**options), say)
-    text = (
-        f"{r.split}, {r.images} images: top-1 {r.top1:.2%}, top-5 {r.top5:.2%}, "
-        f"mean per class {r.mean_per_class:.2%}, calibration error {r.ece:.3f} (floor {r.ece_floor:.3f})"
-    )
-    _emit(r, as_json, text)
+    scores = {"top-1": "top1", "top-5": "top5", "mean per class": "mean_per_class"}
+    shown = [
+        f"{name} {getattr(r, key):.2%} ({' to '.join(f'{bound:.2%}' for bound in r.intervals[key])})"
+        for name, key in scores.items()
+        if key in r.intervals
+    ]
+    text = f"{r.split}, {r.images} images: {', '.join(shown)}, calibration error {r.ece:.3f} (floor {r.ece_floor:.3f})"
+    _emit(r, as_json, f"{text}; in brackets 95 % intervals over images")
 
 
 @main.command()
@@ -342,6 +346,12 @@ def report(as_json: bool, **options: Any) -> None:
     "flip: also fit a temperature for --tta flip, on two views of each validation image.",
     type=click.Choice(TTA),
 )
+@_option(
+    ExportConfig,
+    "class_prior",
+    "Class frequencies that probabilities are for: none, as trained; train, of the training images; uniform.",
+    type=click.Choice(CLASS_PRIORS),
+)
 @_option(ExportConfig, "overwrite", "Replace an existing model.")
 @_json
 def export(as_json: bool, **options: Any) -> None:
@@ -357,6 +367,8 @@ def export(as_json: bool, **options: Any) -> None:
     )
     if result.calibration.ece:
         text += f"\ntemperature {result.calibration.temperature:.3f}, {errors_in_words(asdict(result.calibration))}"
+    if result.class_prior != "none":
+        text += f"\nclass prior: {result.class_prior}"
     if result.onnx:
         within = f"{result.onnx['max_abs_diff']:.1g}"
         text += f"\n{result.onnx['file']}: {result.onnx['bytes'] / 1e6:.0f} MB, the model within {within}"

@@ -23,6 +23,7 @@ from pipeline.options import (
 )
 
 CLASS_WEIGHTS = ("none", "balanced")
+CLASS_PRIORS = ("none", "train", "uniform")
 METRICS = ("top1", "mean-per-class")
 SEARCHES = ("random", "grid", "optuna")
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1000, 20, 100  # of a head whose epochs are not given: measured, docs/performance.md
@@ -248,6 +249,8 @@ class ExportConfig:
 
     With `test`, the calibration error of the test images is computed too, and the run records that. With `tta` "flip",
     a temperature for predicting with it is fitted on the validation images, which the backbone sees both ways.
+    With `class_prior` the probabilities are those for classes as frequent as in training, or all equally; "none" leaves
+    them as the head was trained.
     """
 
     run: Path
@@ -259,6 +262,7 @@ class ExportConfig:
     calibrate: bool = True
     test: bool = False
     tta: str = "none"
+    class_prior: str = "none"
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -268,6 +272,8 @@ class ExportConfig:
             require(
                 self.calibrate or not asked, f"{option} needs the temperature: leave out --no-calibrate or {option}"
             )
+        known = ", ".join(CLASS_PRIORS)
+        require(self.class_prior in CLASS_PRIORS, f"--class-prior is {self.class_prior!r}, expected {known}")
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """Scores of one split: of a run from the cache, of a model from image files."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.metrics import recall_score, top_k_accuracy_score
 from torch import Tensor
 
 from cache import layout
@@ -24,6 +23,7 @@ from pipeline.inputs.names import resembling
 from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.model.calibration import error_of, floor_of
 from pipeline.predict import also_mirrored, bundle_precision
+from pipeline.reporting.intervals import accuracies
 from pipeline.run import JOURNAL_FILE, RUN_FILE, Run
 
 
@@ -32,15 +32,17 @@ class EvaluateResult:
     """The fields of the command's JSON: fractions over `images` files; `ece` over 15 equal-width bins.
 
     `ece_floor` is what it would be on average if the probabilities were right.
+    `top5` is None with five classes or fewer. `intervals` has (low, high) of each accuracy, 95 % over images.
     """
 
     images: int
     split: str
     top1: float
-    top5: float
+    top5: float | None
     mean_per_class: float
     ece: float
     ece_floor: float
+    intervals: dict[str, tuple[float, float]]
 
 
 def evaluate(config: EvaluateConfig, say: Say = silent) -> EvaluateResult:
@@ -72,7 +74,8 @@ def _evaluate_run(config: EvaluateConfig, say: Say) -> EvaluateResult:
     images = index.split(config.split)
     if not images:
         raise RunError(f"set {index.name!r} has no {config.split} images")
-    result = score(*log_probs_of_split(run, cache, index, config.split), config.split)
+    groups = [image.digest for image in images]
+    result = score(*log_probs_of_split(run, cache, index, config.split), config.split, groups)
     run.add_scores([as_record(result)], say)
     return result
 
@@ -112,7 +115,8 @@ def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
     paths = [images.root / image.path for image in chosen]
     log_probs = log_probs_of_files(bundle, backbone, paths, also_mirrored(bundle, config.tta, say))
     place = {name: number for number, name in enumerate(bundle.classes)}
-    return score(log_probs, torch.tensor([place[image.label] for image in chosen]), config.split)
+    labels = torch.tensor([place[image.label] for image in chosen])
+    return score(log_probs, labels, config.split, [image.digest for image in chosen])
 
 
 def log_probs_of_files(bundle: Bundle, backbone: Backbone, paths: list[Path], mirrored: bool) -> Tensor:
@@ -134,20 +138,16 @@ def _refuse_other_split(bundle: Bundle, images: ImageSet) -> None:
         )
 
 
-def score(log_probs: Tensor, labels: Tensor, split: str) -> EvaluateResult:
-    """Scores of log-probabilities (N, C) against labels (N,)."""
-    probabilities, truth = log_probs.exp().numpy(), labels.numpy()
-    predicted = probabilities.argmax(1)
-    classes = np.arange(probabilities.shape[1])
-    top5 = 1.0
-    if len(classes) > 5:
-        top5 = float(top_k_accuracy_score(truth, probabilities, k=5, labels=classes))
+def score(log_probs: Tensor, labels: Tensor, split: str, groups: Sequence[str | int] | None = None) -> EvaluateResult:
+    """Scores of log-probabilities (N, C) against labels (N,); images of one of `groups` (N,) are not independent."""
+    found = accuracies(log_probs.double().numpy(), labels.numpy(), groups)
     return EvaluateResult(
-        images=len(truth),
+        images=len(labels),
         split=split,
-        top1=float((predicted == truth).mean()),
-        top5=top5,
-        mean_per_class=float(recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)),
+        top1=found["top1"].value,
+        top5=found["top5"].value if "top5" in found else None,
+        mean_per_class=found["mean_per_class"].value,
         ece=error_of(log_probs, labels),
         ece_floor=floor_of(log_probs),
+        intervals={name: (one.low, one.high) for name, one in found.items()},
     )

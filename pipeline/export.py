@@ -27,6 +27,7 @@ from pipeline.model.calibration import at_temperature, calibrate, cooled, error_
 from pipeline.model.card import preprocessing_of
 from pipeline.model.gate import Trained, check_files, check_parity, chosen_images, device_of
 from pipeline.model.onnx import require_packages, write_onnx
+from pipeline.model.prior import for_class_prior
 from pipeline.predict import read_names
 from pipeline.run import Run, check_target
 
@@ -60,6 +61,7 @@ class ExportResult:
     parity: dict[str, Any]
     calibration: Calibration
     onnx: dict[str, Any] = field(default_factory=dict)
+    class_prior: str = "none"
 
 
 def export(config: ExportConfig, say: Say = silent) -> ExportResult:
@@ -74,6 +76,7 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
     run = Run.load(config.run)
     cache = run.open_cache(config.cache)
     index = cache.index(run.record["set"])
+    run = for_class_prior(run, index, config.class_prior)
     names = read_names(config.names, run.classes, say) if config.names else {}
     calibration = _of_validation(run, cache, index, say) if config.calibrate else Calibration()
     calibration, looks = _of_test(calibration, run, cache, index) if config.test else (calibration, [])
@@ -85,12 +88,13 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
         calibration = _of_flip(calibration, bundle, index, root, say)
     with _beside(config.model) as temporary, _beside(config.onnx or config.model) as graph:
         run.record["scored"] += looks  # saved when there is something to show for them
-        card = _card(run, cache, index, names, calibration)
+        card = {**_card(run, cache, index, names, calibration), "class_prior": config.class_prior}
         write_bundle(temporary, tensors, head, card)
         trained = Trained(run, calibration.temperature, cache, tensors)
         images = chosen_images(index.split("valid"))
         parity = check_parity(temporary, trained, images, root, say)
-        result = ExportResult(str(config.model), temporary.stat().st_size, parity, calibration)
+        size = temporary.stat().st_size
+        result = ExportResult(str(config.model), size, parity, calibration, class_prior=config.class_prior)
         if config.onnx:
             say("writing the ONNX file, and comparing it with the model")
             difference = write_onnx(load_bundle(temporary), graph, [root / image.path for image in images])

@@ -22,9 +22,9 @@ from pipeline.run import REPORT_FILE, Run, check_target
 class ReportResult:
     """The fields of the command's JSON: `valid` and `test` are of `{value, low, high}`, test empty where not scored.
 
-    `unchecked` says why no label could be checked, "" where they were; `unchecked_classes` are those whose labels cannot
-    be checked, with their images. `heads_to_pay` heads, or
-    `epochs_to_pay` epochs of them, cost as much without a cache as the cache did.
+    `unchecked` says why no label could be checked, "" where they were; `unchecked_classes` are those whose labels
+    cannot be checked, with their images. `heads_to_pay` heads, or `epochs_to_pay` epochs of them, cost as much without
+    a cache as the cache did.
     """
 
     report: str

@@ -48,6 +48,7 @@ class SweepResult:
     searched: dict[str, Any] = field(default_factory=dict)
     default: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, Any] = field(default_factory=dict)
+    classes_without_validation: int = 0
     seconds: float = 0.0
     basis_seconds: float = 0.0
     retrain_seconds: float = 0.0
@@ -88,6 +89,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
         heads = _all_tried(race, search, known)
     chosen = choose(heads, race)
     result = SweepResult(str(config.run), rows.index.name, rows.passes, rows.dense, config.choose_by, rows.leaks)
+    result.classes_without_validation = len(rows.classes_without_validation)
     result.heads = _entries(heads, race)
     result.seconds, result.basis_seconds = time.perf_counter() - start, bases.seconds
     say(f"chosen of {counted(len(heads), 'head')} after {result.seconds:.1f} s: {describe(chosen.settings)}")

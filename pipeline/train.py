@@ -50,6 +50,7 @@ class TrainResult:
     epochs: list[Epoch] = field(default_factory=list)
     valid_accuracy: float = 0.0
     valid_loss: float = 0.0
+    classes_without_validation: int = 0
     seconds: float = 0.0
 
 
@@ -91,6 +92,7 @@ def fit_head(
     start = time.perf_counter()
     settings, precision = config.settings, rows.cache.manifest.base.precision
     result = TrainResult(str(config.run), rows.index.name, settings.basis, precision, rows.leaks)
+    result.classes_without_validation = len(rows.classes_without_validation)
     refuse_beyond_memory(settings, data)
     epochs = config.epochs or default_epochs(data.num_images, config.batch_size)
     shape = shape_of(settings, data, epochs)

@@ -268,17 +268,21 @@ def test_features_that_never_differ_are_refused(name: str, row: Tensor) -> None:
 
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("regions", ["full", "pool", "pyramid"])
-def test_a_whitening_needs_differences_within_a_class(regions: str, copies: int) -> None:
-    """With one image a class there are none; other bases do not need them."""
-    start = start_basis(f"{regions}+white", (8, 2, 2))
+def test_one_image_a_class_is_not_whitened_and_that_is_said(regions: str, copies: int) -> None:
+    """There is no spread within a class to whiten by: channels are scaled alike, and every basis is finite."""
     rows = torch.rand(3, 32, generator=torch.Generator().manual_seed(0)).repeat(copies, 1)
     labels = torch.arange(3).repeat(copies)
-    with pytest.raises(PipelineError, match=r"one image per class.*--passes 1"):
-        fit_basis(start, in_blocks(start.transform(rows), labels), 3, (8, 2, 2))
-    for name in (regions, f"{regions}+lda", f"{regions}+pca:2"):
-        start = start_basis(name, (8, 2, 2))
-        basis = fit_basis(start, in_blocks(start.transform(rows), labels), 3, (8, 2, 2))
+    for last in ("", "+white", "+white+lda", "+white+pca:2", "+lda", "+pca:2"):
+        start, said = start_basis(f"{regions}{last}", (8, 2, 2)), list[str]()
+        blocks = in_blocks(start.transform(rows), labels)
+        basis = fit_basis(start, blocks, 3, (8, 2, 2), say=said.append)
         assert basis.transform(rows).isfinite().all()
+        assert [("not whitened" in line, "--passes 1" in line) for line in said] == [(True, True)] * ("white" in last)
+    start = start_basis(f"{regions}+white", (8, 2, 2))
+    found = fit_basis(start, in_blocks(start.transform(rows), labels), 3, (8, 2, 2))
+    plain = Basis("", found.stages[:2])  # regions and standardising
+    ratio = found.transform(rows) / plain.transform(rows)
+    assert torch.allclose(ratio, ratio[0, 0], rtol=1e-3)
 
 
 def test_principal_directions_of_few_rows_in_many_dimensions_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,7 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
     )
     found = invoke_json(*train)
     fields_ = {"run", "set", "basis", "precision", "leaks", "epochs", "seconds"}
-    assert found.keys() == fields_ | {"valid_accuracy", "valid_loss"}
+    assert found.keys() == fields_ | {"valid_accuracy", "valid_loss", "classes_without_validation"}
     assert found["leaks"].keys() == {"across_splits", "two_labels"}  # type: ignore[attr-defined]
     epochs = found["epochs"]
     assert isinstance(epochs, list)
@@ -206,8 +206,12 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
     assert epochs[0].keys() == {"epoch", "train_loss", "valid_accuracy", "valid_loss", "seconds"}
 
     found = invoke_json("evaluate", tmp_path / "run")
-    assert found.keys() == {"images", "split", "top1", "top5", "mean_per_class", "ece", "ece_floor"}
-    assert (found["images"], found["split"]) == (4, "test")
+    assert found.keys() == {"images", "split", "top1", "top5", "mean_per_class", "ece", "ece_floor", "intervals"}
+    assert (found["images"], found["split"], found["top5"]) == (4, "test", None)
+    assert found["intervals"].keys() == {"top1", "mean_per_class"}  # type: ignore[attr-defined]
+    said = invoke("evaluate", tmp_path / "run").stdout
+    assert "95 % intervals" in said
+    assert "top-5" not in said  # of four classes
 
 
 def test_without_json_a_command_says_what_it_did(extracted: tuple[object, ...]) -> None:

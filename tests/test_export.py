@@ -391,7 +391,7 @@ def test_export_prints_one_object(trained: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["export", str(trained / "run"), str(tmp_path / "m.safetensors"), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found.keys() == {"model", "bytes", "parity", "calibration", "onnx"}
+    assert found.keys() == {"model", "bytes", "parity", "calibration", "onnx", "class_prior"}
     assert {"images", "precision", "max_abs_diff", "top1_agreement"} <= found["parity"].keys()
     assert found["parity"]["batch_sizes"] == [8, 1, 3]
     assert found["parity"]["float32_top1_agreement"] == 1

@@ -3,12 +3,13 @@
 import os
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, draw_dataset, draw_image
+from conftest import CLASSES, REPOSITORY, draw_dataset, draw_image
 
 from cache.index import SetIndex, SkippedImage
 from pipeline.errors import ImageSetError
@@ -57,12 +58,19 @@ def test_test_and_valid_may_be_missing(data: Path) -> None:
     assert scanned(data).counts() == {"train": 12, "valid": 0, "test": 0}
 
 
-def test_a_folder_of_classes_is_split_80_10_10_within_each_class(tmp_path: Path) -> None:
-    """Of 20 images a class, 16, 2 and 2."""
-    index = scanned(folder_of_classes(tmp_path / "data"))
-    for label in CLASSES:
-        counts = [sum(i.label == label for i in index.split(split)) for split in ("train", "valid", "test")]
-        assert counts == [16, 2, 2]
+def test_a_folder_of_classes_is_split_within_each_class_as_the_documents_say(tmp_path: Path) -> None:
+    """The counts of the quick start, whatever the seed."""
+    quickstart = (REPOSITORY / "docs" / "quickstart.md").read_text("utf-8")
+    table = [tuple(map(int, row)) for row in re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", quickstart, re.M)]
+    assert {3, 4, 5, 8, 10, 20} <= {count for count, *_ in table}
+    for count, *_ in table:
+        for number in range(count):
+            (tmp_path / f"of {count}").mkdir(exist_ok=True)
+            (tmp_path / f"of {count}" / f"{number}.png").write_bytes(f"{count} {number}".encode())
+    for seed in (0, 7):
+        found = Counter((image.label, image.split) for image in ImageSet.scan(tmp_path, seed).images)
+        for count, *split in table:
+            assert [found[f"of {count}", name] for name in ("train", "valid", "test")] == split
 
 
 def test_the_split_follows_from_seed_and_contents_alone(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pipeline.backbones.weights import load_weights_file
 from pipeline.bundle import Bundle, load_bundle, write_bundle
 from pipeline.errors import BundleError, RunError, WeightsError
 from pipeline.heads.head import HeadConfig, build_head
+from pipeline.model.markdown import model_card
 from pipeline.run import HEAD_FILE, Run
 from pipeline.train import train_head
 
@@ -85,6 +86,9 @@ def test_a_crafted_header_is_refused(content: bytes, run: Path, tmp_path: Path) 
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
+SCORED = {"split": "test", "images": 4, "top1": 1.0, "top5": None, "mean_per_class": 1.0, "when": "2026-01-01"}
+
+
 def good_card() -> dict[str, Any]:
     """The card of a model of the tiny backbone with two classes."""
     base = json.loads(json.dumps(asdict(Manifest(some_base()))))
@@ -112,6 +116,16 @@ def written(path: Path, card: dict[str, Any], **others: Tensor) -> Path:
 def test_the_good_card_is_good(tmp_path: Path) -> None:
     """So that the refusals below have their reason in what was changed."""
     assert load_bundle(written(tmp_path / "good.safetensors", good_card())).classes == ("a", "b")
+
+
+def test_a_card_in_words_has_intervals_and_no_top_5_of_two_classes(tmp_path: Path) -> None:
+    """Those of earlier versions have a top-5 of 100 %, and no intervals."""
+    now = {**SCORED, "top1": 0.75, "intervals": {"top1": [0.25, 0.98]}}
+    card = {**good_card(), "scores": {"scored": [now, {**SCORED, "top5": 1.0}]}}
+    found = model_card(load_bundle(written(tmp_path / "model.safetensors", card)))
+    assert "75.00% (95 % interval 25.00% to 98.00%)" in found
+    assert found.count("top-1") == 2
+    assert "top-5" not in found
 
 
 def test_files_of_every_version_are_read(tmp_path: Path) -> None:
@@ -157,6 +171,8 @@ def test_files_of_every_version_are_read(tmp_path: Path) -> None:
         lambda card: card.update(scores={"valid_accuracy": "much"}),
         lambda card: card.update(scores={"scored": [{}]}),
         lambda card: card.update(scores={"scored": {"test": 1}}),
+        lambda card: card.update(scores={"scored": [{**SCORED, "intervals": {"top1": ["0", "1"]}}]}),
+        lambda card: card.update(scores={"scored": [{**SCORED, "top5": "all"}]}),
         lambda card: card.update(calibration={"ece": {"valid": [1, 2]}, "temperature": 1.0}),
         lambda card: card.update(calibration={"ece": {"valid": [0.1, 0.2]}}),
         lambda card: card.update(calibration={"floor": {"valid": [0.1]}}),

@@ -207,6 +207,17 @@ def test_results_are_a_table_a_json_file_and_a_csv_file(features: Path) -> None:
     assert max(map(len, text.splitlines()[:11])) <= 120
 
 
+def test_classes_that_the_choice_is_blind_to_are_counted(features: Path) -> None:
+    """Those without validation images, which every extraction and split may leave."""
+    cache = FeatureCache.open(features)
+    index = cache.index()
+    kept = tuple(image for image in index.images if image.split != "valid" or image.label not in ("10", "2"))
+    cache.save_index(replace(index, images=kept, data="/none", root="/none"))
+    lines: list[str] = []
+    assert sweep(config(features, heads=2, seeds=1), lines.append).classes_without_validation == 2
+    assert any("2 of 4 classes" in line and "'10', '2'" in line for line in lines)
+
+
 def test_the_same_seed_gives_the_same_sweep(features: Path) -> None:
     """Heads, scores and choice."""
     first, second = (sweep(config(features, run=features.parent / name)) for name in "ab")

@@ -170,16 +170,23 @@ def test_one_class_or_one_image_is_refused_with_what_to_do(run_extract: Extract,
         train_head(train_config(tmp_path / "features", tmp_path / "run"))
 
 
-def test_one_image_per_class_is_said_and_the_advice_works(run_extract: Extract, data: Path, tmp_path: Path) -> None:
-    """Its clean view alone has no spread within a class to whiten by; an augmented pass has."""
+@pytest.mark.parametrize("memory", [None, 1e-9], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("basis", ["pyramid+white", "pyramid+white+lda", "pyramid+lda"])
+def test_one_image_per_class_trains(
+    run_extract: Extract, data: Path, tmp_path: Path, basis: str, memory: float | None
+) -> None:
+    """Its clean view alone has no spread within a class to whiten by, which is said; an augmented pass has."""
     for path in (data / "train").rglob("image_[12].*"):
         path.unlink()
     run_extract()
-    config = train_config(tmp_path / "features", tmp_path / "run", basis="pyramid+white")
-    with pytest.raises(PipelineError, match=r"one image per class.*--passes 1"):
-        train_head(config)
+    config = train_config(tmp_path / "features", tmp_path / "run", basis=basis, memory=memory)
+    lines: list[str] = []
+    assert train_head(config, lines.append).epochs
+    assert any("not whitened" in line for line in lines) == ("white" in basis)
     run_extract(passes=1)
-    assert train_head(config).epochs
+    lines.clear()
+    assert train_head(replace(config, overwrite=True), lines.append).epochs
+    assert not any("not whitened" in line for line in lines)
 
 
 def test_leaks_are_counted(run_extract: Extract, data: Path, tmp_path: Path) -> None:
@@ -195,10 +202,13 @@ def test_leaks_are_counted(run_extract: Extract, data: Path, tmp_path: Path) -> 
 
 
 def test_a_class_absent_from_validation_is_no_fault(run_extract: Extract, data: Path, tmp_path: Path) -> None:
-    """Its output stays in its place."""
+    """Its output stays in its place; that no epoch is chosen for it is said and counted."""
     shutil.rmtree(data / "valid" / "10")
     run_extract()
-    train_head(train_config(tmp_path / "features", tmp_path / "run", epochs=30, hidden=16))
+    lines: list[str] = []
+    config = train_config(tmp_path / "features", tmp_path / "run", epochs=30, hidden=16)
+    assert train_head(config, lines.append).classes_without_validation == 1
+    assert any("1 of 4 classes" in line and "'10'" in line for line in lines)
     assert evaluate(EvaluateConfig(tmp_path / "run", split="train")).top1 >= 0.75
 
 
@@ -329,14 +339,18 @@ def test_scores_are_what_a_count_by_hand_gives() -> None:
     assert result.mean_per_class == pytest.approx((2 / 3 + 1 + 1 + 1 + 0 + 0) / 6)
     order = logits.argsort(dim=1, descending=True)[:, :5]
     assert result.top5 == pytest.approx(float((order == labels[:, None]).any(1).float().mean()))
+    for name, (low, high) in result.intervals.items():
+        assert 0 <= low < getattr(result, name) < high <= 1
 
 
 def test_scores_of_one_class_and_of_few_classes_are_defined() -> None:
-    """All images of one class; and no more than five classes make top-5 certain."""
+    """All images of one class; with no more than five classes, top-5 says nothing and is none."""
     seven = torch.log_softmax(torch.eye(7)[torch.zeros(4, dtype=torch.long)] * 9, 1)
     assert score(seven, torch.zeros(4, dtype=torch.long), "test").top1 == 1
     four = torch.log_softmax(torch.eye(4), 1)
-    assert score(four, torch.tensor([1, 0, 3, 2]), "test").top5 == 1
+    few = score(four, torch.tensor([1, 0, 3, 2]), "test")
+    assert few.top5 is None
+    assert few.intervals.keys() == {"top1", "mean_per_class"}
 
 
 def test_calibration_error_over_15_bins_is_as_defined() -> None:

@@ -19,6 +19,7 @@ from pipeline.bases.directions import (
     spread_of,
 )
 from pipeline.bases.name import BasisName
+from pipeline.console import Say, silent
 from pipeline.errors import PipelineError
 
 Shape = tuple[int, ...]
@@ -85,14 +86,21 @@ class Shared:
         return sum(rows.nbytes for rows in (*self.regions.values(), *(rows for _, rows in self.first.values())))
 
 
-def fit_basis(start: Basis, blocks: Blocks, num_classes: int, row_shape: Shape, sample: Blocks | None = None) -> Basis:
+def fit_basis(
+    start: Basis,
+    blocks: Blocks,
+    num_classes: int,
+    row_shape: Shape,
+    sample: Blocks | None = None,
+    say: Say = silent,
+) -> Basis:
     """Fit what follows `start` on `blocks` of training rows in it.
 
     All rows are read once, for a whitening twice, for directions once more. Rows are held for principal directions of
     very wide rows alone: those of `sample`, if given.
     """
     name = BasisName.parse(start.name)
-    stages = first_stages(name, blocks, num_classes, row_shape)
+    stages = first_stages(name, blocks, num_classes, row_shape, say)
     before = Basis(start.name, tuple(stages))
 
     def after(these: Blocks) -> Blocks:
@@ -124,12 +132,14 @@ def without_last(name: BasisName) -> BasisName:
     return replace(name, components=None, discriminant=None)
 
 
-def first_stages(name: BasisName, blocks: Blocks, num_classes: int, row_shape: Shape) -> list[Stage]:
+def first_stages(name: BasisName, blocks: Blocks, num_classes: int, row_shape: Shape, say: Say = silent) -> list[Stage]:
     """Standardising and, if it has any, whitening; nothing for `full` alone."""
     if name == BasisName("full"):
         return []
     scale = _standardise(blocks)
-    return [scale] if name.shrinkage is None else [scale, *_whiten(name, scale, blocks, num_classes, row_shape[0])]
+    if name.shrinkage is None:
+        return [scale]
+    return [scale, *_whiten(name, scale, blocks, num_classes, row_shape[0], say)]
 
 
 def _standardise(blocks: Blocks) -> Scale:
@@ -153,8 +163,11 @@ def _deviation(squares: Tensor, total: Tensor, count: int) -> Tensor:
     return ((squares - total.square() / count) / max(count - 1, 1)).clamp_min(0).sqrt()
 
 
-def _whiten(name: BasisName, scale: Stage, blocks: Blocks, num_classes: int, channels: int) -> list[Stage]:
-    """Whiten channels by the shrunken within-class covariance of their means over the map; one scale for all."""
+def _whiten(name: BasisName, scale: Stage, blocks: Blocks, num_classes: int, channels: int, say: Say) -> list[Stage]:
+    """Whiten channels by the shrunken within-class covariance of their means over the map; one scale for all.
+
+    Channels are not mixed where the rows of each class are the same, as with one image per class and no passes.
+    """
     assert name.shrinkage is not None
     counts = torch.zeros(num_classes, 1, dtype=torch.float64)
     sums = torch.zeros(num_classes, channels, dtype=torch.float64)
@@ -170,18 +183,25 @@ def _whiten(name: BasisName, scale: Stage, blocks: Blocks, num_classes: int, cha
         all_products += every.T @ every
         all_sums += every.sum(0)
         vectors += len(every)
-    within = (products - sums.T @ (sums / counts.clamp_min(1))) / counts.sum()
-    if not float(within.diagonal().mean()) > SAME**2:
-        raise PipelineError(
-            "+white needs different training rows within a class, but those of each class are the same, as with one "
-            "image per class: add images, run extract with --passes 1, or choose a basis without +white"
+    covariance = (products - sums.T @ (sums / counts.clamp_min(1))) / counts.sum()
+    if not _differs(covariance):
+        say(
+            "+white: the training rows of each class are the same, as with one image per class and no passes, so that "
+            "channels are not whitened; extract --passes 1 makes rows that differ"
         )
-    matrix = _whitening(within, name.shrinkage)
+        # The covariance of all rows is then that between classes, and whitening by it hides what tells them apart.
+        covariance = torch.eye(channels, dtype=torch.float64)
+    matrix = _whitening(covariance, name.shrinkage)
     # Scaling each direction by itself would undo the shrinkage.
     squares, total = (matrix * (all_products @ matrix)).sum(), (all_sums @ matrix).sum()
     spread = _deviation(squares, total, vectors * channels).clamp_min(1e-6)
     width = channels * z.shape[1]
     return [Mix(matrix.float().contiguous()), Scale(torch.zeros(width), spread.float().expand(width).contiguous())]
+
+
+def _differs(covariance: Tensor) -> bool:
+    """Whether rows of this covariance (C, C), standardised, differ by more than the rounding of sums."""
+    return float(covariance.diagonal().mean()) > SAME**2
 
 
 def _whitening(covariance: Tensor, shrinkage: float) -> Tensor:

@@ -137,6 +137,7 @@ def _streamed(rows: TrainingSet, name: str, memory: int, say: Say) -> tuple[Basi
         len(index.classes),
         cache.row_shape,
         lambda: blocks(sample),
+        say,
     )
     say(f"basis {name}: fitted on {len(keys)} training rows")
     width = basis.transform(torch.zeros(1, cache.in_features)).shape[1]
@@ -210,7 +211,7 @@ def _projected(
     labels_of = label_tensor(index, index.split("train")).repeat_interleave(train_rows.shape[1])
     start_of = start_basis(name, cache.row_shape)
     rows = _started(cache, keys, start_of, shared)
-    basis, rows = _fit_and_apply(cache, rows, start_of, fit_on, labels_of, len(index.classes), shared)
+    basis, rows = _fit_and_apply(cache, rows, start_of, fit_on, labels_of, len(index.classes), shared, say)
     if basis.stages:
         try:
             save_projection(cache.path, source, save({"rows": rows.contiguous(), **basis.tensors()}))
@@ -251,13 +252,20 @@ def _started(cache: FeatureCache, keys: list[RowKey], start: Basis, shared: Shar
 
 
 def _fit_and_apply(
-    cache: FeatureCache, rows: Tensor, start: Basis, fit_on: Tensor, labels: Tensor, num_classes: int, shared: Shared
+    cache: FeatureCache,
+    rows: Tensor,
+    start: Basis,
+    fit_on: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    shared: Shared,
+    say: Say,
 ) -> tuple[Basis, Tensor]:
     """The basis, fitted on `rows` (M, R0) at `fit_on` (N,) with `labels` (N,), and all of `rows` in it (M, R)."""
     name = BasisName.parse(start.name)
     first = without_last(name)
     if first not in shared.first:
-        stages = first_stages(name, _in_blocks(rows, fit_on, labels), num_classes, cache.row_shape)
+        stages = first_stages(name, _in_blocks(rows, fit_on, labels), num_classes, cache.row_shape, say)
         shared.first[first] = stages, _apply(stages, rows)
     stages, rows = shared.first[first]
 

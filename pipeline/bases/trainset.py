@@ -12,6 +12,7 @@ from pipeline.config import REDUCED_BASIS, HeadSettings
 from pipeline.console import Say, counted
 from pipeline.errors import RunError
 from pipeline.inputs.images import count_leaks, stale_files
+from pipeline.inputs.listing import shown
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class TrainingSet:
         windows = range(self.cache.dense_windows(self.dense)) if self.dense else ()
         passes = (layout.pass_view(number) for number in range(self.passes + 1))
         return *passes, *(layout.window_view(self.dense, number) for number in windows)
+
+    @property
+    def classes_without_validation(self) -> list[str]:
+        """Classes that have no validation image: no epoch and no head is chosen for them."""
+        validated = {image.label for image in self.index.split("valid")}
+        return [name for name in self.index.classes if name not in validated]
 
     @property
     def default_basis(self) -> str:
@@ -84,7 +91,11 @@ class TrainingSet:
             say(f"identical images: {counts}; headgraft cache info --duplicates lists them")
         if opened.reduction:
             leaks["in_reduction"] = _refuse_seen_labels(opened, index, say)
-        return cls(opened, index, chosen, leaks, dense)
+        found = cls(opened, index, chosen, leaks, dense)
+        if absent := found.classes_without_validation:
+            count = f"{len(absent)} of {counted(len(index.classes), 'class')} without validation images"
+            say(f"{count}, for which no epoch and no head is chosen: {shown([repr(name) for name in absent])}")
+        return found
 
 
 def _passes(asked: int | None, cache: FeatureCache, index: SetIndex) -> int:

@@ -59,8 +59,9 @@ class ImageSet:
         """List and hash the images of `data`, and say what of it is not read.
 
         `data` is a folder with train/, valid/ and test/, under these or the usual other names, each of class folders;
-        or one folder of class folders, which gets a stratified 80/10/10 split by `split_seed`; or a CSV with
-        path,label,split. Hidden files and folders are ignored. Links are followed wherever they lead, loops aside.
+        or one folder of class folders, of which `split_seed` takes a tenth of each class, at least one image, for
+        validation and as many for test; or a CSV with path,label,split. Hidden files and folders are ignored. Links are
+        followed wherever they lead, loops aside.
         Raises ImageSetError where the data cannot be used, and, unless `skip_bad` records them, for entries
         that cannot be read. Where classes are `known`, train may be missing, and unknown ones are the caller's concern.
         Files that were `hashed` before and have kept size and time are not hashed again: for callers who compare the
@@ -235,7 +236,10 @@ def _hash_all(
 
 
 def _split_by_class(images: list[ImageRecord], seed: int) -> list[ImageRecord]:
-    """Stratified 80/10/10 by content: identical files stay together, the smallest classes go to train first."""
+    """A tenth of each class, at least one image, to valid and as many to test; a class of two has none for test.
+
+    By content: identical files stay together.
+    """
     split_of: dict[str, str] = {}
     for label in sorted({image.label for image in images}):
         digests = sorted({image.digest for image in images if image.label == label} - split_of.keys())
@@ -274,7 +278,8 @@ def _split_line(images: Sequence[ImageRecord], has_splits: bool) -> str:
     counts = ", ".join(f"{split} {count[split]}" for split in SPLITS)
     kinds = Counter(extension(Path(image.path)) for image in images).most_common()
     shown_kinds = f" ({', '.join(f'{kind} {number}' for kind, number in kinds)})" if len(kinds) > 1 else ""
-    return f"images read: {counts}{shown_kinds}" + ("" if has_splits else ", split 80/10/10 by --split-seed")
+    rule = ", split by --split-seed: a tenth of each class, at least one image, to valid and to test each"
+    return f"images read: {counts}{shown_kinds}" + ("" if has_splits else rule)
 
 
 def _remarks(classes: Sequence[str], images: Sequence[ImageRecord]) -> list[str]:

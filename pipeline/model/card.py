@@ -23,13 +23,14 @@ _TYPES = {
 _OPTIONAL_TYPES = {
     "basis": str,
     "calibration": dict,
+    "class_prior": str,
     "images": dict,
     "scores": dict,
     "set": str,
     "training": dict,
     "weights": dict,
 }
-_SCORED = {"split": str, "images": int, "top1": float, "top5": float, "mean_per_class": float, "when": str}
+_SCORED = {"split": str, "images": int, "top1": float, "mean_per_class": float, "when": str}
 PREPROCESSING = ("input_size", "resize", "interpolation", "mean", "std", "decoding")
 # The same for every model; stated so that other programs can compute the input. Earlier cards do not have it.
 _ALWAYS = {"channels": "RGB", "layout": "NCHW", "resize_side": "shorter", "crop": "center", "scale": 1 / 255}
@@ -82,7 +83,7 @@ def _fault_of_history(card: dict[str, Any]) -> str:
     scored = scores.get("scored", [])
     if type(scores.get("valid_accuracy", 0.0)) is not float or type(scored) is not list:
         return "scores that are none"
-    if not all(type(one) is dict and _has(one, _SCORED) for one in scored):
+    if not all(map(_is_score, scored)):
         return "scores that are none"
     return "" if _is_calibration(calibration) else "a calibration that is none"
 
@@ -90,13 +91,25 @@ def _fault_of_history(card: dict[str, Any]) -> str:
 def _is_calibration(found: dict[str, Any]) -> bool:
     """Whether it has temperatures, and pairs of errors and of their floors by split, as far as it has anything."""
     for errors in (found.get("ece", {}), found.get("floor", {})):
-        pairs = list(errors.values()) if type(errors) is dict else [None]
-        if not all(type(pair) is list and [type(value) for value in pair] == [float, float] for pair in pairs):
+        if not _are_pairs(errors):
             return False
     flip = found.get("flip_temperature")
     if flip is not None and not (type(flip) is float and 0 < flip < math.inf):
         return False
     return not found.get("ece") or type(found.get("temperature")) is float
+
+
+def _is_score(one: object) -> bool:
+    """Whether it is an evaluation: `top5` is None with five classes or fewer, earlier ones have no `intervals`."""
+    if not (isinstance(one, dict) and _has(one, _SCORED) and _are_pairs(one.get("intervals", {}))):
+        return False
+    return one.get("top5", "") is None or type(one.get("top5")) is float
+
+
+def _are_pairs(values: object) -> bool:
+    """Whether it is an object of pairs of numbers."""
+    pairs = list(values.values()) if isinstance(values, dict) else [None]
+    return all(isinstance(pair, list) and [type(value) for value in pair] == [float, float] for pair in pairs)
 
 
 def _has(values: dict[str, Any], types: dict[str, type]) -> bool:

@@ -1,11 +1,17 @@
 """A model's card in words, as Markdown: what it is, what it was made of, how good it is, how to use it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.bundle import Bundle
 from pipeline.model.card import in_words
 
 _SAID_BEFORE = ("basis", "set")
+_PRIORS = {
+    "none": "as trained",
+    "train": "corrected to the class frequencies of the training images, in the last bias",
+    "uniform": "corrected to equally frequent classes, in the last bias",
+}
 SHOWN = 30  # classes that are listed
 
 
@@ -29,6 +35,7 @@ def model_card(bundle: Bundle) -> str:
     ]
     lines += [f"- images: {_images(card)}"] if "images" in card else []
     lines += [f"- basis: {card['basis']}, folded into the first layer"] if "basis" in card else []
+    lines += [f"- class prior: {_PRIORS.get(card.get('class_prior', 'none'), 'not known')}"]
     lines += [
         f"- {name.replace('_', ' ')}: {value}"
         for name, value in sorted(card.get("training", {}).items())
@@ -71,12 +78,19 @@ def _scores(card: dict[str, Any]) -> list[str]:
     lines = (
         [f"- validation, which chose the epoch: {scores['valid_accuracy']:.2%}"] if "valid_accuracy" in scores else []
     )
-    lines += [
-        f"- {one['split']}, {one['images']} images: top-1 {one['top1']:.2%}, top-5 {one['top5']:.2%}, "
-        f"mean per class {one['mean_per_class']:.2%} (looked at {one['when'][:10]})"
-        for one in scores.get("scored", [])
-    ]
+    for one in scores.get("scored", []):
+        accuracies = ", ".join(_accuracies(one, len(card["classes"])))
+        lines.append(f"- {one['split']}, {one['images']} images: {accuracies} (looked at {one['when'][:10]})")
     return lines or ["- not scored"]
+
+
+def _accuracies(scored: dict[str, Any], classes: int) -> Iterator[str]:
+    """Each with its 95 % interval, where the file has those; an earlier file has a top-5 of five classes too."""
+    intervals = scored.get("intervals", {})
+    for name, key in (("top-1", "top1"), ("top-5", "top5"), ("mean per class", "mean_per_class")):
+        if scored[key] is not None and (key != "top5" or classes > 5):
+            bounds = [f"{bound:.2%}" for bound in intervals.get(key, ())]
+            yield f"{name} {scored[key]:.2%}" + (f" (95 % interval {' to '.join(bounds)})" if bounds else "")
 
 
 def _calibration(card: dict[str, Any]) -> list[str]:

@@ -17,7 +17,8 @@ from pipeline.model.calibration import Fit, calibrate
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne, payback, stage_one
 from pipeline.reporting.duplicates import NearDuplicates, Pair, identical_files, near_duplicates
-from pipeline.reporting.predictions import Interval, Predictions, accuracies, predict_split
+from pipeline.reporting.intervals import Interval
+from pipeline.reporting.predictions import Predictions, accuracies, predict_split
 from pipeline.reporting.record import run_fault, sweep_fault
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
 from pipeline.reporting.suspects import LabelIssues, label_issues

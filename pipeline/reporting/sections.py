@@ -18,8 +18,8 @@ from pipeline.reporting.classes import ClassRow, class_rows
 from pipeline.reporting.confusion import Cell, Pair
 from pipeline.reporting.costs import PHASES
 from pipeline.reporting.findings import MOST_COMPARED, Findings
+from pipeline.reporting.intervals import METHOD, Interval
 from pipeline.reporting.next_steps import Found, next_steps
-from pipeline.reporting.predictions import RESAMPLES, Interval
 from pipeline.reporting.suspects import FOLDS
 from pipeline.search.leaderboard import ranked
 
@@ -88,7 +88,7 @@ def _how_good(found: Findings) -> dict[str, Any]:
     return {
         "valid": found.valid,
         "scores": _renamed(found.scores),
-        "resamples": f"{RESAMPLES:,}",
+        "method": METHOD,
         "known": found.known,
         "test_scores": _renamed(found.test_scores),
         "test_images": len(found.test.images) if found.test else 0,
