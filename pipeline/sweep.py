@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.bases.fit import start_basis, started_width
 from pipeline.bases.rows import label_tensor
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
@@ -102,8 +103,10 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
 
 
 def _directions(rows: TrainingSet) -> int:
-    """The most principal directions that training rows can have."""
-    return min(len(rows.index.split("train")) * len(rows.views), rows.cache.in_features)
+    """The most principal directions that training rows can have in the regions of the default basis."""
+    shape = rows.cache.row_shape
+    width = started_width(start_basis(rows.default_basis, shape), shape)
+    return min(len(rows.index.split("train")) * len(rows.views), width)
 
 
 def _journal(config: SweepConfig, asked: dict[str, Any], replace_it: bool) -> Journal:

@@ -363,7 +363,8 @@ def test_a_sweep_is_a_table_and_one_json_object(extracted: tuple[object, ...], t
     options = ("sweep", *where, "--search", "grid", "--epochs", 2, "--seeds", 2)
     found = invoke_json(*options, "--run", tmp_path / "a")
     assert {"run", "heads", "best", "baselines", "seconds", "basis_seconds", "retrain_seconds"} <= found.keys()
-    assert {"config", "valid_accuracy", "mean", "std", "seeds", "merged"} == found["best"].keys()  # type: ignore[attr-defined]
+    best = {"config", "valid_accuracy", "mean", "std", "seeds", "won", "difference", "corrected", "merged"}
+    assert best == found["best"].keys()  # type: ignore[attr-defined]
     result = invoke(*options, "--run", tmp_path / "b")
     assert "the best of 4 heads" in result.stdout
     (tmp_path / "space.toml").write_text("hiden = 4")

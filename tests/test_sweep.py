@@ -33,6 +33,7 @@ from pipeline.search.journal import Journal, Score
 from pipeline.search.leaderboard import table
 from pipeline.search.race import Contender, Race, rungs
 from pipeline.search.selection import Metric
+from pipeline.search.space import NARROW_RATE
 from pipeline.sweep import SweepResult, sweep
 from pipeline.train import train_head
 
@@ -119,7 +120,7 @@ def test_the_default_head_and_one_in_each_basis_are_never_stopped(features: Path
     """Whatever the space is; they count among the heads."""
     result = sweep(config(features))
     default = HeadSettings()
-    known = [default, replace(default, basis="pool"), replace(default, basis="pyramid+lda:1")]
+    known = [default, replace(default, basis="pool"), replace(default, basis="pyramid+lda:1", lr=NARROW_RATE)]
     assert [head["config"] for head in result.heads[:3]] == [asdict(one) for one in known]
     assert all(head["finished"] for head in result.heads[:3])
     alone = sweep(config(features, run=features.parent / "alone", heads=1))
