@@ -364,6 +364,7 @@ def test_an_edited_run_is_refused(trained: Path, change: Any) -> None:
         lambda result: result["best"].update(std=None),
         lambda result: result["best"].update(won="luck"),
         lambda result: result["best"]["difference"].update(low="x"),
+        lambda result: result["best"]["difference"].update(corrected="x"),
         lambda result: result.update(choose_by="loss"),
         lambda result: result["heads"][0].update(valid_loss="x"),
         lambda result: result["heads"][0]["config"].update(basis="<script>$a_$"),
@@ -374,8 +375,8 @@ def test_edited_results_of_a_sweep_are_refused(change: Any) -> None:
     """As `sweep_fault` says; what a sweep writes has none."""
     settings = asdict(HeadSettings())
     head = {"config": settings, "epochs": 1, "finished": True, "valid_accuracy": 0.5, "valid_loss": None}
-    best = {"config": dict(settings), "mean": 0.5, "std": 0.0, "seeds": 1, "won": "search", "corrected": 0.5}
-    best["difference"] = {"value": 0.1, "low": -0.1, "high": 0.3}
+    best = {"config": dict(settings), "mean": 0.5, "std": 0.0, "seeds": 1, "won": "search"}
+    best["difference"] = {"value": 0.1, "low": -0.1, "high": 0.3, "corrected": None}
     seconds = {"seconds": 1.0, "basis_seconds": 0.5, "retrain_seconds": 1}
     result = {"heads": [head], "best": best, "choose_by": "top1", **seconds}
     assert sweep_fault(result) == ""
