@@ -207,7 +207,7 @@ def test_the_page_answers_what_a_user_asks(trained: Path) -> None:
         assert heading in page.text
     assert "The sweep" not in page.text
     assert "headgraft evaluate" in page.text
-    assert "looked at" not in page.text
+    assert "test images were evaluated" not in page.text
     assert "95 % interval over images" in page.text
     assert result.test == {}
     assert result.pictures > 0
@@ -218,7 +218,7 @@ def test_the_page_answers_what_a_user_asks(trained: Path) -> None:
     evaluate(EvaluateConfig(trained))
     again = report(ReportConfig(trained))
     assert again.test["top1"]["value"] == pytest.approx(evaluate(EvaluateConfig(trained)).top1)
-    assert "were looked at once" in looked_over(trained / REPORT_FILE).text
+    assert "were evaluated once" in looked_over(trained / REPORT_FILE).text
 
 
 def test_the_advice_can_be_followed(data: Path, run_extract: Extract, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_equal_hits_are_equal_accuracies() -> None:
 
 @pytest.mark.parametrize(("name", "classes"), [("top1", 2), ("mean-per-class", 50), ("mean-per-class", 2)])
 def test_no_observed_difference_is_not_a_certain_one(name: str, classes: int) -> None:
-    """50 images that both heads classify correctly, or one image in each class: the interval has a width, and covers."""
+    """50 images that both heads get right, or one image in each class: the interval has a width, and covers."""
     labels, generator = np.arange(50) % classes, np.random.default_rng(0)
     metric = metric_of(name, labels)
     same = difference([np.ones(50, bool)], [np.ones(50, bool)], metric)
