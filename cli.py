@@ -255,9 +255,7 @@ def train_head(as_json: bool, **options: Any) -> None:
 @_option(SweepConfig, "heads", "Heads to try.")
 @_option(SweepConfig, "epochs", "Epochs of a head that is not stopped early.  [default: as of train-head]", type=int)
 @_option(SweepConfig, "time_limit", "Seconds after which the best so far is chosen.", type=float)
-@_option(
-    SweepConfig, "space", "TOML file of what to search.  [default: bases, hidden units, dropout, rates]", type=_PATH
-)
+@_option(SweepConfig, "space", "TOML file of what to search.  [default: bases, dropout, rates, decay]", type=_PATH)
 @_option(SweepConfig, "search", "How heads are found in the space.", type=click.Choice(SEARCHES))
 @click.option(
     "--halving/--no-halving",

@@ -58,7 +58,7 @@ def sweeps() -> str:
         "default head, valid",
         "best of the search, valid",
         "difference, 95 % over images",
-        "corrected for the choice",
+        "corrected for the choice: valid, difference",
         "test of the kept one",
         "merged: valid, test",
     )
@@ -73,7 +73,7 @@ def _choice(split: dict[str, Any], row: dict[str, Any]) -> list[object]:
         f"{row['seconds']:.0f} and {row['retrain_seconds']:.0f}",
         *(f"{_percent(row[key]['mean'])} ± {100 * row[key]['std']:.1f}" for key in ("default", "searched")),
         f"{100 * apart['value']:+.1f} ({100 * apart['low']:+.1f} to {100 * apart['high']:+.1f})",
-        _percent(row["best"]["corrected"]),
+        f"{_percent(row['searched']['corrected'])}, {100 * apart['corrected']:+.1f}",
         _range(row["test"]),
         f"{_percent(merged['valid'])}, {_percent(merged['test'])}",
     ]

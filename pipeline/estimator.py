@@ -27,7 +27,8 @@ Array = npt.NDArray[np.float32]
 class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """Linear(D, hidden), ReLU, Dropout, Linear(hidden, C), LogSoftmax on rows (N, D), trained as `train_head` does.
 
-    All epochs are trained: there is no validation set to choose one by. Rows are taken as they are: standardise them
+    Unlike there, numbers of epochs and rows per step are the same for any number of rows, and products are in float32.
+    Rows are taken as they are: standardise them
     or reduce them in a `Pipeline`.
 
     Attributes:

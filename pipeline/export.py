@@ -27,7 +27,7 @@ from pipeline.model.calibration import at_temperature, calibrate, cooled, error_
 from pipeline.model.card import preprocessing_of
 from pipeline.model.gate import Trained, check_files, check_parity, chosen_images, device_of
 from pipeline.model.onnx import require_packages, write_onnx
-from pipeline.model.prior import for_class_prior
+from pipeline.model.prior import class_prior
 from pipeline.predict import read_names
 from pipeline.run import Run, check_target
 
@@ -76,16 +76,18 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
     run = Run.load(config.run)
     cache = run.open_cache(config.cache)
     index = cache.index(run.record["set"])
-    run = for_class_prior(run, index, config.class_prior)
+    prior = class_prior(run, index, config.class_prior)
     names = read_names(config.names, run.classes, say) if config.names else {}
-    calibration = _of_validation(run, cache, index, say) if config.calibrate else Calibration()
-    calibration, looks = _of_test(calibration, run, cache, index) if config.test else (calibration, [])
+    shift = prior.of_training_images if prior else None
+    calibration = _of_validation(run, cache, index, shift, say) if config.calibrate else Calibration()
+    calibration, looks = _of_test(calibration, run, cache, index, shift) if config.test else (calibration, [])
+    run = prior.corrected(run, calibration.temperature) if prior else run
     root = root_now(index, config.data)
     tensors = _backbone_tensors(cache, index, say)
     head = cooled(run.folded_head(), calibration.temperature)
     if config.tta == "flip":
         bundle = Bundle(config.model, _card(run, cache, index, names, calibration), tensors, head)
-        calibration = _of_flip(calibration, bundle, index, root, say)
+        calibration = _of_flip(calibration, bundle, index, root, prior.from_wanted if prior else None, say)
     with _beside(config.model) as temporary, _beside(config.onnx or config.model) as graph:
         run.record["scored"] += looks  # saved when there is something to show for them
         card = {**_card(run, cache, index, names, calibration), "class_prior": config.class_prior}
@@ -117,29 +119,31 @@ def _beside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _of_validation(run: Run, cache: FeatureCache, index: SetIndex, say: Say) -> Calibration:
-    """The temperature of least loss on validation, 1 where every image is classified correctly."""
-    found = calibrate(*log_probs_of_split(run, cache, index, "valid"), index)
+def _of_validation(run: Run, cache: FeatureCache, index: SetIndex, shift: Tensor | None, say: Say) -> Calibration:
+    """The temperature of least loss on validation, 1 where every image is classified correctly, or is in train too."""
+    found = calibrate(*log_probs_of_split(run, cache, index, "valid"), index, shift)
     if found.temperature is None:
-        say("every validation image is classified correctly, which leaves the temperature open: keeping T = 1")
+        say("no validation image that is not in train is misclassified: the temperature stays 1")
     errors, floors = (found.ece, found.cooled_ece), (found.floor, found.cooled_floor)
     return Calibration(found.temperature or 1.0, {"valid": errors}, {"valid": floors})
 
 
 def _of_test(
-    known: Calibration, run: Run, cache: FeatureCache, index: SetIndex
+    known: Calibration, run: Run, cache: FeatureCache, index: SetIndex, shift: Tensor | None
 ) -> tuple[Calibration, list[dict[str, Any]]]:
-    """The same with the errors of the test images, and their evaluation, as a run records it."""
+    """The same with the errors of the test images, and the evaluation of the run's own head, as it records it."""
     if not index.split("test"):
         raise RunError(f"set {index.name!r} has no test images: leave out --test")
-    before, labels = log_probs_of_split(run, cache, index, "test")
-    after = at_temperature(before, known.temperature)
+    log_probs, labels = log_probs_of_split(run, cache, index, "test")
+    before, after = (at_temperature(log_probs, value, shift) for value in (1.0, known.temperature))
     errors, floors = (error_of(before, labels), error_of(after, labels)), (floor_of(before), floor_of(after))
     found = replace(known, ece={**known.ece, "test": errors}, floor={**known.floor, "test": floors})
-    return found, [as_record(score(before, labels, "test"))]
+    return found, [as_record(score(log_probs, labels, "test", [image.digest for image in index.split("test")]))]
 
 
-def _of_flip(known: Calibration, bundle: Bundle, index: SetIndex, root: Path, say: Say) -> Calibration:
+def _of_flip(
+    known: Calibration, bundle: Bundle, index: SetIndex, root: Path, shift: Tensor | None, say: Say
+) -> Calibration:
     """The same with a temperature for --tta flip, fitted on the validation images themselves: the cache has no mirrored
     views.
     """
@@ -148,7 +152,7 @@ def _of_flip(known: Calibration, bundle: Bundle, index: SetIndex, root: Path, sa
     say(f"--tta flip: the backbone sees {counted(len(images), 'validation image')}, as they are and mirrored")
     backbone = bundle.backbone(device_of(bundle.precision), bundle.precision)
     log_probs = log_probs_of_files(bundle, backbone, [root / image.path for image in images], mirrored=True)
-    found = calibrate(log_probs, label_tensor(index, images), index)
+    found = calibrate(log_probs, label_tensor(index, images), index, shift)
     return replace(
         known,
         ece={**known.ece, "valid_flip": (found.ece, found.cooled_ece)},

@@ -28,10 +28,9 @@ from pipeline.bases.trainset import TrainingSet
 from pipeline.config import ReduceConfig, TrainConfig
 from pipeline.console import Say, counted, progress, silent, size
 from pipeline.errors import ConfigError
-from pipeline.evaluate import log_probs_of_split
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
-from pipeline.train import fit_head, run_of
+from pipeline.train import fit_head, score_head
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -212,14 +211,12 @@ def _deviation(values: Floats) -> float:
 
 def _hits(config: ReduceConfig, rows: TrainingSet, say: Say) -> Bools:
     """Whether heads of S seeds are right about the N validation images, (S, N)."""
-    basis, data = load_data(rows, rows.default_basis, allowed_bytes(config.memory), say)
+    _, data = load_data(rows, rows.default_basis, allowed_bytes(config.memory), say)
     found = []
     for seed in range(config.seeds):
         asked = TrainConfig(rows.cache.path, config.out, basis=rows.default_basis, seed=seed)
-        result, head = fit_head(asked, rows, data)
-        run = run_of(asked, rows, result, basis, head)
-        log_probs, labels = log_probs_of_split(run, rows.cache, rows.index, "valid")
-        found.append((log_probs.argmax(1) == labels).numpy())
+        _, head = fit_head(asked, rows, data)
+        found.append(score_head(head, data)[0])
         accuracy = f"validation accuracy {found[-1].mean():.2%}"
         say(f"{rows.cache.in_features} features, basis {rows.default_basis}, seed {seed}: {accuracy}")
     return np.array(found)

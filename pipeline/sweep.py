@@ -1,4 +1,4 @@
-"""Stage two, many heads: search, halving, an honest choice, and the chosen head trained anew over several seeds."""
+"""Stage two, many heads: search, halving, and the best head beside the default one, retrained with several seeds."""
 
 import math
 import time
@@ -22,21 +22,21 @@ from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run import JOURNAL_FILE, Run, claimed_run, prepare_sweep
 from pipeline.search.baselines import baselines
-from pipeline.search.choice import choose, default_settings, describe, final, merged, run_of_trained
+from pipeline.search.choice import choose, default_settings, describe, final, finalists, merged, run_of_trained
 from pipeline.search.crew import AloneCrew, Crew, RayCrew
 from pipeline.search.held import Bases
 from pipeline.search.journal import Journal
 from pipeline.search.leaderboard import result_files
 from pipeline.search.proposals import Search, start_search
 from pipeline.search.race import Contender, Race
-from pipeline.search.selection import Metric, corrected
+from pipeline.search.selection import Corrected, Metric, corrected
 from pipeline.search.space import Space, contenders, default_space
 from pipeline.train import default_epochs
 
 
 @dataclass
 class SweepResult:
-    """What `sweep` did; the fields of its JSON. `seconds` ends with the choice, those of `basis_seconds` among them."""
+    """What `sweep` did; the fields of its JSON. `seconds` ends with the search, those of `basis_seconds` among them."""
 
     run: str
     set: str
@@ -72,7 +72,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     start = time.perf_counter()
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
-    space = given or default_space(rows.default_basis, len(rows.index.classes), _directions(rows))
+    space = given or default_space(rows.default_basis, len(rows.index.classes), most_directions(rows))
     epochs = config.epochs or default_epochs(len(rows.index.split("train")), HeadSettings.batch_size)
     config = replace(config, epochs=epochs)
     known = contenders(space, default_settings(rows))[: config.heads]
@@ -85,7 +85,9 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
         journal = _journal(config, _asked(config, space, rows, device), replace_it)
         if journal.scores:
             say(f"going on from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
-        metric = Metric(config.choose_by, label_tensor(rows.index, rows.index.split("valid")).numpy())
+        images = rows.index.split("valid")
+        labels, digests = label_tensor(rows.index, images).numpy(), [image.digest for image in images]
+        metric = Metric.of_images(config.choose_by, labels, digests)
         race = Race(bases, journal, metric, epochs, config.seed, config.halving, _deadline(config), say, crew)
         heads = _all_tried(race, search, known)
     chosen = choose(heads, race)
@@ -93,7 +95,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     result.classes_without_validation = len(rows.classes_without_validation)
     result.heads = _entries(heads, race)
     result.seconds, result.basis_seconds = time.perf_counter() - start, bases.seconds
-    say(f"chosen of {counted(len(heads), 'head')} after {result.seconds:.1f} s: {describe(chosen.settings)}")
+    say(f"best of {counted(len(heads), 'head')} after {result.seconds:.1f} s: {describe(chosen.settings)}")
     run = _finish(config, chosen, heads, race, result, say)
     basis = result.best["config"]["basis"]
     result.baselines = asdict(baselines(bases.data(basis), basis))
@@ -102,11 +104,11 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     return result
 
 
-def _directions(rows: TrainingSet) -> int:
+def most_directions(trainset: TrainingSet) -> int:
     """The most principal directions that training rows can have in the regions of the default basis."""
-    shape = rows.cache.row_shape
-    width = started_width(start_basis(rows.default_basis, shape), shape)
-    return min(len(rows.index.split("train")) * len(rows.views), width)
+    shape = trainset.cache.row_shape
+    width = started_width(start_basis(trainset.default_basis, shape), shape)
+    return min(len(trainset.index.split("train")) * len(trainset.views), width)
 
 
 def _journal(config: SweepConfig, asked: dict[str, Any], replace_it: bool) -> Journal:
@@ -163,19 +165,28 @@ def _finish(
         {**found, "valid_accuracy": in_search.get(settings)}
         for settings, found in (ended.accuracy(ended.searched), ended.accuracy(ended.default))
     )
-    hits = np.stack([head.score.unpacked(len(race.metric.labels)) for head in heads])
+    found = _corrected(heads, race, config.seed)
+    result.searched["corrected"] = found.accuracy if found else None
+    merged_accuracy = float(race.metric.of(together.hits))
     result.best = {
         **(result.default if ended.default_won else result.searched),
         "won": "default" if ended.default_won else "search",
-        "difference": asdict(ended.apart),
-        "corrected": corrected(hits, race.metric, config.seed),
-        "merged": {"hidden": hidden_units(together.head), "valid_accuracy": together.result.valid_accuracy},
+        "difference": {**asdict(ended.apart), "corrected": found.above if found else None},
+        "merged": {"hidden": hidden_units(together.head), "valid_accuracy": merged_accuracy},
     }
     result.retrain_seconds = time.perf_counter() - start
     kept = "kept" if config.merge else "--merge would keep that"
-    say(f"merged, {hidden_units(together.head)} hidden units: {together.result.valid_accuracy:.2%} validation; {kept}")
+    say(f"merged, {hidden_units(together.head)} hidden units: validation accuracy {merged_accuracy:.2%}; {kept}")
     # The first seed, not the one that validates best: choosing among seeds gains nothing but a flattering figure.
     return run_of_trained(together if config.merge else ended.winners[0], race.bases)
+
+
+def _corrected(heads: Sequence[Contender], race: Race, seed: int) -> Corrected | None:
+    """Of the choice among the heads that trained longest; None without the default head among them, or images."""
+    last, images = finalists(heads), len(race.metric.labels)
+    hits = {head.settings: head.score.unpacked(images) for head in last}
+    default = hits.get(default_settings(race.bases.rows))
+    return None if default is None else corrected(np.stack(list(hits.values())), race.metric, default, seed)
 
 
 def _deadline(config: SweepConfig) -> float:

@@ -157,7 +157,7 @@ def class_weights(settings: HeadSettings, data: HeadData | StreamedData) -> Tens
 
 
 def bytes_of_training(settings: HeadSettings, data: HeadData | StreamedData) -> int:
-    """Of a head's weights, gradients, both moments of AdamW and the best epoch's weights, in float32."""
+    """Of a head's weights, gradients and both moments of AdamW in float32, and of copies to multiply with."""
     return 5 * 4 * settings.hidden * (data.in_features + data.num_classes)
 
 

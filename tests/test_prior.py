@@ -17,8 +17,8 @@ from pipeline.extract import extract
 from pipeline.heads.group import HeadGroup, HeadState, Member, Shape
 from pipeline.heads.head import HeadConfig, build_head, head_from_tensors, with_class_prior
 from pipeline.heads.seeds import order_of
-from pipeline.model.calibration import error_of
-from pipeline.model.prior import for_class_prior
+from pipeline.model.calibration import at_temperature, error_of, fit_temperature
+from pipeline.model.prior import class_prior
 from pipeline.run import Run
 from pipeline.train import train_head
 
@@ -65,6 +65,17 @@ def test_a_balanced_head_is_calibrated_for_the_frequencies_it_met() -> None:
     assert float((after.argmax(1) == truth).double().mean()) > float((before.argmax(1) == truth).double().mean())
 
 
+def test_a_temperature_and_a_prior_are_found_where_both_are_needed() -> None:
+    """Logits that are 3 times too sure, of a head for equal classes: each is undone in its place."""
+    generator = torch.Generator().manual_seed(0)
+    logits, frequencies = 2 * torch.randn(4000, 3, generator=generator), torch.tensor([0.8, 0.15, 0.05])
+    shift = (3 * frequencies).log()
+    labels = torch.multinomial(torch.softmax(logits + shift, 1), 1, generator=generator)[:, 0]
+    found = fit_temperature(torch.log_softmax(3 * logits, 1), labels, shift)
+    assert found == pytest.approx(3, rel=0.1)
+    assert error_of(at_temperature(torch.log_softmax(3 * logits, 1), 3.0, shift), labels) < 0.03
+
+
 @pytest.fixture
 def uneven(run_extract: Extract, data: Path) -> Path:
     """A cache of 3, 1, 3 and 3 training images."""
@@ -86,12 +97,15 @@ def test_what_a_head_was_trained_for_decides_what_is_added(uneven: Path, weights
     """A balanced head for equal classes, another for the images it met; the run's own head stays."""
     run = run_of(uneven, weights)
     index = run.open_cache(None).index()
-    found = for_class_prior(run, index, prior).head.state_dict()["3.bias"]
+    known = class_prior(run, index, prior)
+    assert known is not None
     assert index.classes == CLASSES
     ratio = 4 * torch.tensor([0.3, 0.1, 0.3, 0.3])
     added = ratio.log() if prior == "train" else -ratio.log()
-    assert torch.allclose(found - run.head.state_dict()["3.bias"], added, atol=1e-5)
-    assert for_class_prior(run, index, "none") is run
+    for temperature in (1.0, 2.5):
+        found = known.corrected(run, temperature).head.state_dict()["3.bias"]
+        assert torch.allclose(found - run.head.state_dict()["3.bias"], temperature * added, atol=1e-5)
+    assert class_prior(run, index, "none") is None
 
 
 @pytest.mark.parametrize(("weights", "prior"), [("balanced", "uniform"), ("none", "train")])

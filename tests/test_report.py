@@ -207,7 +207,7 @@ def test_the_page_answers_what_a_user_asks(trained: Path) -> None:
         assert heading in page.text
     assert "The sweep" not in page.text
     assert "headgraft evaluate" in page.text
-    assert "looked at" not in page.text
+    assert "test images were evaluated" not in page.text
     assert "95 % interval over images" in page.text
     assert result.test == {}
     assert result.pictures > 0
@@ -218,7 +218,7 @@ def test_the_page_answers_what_a_user_asks(trained: Path) -> None:
     evaluate(EvaluateConfig(trained))
     again = report(ReportConfig(trained))
     assert again.test["top1"]["value"] == pytest.approx(evaluate(EvaluateConfig(trained)).top1)
-    assert "were looked at once" in looked_over(trained / REPORT_FILE).text
+    assert "were evaluated once" in looked_over(trained / REPORT_FILE).text
 
 
 def test_the_advice_can_be_followed(data: Path, run_extract: Extract, tmp_path: Path) -> None:
@@ -364,6 +364,7 @@ def test_an_edited_run_is_refused(trained: Path, change: Any) -> None:
         lambda result: result["best"].update(std=None),
         lambda result: result["best"].update(won="luck"),
         lambda result: result["best"]["difference"].update(low="x"),
+        lambda result: result["best"]["difference"].update(corrected="x"),
         lambda result: result.update(choose_by="loss"),
         lambda result: result["heads"][0].update(valid_loss="x"),
         lambda result: result["heads"][0]["config"].update(basis="<script>$a_$"),
@@ -374,8 +375,8 @@ def test_edited_results_of_a_sweep_are_refused(change: Any) -> None:
     """As `sweep_fault` says; what a sweep writes has none."""
     settings = asdict(HeadSettings())
     head = {"config": settings, "epochs": 1, "finished": True, "valid_accuracy": 0.5, "valid_loss": None}
-    best = {"config": dict(settings), "mean": 0.5, "std": 0.0, "seeds": 1, "won": "search", "corrected": 0.5}
-    best["difference"] = {"value": 0.1, "low": -0.1, "high": 0.3}
+    best = {"config": dict(settings), "mean": 0.5, "std": 0.0, "seeds": 1, "won": "search"}
+    best["difference"] = {"value": 0.1, "low": -0.1, "high": 0.3, "corrected": None}
     seconds = {"seconds": 1.0, "basis_seconds": 0.5, "retrain_seconds": 1}
     result = {"heads": [head], "best": best, "choose_by": "top1", **seconds}
     assert sweep_fault(result) == ""

@@ -24,6 +24,7 @@ from pipeline.config import EvaluateConfig, HeadSettings, SweepConfig, TrainConf
 from pipeline.console import silent
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
+from pipeline.reporting.record import sweep_fault
 from pipeline.run import Run
 from pipeline.search import crew
 from pipeline.search.baselines import INVERSE_PENALTIES, SHRINKAGES, baselines
@@ -126,7 +127,7 @@ def test_the_default_head_and_one_in_each_basis_are_never_stopped(features: Path
     alone = sweep(config(features, run=features.parent / "alone", heads=1))
     assert [head["config"] for head in alone.heads] == [asdict(default)]
     assert alone.best["won"] == "default"
-    assert alone.best["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert [alone.best["difference"][name] for name in ("value", "low", "high")] == [0, 0, 0]
 
 
 def test_a_search_that_finds_nothing_better_ends_in_the_default_head(
@@ -154,7 +155,7 @@ def test_a_search_that_finds_nothing_better_ends_in_the_default_head(
 def test_the_most_accurate_heads_go_on_beside_those_that_are_kept(features: Path, tmp_path: Path) -> None:
     """Of equally accurate ones those of lower loss."""
     journal = Journal.open(tmp_path / "journal", {})
-    race = Race(opened(features), journal, Metric("top1", np.zeros(8, np.int64)), epochs=20, seed=0)
+    race = Race(opened(features), journal, Metric("top1", np.zeros(8, np.int64), np.arange(8)), epochs=20, seed=0)
     heads = [Contender(n, HeadSettings("pool"), score_of(n % 4, loss=9 - n)) for n in range(8)]
     heads += [Contender(8, HeadSettings("full"), score_of(0), kept=True)]
     assert [head.number for head in race._survivors(heads, 3)] == [8, 7, 3, 6]
@@ -356,7 +357,7 @@ def test_ties_go_to_the_smaller_head(features: Path) -> None:
         Contender(3, HeadSettings("pyramid+lda:1", 4), score_of(6, 4, 0.9)),
         Contender(4, HeadSettings("pyramid+lda:1", 4), score_of(8, 1, 0.1)),
     ]
-    metric = Metric("top1", np.zeros(8, np.int64))
+    metric = Metric("top1", np.zeros(8, np.int64), np.arange(8))
     race = Race(opened(features), Journal.open(features.parent / "journal", {}), metric, epochs=4, seed=0)
     assert choose(heads, race).number == 1
 
@@ -370,7 +371,7 @@ def test_a_head_is_the_same_in_any_company(features: Path, tmp_path: Path, monke
         journal = Journal.open(tmp_path / f"{largest}{halving}", {})
         heads = [Contender(number, one) for number, one in enumerate(settings)]
         bases = opened(features)
-        metric = Metric("top1", bases.data("pyramid").valid_labels.numpy())
+        metric = Metric("top1", bases.data("pyramid").valid_labels.numpy(), np.arange(8))
         Race(bases, journal, metric, epochs=8, seed=0, halving=halving).run(heads)
         return [head.score.valid_loss for head in heads if head.score.epochs == 8]
 
@@ -401,7 +402,9 @@ def test_baselines_are_those_of_scikit_learn(features: Path) -> None:
     x, y = data.rows[data.train_rows[:, 0]].double(), data.train_labels
     valid, truth = data.rows[data.valid_rows].double(), data.valid_labels
     means = torch.stack([x[y == label].mean(0) for label in range(4)])
-    within = (x - means[y]).T @ (x - means[y]) / len(x)
+    every, twice = data.rows[data.train_rows.T.flatten()].double(), y.repeat(data.train_rows.shape[1])
+    means = torch.stack([every[twice == label].mean(0) for label in range(4)])
+    within = (every - means[twice]).T @ (every - means[twice]) / len(every)
     accuracies = {}
     for shrinkage in SHRINKAGES:
         shrunken = within + shrinkage * within.diagonal().mean() * torch.eye(len(within))
@@ -412,9 +415,36 @@ def test_baselines_are_those_of_scikit_learn(features: Path) -> None:
         max(accuracies.values()),
         max(accuracies, key=accuracies.__getitem__),
     )
+    centre, scale = x.mean(0), x.std(0, correction=0)
+    x, valid = (x - centre) / scale, (valid - centre) / scale
     logistic = {c: LogisticRegression(C=c, max_iter=1000).fit(x, y).score(valid, truth) for c in INVERSE_PENALTIES}
     assert found.logistic == max(logistic.values())
     assert found.best == max(found.discriminant, *logistic.values())
+
+
+def test_baselines_that_cannot_be_fitted_are_left_out(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of too many features, and of one class: a sweep and its table do without."""
+    data = opened(features).data("pool")
+    assert isinstance(data, HeadData)
+    one = data.train_labels == 0
+    alone = replace(data, train_rows=data.train_rows[one], train_labels=data.train_labels[one])
+    assert baselines(alone, "pool").logistic is None
+    monkeypatch.setattr("pipeline.search.baselines.WIDEST", 7)
+    result = sweep(config(features, heads=3, seeds=1))
+    assert (result.baselines["discriminant"], result.baselines["logistic"]) == (None, None)
+    assert "top-1, in basis" in table(asdict(result))
+
+
+def test_one_validation_image_gives_no_corrected_figure(data: Path, run_extract: Extract, tmp_path: Path) -> None:
+    """The results are JSON all the same, and can be shown."""
+    for path in sorted((data / "valid").rglob("*.*"))[1:]:
+        path.unlink()
+    run_extract()
+    result = sweep(SweepConfig(tmp_path / "features", tmp_path / "run", heads=5, epochs=2, seeds=1))
+    assert result.searched["corrected"] is None
+    stored = json.loads((tmp_path / "run" / "sweep.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert sweep_fault(stored) == ""
+    assert "interval" in table(stored) or "95 %" in table(stored)
 
 
 def test_baselines_of_a_class_without_images_are_finite(features: Path) -> None:

@@ -202,7 +202,7 @@ def test_leaks_are_counted(run_extract: Extract, data: Path, tmp_path: Path) -> 
 
 
 def test_a_class_absent_from_validation_is_no_fault(run_extract: Extract, data: Path, tmp_path: Path) -> None:
-    """Its output stays in its place; that no epoch is chosen for it is said and counted."""
+    """Its output stays in its place; that no head is chosen for it is said and counted."""
     shutil.rmtree(data / "valid" / "10")
     run_extract()
     lines: list[str] = []

@@ -1,6 +1,7 @@
 """Fewer dimensions: principal directions, and those that tell the classes apart."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,22 +53,22 @@ def spread_of(blocks: Blocks, num_classes: int) -> Spread:
 def principal(spread: Spread, components: int) -> list[Stage]:
     """The first `components` principal directions, all scaled alike to a mean variance of 1."""
     _refuse_more(components, min(spread.count, len(spread.mean)))
-    few = _FEW * components <= len(spread.mean)
-    variances, directions = _largest(spread.total, components) if few else _eigenvectors(spread.total)
+    variances, directions = _eigenvectors(spread.total, components)
     scale = variances[-components:].mean().clamp_min(1e-12).sqrt()  # the largest last
     chosen = directions[:, -components:].flip(1) / scale
     return [Scale(spread.mean, torch.ones_like(spread.mean)), Project(chosen.contiguous())]
 
 
-def _largest(covariance: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues and their eigenvectors, by Lanczos' method: of few, nine times as fast as all."""
-    start = np.ones(len(covariance), np.float32)  # the same each time
-    values, vectors = eigsh(covariance.numpy(), components, v0=start)
-    return torch.from_numpy(values), torch.from_numpy(vectors)
+def _eigenvectors(covariance: Tensor, components: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors, the largest last; in float64 where so many values are equal that float32 fails.
 
-
-def _eigenvectors(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors; in float64 where few rows leave so many equal values that float32 fails."""
+    Where few of them are asked for, these alone, by Lanczos' method: nine times as fast as all.
+    """
+    if _FEW * components <= len(covariance):
+        start = np.ones(len(covariance), np.float32)  # the same each time
+        with suppress(RuntimeError):  # scipy's ArpackError: all are found below
+            values, vectors = map(torch.from_numpy, eigsh(covariance.numpy(), components, v0=start))
+            return values, vectors
     try:
         values, vectors = torch.linalg.eigh(covariance)
     except RuntimeError:  # torch's LinAlgError, which it does not export by name

@@ -118,12 +118,14 @@ def started_width(start: Basis, row_shape: Shape) -> int:
 
 def directions(name: BasisName, width: int, spread: Callable[[], Spread], rows: Blocks) -> list[Stage]:
     """Last stages of a basis on rows (n, width) of this spread: discriminants, principal directions or both, if any."""
+    if name.discriminant is None and name.components is not None and width > WIDEST:
+        return principal_of_rows(rows, name.components)
     chosen: list[list[Stage]] = []
-    if name.discriminant is not None:
-        chosen.append(discriminant(spread(), name.discriminant))
-    if name.components is not None:
-        wide = width > WIDEST
-        chosen.append(principal_of_rows(rows, name.components) if wide else principal(spread(), name.components))
+    found = spread() if name.discriminant is not None or name.components is not None else None
+    if found and name.discriminant is not None:
+        chosen.append(discriminant(found, name.discriminant))
+    if found and name.components is not None:
+        chosen.append(principal(found, name.components))
     return side_by_side(chosen)
 
 

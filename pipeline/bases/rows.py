@@ -74,6 +74,12 @@ class HeadData:
         """Memory that the rows take."""
         return self.rows.nbytes
 
+    def all_views(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and labels of all views of the training images."""
+        for view in self.train_rows.T:
+            for rows, labels in zip(view.split(ROWS_TO_SCORE), self.train_labels.split(ROWS_TO_SCORE), strict=True):
+                yield self.rows[rows], labels
+
     def clean(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of the clean view of the training images."""
         for rows, labels in zip(

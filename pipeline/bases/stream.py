@@ -66,7 +66,15 @@ class StreamedData:
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of the clean view of the training images, in any order."""
-        keys = join_keys(self.train, np.full(len(self.train), layout.CLEAN_VIEW, dtype=layout.VIEW_DTYPE))
+        return self._of_view(layout.CLEAN_VIEW)
+
+    def all_views(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and labels of all views of the training images, in any order."""
+        for view in self.views:
+            yield from self._of_view(view)
+
+    def _of_view(self, view: str) -> Iterator[tuple[Tensor, Tensor]]:
+        keys = join_keys(self.train, np.full(len(self.train), view, dtype=layout.VIEW_DTYPE))
         for positions, block in self._parts(keys):
             yield block, self.train_labels[positions]
 

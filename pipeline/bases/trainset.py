@@ -38,7 +38,7 @@ class TrainingSet:
 
     @property
     def classes_without_validation(self) -> list[str]:
-        """Classes that have no validation image: no epoch and no head is chosen for them."""
+        """Classes that have no validation image: no head is chosen for them."""
         validated = {image.label for image in self.index.split("valid")}
         return [name for name in self.index.classes if name not in validated]
 
@@ -94,7 +94,7 @@ class TrainingSet:
         found = cls(opened, index, chosen, leaks, dense)
         if absent := found.classes_without_validation:
             count = f"{len(absent)} of {counted(len(index.classes), 'class')} without validation images"
-            say(f"{count}, for which no epoch and no head is chosen: {shown([repr(name) for name in absent])}")
+            say(f"{count}, for which no head is chosen: {shown([repr(name) for name in absent])}")
         return found
 
 

@@ -57,15 +57,16 @@ def merge_heads(heads: Sequence[nn.Sequential]) -> nn.Sequential:
     return head_from_tensors({**first, "3.weight": weight, "3.bias": bias})
 
 
-def with_class_prior(head: nn.Sequential, trained: Tensor, wanted: Tensor) -> nn.Sequential:
+def with_class_prior(head: nn.Sequential, trained: Tensor, wanted: Tensor, temperature: float = 1.0) -> nn.Sequential:
     """The head whose probabilities are for classes as frequent as `wanted` (C,), where it was trained for `trained`.
 
-    Bayes' rule multiplies them by the ratio of both and normalises: the log of it is added to the last bias. Saerens,
+    Bayes' rule multiplies them by the ratio of both and normalises: the log of it is added to the last bias, times the
+    `temperature` that logits are divided by later. Saerens,
     Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New a Priori Probabilities, Neural Computation
     2002; Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021.
     """
     tensors = dict(head.state_dict())
-    tensors["3.bias"] = (tensors["3.bias"].double() + (wanted.double() / trained.double()).log()).float()
+    tensors["3.bias"] = (tensors["3.bias"].double() + temperature * (wanted.double() / trained.double()).log()).float()
     return head_from_tensors(tensors)
 
 

@@ -39,10 +39,11 @@ class Fit:
     cooled_floor: float
 
 
-def calibrate(log_probs: Tensor, labels: Tensor, index: SetIndex) -> Fit:
+def calibrate(log_probs: Tensor, labels: Tensor, index: SetIndex, shift: Tensor | None = None) -> Fit:
     """Of log-probabilities (N, C) and labels (N,) of the validation images of `index`, in its order.
 
-    Images that are also training images are left out where a temperature is fitted. Folds follow from contents.
+    Images that are also training images are left out where a temperature is fitted. Folds follow from contents. Errors
+    are of probabilities with `shift`, as in `at_temperature`.
     """
     images, seen = index.split("valid"), {image.digest for image in index.split("train")}
     fresh = tensor([image.digest not in seen for image in images])
@@ -50,22 +51,24 @@ def calibrate(log_probs: Tensor, labels: Tensor, index: SetIndex) -> Fit:
     scaled = log_probs.clone()
     for fold in range(FOLDS):
         held_out, others = folds == fold, fresh & (folds != fold)
-        temperature = fit_temperature(log_probs[others], labels[others]) or 1.0
-        scaled[held_out] = at_temperature(log_probs[held_out], temperature)
+        temperature = fit_temperature(log_probs[others], labels[others], shift) or 1.0
+        scaled[held_out] = at_temperature(log_probs[held_out], temperature, shift)
+    before = at_temperature(log_probs, 1.0, shift)
     return Fit(
-        ece=error_of(log_probs, labels),
-        floor=floor_of(log_probs),
-        temperature=fit_temperature(log_probs[fresh], labels[fresh]),
+        ece=error_of(before, labels),
+        floor=floor_of(before),
+        temperature=fit_temperature(log_probs[fresh], labels[fresh], shift),
         cooled_ece=error_of(scaled, labels),
         cooled_floor=floor_of(scaled),
     )
 
 
-def fit_temperature(log_probs: Tensor, labels: Tensor) -> float | None:
+def fit_temperature(log_probs: Tensor, labels: Tensor, shift: Tensor | None = None) -> float | None:
     """The temperature, 0.01 to 100, at which log-probabilities (N, C) have the least loss on labels (N,).
 
-    Its logarithm has a standard normal prior, which weighs less than one image: it matters below some 50 images alone.
-    None where every image is classified correctly, as the loss then falls all the way to T = 0.
+    Its logarithm has a standard normal prior: log(T)² / 2 is added to the sum of the losses of all images, which
+    matters below some 50 images alone. `shift` is as in `at_temperature`. None without images, and where every image is
+    classified correctly before it, as the loss then falls all the way to T = 0.
     """
     of_truth = log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
     if bool((of_truth >= log_probs.amax(1)).all()):
@@ -73,7 +76,7 @@ def fit_temperature(log_probs: Tensor, labels: Tensor) -> float | None:
     logits = log_probs.double()
 
     def loss(power: float) -> float:
-        scaled = log_softmax(logits / math.exp(power), dim=1)
+        scaled = at_temperature(logits, math.exp(power), shift)
         return float(nll_loss(scaled, labels, reduction="sum")) + power**2 / 2
 
     bound = math.log(LARGEST)
@@ -88,9 +91,13 @@ def cooled(head: nn.Sequential, temperature: float) -> nn.Sequential:
     return head_from_tensors(tensors)
 
 
-def at_temperature(log_probs: Tensor, temperature: float) -> Tensor:
-    """What the cooled head gives, from what the head gave: (N, C)."""
-    return log_softmax(log_probs / temperature, dim=1)
+def at_temperature(log_probs: Tensor, temperature: float, shift: Tensor | None = None) -> Tensor:
+    """What the cooled head gives, from what the head gave: (N, C).
+
+    `shift` (C,) is added after the division: the logarithm of a ratio of class frequencies, by Bayes' rule.
+    """
+    scaled = log_probs / temperature
+    return log_softmax(scaled if shift is None else scaled + shift.to(scaled.dtype), dim=1)
 
 
 def error_of(log_probs: Tensor, labels: Tensor) -> float:

@@ -75,12 +75,10 @@ def _images(card: dict[str, Any]) -> str:
 
 def _scores(card: dict[str, Any]) -> list[str]:
     scores = card.get("scores", {})
-    lines = (
-        [f"- validation, which chose the epoch: {scores['valid_accuracy']:.2%}"] if "valid_accuracy" in scores else []
-    )
+    lines = [f"- validation, last epoch: {scores['valid_accuracy']:.2%}"] if "valid_accuracy" in scores else []
     for one in scores.get("scored", []):
         accuracies = ", ".join(_accuracies(one, len(card["classes"])))
-        lines.append(f"- {one['split']}, {one['images']} images: {accuracies} (looked at {one['when'][:10]})")
+        lines.append(f"- {one['split']}, {one['images']} images: {accuracies} (evaluated {one['when'][:10]})")
     return lines or ["- not scored"]
 
 

@@ -4,6 +4,7 @@ Features are means over regions that are symmetric from left to right, standardi
 channels, and of unit length. No label takes part. The threshold is calibrated on the cache itself.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
@@ -86,7 +87,8 @@ def near_duplicates(cache: FeatureCache, index: SetIndex, threshold: float | Non
     sample = contents[:MOST_CALIBRATED]  # those of the lowest digests: a random choice
     basis, units = _fitted(cache, sample)
     alarms = false_alarms(units, label_tensor(index, sample))
-    pairs_of_set = len(contents) * (len(contents) - 1) // 2
+    of_class = Counter(image.label for image in contents)
+    pairs_of_set = (len(contents) ** 2 - sum(count**2 for count in of_class.values())) // 2  # of different classes
     cosine = threshold if threshold is not None or alarms is None else alarms.cosine(MOST_FALSE / pairs_of_set)
     if cosine is None:
         return identical_files(index)

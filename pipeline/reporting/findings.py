@@ -104,7 +104,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
         index=index,
         names=names,
         valid=valid,
-        scores=accuracies(valid),
+        scores=accuracies(valid, duplicates.groups.numbers(valid.images)),
         known=_baselines(run, cache, index),
         confusion=confusion(valid),
         calibration=calibrate(torch.from_numpy(valid.log_probs), torch.from_numpy(valid.truth), index),
@@ -116,7 +116,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
         stage_one=stage_one(cache),
         payback=payback(index, config["passes"], config["epochs"], _dense_cost(cache, config["dense"])),
         test=test,
-        test_scores=accuracies(test) if test else {},
+        test_scores=accuracies(test, duplicates.groups.numbers(test.images)) if test else {},
         sweep=sweep,
     )
 
@@ -142,7 +142,8 @@ def _sweep(run: Run, valid: Predictions) -> Sweep | None:
         journal = Journal.read(run.path)
         if wrong := sweep_fault(result) or ("" if journal.scores else "no scores"):
             raise ValueError(wrong)
-        metric, images = Metric(result["choose_by"], valid.truth), len(valid.truth)
+        digests, images = [image.digest for image in valid.images], len(valid.truth)
+        metric = Metric.of_images(result["choose_by"], valid.truth, digests)
         scores = {
             head: {epochs: float(metric.of(score.unpacked(images))) for epochs, score in by.items()}
             for head, by in journal.scores.items()

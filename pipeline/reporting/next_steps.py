@@ -54,7 +54,7 @@ def _steps(found: Found) -> Iterator[Step]:
         )
     if not found.swept or found.baseline > found.top1:
         run = shlex.quote(f"{found.run}-sweep")
-        yield Step("Try many heads, which takes little longer than one", f"headgraft sweep {cache} --run {run}")
+        yield Step("Try many heads", f"headgraft sweep {cache} --run {run}")
     if found.passes == 0 or (found.passes < 8 and found.train_images < _FEW * found.classes):
         more = max(1, 2 * found.passes)
         yield Step(

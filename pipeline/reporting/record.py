@@ -8,7 +8,7 @@ from pipeline.errors import ConfigError
 
 _EPOCH = ("train_loss", "valid_accuracy", "valid_loss")
 _SWEEP = ("seconds", "basis_seconds", "retrain_seconds")
-_BEST = ("mean", "std", "corrected")
+_BEST = ("mean", "std")
 _DIFFERENCE = ("value", "low", "high")
 
 
@@ -36,6 +36,9 @@ def sweep_fault(result: Any) -> str:
         return "no usable best"
     if best.get("won") not in ("default", "search") or not _has(best.get("difference"), _DIFFERENCE):
         return "no usable best"
+    corrected = best["difference"].get("corrected"), result.get("searched", {}).get("corrected")
+    if not all(one is None or _number(one) for one in corrected):
+        return "no usable corrected accuracy"
     if result.get("choose_by") not in METRICS:
         return "no usable choose_by"
     if not isinstance(heads, list) or not heads or not all(map(_is_head, heads)):

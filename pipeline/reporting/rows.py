@@ -11,10 +11,9 @@ from cache.index import ImageRecord, SetIndex
 from cache.layout import CLEAN_VIEW
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
+from pipeline.bases.directions import WIDEST
 from pipeline.bases.fit import start_basis
 from pipeline.bases.rows import label_tensor
-
-_MOST = 8192  # features that a covariance is taken of
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,10 @@ class SplitRows:
         """Training rows and labels."""
         return ((rows, self.train.labels[places]) for rows, places in self.train)
 
+    def all_views(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same: a report reads clean views alone, since others may be gone."""
+        return self.clean()
+
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Validation rows and labels."""
         return ((rows, self.valid.labels[places]) for rows, places in self.valid)
@@ -77,6 +80,6 @@ def clean_rows(cache: FeatureCache, index: SetIndex, basis: Basis, *splits: str)
 
 def narrow(cache: FeatureCache, basis: Basis | None = None) -> Basis:
     """`basis` where a covariance of its rows can be had, else the pyramid of means, unfitted; of no map, whole rows."""
-    if basis and CleanRows(cache, basis, (), torch.empty(0)).width <= _MOST:
+    if basis and CleanRows(cache, basis, (), torch.empty(0)).width <= WIDEST:
         return basis
     return start_basis("pyramid" if len(cache.row_shape) == 3 else "full", cache.row_shape)

@@ -25,7 +25,8 @@ class Threshold:
     Attributes:
         cosine: from -1 to 1; None where it is unknown, and only identical files are found.
         false_alarm_rate: probability that a pair of different images, of different classes, reaches it; None: unknown.
-        expected_false: such pairs that are expected among all pairs of the set; None: unknown.
+        expected_false: such pairs that are expected among the pairs of different classes; None: unknown. Pairs of one
+            class, which may show one scene, have no known rate.
         detection_rate: fraction of augmented views whose cosine to their own image reaches it; None: no such views.
     """
 
@@ -43,7 +44,8 @@ class Threshold:
             return "identical files only: too few or too many images to calibrate a threshold"
         false, seen = "false-alarm rate unknown", "detection rate unknown without augmented passes"
         if self.expected_false is not None:
-            false = f"false pairs expected: {self.expected_false:.2g} ({self.false_alarm_rate:.1e} per pair)"
+            false = f"{self.expected_false:.2g} false pairs of different classes expected"
+            false += f" ({self.false_alarm_rate:.1e} per pair)"
         if self.detection_rate is not None:
             seen = f"{self.detection_rate:.1%} of augmented views recognised"
         return f"cosine of at least {self.cosine:.3f}: {false}, {seen}"

@@ -23,11 +23,16 @@ def choose(heads: Sequence[Contender], race: Race) -> Contender:
     """The most accurate head of those that trained longest; of equals the smaller, then the one of lower loss."""
     if not heads:
         raise RunError("no head was trained within --time-limit: allow more")
-    longest = max(head.score.epochs for head in heads)
-    last = [head for head in heads if head.score.epochs == longest]
+    last = finalists(heads)
     most = max(map(race.accuracy, last))
     equals = [head for head in last if race.accuracy(head) == most]
     return min(equals, key=lambda head: (_size(head.settings, race.bases), head.score.valid_loss, head.number))
+
+
+def finalists(heads: Sequence[Contender]) -> list[Contender]:
+    """Those that trained longest."""
+    longest = max(head.score.epochs for head in heads)
+    return [head for head in heads if head.score.epochs == longest]
 
 
 def _size(settings: HeadSettings, bases: Bases) -> int:
@@ -51,8 +56,9 @@ class Trained:
     hits: Hits
 
 
-def retrain(config: SweepConfig, settings: HeadSettings, bases: Bases, say: Say) -> list[Trained]:
+def retrain(config: SweepConfig, settings: HeadSettings, race: Race, say: Say) -> list[Trained]:
     """Heads of the same settings, with the seeds after the sweep's own."""
+    bases = race.bases
     first = TrainConfig(
         config.cache,
         config.run,
@@ -68,9 +74,13 @@ def retrain(config: SweepConfig, settings: HeadSettings, bases: Bases, say: Say)
         again = replace(first, seed=seed)
         result, head = fit_head(again, bases.rows, data)
         trained.append(Trained(again, result, head, score_head(head, data)[0]))
-    accuracies = [one.result.valid_accuracy for one in trained]
-    say(f"{counted(config.seeds, 'seed')} of {describe(settings)}: mean validation accuracy {np.mean(accuracies):.2%}")
+    say(f"{counted(config.seeds, 'seed')} of {describe(settings)}: {trained_in_words(trained, race.metric)}")
     return trained
+
+
+def trained_in_words(trained: Sequence[Trained], metric: Metric) -> str:
+    """Mean validation accuracy by the metric."""
+    return f"mean validation accuracy ({metric.name}) {np.mean([metric.of(one.hits) for one in trained]):.2%}"
 
 
 def merged(trained: Sequence[Trained], data: Data) -> Trained:
@@ -115,15 +125,17 @@ class Final:
 def final(config: SweepConfig, chosen: HeadSettings, race: Race, say: Say) -> Final:
     """Retrain the choice and, unless they are the same, the default settings; which is better, paired by image."""
     default = default_settings(race.bases.rows)
-    known = retrain(config, default, race.bases, say)
-    searched = known if chosen == default else retrain(config, chosen, race.bases, say)
+    known = retrain(config, default, race, say)
+    if chosen == default:
+        return Final(known, known, Difference(0.0, 0.0, 0.0), race.metric)
+    searched = retrain(config, chosen, race, say)
     apart = difference([one.hits for one in searched], [one.hits for one in known], race.metric)
     return Final(searched, known, apart, race.metric)
 
 
-def default_settings(rows: TrainingSet) -> HeadSettings:
+def default_settings(trainset: TrainingSet) -> HeadSettings:
     """Those of `train-head` on this set."""
-    return HeadSettings(basis=rows.default_basis)
+    return HeadSettings(basis=trainset.default_basis)
 
 
 def run_of_trained(one: Trained, bases: Bases) -> Run:

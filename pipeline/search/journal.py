@@ -26,7 +26,7 @@ _FORMAT = 2
 class Score:
     """How a head does after `epochs` epochs: its mean loss on the V validation images, and `hits`, where it is right.
 
-    `hits` are V bits, packed, in the order in which the images are scored.
+    `hits` are V bits, packed, in the order of the index.
     """
 
     epochs: int
@@ -39,7 +39,9 @@ class Score:
         return cls(epochs, loss, np.packbits(hits).tobytes())
 
     def unpacked(self, images: int) -> npt.NDArray[np.bool_]:
-        """Hits (V,) over V `images`."""
+        """Hits (V,) over V `images`; RunError where they are of another number."""
+        if len(self.hits) != -(-images // 8):
+            raise RunError(f"the journal has hits of {8 * len(self.hits)} images, expected {images}: use --overwrite")
         return np.unpackbits(np.frombuffer(self.hits, np.uint8), count=images).astype(bool)
 
 

@@ -50,23 +50,30 @@ def table(result: dict[str, Any], width: int = 120) -> str:
 
 
 def baselines_in_words(known: dict[str, Any]) -> str:
-    """Validation accuracies, separated by commas."""
-    logistic = f", logistic regression {known['logistic']:.2%}" if known["logistic"] is not None else ""
-    return f"shrunken discriminants {known['discriminant']:.2%}{logistic}, majority class {known['majority']:.2%}"
+    """Validation accuracies (top-1), separated by commas; without those that could not be fitted."""
+    names = {"discriminant": "shrunken discriminants", "logistic": "logistic regression", "majority": "majority class"}
+    return ", ".join(f"{name} {known[key]:.2%}" for key, name in names.items() if known[key] is not None)
 
 
 def _summary(result: dict[str, Any]) -> str:
     best, known, apart = result["best"], result["baselines"], result["best"]["difference"]
     finished = sum(head["finished"] for head in result["heads"])
-    return (
+    lines = [
         f"{result['run']}: {_WINNERS[best['won']]} of {counted(len(result['heads']), 'head')}, {finished} of them "
-        f"trained to the end; validation accuracy {best['mean']:.2%} ± {best['std']:.2%} (mean and std over "
-        f"{counted(best['seeds'], 'seed')}), {best['merged']['valid_accuracy']:.2%} as one merged head of "
-        f"{best['merged']['hidden']} hidden units\n"
-        f"best of the search less default head: {100 * apart['value']:+.2f} points, 95 % interval over images "
-        f"{100 * apart['low']:+.2f} to {100 * apart['high']:+.2f}; corrected for choosing among all heads on the same "
-        f"images, the best reaches {best['corrected']:.2%}\n"
-        f"baselines in basis {known['basis']}: {baselines_in_words(known)}; "
-        f"{result['seconds']:.1f} s to the choice, bases {result['basis_seconds']:.1f} s of them, "
-        f"{result['retrain_seconds']:.1f} s to retrain"
-    )
+        f"trained to the end; validation accuracy ({result['choose_by']}) {best['mean']:.2%} ± {best['std']:.2%} "
+        f"(mean and std over {counted(best['seeds'], 'seed')}), {best['merged']['valid_accuracy']:.2%} as one merged "
+        f"head of {best['merged']['hidden']} hidden units",
+        f"best of the search less default head, same images and seeds: {100 * apart['value']:+.2f} points "
+        f"({100 * apart['low']:+.2f} to {100 * apart['high']:+.2f}, 95 % over images)",
+    ]
+    if apart["corrected"] is not None:
+        lines[-1] += (
+            f"; on images that did not choose it: {100 * apart['corrected']:+.2f} points, "
+            f"accuracy {result['searched']['corrected']:.2%}"
+        )
+    lines += [
+        f"baselines, top-1, in basis {known['basis']}: {baselines_in_words(known)}",
+        f"search {result['seconds']:.1f} s, bases {result['basis_seconds']:.1f} s of them; retraining with "
+        f"{counted(best['seeds'], 'seed')} {result['retrain_seconds']:.1f} s; baselines {known['seconds']:.1f} s",
+    ]
+    return "\n".join(lines)

@@ -80,21 +80,24 @@ class _OptunaSearch:
         self._study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=config.seed))
         self._left = max(0, config.heads - len(known))
         self._batch = -(-self._left // _BATCHES)
-        self._known = frozenset(known)
+        self._tried = set(known)
         self._epochs = config.epochs
         self._asked: dict[HeadSettings, Any] = {}
 
     def ask(self) -> list[HeadSettings]:
         self._asked = {}
-        for _ in range(min(self._batch, self._left)):
+        wanted = min(self._batch, self._left)
+        for _ in range(_TRIES * wanted):
+            if len(self._asked) == wanted:
+                break
             trial = self._study.ask()
-            values = {name: self._suggest(trial, name) for name in self._space.domains}
-            head = self._space.settings(values)
-            if head in self._known or head in self._asked:
-                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)  # tried already: nothing to learn
+            head = self._space.settings({name: self._suggest(trial, name) for name in self._space.domains})
+            if head in self._tried:
+                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)  # nothing new to learn
                 continue
+            self._tried.add(head)
             self._asked[head] = trial
-        self._left -= min(self._batch, self._left)
+        self._left -= len(self._asked)
         return list(self._asked)
 
     def tell(self, heads: Sequence[Told]) -> None:

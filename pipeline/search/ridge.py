@@ -69,11 +69,3 @@ class Moments:
         mean = means[known].mean(0)
         apart = (means - mean) * known[:, None]
         return mean, within + apart.T @ apart / known.sum(), apart.T / known.sum()
-
-
-def moments(blocks: Blocks, width: int, num_classes: int) -> Moments:
-    """Of all rows."""
-    found = Moments.zeros(width, num_classes)
-    for rows, labels in blocks:
-        found.add(rows, labels)
-    return found

@@ -26,6 +26,7 @@ from pipeline.search.choice import default_settings
 from pipeline.search.held import Bases
 from pipeline.search.proposals import start_search
 from pipeline.search.space import contenders, default_space
+from pipeline.sweep import most_directions
 from pipeline.train import default_epochs, member_of, products_on, shape_of
 
 Hits = npt.NDArray[np.bool_]
@@ -89,7 +90,7 @@ def main() -> None:
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(options.cache, options.set, options.passes, say)
     default = default_settings(rows)
-    space = default_space(default.basis, len(rows.index.classes), rows.cache.in_features)
+    space = default_space(default.basis, len(rows.index.classes), most_directions(rows))
     known = contenders(space, default)
     heads = [*known, *start_search(SweepConfig(options.cache, Path(), heads=options.heads), space, known).ask()]
     epochs = default_epochs(len(rows.index.split("train")), default.batch_size)

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from beside import hardware, line
 
@@ -43,7 +44,7 @@ def bench_linear(cache: Path, name: str | None, passes: int) -> None:
     rows = TrainingSet.open(cache, name, passes, silent)
     data = Bases(rows, 8 << 30).data(BASIS)
     assert isinstance(data, HeadData)
-    metric = Metric("top1", data.valid_labels.numpy())
+    metric = Metric("top1", data.valid_labels.numpy(), np.arange(len(data.valid_labels)))
 
     def seconds(heads: int = HEADS, images: int | None = None, epochs: int = EPOCHS) -> float:
         part = replace(data, train_rows=data.train_rows[:images], train_labels=data.train_labels[:images])
