@@ -60,13 +60,13 @@ def sweeps() -> str:
         "difference, 95 % over images",
         "corrected for the choice: valid, difference",
         "test of the kept one",
-        "merged: valid, test",
+        "merged, valid",
     )
     return _table(head, (_choice(split, row) for split in results("accuracy")["splits"] for row in split["sweeps"]))
 
 
 def _choice(split: dict[str, Any], row: dict[str, Any]) -> list[object]:
-    apart, merged = row["best"]["difference"], row["merged"]
+    apart = row["best"]["difference"]
     return [
         _split(split),
         row["passes"],
@@ -75,7 +75,7 @@ def _choice(split: dict[str, Any], row: dict[str, Any]) -> list[object]:
         f"{100 * apart['value']:+.1f} ({100 * apart['low']:+.1f} to {100 * apart['high']:+.1f})",
         f"{_percent(row['searched']['corrected'])}, {100 * apart['corrected']:+.1f}",
         _range(row["test"]),
-        f"{_percent(merged['valid'])}, {_percent(merged['test'])}",
+        _percent(row["best"]["merged"]["valid_accuracy"]),
     ]
 
 

@@ -39,7 +39,7 @@ def test_the_best_of_equal_heads_looks_better_than_it_is_and_is_corrected(shared
         above.append(found.above)
     assert np.mean(plain) > optimism
     assert abs(np.mean(after)) < 0.0035
-    assert abs(np.mean(above)) < 0.002  # no better than the first of these heads
+    assert abs(np.mean(above)) < 0.003  # no better than the first of these heads
 
 
 def test_a_head_that_is_far_better_needs_no_correction() -> None:
@@ -103,13 +103,13 @@ def test_no_observed_difference_is_not_a_certain_one(name: str, classes: int) ->
     metric = metric_of(name, labels)
     same = difference([np.ones(50, bool)], [np.ones(50, bool)], metric)
     assert same.value == 0
-    assert same.low < -0.04 < 0.04 < same.high
+    assert same.low < -0.03 < 0.03 < same.high
     covered = 0
-    for _ in range(400):
+    for _ in range(2000):
         first, second = (generator.random(50) < accuracy for accuracy in (0.98, 0.94))
         found = difference([first], [second], metric)
         covered += found.low <= 0.04 <= found.high
-    assert covered / 400 >= 0.93
+    assert covered / 2000 >= 0.93
 
 
 def test_images_of_a_group_are_one_piece_of_evidence() -> None:

@@ -67,7 +67,9 @@ class Race:
             self.say(f"{counted(len(left), 'head')}, {counted(epochs, 'epoch')}: best {best:.2%}")
 
     def accuracy(self, head: Contender) -> float:
-        """Of the validation images, by the metric of the sweep."""
+        """Of the validation images, by the metric of the sweep; 0 before the first epoch."""
+        if not head.score.epochs:
+            return 0.0
         return float(self.metric.of(head.score.unpacked(len(self.metric.labels))))
 
     def rank(self, head: Contender) -> tuple[float, float]:

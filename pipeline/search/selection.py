@@ -42,12 +42,10 @@ class Metric:
     def weights(self, counts: Floats | None = None) -> Floats:
         """(V,): what each image adds where it is right; `counts` is how often each is drawn, once unless given."""
         drawn = np.ones(len(self.labels)) if counts is None else counts
-        if self.name == "top1":
-            drawn = drawn / drawn.sum()
-        else:
-            of_class = np.bincount(self.labels, drawn)
-            drawn = drawn / np.maximum(of_class, 1)[self.labels] / (of_class > 0).sum()
-        return drawn
+        of_class = np.bincount(self.labels, drawn)
+        share = np.maximum(of_class, 1)[self.labels] * (of_class > 0).sum()  # of the mean per class
+        found: Floats = drawn / (drawn.sum() if self.name == "top1" else share)
+        return found
 
     def of(self, hits: Hits) -> Floats:
         """Hits (M, V) or (V,) → the accuracy of each head; the same for as many hits of the same weight."""
