@@ -76,16 +76,11 @@ class HeadData:
 
     def all_views(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of all views of the training images."""
-        for view in self.train_rows.T:
-            for rows, labels in zip(view.split(ROWS_TO_SCORE), self.train_labels.split(ROWS_TO_SCORE), strict=True):
-                yield self.rows[rows], labels
+        return (block for view in self.train_rows.T for block in self._blocks(view, self.train_labels))
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of the clean view of the training images."""
-        for rows, labels in zip(
-            self.train_rows[:, 0].split(ROWS_TO_SCORE), self.train_labels.split(ROWS_TO_SCORE), strict=True
-        ):
-            yield self.rows[rows], labels
+        return self._blocks(self.train_rows[:, 0], self.train_labels)
 
     @property
     def valid_order(self) -> Tensor:
@@ -94,10 +89,11 @@ class HeadData:
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of the validation images."""
-        for rows, labels in zip(
-            self.valid_rows.split(ROWS_TO_SCORE), self.valid_labels.split(ROWS_TO_SCORE), strict=True
-        ):
-            yield self.rows[rows], labels
+        return self._blocks(self.valid_rows, self.valid_labels)
+
+    def _blocks(self, places: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for some, theirs in zip(places.split(ROWS_TO_SCORE), labels.split(ROWS_TO_SCORE), strict=True):
+            yield self.rows[some], theirs
 
 
 def load_data(
