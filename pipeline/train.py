@@ -185,6 +185,7 @@ def run_of(config: TrainConfig, rows: TrainingSet, result: TrainResult, basis: B
         "classes": list(rows.index.classes),
         "config": {**settings, "passes": rows.passes, "hidden": hidden_units(head)},
         **asdict(result),
+        "products": str(products_on(CPU) or torch.float32).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "scored": [],
     }

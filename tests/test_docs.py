@@ -56,6 +56,14 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_line_of_prose_is_too_long_to_read_in_an_editor(document: Path) -> None:
+    """120 characters; code and tables are as wide as they have to be."""
+    text = re.sub(r"```.*?```", "", document.read_text("utf-8"), flags=re.DOTALL)
+    long = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "    "))]
+    assert long == []
+
+
 def test_every_option_of_the_documents_exists(writer: ModuleType) -> None:
     """A text that names one that is gone leads its reader astray."""
     known = set(re.findall(r"--[a-z][a-z-]+", writer.commands())) | {"--json", "--help"}

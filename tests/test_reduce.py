@@ -42,7 +42,7 @@ from pipeline.extract import extract
 from pipeline.model.fresh import answer
 from pipeline.reduce import ReduceResult, paired_loss, reduce_cache
 from pipeline.report import report
-from pipeline.reporting.duplicates import identical_files
+from pipeline.reporting.duplicates import identical_files, near_duplicates
 from pipeline.reporting.suspects import label_issues
 from pipeline.run import REPORT_FILE, Run
 from pipeline.sweep import sweep
@@ -371,6 +371,8 @@ def test_labels_are_not_checked_on_rows_that_have_seen_them(features: Path, tmp_
     result = report(ReportConfig(tmp_path / "run"))
     assert result.label_issues == []
     assert "fitted on the labels" in result.unchecked
+    near = near_duplicates(cache, cache.index(), 0.9).threshold
+    assert near.false_alarm_rate is near.expected_false is None
     assert "Labels cannot be checked" in (tmp_path / "run" / REPORT_FILE).read_text()
 
 

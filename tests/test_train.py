@@ -18,7 +18,9 @@ from pipeline.bases.rows import HeadData
 from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, TrainConfig
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.evaluate import evaluate, score
+from pipeline.heads.group import CPU
 from pipeline.heads.head import HeadConfig, build_head, head_from_tensors
+from pipeline.machine.device import computes_bfloat16
 from pipeline.model.calibration import calibration_error
 from pipeline.run import BASIS_FILE, HEAD_FILE, Run
 from pipeline.train import class_weights, train_head
@@ -56,6 +58,7 @@ def test_a_run_holds_three_files_and_what_it_was_made_from(features: Path, tmp_p
     assert run.record["base_digest"] == cache.manifest.base.digest
     assert run.record["set_digest"] == cache.index().digest
     assert run.record["config"]["passes"] == 1
+    assert run.record["products"] == ("bfloat16" if computes_bfloat16(CPU) else "float32")
     assert [key for key, _ in run.folded_head().named_parameters()] == ["0.weight", "0.bias", "3.weight", "3.bias"]
     assert run.folded_head()[0].in_features == cache.in_features == 32
 

@@ -23,6 +23,7 @@ from cache.store import FeatureCache
 from pipeline.bases.basis import Basis, Mix, Regions, Scale
 from pipeline.bases.directions import WIDEST
 from pipeline.bases.fit import region_stage
+from pipeline.bases.reduced import sees_labels
 from pipeline.bases.rows import label_tensor
 from pipeline.errors import ConfigError
 from pipeline.reporting.groups import Groups, join
@@ -92,7 +93,8 @@ def near_duplicates(cache: FeatureCache, index: SetIndex, threshold: float | Non
     cosine = threshold if threshold is not None or alarms is None else alarms.cosine(MOST_FALSE / pairs_of_set)
     if cosine is None:
         return identical_files(index)
-    rate = alarms.rate(cosine) if alarms else None
+    # Labels that took part in a reduction have set classes apart: pairs of different images are more alike elsewhere.
+    rate = alarms.rate(cosine) if alarms and not sees_labels(cache) else None
     expected = rate * pairs_of_set if rate is not None else None
     chosen = Threshold(cosine, rate, expected, _detection_rate(cache, index, basis, cosine))
     pairs = _close(_reader(cache, contents, basis, units), len(contents), cosine)
