@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install $$([ -t 2 ] || echo --quiet) --disable-pip-version-check \
 	--constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
-.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench-extract bench-dense bench-labels bench-rungs bench-sweep bench-predict bench-ray bench-scale simulate results clean
+.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench-extract bench-labels bench-rungs bench-sweep bench-predict bench-ray bench-scale simulate results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > most) most = length($$1) } \
@@ -79,9 +79,6 @@ bench-rungs: setup ## What stopping heads early and choosing an epoch cost (abou
 
 bench-sweep: setup ## How the time of a sweep grows with heads, images and epochs (about 2 minutes) [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_sweep.py --cache "$(CACHE)" $(ARGS)
-
-bench-dense: setup ## What passes and dense views bring, of a cache that has them [CACHE= ARGS=]
-	$(BIN)/python tests/benchmarks/bench_dense.py "$(CACHE)" $(ARGS)
 
 bench-labels: setup ## How label issues find wrong labels, under four kinds of noise (about 10 minutes) [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_labels.py "$(CACHE)" $(ARGS)

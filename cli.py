@@ -125,7 +125,6 @@ def _training_options(command: F) -> F:
         click.option("--run", type=_PATH, required=True, help="Folder for what is trained."),
         _option(TrainConfig, "set", "Image set.  [default: the only one]", type=str),
         _option(TrainConfig, "passes", "Augmented passes to train on.  [default: all that are whole]", type=int),
-        _option(TrainConfig, "dense", "Also train on the windows of dense views of this side; 0: none."),
         _option(
             TrainConfig, "memory", "GB for rows; more are read each epoch.  [default: half of the free]", type=float
         ),
@@ -173,7 +172,6 @@ def main() -> None:
 @click.option("--cache", type=_PATH, required=True, help="Folder of the feature cache.")
 @_option(ExtractConfig, "set", "Name of the image set.  [default: DATA's last part]", type=str)
 @_option(ExtractConfig, "passes", "Augmented passes over the training images.")
-@_option(ExtractConfig, "dense", "Side of a larger clean view whose windows are views too, such as 288; 0: none.")
 @_option(ExtractConfig, "backbone", "vgg11, vgg13, vgg16, vgg19 or alexnet.")
 @_option(ExtractConfig, "weights", "A name, or a file of weights.  [default: ImageNet]", type=str)
 @_option(ExtractConfig, "image_size", "Side of the backbone's input in pixels.")

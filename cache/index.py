@@ -38,12 +38,10 @@ class ImageRecord:
         """The digest as the 32 bytes of a row key."""
         return bytes.fromhex(self.digest)
 
-    def keys(self, passes: int, dense: int = 0) -> list[RowKey]:
-        """The rows this file needs: its clean view and, in train, passes 1..`passes` and the dense view, 0 for none."""
-        if self.split != "train":
-            return [(self.key, layout.CLEAN_VIEW)]
-        rows = [(self.key, layout.pass_view(number)) for number in range(passes + 1)]
-        return [*rows, (self.key, layout.dense_view(dense))] if dense else rows
+    def keys(self, passes: int) -> list[RowKey]:
+        """The rows this file needs: its clean view and, in train, passes 1..`passes`."""
+        views = passes + 1 if self.split == "train" else 1
+        return [(self.key, layout.pass_view(number)) for number in range(views)]
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,7 @@ class SetIndex:
     """The index of one image set; `classes` are the names in the order of the head's outputs.
 
     `data` is what was extracted, a folder or a CSV file; the records' paths start from `root`. `passes` is how many
-    augmented passes all of its training images had when it was written, `dense` the pixels of their dense view, 0 for
-    none: should one be missing, it was lost.
+    augmented passes all of its training images had when it was written: should one be missing, it was lost.
     """
 
     name: str
@@ -72,7 +69,6 @@ class SetIndex:
     images: tuple[ImageRecord, ...]
     skipped: tuple[SkippedImage, ...] = ()
     passes: int = 0
-    dense: int = 0
 
     @property
     def digest(self) -> str:
@@ -84,20 +80,19 @@ class SetIndex:
         """The records of one split, in index order."""
         return tuple(image for image in self.images if image.split == name)
 
-    def row_keys(self, passes: int, dense: int = 0) -> list[RowKey]:
-        """Distinct keys this set needs: the clean view of all; of what is in train passes 1..`passes`, dense views."""
-        return list(dict.fromkeys(key for image in self.images for key in image.keys(passes, dense)))
+    def row_keys(self, passes: int) -> list[RowKey]:
+        """Distinct keys this set needs: the clean view of all, and of what is in train passes 1..`passes`."""
+        return list(dict.fromkeys(key for image in self.images for key in image.keys(passes)))
 
     def says_all_of(self, other: "SetIndex") -> bool:
-        """Whether it names the same images, labels and splits as `other`, and no fewer passes and dense views."""
-        return self.digest == other.digest and self.passes >= other.passes and other.dense in (0, self.dense)
+        """Whether it names the same images, labels and splits as `other`, and no fewer passes."""
+        return self.digest == other.digest and self.passes >= other.passes
 
-    def packed_keys(self, passes: int, dense: int = 0) -> PackedKeys:
+    def packed_keys(self, passes: int) -> PackedKeys:
         """The same keys as one array, in order of their bytes: a tenth of the memory."""
         digests = pack_digests(image.digest for image in self.images)
         trained = digests[[image.split == "train" for image in self.images]]
         views = [layout.pass_view(number) for number in range(1, passes + 1)]
-        views += [layout.dense_view(dense)] if dense else []
         return np.unique(np.concatenate([keys_of(digests, layout.CLEAN_VIEW), *(keys_of(trained, v) for v in views)]))
 
     def counts(self) -> dict[str, int]:
@@ -145,7 +140,6 @@ class SetIndex:
                 images=_records(stored.pop("images")),
                 skipped=tuple(SkippedImage(**image) for image in stored["skipped"]),
                 passes=stored["passes"],
-                dense=stored["dense"],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedCache(f"{path} lacks or adds a field ({error}); run extract again to write it") from error
@@ -174,9 +168,8 @@ def _impossible(index: SetIndex, name: str) -> str:
         return "another set's name, or no texts as places and classes"
     if not index.classes or len(set(index.classes)) != len(index.classes):
         return "no classes, or one twice"
-    counts = is_count(index.passes, most=layout.MOST_PASSES) and is_count(index.dense, most=layout.LARGEST_SIDE)
-    if not counts or type(index.split_seed) is not int:
-        return "no counts as passes, dense and split_seed"
+    if not is_count(index.passes, most=layout.MOST_PASSES) or type(index.split_seed) is not int:
+        return "no counts as passes and split_seed"
     from_csv, classes = index.data != index.root, frozenset(index.classes)  # a CSV may name files anywhere
     bad = next((record for record in index.images if not _is_possible(record, from_csv, classes)), None)
     if bad is None and len({record.path for record in index.images}) != len(index.images):

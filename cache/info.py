@@ -29,7 +29,7 @@ def info(path: Path) -> CacheInfo:
     """Read the manifest, the indexes and every shard's keys; a bad shard raises DamagedCache."""
     cache = FeatureCache.open(path)
     rows: dict[str, int] = {}
-    for _, view in sorted({key for shard in cache.shards for key in shard.keys}, key=lambda key: _order(key[1])):
+    for _, view in sorted({key for shard in cache.shards for key in shard.keys}, key=lambda key: layout.pass_number(key[1])):
         rows[view] = rows.get(view, 0) + 1
     manifest = cache.manifest
     return CacheInfo(
@@ -46,11 +46,6 @@ def info(path: Path) -> CacheInfo:
     )
 
 
-def _order(view: str) -> tuple[str, int]:
-    kind, number = view.split(":")
-    return kind, int(number)
-
-
 def _set(cache: FeatureCache, name: str) -> dict[str, Any]:
     try:
         index = cache.index(name)
@@ -63,7 +58,6 @@ def _set(cache: FeatureCache, name: str) -> dict[str, Any]:
         "classes": len(index.classes),
         "splits": index.counts(),
         "passes": index.passes,
-        "dense": index.dense,
         "skipped": len(index.skipped),
         "missing": cache.lost(index),
     }
@@ -101,10 +95,7 @@ def _reduced_in_words(reduction: dict[str, Any]) -> str:
 
 
 def _view_in_words(view: str) -> str:
-    kind, number = view.split(":")
-    if view == layout.CLEAN_VIEW:
-        return "the clean view"
-    return f"augmented pass {number}" if kind == "pass" else f"the dense view of {number} pixels"
+    return "the clean view" if view == layout.CLEAN_VIEW else f"augmented pass {layout.pass_number(view)}"
 
 
 def _set_in_words(entry: dict[str, Any]) -> str:
@@ -112,9 +103,8 @@ def _set_in_words(entry: dict[str, Any]) -> str:
         return f"{entry['set']}: {entry['error']}"
     splits = ", ".join(f"{count} {split}" for split, count in entry["splits"].items())
     lost = f", {entry['missing']} rows lost: run extract again" if entry["missing"] else ""
-    dense = f", dense views of {entry['dense']} pixels" if entry["dense"] else ""
     skipped = f", {entry['skipped']} skipped" if entry["skipped"] else ""
     return (
         f"{entry['set']}: {entry['images']} images ({splits}) of {entry['classes']} classes, "
-        f"{entry['passes']} augmented passes{dense}{skipped}{lost}, from {entry['data']}"
+        f"{entry['passes']} augmented passes{skipped}{lost}, from {entry['data']}"
     )

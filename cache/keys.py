@@ -38,12 +38,6 @@ def digest_ends(packed: PackedKeys) -> npt.NDArray[np.uint64]:
     return np.ascontiguousarray(letters[:, 24:32]).view(">u8").reshape(len(packed)).astype(np.uint64)
 
 
-def are_dense(packed: PackedKeys) -> npt.NDArray[np.bool_]:
-    """Which of the keys are of dense views, (N,)."""
-    letters = np.ascontiguousarray(packed).view(np.uint8).reshape(len(packed), _PACKED.itemsize)
-    return np.equal(letters[:, 32], ord("d"))
-
-
 def keys_of(digests: Digests, view: str) -> PackedKeys:
     """The keys of one view of `digests` (N, 32), in their order."""
     return join_keys(digests, np.full(len(digests), view, dtype=layout.VIEW_DTYPE))

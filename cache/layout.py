@@ -23,7 +23,7 @@ TEMPORARY_SUFFIX = ".tmp"
 
 FEATURES = "features"  # (N, D) <f2, contiguous
 DIGESTS = "digests"  # (N, 32) uint8: SHA-256 of each image file
-VIEWS = "views"  # (N,) S16: "pass:0", "pass:1", ..., "dense:288", whose rows are larger maps
+VIEWS = "views"  # (N,) S16: "pass:0", "pass:1", ...
 
 ATTR_FORMAT = "format"
 ATTR_BASE = "base_digest"
@@ -40,7 +40,7 @@ CLEAN_VIEW = "pass:0"
 LARGEST_SIDE = 1024  # of the backbone's input, in pixels
 MOST_PASSES = 1000  # of a set: what an index may say before it is taken for a forgery
 
-_VIEW = re.compile(r"(pass|dense):(0|[1-9][0-9]{0,8})")
+_VIEW = re.compile(r"pass:(0|[1-9][0-9]{0,8})")
 _SHARD = re.compile(r"([0-9a-f]{32})-([1-9][0-9]{0,15})\.h5")
 _PART_LOCK = re.compile(r"writer-[1-9][0-9]*-of-[1-9][0-9]*\.lock")
 _SET = re.compile(r"[^\x00-\x1f\x7f-\x9f/\\.][^\x00-\x1f\x7f-\x9f/\\]{0,99}")
@@ -66,22 +66,9 @@ def pass_view(number: int) -> str:
     return f"pass:{number}"
 
 
-def dense_view(size: int) -> str:
-    """The name of the map of a clean view of `size` pixels, larger than the input."""
-    return f"dense:{size}"
-
-
-def window_view(size: int, number: int) -> str:
-    """The name of window `number` of such a map: a row that is served, never stored."""
-    return f"dense:{size}:{number}"
-
-
-def split_window(view: str) -> tuple[str, int]:
-    """The stored view that `view` is served from, and the number of the window; -1 where it is all of it."""
-    if view.count(":") < 2:
-        return view, -1
-    stored, _, number = view.rpartition(":")
-    return stored, int(number)
+def pass_number(view: str) -> int:
+    """The number of the pass that `view` is of; 0 for the clean view."""
+    return int(view.removeprefix("pass:"))
 
 
 def is_view(name: str) -> bool:
@@ -89,14 +76,9 @@ def is_view(name: str) -> bool:
     return _VIEW.fullmatch(name) is not None
 
 
-def is_dense(view: str) -> bool:
-    """Whether `view` is a dense one."""
-    return view.startswith("dense:")
-
-
 def is_augmented(view: str) -> bool:
     """Whether the augmentation recipe decided the pixels of `view`."""
-    return view.startswith("pass:") and view != CLEAN_VIEW
+    return view != CLEAN_VIEW
 
 
 def shard_name(digest: str, size: int) -> str:

@@ -171,6 +171,8 @@ def _read_keys(file: h5py.File, augmented: bool) -> PackedKeys:
     if digests.dtype != np.uint8 or digests.shape != (len(views), 32) or views.dtype != layout.VIEW_DTYPE:
         raise ValueError(f"digests of shape {digests.shape} for {len(views)} views")
     names = [view.decode("ascii") for view in set(views.tolist())]
+    if any(name.startswith("dense:") for name in names):
+        raise ValueError("it holds dense views, which this version of Headgraft no longer uses")
     if not all(map(layout.is_view, names)) or (any(map(layout.is_augmented, names)) and not augmented):
         raise ValueError("a view that this format does not know, or an augmented one without its recipe")
     keys = join_keys(digests, views)

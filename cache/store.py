@@ -19,7 +19,6 @@ from cache.keys import KeyTable, PackedKeys, RowKey, keys_of, pack_digests, pack
 from cache.manifest import Manifest
 from cache.reduction import Reduction
 from cache.shard import Float16Array, Shard
-from cache.windows import cut_windows, split_keys, windows_of
 
 Positions = npt.NDArray[np.intp]
 Labels = npt.NDArray[np.int64]
@@ -27,25 +26,17 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one shard: `positions` in the keys that were asked for, `rows` in the shard, `windows` of these.
-
-    `windows` are -1 where a row is served whole; those that are cut have `row_shape`.
-    """
+    """Rows of one shard: `positions` in the keys that were asked for, `rows` in the shard."""
 
     shard: Shard
     positions: Positions
     rows: Positions
-    windows: Positions
-    row_shape: tuple[int, ...]
 
     def blocks(self, source: Float16Array, size: int) -> Iterator[tuple[Positions, Float16Array]]:
         """Positions and rows (n, D), n at most `size`, of all the shard's rows `source`."""
         for start in range(0, len(self.positions), size):
             some = slice(start, start + size)
-            rows = source[self.rows[some]]
-            if self.windows[start] >= 0:
-                rows = cut_windows(rows, self.shard.header.row_shape, self.row_shape, self.windows[some])
-            yield self.positions[some], rows
+            yield self.positions[some], source[self.rows[some]]
 
 
 @dataclass(frozen=True)
@@ -150,17 +141,9 @@ class FeatureCache:
             return DamagedCache(f"{path} cannot be read: {error.strerror}")
         if shard.header.base_digest != self.manifest.base.digest or shard.header.augmentation_digest not in recipes:
             return ManifestMismatch(f"{path} was made with other settings than {self.path}")
-        if shard.header.basis == self.basis_digest and not self._fits(shard):
-            return DamagedCache(f"{path} holds rows of {shard.header.row_shape}, which its views do not have")
+        if shard.header.basis == self.basis_digest and shard.header.row_shape != self.row_shape:
+            return DamagedCache(f"{path} holds rows of {shard.header.row_shape}, expected {self.row_shape}")
         return shard
-
-    def _fits(self, shard: Shard) -> bool:
-        """Whether its rows are rows of this cache and, only where all its views are dense, maps with windows."""
-        if self.reduction:
-            return shard.header.row_shape == self.row_shape and not any(map(layout.is_dense, shard.views))
-        shape = shard.header.row_shape
-        dense = [layout.is_dense(view) for view in shard.views]
-        return all(dense) and windows_of(shape, self.row_shape) > 1 if shape != self.row_shape else not any(dense)
 
     def _served(self, shards: Sequence[Shard]) -> KeyTable:
         """Where each key is served from; a spare copy of a row is never looked at, nor one of another basis."""
@@ -173,7 +156,7 @@ class FeatureCache:
 
     def lost(self, index: SetIndex) -> int:
         """Rows that the set had when it was extracted and that no sound shard has."""
-        shards, _ = self._served(self.examined[0]).find(index.packed_keys(index.passes, index.dense))
+        shards, _ = self._served(self.examined[0]).find(index.packed_keys(index.passes))
         return int((shards < 0).sum())
 
     def __len__(self) -> int:
@@ -191,7 +174,7 @@ class FeatureCache:
 
     def missing(self, keys: Sequence[RowKey]) -> list[RowKey]:
         """Those of `keys` that have no row, in their order."""
-        shards, _ = self._places.find(split_keys(pack_keys(keys))[0])
+        shards, _ = self._places.find(pack_keys(keys))
         return [keys[number] for number in np.flatnonzero(shards < 0).tolist()]
 
     def parts(self, keys: PackedKeys) -> list["Part"]:
@@ -199,8 +182,7 @@ class FeatureCache:
 
         Rows in the order of the file, so that a cold disk is read forwards.
         """
-        stored, windows = split_keys(keys)
-        shards, rows = self._places.find(stored)
+        shards, rows = self._places.find(keys)
         if absent := int((shards < 0).sum()):
             raise MissingRows(
                 f"{absent} of {len(keys)} rows are not in {self.path}: run extract again on the same data"
@@ -208,7 +190,7 @@ class FeatureCache:
         order = np.lexsort((rows, shards))
         cuts = np.flatnonzero(np.diff(shards[order])) + 1
         parts = np.split(order, cuts) if len(keys) else []
-        return [Part(self.shards[shards[p[0]]], p, rows[p], windows[p], self.row_shape) for p in parts]
+        return [Part(self.shards[shards[p[0]]], p, rows[p]) for p in parts]
 
     def blocks(self, keys: Sequence[RowKey], size: int = 1024) -> Iterator[tuple[Positions, Float16Array]]:
         """Rows of `keys` shard by shard: (positions in `keys`, rows (n, D) float16), n at most `size`."""
@@ -257,12 +239,6 @@ class FeatureCache:
     def save_index(self, index: SetIndex) -> None:
         """Write or replace the index of one set."""
         index.save(self.path / layout.SET_FOLDER)
-
-    def dense_windows(self, size: int) -> int:
-        """Windows of each dense view of `size` pixels that is here; 0 where there is none."""
-        view = layout.dense_view(size)
-        here = (shard.header.row_shape for shard in self.shards if not shard.header.basis and view in shard.views)
-        return next((windows_of(shape, self.row_shape) for shape in here), 0)
 
     def complete_passes(self, index: SetIndex) -> int:
         """The largest K for which all passes 1..K of the set's training images have rows."""

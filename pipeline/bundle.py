@@ -21,7 +21,7 @@ from pipeline.console import first_line
 from pipeline.errors import BundleError, DecodeError
 from pipeline.heads.head import head_from_tensors
 from pipeline.inputs.decode import Decoding
-from pipeline.inputs.loader import Loader, Work
+from pipeline.inputs.loader import DecodeTask, Loader
 from pipeline.inputs.remarks import Remarks
 from pipeline.inputs.views import ViewPixels, Views
 from pipeline.model.card import card_fault
@@ -134,7 +134,7 @@ class Bundle:
         places: list[int] = []
         views: list[ViewPixels] = []
         with Loader(self.views, 1, self.decoding, remarks) as loader:
-            work = (Work(path, b"", (CLEAN_VIEW,)) for path in paths)
+            work = (DecodeTask(path, b"", (CLEAN_VIEW,)) for path in paths)
             for place, (_, outcome) in enumerate(loader.run(work)):
                 if isinstance(outcome, DecodeError):
                     failed[place] = str(outcome)

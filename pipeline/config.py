@@ -33,7 +33,6 @@ REDUCED_BASIS = "full"  # of a head on rows that are reduced already
 LARGEST_SEED = (1 << 32) - 1  # seeds.py counts on it
 _EXTRACT_BOUNDS = {
     "passes": (0, MOST_PASSES),
-    "dense": (0, LARGEST_SIDE),
     "image_size": (32, LARGEST_SIDE),
     "seed": (0, LARGEST_SEED),
     "split_seed": (0, LARGEST_SEED),
@@ -45,7 +44,6 @@ _EXTRACT_BOUNDS = {
 _HEAD_BOUNDS = {"hidden": (1, 1 << 16), "batch_size": (1, 1 << 20)}
 TRAIN_BOUNDS = {
     "passes": (0, MOST_PASSES),
-    "dense": (0, LARGEST_SIDE),
     "epochs": (1, 100_000),
     "seed": (0, LARGEST_SEED),
 }
@@ -56,8 +54,7 @@ _SWEEP_BOUNDS = {**TRAIN_BOUNDS, "heads": (1, 100_000), "seeds": (1, 100)}
 class ExtractConfig(ClusterConfig):
     """Stage one. `passes` augmented views per training image; `image_size` in pixels; None counts are chosen.
 
-    `dense`, in pixels, asks for the map of a larger clean view of each training image, whose windows are views; 0 for
-    none. `shard_of` i/n computes the i-th of n parts alone, beside others that compute theirs; `finish` indexes what
+    `shard_of` i/n computes the i-th of n parts alone, beside others that compute theirs; `finish` indexes what
     they have computed, and computes nothing; `hash_only` comes before them, so that each need not hash all. Workers of
     a cluster are handed `unit_rows` at once, which are lost with them. `grey_range` is the value of 16-bit grey that
     becomes white, or "auto"; None for 65535.
@@ -67,7 +64,6 @@ class ExtractConfig(ClusterConfig):
     cache: Path
     set: str | None = None
     passes: int = 0
-    dense: int = 0
     backbone: str = "vgg16"
     weights: str | None = None
     image_size: int = 224
@@ -92,8 +88,6 @@ class ExtractConfig(ClusterConfig):
         check_computing(self.precision, self.device)
         for name, (least, most) in _EXTRACT_BOUNDS.items():
             require_count(name, getattr(self, name), least, most)
-        larger = not self.dense or self.dense > self.image_size
-        require(larger, f"--dense is {self.dense}, expected more than --image-size {self.image_size}, or 0 for none")
         grey = self.grey_range
         known = grey in (None, "auto") or (str(grey).isdecimal() and 255 <= int(str(grey)) <= 65535)
         require(
@@ -147,7 +141,7 @@ class TrainConfig:
     """Stage two, one head of `HeadSettings`.
 
     `basis` None is `HeadSettings.basis`, or on a reduced cache `REDUCED_BASIS`; None `epochs` make some `STEPS` steps.
-    `passes` None takes every pass the cache has whole for the set; `dense` adds the windows of views of so many pixels.
+    `passes` None takes every pass the cache has whole for the set.
     `memory`, in GB, is what rows may take; None is half of what is free. More rows than that are read in each epoch.
     """
 
@@ -155,7 +149,6 @@ class TrainConfig:
     run: Path
     set: str | None = None
     passes: int | None = None
-    dense: int = 0
     hidden: int = HeadSettings.hidden
     dropout: float = HeadSettings.dropout
     lr: float = HeadSettings.lr
@@ -193,7 +186,6 @@ class SweepConfig(ClusterConfig):
     run: Path
     set: str | None = None
     passes: int | None = None
-    dense: int = 0
     heads: int = 64
     epochs: int | None = None
     time_limit: float | None = None

@@ -1,12 +1,12 @@
 """Stage one: the rows an image set needs and the cache lacks, from image files through the frozen backbone."""
 
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from cache import layout
-from cache.errors import CacheError
 from cache.history import record_extraction
 from cache.index import SkippedImage, index_path
 from cache.lock import writing
@@ -18,8 +18,36 @@ from pipeline.errors import PipelineError
 from pipeline.extraction.advice import advice
 from pipeline.extraction.checks import stored_manifest
 from pipeline.extraction.engine import Engine, engine_of
-from pipeline.extraction.plan import ExtractResult, Plan, announce, make_plan, missing_work
-from pipeline.inputs.loader import Work
+from pipeline.extraction.extractor import Tally
+from pipeline.extraction.plan import ExtractionPlan, Workload, announce, make_plan, workload_of
+from pipeline.inputs.remarks import Remarks
+
+
+@dataclass
+class ExtractResult:
+    """What `extract` did; the fields of its JSON. Seconds are wall-clock, those of `phases` overlap.
+
+    `bound` is the phase that the others waited for: "decode", "compute" or "write"; "" where nothing was computed.
+    `remarks` on files that were decoded all the same: by kind, how many and the first.
+    `unread` counts files of other kinds by extension, `outside` image files in no class folder by folder.
+    """
+
+    set: str
+    images: int
+    rows: int
+    computed: int
+    reused: int
+    seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    images_per_second: float = 0.0
+    phases: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "compute": 0.0, "write": 0.0})
+    bound: str = ""
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    remarks: Remarks = field(default_factory=Remarks)
+    cache: str = ""
+    bytes: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
+    outside: dict[str, int] = field(default_factory=dict)
 
 
 def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
@@ -39,93 +67,111 @@ def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
     return result
 
 
-def _extract(plan: Plan, engine: Engine, start: float, say: Say) -> ExtractResult:
-    config = plan.config
+def _extract(plan: ExtractionPlan, engine: Engine, start: float, say: Say) -> ExtractResult:
+    config, tally = plan.config, Tally()
     with writing(config.cache, config.part, say):
         cache = FeatureCache.create(config.cache, plan.manifest)
-        work, result = missing_work(plan, cache)
-        announce(plan, result, work, say)
+        work = workload_of(plan, cache)
+        announce(plan, work, say)
         if config.finish:
             _refuse_unfinished(work)
         try:
-            bad = engine.compute(plan, cache, work, result, say) if work else []
+            if work.tasks:
+                engine.compute(plan, cache, work, tally, say)
         finally:
-            if result.computed:  # also of a run that was stopped: its rows were not free
-                result.seconds = time.perf_counter() - start
-                record_extraction(config.cache, _history(plan, result))
-            for line in result.remarks.lines():
+            if tally.rows:  # also of a run that was stopped: its rows were not free
+                record_extraction(config.cache, _history(plan, work.reused, tally, time.perf_counter() - start))
+            for line in tally.remarks.lines():
                 say(line)
-        if config.part:
-            return _part_done(plan, result, bad)
-        cache = FeatureCache.open(cache.path)
-        merge_small_shards(cache.shards)
-        index = plan.images.index(plan.name, bad)
-        dense = plan.config.dense or _kept_dense(cache, plan.name)
-        whole = dense if not cache.missing(index.row_keys(0, dense)) else 0
-        cache.save_index(replace(index, passes=cache.complete_passes(index), dense=whole))
-        index_path(cache.path / layout.LISTING_FOLDER, plan.name).unlink(missing_ok=True)  # the index says more
-    result.skipped = [{"path": image.path, "reason": image.reason} for image in index.skipped]
-    result.rows = result.computed + result.reused
-    result.bytes = FeatureCache.open(cache.path).bytes
-    return result
+        skipped = _skipped(plan, tally)
+        if not config.part:  # merging and the index are for the last step, when the rows of all parts are there
+            skipped = _index(plan, skipped)
+    return _result(plan, work, tally, skipped)
 
 
-def _list(plan: Plan) -> ExtractResult:
+def _index(plan: ExtractionPlan, bad: list[SkippedImage]) -> list[SkippedImage]:
+    """Merge small shards and write the index of the set; returns the files that it names as skipped."""
+    cache = FeatureCache.open(plan.config.cache)
+    merge_small_shards(cache.shards)
+    index = plan.images.index(plan.name, bad)
+    cache.save_index(replace(index, passes=cache.complete_passes(index)))
+    index_path(cache.path / layout.LISTING_FOLDER, plan.name).unlink(missing_ok=True)  # the index says more
+    return list(index.skipped)
+
+
+def _skipped(plan: ExtractionPlan, tally: Tally) -> list[SkippedImage]:
+    """Every file of the set with a content that cannot be decoded."""
+    reasons = {digest: reason for digest, (_, reason) in tally.bad.items()}
+    return [SkippedImage(i.path, i.digest, reasons[i.key]) for i in plan.images.images if i.key in reasons]
+
+
+def _result(
+    plan: ExtractionPlan, work: Workload, tally: Tally | None = None, skipped: Sequence[SkippedImage] = ()
+) -> ExtractResult:
+    """Of a run; without a `tally`, of one that would compute what is missing."""
+    rows, tally = (work.rows, Tally()) if tally is None else (tally.rows + work.reused, tally)
+    exists = stored_manifest(plan.config.cache) is not None
+    return ExtractResult(
+        set=plan.name,
+        images=len(plan.images.images),
+        rows=rows,
+        computed=tally.rows,
+        reused=work.reused,
+        warmup_seconds=tally.warmup_seconds,
+        images_per_second=tally.images_per_second,
+        phases=tally.phases,
+        bound=tally.bound,
+        skipped=[{"path": image.path, "reason": image.reason} for image in skipped],
+        remarks=tally.remarks,
+        cache=str(plan.config.cache),
+        bytes=FeatureCache.open(plan.config.cache).bytes if exists else 0,
+        unread=plan.images.unread,
+        outside=plan.images.outside,
+    )
+
+
+def _list(plan: ExtractionPlan) -> ExtractResult:
     """Keep what the set's images hash to, for the parts; its index is written when all rows are there."""
     with writing(plan.config.cache):
         cache = FeatureCache.create(plan.config.cache, plan.manifest)
         folder = cache.path / layout.LISTING_FOLDER
         folder.mkdir(exist_ok=True)
         plan.images.index(plan.name).save(folder)
-        _, result = missing_work(plan, cache)
-        result.bytes = cache.bytes
-    return result
+        work = workload_of(plan, cache)
+    return _result(plan, work)
 
 
-def _refuse_unfinished(work: list[Work]) -> None:
-    if work:
-        rows = sum(len(item.views) for item in work)
+def _refuse_unfinished(work: Workload) -> None:
+    if work.tasks:
         raise PipelineError(
-            f"{rows} rows of {counted(len(work), 'image')} are not there yet, the first {named(work[0].path)}: "
-            "run the parts that are missing, or extract without --finish, which computes them"
+            f"{work.missing} rows of {counted(len(work.tasks), 'image')} are not there yet, the first "
+            f"{named(work.tasks[0].path)}: run the parts that are missing, or extract without --finish, which "
+            "computes them"
         )
 
 
-def _part_done(plan: Plan, result: ExtractResult, bad: list[SkippedImage]) -> ExtractResult:
-    """One part is in shards; merging and the index are for the last step, when all are."""
-    result.skipped = [{"path": image.path, "reason": image.reason} for image in bad]
-    result.rows = result.computed + result.reused
-    result.bytes = FeatureCache.open(plan.config.cache).bytes
-    return result
-
-
-def _history(plan: Plan, result: ExtractResult) -> dict[str, Any]:
+def _history(plan: ExtractionPlan, reused: int, tally: Tally, seconds: float) -> dict[str, Any]:
     """An entry of the cache's history."""
-    names = ("set", "images", "computed", "reused", "seconds", "warmup_seconds", "images_per_second", "phases")
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{name: getattr(result, name) for name in names},
+        "set": plan.name,
+        "images": len(plan.images.images),
+        "computed": tally.rows,
+        "reused": reused,
+        "seconds": seconds,
+        "warmup_seconds": tally.warmup_seconds,
+        "images_per_second": tally.images_per_second,
+        "phases": tally.phases,
         "passes": plan.config.passes,
-        "dense": plan.config.dense,
         "device": plan.device.type,
     }
 
 
-def _kept_dense(cache: FeatureCache, name: str) -> int:
-    """The dense view that the set had before this run; 0 for none."""
-    try:
-        return cache.index(name).dense if name in cache.sets() else 0
-    except CacheError:  # a damaged index, which this run writes anew
-        return 0
-
-
-def _dry_run(plan: Plan, engine: Engine, say: Say) -> ExtractResult:
+def _dry_run(plan: ExtractionPlan, engine: Engine, say: Say) -> ExtractResult:
     exists = stored_manifest(plan.config.cache) is not None
     cache = replace(FeatureCache.open(plan.config.cache), manifest=plan.manifest) if exists else None
-    work, result = missing_work(plan, cache)
-    result.bytes = cache.bytes if cache else 0
-    announce(plan, result, work, say)
+    work = workload_of(plan, cache)
+    announce(plan, work, say)
     engine.estimate(plan, work, say)
-    for line in advice(plan):
-        say(line)
-    return result
+    say(advice(plan))
+    return _result(plan, work)

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 
 from cache import layout
 from cache.errors import CacheError
-from cache.keys import are_dense, unpack_keys
+from cache.keys import unpack_keys
 from cache.lock import check_writable, writing
 from cache.reduction import Reduction, save_basis
 from cache.store import FeatureCache, Part, check_place
@@ -64,7 +64,7 @@ class ReduceResult:
 def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
     """Fit a basis on the training rows of a set, and write all rows of the cache in it to another; resumes.
 
-    Dense views are left out. Raises CacheError where `out` is another cache, or what is reduced already is asked for.
+    Raises CacheError where `out` is another cache, or what is reduced already is asked for.
     """
     start = time.perf_counter()
     torch.set_num_threads(available_cpus())
@@ -83,7 +83,7 @@ def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
         out = FeatureCache.open(config.out)
         merge_small_shards(out.shards)
         for name in whole.sets():
-            out.save_index(replace(whole.index(name), dense=0))
+            out.save_index(whole.index(name))
     out = FeatureCache.open(config.out)
     assert out.reduction is not None
     accuracy = out.reduction.accuracy
@@ -152,7 +152,7 @@ def _describe(out: Path, rows: TrainingSet, basis: Basis, source: str) -> Reduct
 
 def _write_rows(whole: FeatureCache, out: FeatureCache, basis: Basis, say: Say) -> int:
     """Reduce the rows that `out` lacks; returns how many those were."""
-    keys = whole.keys[~are_dense(whole.keys)]
+    keys = whole.keys
     missing = out.without(keys)
     each = 2 * out.in_features + keys.itemsize
     say(f"{counted(len(keys), 'row')}, {len(missing)} to reduce: {size(len(missing) * each)} to write")

@@ -41,7 +41,6 @@ class SweepResult:
     run: str
     set: str
     passes: int
-    dense: int
     choose_by: str
     leaks: dict[str, int]
     heads: list[dict[str, Any]] = field(default_factory=list)
@@ -71,7 +70,7 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
 def _sweep(config: SweepConfig, given: Space | None, device: torch.device, replace_it: bool, say: Say) -> SweepResult:
     start = time.perf_counter()
     torch.set_num_threads(available_cpus())
-    rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
+    rows = TrainingSet.open(config.cache, config.set, config.passes, say)
     space = given or default_space(rows.default_basis, len(rows.index.classes), most_directions(rows))
     epochs = config.epochs or default_epochs(len(rows.index.split("train")), HeadSettings.batch_size)
     config = replace(config, epochs=epochs)
@@ -91,7 +90,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
         race = Race(bases, journal, metric, epochs, config.seed, config.halving, _deadline(config), say, crew)
         heads = _all_tried(race, search, known)
     chosen = choose(heads, race)
-    result = SweepResult(str(config.run), rows.index.name, rows.passes, rows.dense, config.choose_by, rows.leaks)
+    result = SweepResult(str(config.run), rows.index.name, rows.passes, config.choose_by, rows.leaks)
     result.classes_without_validation = len(rows.classes_without_validation)
     result.heads = _entries(heads, race)
     result.seconds, result.basis_seconds = time.perf_counter() - start, bases.seconds
@@ -199,7 +198,6 @@ def _asked(config: SweepConfig, space: Space, rows: TrainingSet, device: torch.d
     return {
         "set": rows.index.name,
         "passes": rows.passes,
-        "dense": rows.dense,
         **{name: getattr(config, name) for name in names},
         "device": device.type,
         "space": space.describe(),

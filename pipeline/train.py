@@ -70,7 +70,7 @@ def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
 def _train(config: TrainConfig, say: Say) -> TrainResult:
     start = time.perf_counter()
     torch.set_num_threads(available_cpus())
-    rows = TrainingSet.open(config.cache, config.set, config.passes, say, config.dense)
+    rows = TrainingSet.open(config.cache, config.set, config.passes, say)
     epochs = config.epochs or default_epochs(len(rows.index.split("train")), config.batch_size)
     config = replace(config, basis=config.basis or rows.default_basis, epochs=epochs)
     basis, data = load_data(rows, config.settings.basis, allowed_bytes(config.memory), say)

@@ -25,7 +25,7 @@ from pipeline.backbones.weights import NamedWeights
 from pipeline.config import ExtractConfig, TrainConfig
 from pipeline.console import Say, silent
 from pipeline.errors import WeightsError
-from pipeline.extraction.plan import ExtractResult
+from pipeline.extract import ExtractResult, extract
 
 Times = Callable[[int, int], int]
 
@@ -172,8 +172,6 @@ Extract = Callable[..., ExtractResult]
 @pytest.fixture
 def run_extract(tmp_path: Path, data: Path, tiny: str) -> Extract:
     """Extract `data` with the tiny backbone into tmp_path/features; keywords override the configuration, or are say."""
-    from pipeline.extract import extract
-
     def call(**options: object) -> ExtractResult:
         given: dict[str, object] = {
             "data": data,

@@ -85,15 +85,15 @@ def test_without_locks_two_processes_still_serve_each_row_once(
     monkeypatch.setattr("cache.lock.fcntl.flock", no_locks)
     monkeypatch.setattr("cache.writer.MERGE_BELOW", 0)
     inner: list[int] = []
-    keep = sys.modules["pipeline.extraction.compute"]._keep
+    add = ShardWriter.add
 
-    def interleaved(*given: object) -> object:
+    def interleaved(*given: Any) -> None:
         if not inner:
             inner.append(1)
             inner.append(run_extract(batch_size=5).computed)
-        return keep(*given)
+        add(*given)
 
-    monkeypatch.setattr("pipeline.extraction.compute._keep", interleaved)
+    monkeypatch.setattr(ShardWriter, "add", interleaved)
     assert run_extract(batch_size=8).computed == 24
     assert inner == [1, 24]
     cache = FeatureCache.open(tmp_path / "features")
@@ -194,13 +194,13 @@ def test_a_cache_that_is_deleted_midway_is_one_message(
     run_extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Named, with what to do."""
-    keep = sys.modules["pipeline.extraction.compute"]._keep
+    add = ShardWriter.add
 
-    def deleting(*given: object) -> object:
+    def deleting(*given: Any) -> None:
         shutil.rmtree(tmp_path / "features", ignore_errors=True)
-        return keep(*given)
+        add(*given)
 
-    monkeypatch.setattr("pipeline.extraction.compute._keep", deleting)
+    monkeypatch.setattr(ShardWriter, "add", deleting)
     with pytest.raises(CacheError, match="could not write"):
         run_extract()
 

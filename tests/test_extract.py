@@ -26,8 +26,7 @@ from cache.store import FeatureCache
 from pipeline.backbones.backbone import MEAN, STD, build_trunk, load_backbone, normalise
 from pipeline.config import ExtractConfig
 from pipeline.errors import DecodeError, PipelineError, WeightsError
-from pipeline.extract import extract
-from pipeline.extraction.plan import ExtractResult
+from pipeline.extract import ExtractResult, extract
 from pipeline.inputs.decode import decode_rgb
 from pipeline.inputs.views import Views
 
@@ -148,7 +147,6 @@ def test_other_weights_are_refused(run_extract: Extract, tmp_path: Path) -> None
         ({"backbone": "alexnet", "weights": None, "image_size": 224}, "backbone: .*'tiny'"),
         ({"image_size": 64}, "input_size"),
         ({"passes": 1, "seed": 5}, "seed"),
-        ({"dense": 40}, "--dense"),
         ({"weights": "nowhere.safetensors"}, "existing file"),
         ({"weights": "other.safetensors"}, "weights_digest: the cache has [0-9a-f]{12}…, asked for [0-9a-f]{12}…$"),
     ],
@@ -219,7 +217,7 @@ def test_a_feature_that_is_not_finite_names_its_image(run_extract: Extract, tmp_
     ("place", "phase"),
     [
         ("pipeline.inputs.loader.decode_rgb", "decode"),
-        ("pipeline.extraction.compute.backbone.Backbone.start", "compute"),
+        ("pipeline.extraction.extractor.backbone.Backbone.start", "compute"),
         ("cache.writer.write_shard", "write"),
     ],
 )
@@ -334,18 +332,19 @@ import os, signal, sys
 sys.path.insert(0, {str(REPOSITORY / "tests")!r})
 from functools import partial
 from pathlib import Path
-import conftest, pipeline.extraction.compute as stage
+import conftest, pipeline.extraction.extractor as stage
+from cache.writer import ShardWriter
 from pipeline.extract import extract
 from pipeline.config import ExtractConfig
 conftest.register_tiny()
 stage.ShardWriter = partial(stage.ShardWriter, rows_per_shard=4)
-keep, done = stage._keep, []
+add, done = ShardWriter.add, []
 def counted(*given):
     done.append(1)
     if len(done) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return keep(*given)
-stage._keep = counted
+    add(*given)
+ShardWriter.add = counted
 extract(ExtractConfig(Path({str(data)!r}), Path({str(tmp_path / "features")!r}), backbone="tiny",
     weights={tiny!r},
     image_size=32,
@@ -413,7 +412,7 @@ def test_without_a_working_compiler_stage_one_says_so_and_goes_on(
     torch.compiler.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # nothing compiled before
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", find)
-    monkeypatch.setattr("pipeline.extraction.compute.worth_compiling", lambda *_: True)
+    monkeypatch.setattr("pipeline.extraction.startup.worth_compiling", lambda *_: True)
     lines: list[str] = []
     options = {"backbone": "tiny", "weights": tiny, "image_size": 32, "precision": "float32", "device": "cpu"}
     result = extract(ExtractConfig(data, tmp_path / "features", **options), lines.append)  # type: ignore[arg-type]

@@ -173,7 +173,7 @@ def test_what_is_no_part_is_refused(given: str) -> None:
 
 
 def test_a_part_reports_oddities_of_its_files_once(run_extract: Extract, data: Path) -> None:
-    """It decodes them, so nobody else can; a file with a dense view too is one file."""
+    """It decodes them, so nobody else can; a file with two views is one file."""
     first, second = (Image.fromarray(np.full((40, 44, 3), value, np.uint8)) for value in (50, 200))
     first.save(data / "train" / "1" / "pages.tif", save_all=True, append_images=[second])
     lines: list[str] = []

@@ -26,7 +26,7 @@ from pipeline.console import silent
 from pipeline.errors import ConfigError, DecodeError, PipelineError
 from pipeline.extraction import units
 from pipeline.extraction.units import cut
-from pipeline.inputs.loader import Work
+from pipeline.inputs.loader import DecodeTask
 from pipeline.machine.cluster import Workers
 from pipeline.options import ClusterConfig
 from pipeline.sweep import sweep
@@ -71,7 +71,7 @@ def computed_in(folder: Path) -> list[tuple[int, int]]:
 @given(st.lists(st.integers(1, 5), max_size=40), st.integers(1, 12))
 def test_units_are_the_work_in_its_order(views: list[int], rows: int) -> None:
     """Each has as many rows as asked for, and no more than one image's too many; the last may have fewer."""
-    work = [Work(Path(str(n)), b"", tuple(map(str, range(count)))) for n, count in enumerate(views)]
+    work = [DecodeTask(Path(str(n)), b"", tuple(map(str, range(count)))) for n, count in enumerate(views)]
     found = list(cut(work, rows))
     assert [item for unit in found for item in unit] == work
     sizes = [sum(len(item.views) for item in unit) for unit in found]

@@ -52,7 +52,7 @@ def test_bfloat16_features_are_near_float32(path: str, tmp_path: Path, monkeypat
     if path == "compiled":
         if not shutil.which("g++"):
             pytest.skip("no g++ to compile with")
-        monkeypatch.setattr("pipeline.extraction.compute.worth_compiling", lambda *_: True)
+        monkeypatch.setattr("pipeline.extraction.startup.worth_compiling", lambda *_: True)
     lines = [f"{file},{file.parent.name},train" for file in some_flowers(16)]
     (tmp_path / "some.csv").write_text("\n".join(["path,label,split", *lines]))
     rows = {}

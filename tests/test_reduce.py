@@ -150,8 +150,6 @@ def test_images_are_extracted_into_it(features: Path, reduced: Path, run_extract
     key = [(keys[0], view) for view in ("pass:0", "pass:1")]
     assert torch.allclose(torch.from_numpy(small.read(key)).float(), basis.apply(whole.read(key)), atol=2e-3)
     assert run_extract(cache=reduced, passes=1, shard_of="1/2").computed == 0
-    with pytest.raises(PipelineError, match="is reduced, which dense views cannot be"):
-        run_extract(cache=reduced, passes=1, dense=48)
 
 
 @pytest.mark.usefixtures("gate_here")
@@ -269,8 +267,6 @@ def test_what_cannot_be_is_refused_in_a_sentence(features: Path, reduced: Path, 
         ReduceConfig(features, tmp_path / "x", basis="full")
     with pytest.raises(PipelineError, match="use full, alone or with"):
         train_head(train_config(reduced, tmp_path / "run", basis="pyramid"))
-    with pytest.raises(RunError, match="is reduced, and holds no dense views"):
-        train_head(train_config(reduced, tmp_path / "run", basis="full", dense=48))
     with pytest.raises(CacheError, match="of whole rows: name another folder"):
         reduce_it(features, cache=features, out=shutil.copytree(features, tmp_path / "copy"))
     with pytest.raises(MissingRows):

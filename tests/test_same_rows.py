@@ -4,9 +4,9 @@ import itertools
 import os
 import random
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cache.keys import RowKey
 from cache.store import FeatureCache
+from cache.writer import ShardWriter
 from pipeline.inputs.augment import ViewParameters, view_parameters
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.loader import Loader
@@ -39,15 +40,15 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
 
 def interrupted(run_extract: Extract, cache: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
     """An extraction that ends after ten batches."""
-    keep, batches = sys.modules["pipeline.extraction.compute"]._keep, itertools.count()
+    add, batches = ShardWriter.add, itertools.count()
 
-    def counted(*given: object) -> object:
+    def counted(*given: Any) -> None:
         if next(batches) == 10:
             raise KeyboardInterrupt
-        return keep(*given)
+        add(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.extraction.compute._keep", counted)
+        patch.setattr(ShardWriter, "add", counted)
         with pytest.raises(KeyboardInterrupt):
             run_extract(cache=cache, **options)
 
@@ -61,12 +62,12 @@ def test_augmentation_does_not_depend_on_how_rows_are_made(
     run_extract(cache=tmp_path / "plain", passes=2)
     plain, reference = FeatureCache.open(tmp_path / "plain"), dict(drawn)
     drawn.clear()
-    monkeypatch.setattr("pipeline.extraction.compute.ShardWriter.__init__.__defaults__", ("", shard_rows, 20.0))
+    monkeypatch.setattr("pipeline.extraction.extractor.ShardWriter.__init__.__defaults__", ("", shard_rows, 20.0))
     monkeypatch.setattr("cache.writer.MERGE_BELOW", 0)
     run = Loader.run
     shuffled = random.Random(workers + shard_rows)
     monkeypatch.setattr(
-        "pipeline.extraction.compute.Loader.run", lambda self, work: run(self, shuffled.sample(work, len(work)))
+        "pipeline.extraction.extractor.Loader.run", lambda self, work: run(self, shuffled.sample(work, len(work)))
     )
     options = {"passes": 2, "workers": workers, "batch_size": 1}
     interrupted(run_extract, tmp_path / "other", monkeypatch, **options)

@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from cache.store import FeatureCache
-from pipeline.extraction.plan import Plan
+from pipeline.extraction.plan import ExtractionContext
 from pipeline.inputs.augment import ViewParameters, resize_for, view_parameters
 from pipeline.inputs.clean import clean_view
 from pipeline.inputs.decode import Pixels, decode_rgb
@@ -139,7 +139,7 @@ def test_a_large_image_is_halved_before_it_is_sampled() -> None:
     )
 
 
-VIEWS = ("pass:0", "pass:1", "pass:2", "dense:48")
+VIEWS = ("pass:0", "pass:1", "pass:2")
 
 
 @given(height=st.integers(1, 300), width=st.integers(1, 300), seed=st.integers(0, 99))
@@ -184,7 +184,7 @@ def test_an_extraction_that_renders_on_its_device(
 ) -> None:
     """Every row as the processor's, but for what a grey level makes; where views were rendered is on record."""
     run_extract(cache=tmp_path / "here", passes=2)
-    monkeypatch.setattr("pipeline.extraction.compute._renderer", on_its_device)
+    monkeypatch.setattr("pipeline.extraction.extractor._renderer", on_its_device)
     monkeypatch.setattr("pipeline.backbones.backbone.Backbone.batches_ahead", 1)
     run_extract(cache=tmp_path / "there", passes=2, workers=2)
     here, there = (FeatureCache.open(tmp_path / name) for name in ("here", "there"))
@@ -197,9 +197,9 @@ def test_an_extraction_that_renders_on_its_device(
     assert {kind["views"] for kind in here.provenance(keys)} == {"processor"}
 
 
-def on_its_device(plan: Plan) -> DeviceViews:
+def on_its_device(context: ExtractionContext) -> DeviceViews:
     """As for CUDA, on the CPU."""
-    recipe = plan.manifest.augmentation
+    recipe = context.manifest.augmentation
     return DeviceViews(
-        Views(plan.manifest.base.input_size, plan.manifest.base.resize, recipe.seed if recipe else 0), CPU
+        Views(context.manifest.base.input_size, context.manifest.base.resize, recipe.seed if recipe else 0), CPU
     )

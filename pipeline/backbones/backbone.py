@@ -107,8 +107,8 @@ def weights_source(name: str, weights: str | None) -> str:
     return named if weights in (None, named) else str(Path(str(weights)).absolute())
 
 
-def build_trunk(name: str, pooled: bool = True) -> nn.Module:
-    """The network up to its flattened `avgpool`, or without that, with random weights: (B, 3, H, W) → (B, D)."""
+def build_trunk(name: str) -> nn.Module:
+    """The network up to its flattened `avgpool`, with random weights: (B, 3, H, W) → (B, D)."""
     model = backbone_spec(name).build(weights=None)
     lacking = [part for part in ("features", "avgpool", "classifier") if not hasattr(model, part)]
     if lacking:
@@ -116,26 +116,15 @@ def build_trunk(name: str, pooled: bool = True) -> nn.Module:
             f"backbone {name} has no {lacking[0]}, expected features, avgpool and classifier as in VGG and AlexNet"
         )
     model.classifier = nn.Identity()
-    if not pooled:
-        model.avgpool = nn.Identity()
     return model.eval().requires_grad_(False)
 
 
 def row_shape(name: str, size: int) -> tuple[int, ...]:
     """Shape of one row of `LAYER` for a square input of `size` pixels: (512, 7, 7) for VGG16."""
-    return _shape_after(LAYER, name, size)
-
-
-def map_shape(name: str, size: int) -> tuple[int, ...]:
-    """Shape of the map that `LAYER` averages: (512, 9, 9) for VGG16 and 288 pixels."""
-    return _shape_after("features", name, size)
-
-
-def _shape_after(layer: str, name: str, size: int) -> tuple[int, ...]:
     with torch.device("meta"):
         trunk = build_trunk(name)
         shapes: list[tuple[int, ...]] = []
-        trunk.get_submodule(layer).register_forward_hook(lambda _m, _i, output: shapes.append(tuple(output.shape[1:])))
+        trunk.get_submodule(LAYER).register_forward_hook(lambda _m, _i, output: shapes.append(tuple(output.shape[1:])))
         try:
             trunk(torch.empty(1, 3, size, size))
         except RuntimeError as error:
@@ -251,15 +240,14 @@ def load_backbone(
     precision: str,
     batch_size: int | None = None,
     compiled: bool = False,
-    pooled: bool = True,
 ) -> Backbone:
-    """Put `tensors` into backbone `name` on `device`, frozen; not `pooled`, rows are the maps that `LAYER` averages.
+    """Put `tensors` into backbone `name` on `device`, frozen.
 
     `compiled` by torch with frozen weights where that can be; else, on the CPU, layers are fused, and float32 goes
     through Winograd convolutions.
     """
     with torch.device("meta"):
-        network = build_trunk(name, pooled)
+        network = build_trunk(name)
     network.load_state_dict(tensors, assign=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if precision == "bfloat16":

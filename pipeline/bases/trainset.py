@@ -20,21 +20,17 @@ class TrainingSet:
     """A set of `cache`, the views of its training images, and how many identical images cross splits or labels.
 
     Of a reduced cache, `leaks` also says how many validation and test images its basis was fitted on (`in_reduction`).
-    `passes` augmented passes, and windows of the dense view of `dense` pixels, 0 for none.
     """
 
     cache: FeatureCache
     index: SetIndex
     passes: int
     leaks: dict[str, int]
-    dense: int = 0
 
     @property
     def views(self) -> tuple[str, ...]:
         """Of each training image, the clean one first."""
-        windows = range(self.cache.dense_windows(self.dense)) if self.dense else ()
-        passes = (layout.pass_view(number) for number in range(self.passes + 1))
-        return *passes, *(layout.window_view(self.dense, number) for number in windows)
+        return tuple(layout.pass_view(number) for number in range(self.passes + 1))
 
     @property
     def classes_without_validation(self) -> list[str]:
@@ -54,12 +50,11 @@ class TrainingSet:
         return augmentation.digest if augmentation and self.passes else ""
 
     @classmethod
-    def open(cls, cache: Path, name: str | None, passes: int | None, say: Say, dense: int = 0) -> "TrainingSet":
-        """Set `name` (None: the only one) with `passes` (None: all there are) and dense views of `dense` pixels.
+    def open(cls, cache: Path, name: str | None, passes: int | None, say: Say) -> "TrainingSet":
+        """Set `name` (None: the only one) with `passes` (None: all there are).
 
         Raises RunError where it has one class, no validation images, its folder no longer agrees with the index, or the
-        labels of its validation or test images took part in reducing the cache; MissingRows where it has fewer passes,
-        or no such views.
+        labels of its validation or test images took part in reducing the cache; MissingRows where it has fewer passes.
         """
         opened = FeatureCache.open(cache)
         index = opened.index(name)
@@ -84,14 +79,13 @@ class TrainingSet:
             )
         _refuse_stale(index)
         chosen = _passes(passes, opened, index)
-        _refuse_missing(opened, index, dense)
         leaks = count_leaks(index)
         if any(leaks.values()):
             counts = f"{leaks['across_splits']} across splits, {leaks['two_labels']} with two labels"
             say(f"identical images: {counts}; headgraft cache info --duplicates lists them")
         if opened.reduction:
             leaks["in_reduction"] = _refuse_seen_labels(opened, index, say)
-        found = cls(opened, index, chosen, leaks, dense)
+        found = cls(opened, index, chosen, leaks)
         if absent := found.classes_without_validation:
             count = f"{len(absent)} of {counted(len(index.classes), 'class')} without validation images"
             say(f"{count}, for which no head is chosen: {shown([repr(name) for name in absent])}")
@@ -109,16 +103,6 @@ def _passes(asked: int | None, cache: FeatureCache, index: SetIndex) -> int:
             f"run extract with --passes {asked}, or train with --passes {known}"
         )
     return known if asked is None else asked
-
-
-def _refuse_missing(cache: FeatureCache, index: SetIndex, dense: int) -> None:
-    if dense and cache.reduction:
-        raise RunError(f"{cache.path} is reduced, and holds no dense views: train without --dense")
-    if dense and dense != index.dense and cache.missing(index.row_keys(0, dense)):
-        raise MissingRows(
-            f"set {index.name!r} of {cache.path} has no dense views of {dense} pixels of all its training images: "
-            f"run extract with --dense {dense}, or train without --dense"
-        )
 
 
 def _refuse_seen_labels(cache: FeatureCache, index: SetIndex, say: Say) -> int:

@@ -5,16 +5,12 @@ from pathlib import Path
 from cache import layout
 from cache.errors import CacheError
 from cache.index import SetIndex
-from cache.layout import LARGEST_SIDE
 from cache.lock import check_free, check_writable
 from cache.manifest import Manifest
-from cache.reduction import Reduction
 from cache.store import FeatureCache, check_place
-from cache.windows import windows_of
-from pipeline.backbones import backbone
 from pipeline.config import ExtractConfig
 from pipeline.console import Say
-from pipeline.errors import ConfigError, ImageSetError, PipelineError
+from pipeline.errors import ImageSetError
 from pipeline.inputs.images import ImageSet
 
 
@@ -29,30 +25,6 @@ def check_places(config: ExtractConfig) -> str:
     if not config.data.exists():
         raise ImageSetError(f"{config.data} does not exist, expected a folder of images or a CSV file")
     return name
-
-
-def refuse_reduced(config: ExtractConfig) -> None:
-    """PipelineError where the cache is reduced, which the larger maps of dense views cannot be."""
-    if Reduction.load(config.cache):
-        raise PipelineError(f"{config.cache} is reduced, which dense views cannot be: leave out --dense")
-
-
-def refuse_no_windows(config: ExtractConfig, row_shape: tuple[int, ...]) -> None:
-    """PipelineError where windows of the dense view's map would not be rows, or no more than one."""
-    if backbone.map_shape(config.backbone, config.image_size) != row_shape:
-        raise PipelineError(
-            f"--dense needs an input whose map is not averaged: {config.backbone} averages that of "
-            f"{config.image_size} pixels; use the default --image-size, or --passes"
-        )
-    if _windows(config, config.dense, row_shape) < 2:
-        sizes = range(config.dense + 1, LARGEST_SIDE + 1)
-        enough = next((size for size in sizes if _windows(config, size, row_shape) > 1), None)
-        hint = f"use {enough} or more" if enough else f"leave it out, no size up to {LARGEST_SIDE:,} has"
-        raise ConfigError(f"--dense {config.dense} has a map no larger than {config.image_size} pixels have: {hint}")
-
-
-def _windows(config: ExtractConfig, size: int, row_shape: tuple[int, ...]) -> int:
-    return windows_of(backbone.map_shape(config.backbone, size), row_shape)
 
 
 def stored_manifest(cache: Path) -> Manifest | None:

@@ -5,14 +5,13 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from cache.index import SkippedImage
 from cache.store import FeatureCache
 from pipeline.config import ExtractConfig
 from pipeline.console import Say
-from pipeline.extraction.compute import bring_up, compute
-from pipeline.extraction.plan import ExtractResult, Plan, shares_of
+from pipeline.extraction.extractor import Extractor, Tally, refuse_bad
+from pipeline.extraction.plan import ExtractionPlan, Workload
+from pipeline.extraction.startup import start_backbone
 from pipeline.extraction.units import compute_units, place_of
-from pipeline.inputs.loader import Work
 from pipeline.machine.cluster import connected
 from pipeline.machine.device import resolve_device, resolve_precision
 
@@ -27,12 +26,10 @@ class Engine(Protocol):
     def place(self, config: ExtractConfig, stored: str | None) -> tuple[torch.device, str]:
         """The device and the precision that rows will be computed in; `stored` is the precision of those there are."""
 
-    def compute(
-        self, plan: Plan, cache: FeatureCache, work: list[Work], result: ExtractResult, say: Say
-    ) -> list[SkippedImage]:
-        """Make and keep the rows of `work`; fills in counts and seconds, returns the files that were skipped."""
+    def compute(self, plan: ExtractionPlan, cache: FeatureCache, work: Workload, tally: Tally, say: Say) -> None:
+        """Compute and write the rows of `work`; DecodeError for files that cannot be decoded and are not skipped."""
 
-    def estimate(self, plan: Plan, work: list[Work], say: Say) -> None:
+    def estimate(self, plan: ExtractionPlan, work: Workload, say: Say) -> None:
         """Say how long that would take."""
 
 
@@ -54,14 +51,15 @@ class LocalEngine:
         device = resolve_device(config.device)
         return device, resolve_precision(config.precision, device, stored)
 
-    def compute(
-        self, plan: Plan, cache: FeatureCache, work: list[Work], result: ExtractResult, say: Say
-    ) -> list[SkippedImage]:
-        return compute(plan, cache, work, result, say)
+    def compute(self, plan: ExtractionPlan, cache: FeatureCache, work: Workload, tally: Tally, say: Say) -> None:
+        network, tally.warmup_seconds = start_backbone(plan, work.missing, say)
+        Extractor(plan, cache, network).run(work.tasks, tally, say)
+        tried = next((number for number, task in enumerate(work.tasks) if task.digest in tally.bad), 0)
+        refuse_bad(plan, tally, work.tasks[tried + 1 :])
 
-    def estimate(self, plan: Plan, work: list[Work], say: Say) -> None:
-        for share in shares_of(plan, work):
-            bring_up(plan, share, say)
+    def estimate(self, plan: ExtractionPlan, work: Workload, say: Say) -> None:
+        if work.tasks:
+            start_backbone(plan, work.missing, say)
 
 
 class RayEngine:
@@ -89,10 +87,8 @@ class RayEngine:
             return torch.device("cpu"), stored if config.precision == "auto" else config.precision
         return place_of(self._ray, config, stored)
 
-    def compute(
-        self, plan: Plan, cache: FeatureCache, work: list[Work], result: ExtractResult, say: Say
-    ) -> list[SkippedImage]:
-        return compute_units(self._ray, plan, cache, work, result, say)
+    def compute(self, plan: ExtractionPlan, cache: FeatureCache, work: Workload, tally: Tally, say: Say) -> None:
+        compute_units(self._ray, plan, work, tally, say)
 
-    def estimate(self, plan: Plan, work: list[Work], say: Say) -> None:
+    def estimate(self, plan: ExtractionPlan, work: Workload, say: Say) -> None:
         say("how long it takes depends on the cluster: not estimated with --engine ray")

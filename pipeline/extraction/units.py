@@ -7,43 +7,31 @@ takes no more than its unit with it.
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cache.index import SkippedImage
 from cache.manifest import Manifest
 from cache.store import FeatureCache
-from pipeline.backbones.backbone import Backbone, weights_source
+from pipeline.backbones.backbone import weights_source
 from pipeline.config import ExtractConfig
 from pipeline.console import Say, counted, named, progress, silent
 from pipeline.errors import PipelineError
-from pipeline.extraction.compute import BadFiles, all_bad, bring_up, compute_share, skipped
-from pipeline.extraction.plan import ExtractResult, Making, Plan, Share, shares_of
-from pipeline.inputs.loader import Work
-from pipeline.inputs.remarks import Remarks
+from pipeline.extraction.extractor import Extractor, Tally, refuse_bad
+from pipeline.extraction.plan import ExtractionContext, ExtractionPlan, Workload
+from pipeline.extraction.startup import start_backbone
+from pipeline.inputs.loader import DecodeTask
 from pipeline.machine.cluster import Workers, workers_of
 from pipeline.machine.device import resolve_device, resolve_precision
 
 UNIT_ROWS = {"cpu": 128, "cuda": 1000}  # at most: some 20 seconds of one processor; a whole shard
 _UNITS_A_WORKER = 8  # at least: while the last of them are done, the others have nothing to do
 _LEAST_UNIT_ROWS = 16
-Unit = tuple[Work, ...]
+WorkUnit = tuple[DecodeTask, ...]
 Arrays = dict[str, npt.NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class UnitDone:
-    """What became of a unit: rows written, seconds by phase, files that could not be decoded."""
-
-    rows: int
-    phases: dict[str, float]
-    bad: BadFiles
-    remarks: Remarks
 
 
 class Worker:
@@ -56,39 +44,31 @@ class Worker:
 
     def __init__(self, config: ExtractConfig, manifest: Manifest, expected_rows: int) -> None:
         self._config, self._manifest, self._expected = config, manifest, expected_rows
-        self._making: Making | None = None
-        self._networks: dict[int, Backbone] = {}
-
-    @cached_property
-    def _cache(self) -> FeatureCache:
-        return FeatureCache.open(self._config.cache)
+        self._extractor: Extractor | None = None
 
     def ready(self, arrays: Arrays) -> None:
-        """Returns when it can make rows at speed; CacheError where the cache is not to be seen from here."""
-        _ = self._cache
-        base = self._manifest.base
-        self._network(Share([], base.input_size, base.row_shape), self._bring_up(arrays))
+        """Returns when it can compute at speed; CacheError where the cache is not to be seen from here."""
+        self._extractor_here(arrays)
 
-    def run(self, unit: Unit, arrays: Arrays) -> UnitDone:
+    def run(self, unit: WorkUnit, arrays: Arrays) -> Tally:
         """Decode, compute and write the rows of a unit."""
-        making = self._bring_up(arrays)
-        result, bad = ExtractResult("", 0, 0, 0, 0), BadFiles()
-        for share in shares_of(making, list(unit)):
-            network = self._network(share, making)
-            compute_share(making, self._cache, share, network, bad, result, silent, one_shard=True)
-        return UnitDone(result.computed, result.phases, bad, result.remarks)
+        tally = Tally()
+        self._extractor_here(arrays).run(list(unit), tally, silent, one_shard=True)
+        return tally
 
-    def _bring_up(self, arrays: Arrays) -> Making:
-        """How rows are made here; PipelineError where they cannot be."""
+    def _extractor_here(self, arrays: Arrays) -> Extractor:
+        """Of the cache as it is seen here; PipelineError where rows cannot be computed."""
         self._refuse_blind()
-        if self._making is None:
+        if self._extractor is None:
+            cache = FeatureCache.open(self._config.cache)
             config, device = self._config, _device_here(self._config)
             resolve_precision(self._manifest.base.precision, device)  # machines of a cluster may differ
             own = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}  # Ray's are not writable
             # What cannot be decoded is the run's concern, not the unit's.
             here = replace(config, skip_bad=True, threads=config.threads or config.cpus)
-            self._making = Making(here, own, device, self._manifest)
-        return self._making
+            context = ExtractionContext(here, own, device, self._manifest)
+            self._extractor = Extractor(context, cache, start_backbone(context, self._expected, silent)[0])
+        return self._extractor
 
     def _refuse_blind(self) -> None:
         """PipelineError where the images are not to be seen: each would pass for one that cannot be decoded."""
@@ -97,11 +77,6 @@ class Worker:
                 f"{self._config.data} is not there on {platform.node()}, where a worker of Ray runs: "
                 "images and cache must lie at the same places on all machines"
             )
-
-    def _network(self, share: Share, making: Making) -> Backbone:
-        if share.size not in self._networks:
-            self._networks[share.size], _ = bring_up(making, share, silent, self._expected)
-        return self._networks[share.size]
 
 
 def _device_here(config: ExtractConfig) -> torch.device:
@@ -125,13 +100,13 @@ def place_of(ray: Any, config: ExtractConfig, stored: str | None) -> tuple[torch
     return torch.device(device), precision
 
 
-def cut(work: list[Work], rows: int) -> Iterator[Unit]:
-    """`work` in its order as units of `rows` views or a few more: what an image needs is never divided."""
-    unit: list[Work] = []
+def cut(tasks: list[DecodeTask], rows: int) -> Iterator[WorkUnit]:
+    """`tasks` in their order as units of `rows` views or a few more: what an image needs is never divided."""
+    unit: list[DecodeTask] = []
     count = 0
-    for item in work:
-        unit.append(item)
-        count += len(item.views)
+    for task in tasks:
+        unit.append(task)
+        count += len(task.views)
         if count >= rows:
             yield tuple(unit)
             unit, count = [], 0
@@ -145,37 +120,30 @@ def _unit_rows(rows: int, workers: int, device: torch.device) -> int:
     return min(UNIT_ROWS[device.type], max(_LEAST_UNIT_ROWS, shared_out))
 
 
-def compute_units(
-    ray: Any, plan: Plan, cache: FeatureCache, work: list[Work], result: ExtractResult, say: Say
-) -> list[SkippedImage]:
-    """As `compute`, by workers of a Ray cluster that sees images and cache at the same places as this machine."""
+def compute_units(ray: Any, plan: ExtractionPlan, work: Workload, tally: Tally, say: Say) -> None:
+    """Rows of `work`, by workers of a Ray cluster that sees images and cache at the same paths as this machine."""
     start = time.perf_counter()
     tensors = ray.put({name: tensor.numpy() for name, tensor in plan.tensors.items()})
-    rows = sum(len(item.views) for item in work)
-    bad: BadFiles = {}
-    done: set[int] = set()
+    rows = work.missing
+    done: set[bytes] = set()
     given = (_for_workers(plan.config), plan.manifest, rows)
-    with Workers[Unit, UnitDone](ray, Worker, given, plan.config, _name_of, (tensors,)) as workers:
-        units = list(cut(work, plan.config.unit_rows or _unit_rows(rows, workers.count, plan.device)))
+    with Workers[WorkUnit, Tally](ray, Worker, given, plan.config, _name_of, (tensors,)) as workers:
+        units = list(cut(work.tasks, plan.config.unit_rows or _unit_rows(rows, workers.count, plan.device)))
         say(f"{counted(len(units), 'unit')} of work for {counted(workers.count, 'worker')}")
         workers.first_ready()
-        result.warmup_seconds = time.perf_counter() - start
-        begun = time.perf_counter()
+        tally.warmup_seconds = time.perf_counter() - start
         with progress(rows, "rows", say, lambda: f" by {counted(workers.count, 'worker')}") as advance:
-            for unit, outcome in workers.run(units, _ended_by(bad, plan.config)):
-                done |= {id(item) for item in unit}
-                bad.update(outcome.bad)
-                _add(outcome, result)
+            for unit, outcome in workers.run(units, _ended_by(tally, plan.config)):
+                done |= {task.digest for task in unit}
+                tally.add(outcome)
+                tally.seconds = time.perf_counter() - start - tally.warmup_seconds
                 advance(outcome.rows)
-        result.images_per_second = result.computed / (time.perf_counter() - begun)
-    if bad and not plan.config.skip_bad:
-        raise all_bad(plan, bad, [item for item in work if id(item) not in done])
-    return skipped(plan, bad)
+    refuse_bad(plan, tally, [task for task in work.tasks if task.digest not in done])
 
 
-def _ended_by(bad: BadFiles, config: ExtractConfig) -> Callable[[], bool]:
-    """Whether no more units are to be begun: a bad file ends the run, unless they are skipped."""
-    return lambda: bool(bad) and not config.skip_bad
+def _ended_by(tally: Tally, config: ExtractConfig) -> Callable[[], bool]:
+    """Whether no more units are to be started: a bad file ends the run, unless they are skipped."""
+    return lambda: bool(tally.bad) and not config.skip_bad
 
 
 def _for_workers(config: ExtractConfig) -> ExtractConfig:
@@ -184,13 +152,5 @@ def _for_workers(config: ExtractConfig) -> ExtractConfig:
     return replace(config, data=config.data.absolute(), cache=config.cache.absolute(), weights=weights)
 
 
-def _name_of(unit: Unit) -> str:
+def _name_of(unit: WorkUnit) -> str:
     return f"the unit of {counted(len(unit), 'image')} from {named(unit[0].path)} on"
-
-
-def _add(outcome: UnitDone, result: ExtractResult) -> None:
-    result.computed += outcome.rows
-    result.remarks.merge(outcome.remarks)
-    for phase, seconds in outcome.phases.items():
-        result.phases[phase] += seconds
-    result.bound = max(result.phases, key=lambda phase: result.phases[phase])

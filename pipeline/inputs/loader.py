@@ -23,7 +23,7 @@ Loaded = tuple[Rendered | DecodeError, Odd, float]  # and seconds
 
 
 @dataclass(frozen=True)
-class Work:
+class DecodeTask:
     """One file to decode once, and the views of it that are wanted; without a digest it is taken as it is."""
 
     path: Path
@@ -58,48 +58,48 @@ class Loader:
         # What a thread sets is also what torch gives to threads to come: back to this thread's own number.
         torch.set_num_threads(torch.get_num_threads())
 
-    def run(self, work: Iterable[Work]) -> Iterator[tuple[Work, Rendered | DecodeError]]:
-        """Each item with its views, or with the reason it has none, in the order of `work`."""
-        waiting: deque[tuple[Work, Future[Loaded]]] = deque()
-        for item in work:
+    def run(self, tasks: Iterable[DecodeTask]) -> Iterator[tuple[DecodeTask, Rendered | DecodeError]]:
+        """Each task with its views, or with the reason it has none, in the order of `tasks`."""
+        waiting: deque[tuple[DecodeTask, Future[Loaded]]] = deque()
+        for task in tasks:
             if not self.workers:
-                loaded = self._load(item)
+                loaded = self._load(task)
                 self.waited += loaded[2]
-                yield item, self._count(item, loaded)
+                yield task, self._count(task, loaded)
                 continue
-            waiting.append((item, self._pool.submit(self._load, item)))
+            waiting.append((task, self._pool.submit(self._load, task)))
             if len(waiting) >= self.ahead:
                 yield self._wait(*waiting.popleft())
-        for item, future in waiting:
-            yield self._wait(item, future)
+        for task, future in waiting:
+            yield self._wait(task, future)
 
-    def check(self, work: Iterable[Work]) -> Iterator[tuple[Work, DecodeError]]:
-        """Those of `work` that cannot be decoded."""
+    def check(self, tasks: Iterable[DecodeTask]) -> Iterator[tuple[DecodeTask, DecodeError]]:
+        """Those of `tasks` that cannot be decoded."""
         with self:
-            for item, outcome in self.run(Work(item.path, item.digest, ()) for item in work):
+            for task, outcome in self.run(DecodeTask(task.path, task.digest, ()) for task in tasks):
                 if isinstance(outcome, DecodeError):
-                    yield item, outcome
+                    yield task, outcome
 
-    def _wait(self, item: Work, future: Future[Loaded]) -> tuple[Work, Rendered | DecodeError]:
+    def _wait(self, task: DecodeTask, future: Future[Loaded]) -> tuple[DecodeTask, Rendered | DecodeError]:
         start = time.perf_counter()
         done = future.result()
         self.waited += time.perf_counter() - start
-        return item, self._count(item, done)
+        return task, self._count(task, done)
 
-    def _count(self, item: Work, loaded: Loaded) -> Rendered | DecodeError:
+    def _count(self, task: DecodeTask, loaded: Loaded) -> Rendered | DecodeError:
         outcome, odd, seconds = loaded
         self.seconds += seconds
         if not isinstance(outcome, DecodeError):
-            self.remarks.add(item.path, odd)
+            self.remarks.add(task.path, odd)
         return outcome
 
-    def _load(self, item: Work) -> Loaded:
+    def _load(self, task: DecodeTask) -> Loaded:
         start = time.perf_counter()
         outcome: Rendered | DecodeError
         odd: Odd = {}
         try:
-            pixels = decode_rgb(_read(item), policy=self.decoding, remarks=odd)
-            outcome = list(zip(item.views, self.renderer.render_all(pixels, item.digest, item.views), strict=True))
+            pixels = decode_rgb(_read(task), policy=self.decoding, remarks=odd)
+            outcome = list(zip(task.views, self.renderer.render_all(pixels, task.digest, task.views), strict=True))
         except DecodeError as error:
             outcome = error
         return outcome, odd, time.perf_counter() - start
@@ -111,11 +111,11 @@ def read_pixels(path: Path, decoding: Decoding) -> Pixels:
         return decode_rgb(read_image(path), policy=decoding)
 
 
-def _read(item: Work) -> bytes:
-    data = read_image(item.path)
-    if item.digest and hashlib.sha256(data).digest() != item.digest:
+def _read(task: DecodeTask) -> bytes:
+    data = read_image(task.path)
+    if task.digest and hashlib.sha256(data).digest() != task.digest:
         raise ImageSetError(
-            f"{item.path} changed while it was being extracted, or since it was listed: run the same command again, "
+            f"{task.path} changed while it was being extracted, or since it was listed: run the same command again, "
             "after --hash-only if parts go by that"
         )
     return data

@@ -20,16 +20,9 @@ _collecting = threading.local()
 class Remarks(dict[str, tuple[int, str]]):
     """By kind: how many files it is true of, and the first of them with details."""
 
-    def __init__(self, *found: Any) -> None:
-        super().__init__(*found)
-        self._counted: set[tuple[str, str]] = set()  # a file is decoded more than once where it has dense views
-
     def add(self, path: object, remarks: dict[str, str]) -> None:
         """Count a file's `remarks`, details by kind."""
         for kind, detail in remarks.items():
-            if (kind, str(path)) in self._counted:
-                continue
-            self._counted.add((kind, str(path)))
             count, first = self.get(kind, (0, f"{named(path)}{f' ({named(detail)})' if detail else ''}"))
             self[kind] = count + 1, first
 

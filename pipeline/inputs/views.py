@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
+from cache.layout import pass_number
 from pipeline.inputs.augment import ViewParameters, clean_layout, view_parameters
 from pipeline.inputs.clean import clean_view
 from pipeline.inputs.decode import Pixels
@@ -113,7 +114,7 @@ class Views:
     place: str = "processor"
 
     def render(self, pixels: Pixels, digest: bytes, view: str) -> Pixels:
-        """View `pass:K` of a decoded image, (size, size, 3) uint8, or `dense:S`, (S, S, 3), of the whole short side."""
+        """View `pass:K` of a decoded image, (size, size, 3) uint8."""
         return self.render_all(pixels, digest, (view,))[0]
 
     @torch.inference_mode()
@@ -122,21 +123,19 @@ class Views:
         image: Halves | None = None  # made for the first augmented view, if there is one
         rendered = []
         for view in views:
-            clean, parameters = self.look(digest, view)
+            parameters = self.parameters(digest, view)
             if parameters is None:
-                rendered.append(clean_view(pixels, *clean))
+                rendered.append(clean_view(pixels, self.size, self.resize))
             else:
                 if image is None:  # a copy, since torch wants what it could write to
                     image = Halves(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
                 rendered.append(np.stack([*augmented_view(image, self.size, parameters).numpy()], axis=-1))
         return rendered
 
-    def look(self, digest: bytes, view: str) -> tuple[tuple[int, int], ViewParameters | None]:
-        """Size and short side of a clean view, or the parameters of an augmented one."""
-        kind, number = view.split(":")[0], int(view.split(":")[1])
-        if kind == "dense":
-            return (number, number), None
-        return (self.size, self.resize), view_parameters(self.seed, digest, number) if number else None
+    def parameters(self, digest: bytes, view: str) -> ViewParameters | None:
+        """Of an augmented view; None of the clean one."""
+        number = pass_number(view)
+        return view_parameters(self.seed, digest, number) if number else None
 
 
 class DeviceViews:
@@ -169,7 +168,7 @@ class DeviceViews:
         return rendered
 
     def _render(self, image: Tensor, halves: Halves, digest: bytes, view: str) -> Tensor:
-        clean, parameters = self.views.look(digest, view)
+        parameters = self.views.parameters(digest, view)
         if parameters is None:
-            return clean_view_on_device(image, *clean)
+            return clean_view_on_device(image, self.views.size, self.views.resize)
         return augmented_view(halves, self.views.size, parameters)

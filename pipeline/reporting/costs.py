@@ -71,8 +71,7 @@ def stage_one(cache: FeatureCache) -> StageOne:
     return StageOne(*read_history(cache.path))
 
 
-def payback(index: SetIndex, passes: int, epochs: int, dense: float = 0.0) -> Payback:
-    """Of a set with `passes` augmented passes; `dense` is what its dense view costs an image, in clean views."""
+def payback(index: SetIndex, passes: int, epochs: int) -> Payback:
+    """Of a set with `passes` augmented passes."""
     train, valid = len(index.split("train")), len(index.split("valid"))
-    views = len(index.row_keys(passes)) + round(dense * train)
-    return Payback(views, epochs, train + valid)
+    return Payback(len(index.row_keys(passes)), epochs, train + valid)

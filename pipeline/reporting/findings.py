@@ -114,16 +114,11 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], 
         duplicates=duplicates,
         leaks=count_leaks(index),
         stage_one=stage_one(cache),
-        payback=payback(index, config["passes"], config["epochs"], _dense_cost(cache, config["dense"])),
+        payback=payback(index, config["passes"], config["epochs"]),
         test=test,
         test_scores=accuracies(test, duplicates.groups.numbers(test.images)) if test else {},
         sweep=sweep,
     )
-
-
-def _dense_cost(cache: FeatureCache, dense: int) -> float:
-    """Of a dense view, in clean views."""
-    return (dense / cache.manifest.base.input_size) ** 2
 
 
 def _baselines(run: Run, cache: FeatureCache, index: SetIndex) -> Baselines:

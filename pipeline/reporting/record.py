@@ -15,7 +15,7 @@ _DIFFERENCE = ("value", "low", "high")
 def run_fault(record: dict[str, Any]) -> str:
     """What of run.json no training writes; "" where all of it can be shown."""
     config, epochs = record["config"], record.get("epochs")
-    if not all(_count(config.get(name)) for name in ("passes", "dense")) or not _count(config.get("epochs"), 1):
+    if not _count(config.get("passes")) or not _count(config.get("epochs"), 1):
         return "no usable config"
     if not _settings(config):
         return "no usable config"

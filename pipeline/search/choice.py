@@ -64,7 +64,6 @@ def retrain(config: SweepConfig, settings: HeadSettings, race: Race, say: Say) -
         config.run,
         bases.rows.index.name,
         bases.rows.passes,
-        bases.rows.dense,
         epochs=config.epochs,
         memory=config.memory,
         **asdict(settings),

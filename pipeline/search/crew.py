@@ -165,7 +165,7 @@ class HeadWorker:
         if index.digest != set_digest:
             raise RunError(f"set {name!r} of {cache} changed while heads were trained on it: run the sweep again")
         share = min(1.0, cpus / available_cpus())  # of this machine, among the workers on it
-        return Bases(TrainingSet(opened, index, passes, {}, config.dense), int(share * allowed_bytes(config.memory)))
+        return Bases(TrainingSet(opened, index, passes, {}), int(share * allowed_bytes(config.memory)))
 
     def ready(self) -> None:
         """Returns when it can train; CacheError where the cache is not to be seen from here."""

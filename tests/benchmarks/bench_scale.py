@@ -27,7 +27,7 @@ from pipeline.bases.rows import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import ExtractConfig, TrainConfig
 from pipeline.console import say, silent
-from pipeline.extraction.plan import Plan, missing_work
+from pipeline.extraction.plan import ExtractionPlan, workload_of
 from pipeline.inputs.images import ImageSet
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
@@ -64,8 +64,8 @@ def plan_new(folder: Path, laps: Laps) -> None:
     with laps.lap("plan: list and hash the files"):
         images = ImageSet.scan(folder / "data")
     with laps.lap("plan: rows missing, of none"):
-        work, _ = missing_work(_plan(folder, images), None)
-    assert len(work) == len(images.images)
+        work = workload_of(_plan(folder, images), None)
+    assert len(work.tasks) == len(images.images)
 
 
 def plan_again(folder: Path, laps: Laps) -> None:
@@ -73,14 +73,14 @@ def plan_again(folder: Path, laps: Laps) -> None:
     with laps.lap("plan again: list and hash the files"):
         images = ImageSet.scan(folder / "data")
     with laps.lap("plan again: rows missing, of all"):
-        work, _ = missing_work(_plan(folder, images), FeatureCache.open(folder / "cache"))
-    assert not work
+        work = workload_of(_plan(folder, images), FeatureCache.open(folder / "cache"))
+    assert not work.tasks
 
 
-def _plan(folder: Path, images: ImageSet) -> Plan:
+def _plan(folder: Path, images: ImageSet) -> ExtractionPlan:
     """As `make_plan` does, but for a backbone: none is needed to find what is missing."""
     config = ExtractConfig(folder / "data", folder / "cache", synthetic.NAME)
-    return Plan(config, {}, torch.device("cpu"), synthetic.MANIFEST, images, synthetic.NAME)
+    return ExtractionPlan(config, {}, torch.device("cpu"), synthetic.MANIFEST, images, synthetic.NAME)
 
 
 def open_cache(folder: Path, laps: Laps) -> None:

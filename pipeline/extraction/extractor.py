@@ -1,0 +1,185 @@
+"""Views through the frozen backbone into shards: decoding ahead of computing, and writing behind it."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+
+from cache.keys import RowKey
+from cache.shard import Float16Array, ShardHeader
+from cache.store import FeatureCache
+from cache.writer import ShardWriter
+from pipeline.backbones import backbone
+from pipeline.bases.reduced import reduce_rows, reduction_basis
+from pipeline.console import Say, named, progress
+from pipeline.errors import DecodeError, PipelineError
+from pipeline.extraction.plan import ExtractionContext, count_views
+from pipeline.inputs.loader import DecodeTask, Loader
+from pipeline.inputs.remarks import Remarks
+from pipeline.inputs.views import DeviceViews, Renderer, ViewPixels, Views
+from pipeline.machine.device import available_cpus
+
+T = TypeVar("T")
+
+
+@dataclass
+class Tally:
+    """What computing rows took so far.
+
+    Attributes:
+        rows: computed, and written or about to be.
+        phases: wall seconds of decoding, computing and writing, which overlap.
+        bound: the phase that the others waited for; "" before anything was computed.
+        warmup_seconds: until the backbone was ready.
+        seconds: from then on.
+        remarks: on files that were decoded.
+        bad: files that cannot be decoded, by digest, and why.
+    """
+
+    rows: int = 0
+    phases: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "compute": 0.0, "write": 0.0})
+    bound: str = ""
+    warmup_seconds: float = 0.0
+    seconds: float = 0.0
+    remarks: Remarks = field(default_factory=Remarks)
+    bad: dict[bytes, tuple[DecodeTask, str]] = field(default_factory=dict)
+
+    @property
+    def images_per_second(self) -> float:
+        """Rows in a second, startup left out."""
+        return self.rows / self.seconds if self.seconds else 0.0
+
+    def add(self, other: "Tally") -> None:
+        """Count what another process has computed."""
+        self.rows += other.rows
+        self.remarks.merge(other.remarks)
+        self.bad.update(other.bad)
+        for phase, seconds in other.phases.items():
+            self.phases[phase] += seconds
+        self.bound = max(self.phases, key=lambda phase: self.phases[phase])
+
+
+class Extractor:
+    """Computes the rows of files and writes them into `cache`, by a backbone that is ready."""
+
+    def __init__(self, context: ExtractionContext, cache: FeatureCache, network: backbone.Backbone) -> None:
+        self._context, self._cache, self._network = context, cache, network
+        self._renderer = _renderer(context)
+        self._basis = reduction_basis(cache)
+
+    def run(self, tasks: list[DecodeTask], tally: Tally, say: Say, one_shard: bool = False) -> None:
+        """Rows of all tasks; shards are written as they fill, or with `one_shard` all at the end.
+
+        Ends at the first file that cannot be decoded, unless those are skipped.
+        """
+        context, rows = self._context, count_views(tasks)
+        start = time.perf_counter()
+        loader = Loader(self._renderer, _workers(context), context.decoding, tally.remarks)
+        with (
+            self._writer(rows, one_shard) as writer,
+            progress(rows, "rows", say, lambda: f", bound by {_bound(loader, writer, tally)}") as advance,
+            loader,
+        ):
+            for keys, features in _rows(self._network, _views(loader, tasks, tally, context.config.skip_bad), tally):
+                _refuse_not_finite(keys, features)
+                writer.add(keys, reduce_rows(self._basis, features) if self._basis else features)
+                tally.rows += len(keys)
+                advance(len(keys))
+        tally.phases["decode"] += loader.seconds
+        tally.phases["write"] += writer.seconds
+        tally.bound = _bound(loader, writer, tally)
+        tally.seconds += time.perf_counter() - start
+
+    def _writer(self, rows: int, one_shard: bool) -> ShardWriter:
+        """Of rows as the cache keeps them: in full, or in the basis of a reduced one."""
+        context, cache = self._context, self._cache
+        weights = backbone.weights_source(context.config.backbone, context.config.weights)
+        made: Mapping[str, str] = {**self._network.provenance, "views": self._renderer.place, "weights": weights}
+        header = ShardHeader(context.manifest.base.digest, cache.row_shape, basis=cache.basis_digest, provenance=made)
+        recipe = context.manifest.augmentation
+        when: dict[str, Any] = {"rows_per_shard": rows + 1, "seconds_per_shard": None} if one_shard else {}
+        return ShardWriter(cache.path, header, recipe.digest if recipe else "", **when)
+
+
+def _renderer(context: ExtractionContext) -> Renderer:
+    """Views are rendered where the backbone computes, unless that is the processor."""
+    base, recipe = context.manifest.base, context.manifest.augmentation
+    views = Views(base.input_size, base.resize, recipe.seed if recipe else 0)
+    return views if context.device.type == "cpu" else DeviceViews(views, context.device)
+
+
+def _workers(context: ExtractionContext) -> int:
+    """Decoding threads: they work no more than the backbone asks of them, so half the processors are not too many."""
+    if context.config.workers is not None:
+        return context.config.workers
+    cpus = context.config.threads or available_cpus()
+    return max(1, cpus // 2) if context.device.type == "cpu" else cpus
+
+
+def _views(
+    loader: Loader, tasks: list[DecodeTask], tally: Tally, skip_bad: bool
+) -> Iterator[tuple[RowKey, ViewPixels]]:
+    """Every view of `tasks`; files that have none go into `tally.bad`, of which the first ends it unless `skip_bad`."""
+    for task, outcome in loader.run(tasks):
+        if isinstance(outcome, DecodeError):
+            tally.bad[task.digest] = task, str(outcome)
+            if not skip_bad:
+                return
+            continue
+        for view, pixels in outcome:
+            yield (task.digest, view), pixels
+
+
+def _rows(
+    network: backbone.Backbone, views: Iterator[tuple[RowKey, ViewPixels]], tally: Tally
+) -> Iterator[tuple[tuple[RowKey, ...], Float16Array]]:
+    """Rows of `views` in their order, by batches; a device is given the next batch before the last has come back."""
+    flying: deque[tuple[tuple[RowKey, ...], backbone.Pending]] = deque()
+    while batch := list(islice(views, network.batch_size)):
+        keys, pixels = zip(*batch, strict=True)
+        flying.append((keys, _timed(tally, network.start, pixels)))
+        if len(flying) > network.batches_ahead:
+            keys, pending = flying.popleft()
+            yield keys, _timed(tally, pending)
+    for keys, pending in flying:
+        yield keys, _timed(tally, pending)
+
+
+def _timed(tally: Tally, function: Callable[..., T], *given: object) -> T:
+    """What the function returns, its time counted as computing."""
+    start = time.perf_counter()
+    found = function(*given)
+    tally.phases["compute"] += time.perf_counter() - start
+    return found
+
+
+def _refuse_not_finite(keys: Sequence[RowKey], rows: Float16Array) -> None:
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        digest, view = keys[int(np.argmin(finite))]
+        raise PipelineError(
+            f"a feature of the image with SHA-256 {digest.hex()} ({view}) is not finite: check the weights"
+        )
+
+
+def _bound(loader: Loader, writer: ShardWriter, tally: Tally) -> str:
+    """What this thread spent most of its time on: waiting for views, computing, or waiting for the disk."""
+    spent = {"decode": loader.waited, "compute": tally.phases["compute"], "write": writer.waited}
+    return max(spent, key=lambda phase: spent[phase])
+
+
+def refuse_bad(context: ExtractionContext, tally: Tally, remaining: list[DecodeTask]) -> None:
+    """DecodeError for all files that cannot be decoded: those found, and those of `remaining`, which are tried."""
+    if context.config.skip_bad or not tally.bad:
+        return
+    rest = [(task, str(error)) for task, error in Loader(_renderer(context), 2, context.decoding).check(remaining)]
+    found = [*tally.bad.values(), *rest]
+    lines = "\n".join(f"  {named(task.path)}: {reason}" for task, reason in found)
+    raise DecodeError(
+        f"{len(found)} image files cannot be decoded:\n{lines}\n"
+        "Fix or remove them, or leave them out with --skip-bad; rows computed so far are kept."
+    )
