@@ -14,12 +14,15 @@ from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
+
 from cache.errors import CacheError
 from cache.layout import TEMPORARY_SUFFIX
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux: process numbers mean something until the next boot
 _PROCESSES = Path("/proc/self/ns/pid")  # Linux: and among the processes of one container
 _TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}" + re.escape(TEMPORARY_SUFFIX))
+_LARGEST_PROCESS = (1 << 31) - 1  # number of one
 _SECONDS_TO_LIVE = 86400  # of a temporary file whose writer cannot be asked for
 
 
@@ -46,21 +49,11 @@ def is_abandoned(temporary: Path) -> bool:
     match = _TEMPORARY.fullmatch(temporary.name)
     if match and match[1] == _machine():
         process = int(match[2])
-        return process == os.getpid() or not _lives(process)
+        return process == os.getpid() or process > _LARGEST_PROCESS or not psutil.pid_exists(process)
     try:
         return time.time() - temporary.stat().st_mtime > _SECONDS_TO_LIVE
     except FileNotFoundError:
         return True
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def read_regular(path: Path) -> bytes:

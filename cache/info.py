@@ -6,6 +6,7 @@ from typing import Any
 
 from cache import layout
 from cache.errors import CacheError
+from cache.keys import unpack_keys
 from cache.store import FeatureCache
 
 
@@ -29,7 +30,7 @@ def info(path: Path) -> CacheInfo:
     """Read the manifest, the indexes and every shard's keys; a bad shard raises DamagedCache."""
     cache = FeatureCache.open(path)
     rows: dict[str, int] = {}
-    for _, view in sorted({key for shard in cache.shards for key in shard.keys}, key=lambda key: layout.pass_number(key[1])):
+    for view in sorted((view for _, view in unpack_keys(cache.keys)), key=layout.pass_number):
         rows[view] = rows.get(view, 0) + 1
     manifest = cache.manifest
     return CacheInfo(

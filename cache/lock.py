@@ -6,7 +6,6 @@ are locked alike with `claimed`.
 """
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -20,6 +19,11 @@ from pathlib import Path
 from cache import layout
 from cache.errors import CacheBusy, CacheError
 from cache.files import is_abandoned, read_regular, refuse_unwritable, unwritable, write_atomically
+
+try:
+    import fcntl
+except ImportError:  # as on Windows
+    fcntl = None  # type: ignore[assignment]
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # of a file system without them
 _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}  # EACCES: of locks that are emulated, as over NFS
@@ -87,16 +91,16 @@ def check_writable(cache: Path) -> None:
 def _beside_others(cache: Path, number: int, parts: int, say: Say) -> Iterator[None]:
     """The cache's lock shared with other parts, the part's own alone."""
     with ExitStack() as held:
-        if not held.enter_context(_locked(cache, layout.LOCK_FILE, fcntl.LOCK_SH, say)):
+        if not held.enter_context(_locked(cache, layout.LOCK_FILE, say, shared=True)):
             raise _busy(cache)
-        if not held.enter_context(_locked(cache, layout.part_lock(number, parts), fcntl.LOCK_EX, lambda _: None)):
+        if not held.enter_context(_locked(cache, layout.part_lock(number, parts), lambda _: None)):
             raise CacheBusy(f"another process computes part {number}/{parts} of {cache}: leave it to that")
         yield
 
 
 @contextmanager
 def _alone(cache: Path, say: Say, remove: bool = False) -> Iterator[None]:
-    with _locked(cache, layout.LOCK_FILE, fcntl.LOCK_EX, say, remove) as held:
+    with _locked(cache, layout.LOCK_FILE, say, remove=remove) as held:
         if not held:
             raise _busy(cache)
         holder = cache / layout.HOLDER_FILE
@@ -110,10 +114,10 @@ def _alone(cache: Path, say: Say, remove: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(cache: Path, name: str, how: int, say: Say, remove: bool = False) -> Iterator[bool]:
+def _locked(cache: Path, name: str, say: Say, shared: bool = False, remove: bool = False) -> Iterator[bool]:
     """Hold a lock of the cache, made if it is not there; yields False where another holds it, or just removed it.
 
-    With `remove`, the lock file is removed when it is released.
+    A `shared` lock others may share. With `remove`, the lock file is removed when it is released.
     """
     file, held = cache / name, False
     try:
@@ -125,7 +129,7 @@ def _locked(cache: Path, name: str, how: int, say: Say, remove: bool = False) ->
         yield False
         return
     try:
-        held = _flock(cache, handle, how, say)
+        held = _flock(cache, handle, shared, say)
         if held and remove and os.fstat(handle).st_nlink == 0:  # removed between opening and locking it
             held = False
         yield held
@@ -139,16 +143,19 @@ def _open(file: Path) -> int | None:
     """A handle of the lock file; None where its folder was removed just now."""
     try:
         # Open for both: over NFS a shared lock needs a file open for reading, and one held alone for writing.
-        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        return os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
     except FileNotFoundError:
         if file.parent.exists():
             raise
         return None
 
 
-def _flock(cache: Path, handle: int, how: int, say: Say) -> bool:
+def _flock(cache: Path, handle: int, shared: bool, say: Say) -> bool:
+    if fcntl is None:
+        say("this system has no file locks that Headgraft uses: two writers of one cache may do the same work")
+        return True
     try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _HELD:
             return False

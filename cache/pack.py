@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -14,6 +15,7 @@ from cache.index import ImageRecord, SetIndex
 from cache.manifest import canonical_json
 from cache.store import FeatureCache
 
+_ZEROS = 1 << 24  # bytes written at once
 _TEXT = h5py.string_dtype("utf-8")
 
 
@@ -86,7 +88,7 @@ def _write_all_but_features(file: Path, cache: FeatureCache, index: SetIndex, ro
     size = 4 * len(rows) * cache.in_features
     descriptive = sum(len(row.image.path.encode(errors="surrogateescape")) + 256 for row in rows) + (1 << 20)
     with open(file, "xb") as claim:
-        os.posix_fallocate(claim.fileno(), 0, size + descriptive)
+        _claim(claim, 0, size + descriptive)
     with h5py.File(file, "w", libver=("v110", "v110")) as packed:
         _describe(packed, cache, index, rows)
         features = _create_features(packed, len(rows), cache.in_features)
@@ -96,8 +98,18 @@ def _write_all_but_features(file: Path, cache: FeatureCache, index: SetIndex, ro
             features.dims[0].attach_scale(packed[scale])
         offset = features.id.get_offset()
     with open(file, "r+b") as claim:
-        os.posix_fallocate(claim.fileno(), offset, size)
+        _claim(claim, offset, size)
     return int(offset)
+
+
+def _claim(file: BinaryIO, offset: int, size: int) -> None:
+    """Have the disk keep room from `offset` on; OSError where it is full. Zeros where the system cannot be asked."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), offset, size)
+        return
+    file.seek(offset)
+    for start in range(0, size, _ZEROS):
+        file.write(bytes(min(_ZEROS, size - start)))
 
 
 def _describe(packed: h5py.File, cache: FeatureCache, index: SetIndex, rows: Sequence[_Row]) -> None:

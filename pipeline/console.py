@@ -36,7 +36,8 @@ def results_alone() -> Iterator[Callable[[str], None]]:
         stream.reconfigure(errors="backslashreplace")
 
     def put_back() -> None:
-        ctypes.CDLL(None).fflush(None)  # what C code printed waits in a buffer of its own
+        if os.name != "nt":
+            ctypes.CDLL(None).fflush(None)  # what C code printed waits in a buffer of its own
         os.dup2(kept, 1)
 
     def print_result(text: str) -> None:

@@ -172,6 +172,7 @@ Extract = Callable[..., ExtractResult]
 @pytest.fixture
 def run_extract(tmp_path: Path, data: Path, tiny: str) -> Extract:
     """Extract `data` with the tiny backbone into tmp_path/features; keywords override the configuration, or are say."""
+
     def call(**options: object) -> ExtractResult:
         given: dict[str, object] = {
             "data": data,

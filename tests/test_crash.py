@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Extract, Times
@@ -15,6 +16,7 @@ from conftest import REPOSITORY, Extract, Times
 from cache.check import verify
 from cache.errors import CacheError
 from cache.store import FeatureCache
+from cache.writer import ShardWriter
 
 EXTRACT = """
 import sys
@@ -159,6 +161,7 @@ from cache.lock import writing
 from cache.manifest import Base, Manifest
 from cache.shard import ShardHeader
 from cache.store import FeatureCache
+from cache.writer import ShardWriter
 from cache.writer import ShardWriter
 base = Base("b", "l", "0" * 64, (4,), 32, 37, "i", (0, 0, 0), (1, 1, 1), "d", "float32")
 try:

@@ -6,7 +6,6 @@ on standard output, or the reason why there is none, with status 1.
 """
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +19,11 @@ from pipeline.inputs.decode import Decoding, Pixels, decode_rgb, open_image
 from pipeline.inputs.effort import pixel_passes
 from pipeline.inputs.remarks import collected
 
+try:
+    import resource
+except ImportError:  # as on Windows, where the process that decodes has no limits
+    resource = None  # type: ignore[assignment]
+
 SMALL = 4_000_000  # pixels times scans of a JPEG: up to a tenth of a second
 LARGE = 20_000_000  # up to half a second
 SCANS = 10  # of an image of the most pixels; progressive files of cameras and editors have about ten
@@ -27,6 +31,8 @@ OTHER_FORMATS = 8  # times as long for a pixel, at most
 CPU_SECONDS = 20  # of one large image
 MEMORY = 4 << 30  # bytes that process may have
 NICENESS = 10  # about a tenth of the processor time that another thread gets
+
+_STOPPED = {getattr(signal, name, 0) for name in ("SIGXCPU", "SIGKILL")}  # by the system, at a limit
 
 _children: set["subprocess.Popen[bytes]"] = set()
 
@@ -58,7 +64,7 @@ def view_of_large(data: bytes, pixel_limit: int, decoding: Decoding, size: int, 
         return np.frombuffer(answer, np.uint8).reshape(size, size, 3)
     if child.returncode == 1 and answer:
         raise DecodeError(answer.decode())
-    if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+    if -child.returncode in _STOPPED:
         raise DecodeError(f"not decoded within {CPU_SECONDS} s of processor time or the memory there is")
     raise DecodeError("the decoder crashed")
 
@@ -78,8 +84,9 @@ def lower_priority() -> None:
 def main(pixel_limit: int, grey_range: int, size: int, resize: int) -> None:
     """Answer one call of `view_of_large`."""
     lower_priority()
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    if resource:
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         pixels = pixels_of(sys.stdin.buffer.read(), pixel_limit, Decoding(grey_range))
     except DecodeError as error:

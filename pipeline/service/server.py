@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import resource
 import socket
 import time
 from types import FrameType
@@ -12,6 +11,11 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.console import Say
+
+try:
+    import resource
+except ImportError:  # as on Windows, which has no limit on descriptors
+    resource = None  # type: ignore[assignment]
 
 CONNECTIONS = 500  # at most, and at most half of the descriptors: uploads need the others
 DESCRIPTORS = 8192  # more are not asked for
@@ -196,6 +200,8 @@ class Server(uvicorn.Server):
 
 def _raise_descriptor_limit() -> int:
     """Raise this process's soft limit on descriptors as far as is allowed and of use; returns the limit."""
+    if resource is None:
+        return DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
