@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -40,13 +41,14 @@ from pipeline.config import (
     SweepConfig,
     TrainConfig,
 )
-from pipeline.console import counted, named, results_alone, say
+from pipeline.console import counted, named, results_alone, shown
 from pipeline.errors import ConfigError
 from pipeline.options import DEVICES, ENGINES, PRECISIONS, TTA
 
 if TYPE_CHECKING:
     from cache.remote import CopyResult  # it takes a second to import
 
+_LEVELS = {None: logging.INFO, "quiet": logging.WARNING, "verbose": logging.DEBUG}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -80,7 +82,8 @@ class _Main(_Group):
     def invoke(self, ctx: click.Context) -> Any:
         before = signal.signal(signal.SIGTERM, _terminate)
         try:
-            return super().invoke(ctx)
+            with shown(_LEVELS[ctx.params["verbosity"]]):
+                return super().invoke(ctx)
         except HeadgraftError as error:
             click.echo("\n".join(map(named, f"error: {error}".split("\n"))), err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
@@ -163,7 +166,9 @@ def _emit(result: Any, as_json: bool, text: str) -> None:
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headgraft")
-def main() -> None:
+@click.option("-q", "verbosity", flag_value="quiet", help="Log warnings and errors only.")
+@click.option("-v", "verbosity", flag_value="verbose", help="Log details, such as the epochs of every head retrained.")
+def main(verbosity: str | None) -> None:
     """Cache a frozen backbone's features once, train heads from them in seconds, export one model."""
 
 
@@ -206,7 +211,7 @@ def extract(as_json: bool, **options: Any) -> None:
     """Stage one: compute the features of DATA that the cache lacks. Run it again to resume or to extend."""
     from pipeline.extract import extract as run
 
-    result = run(ExtractConfig(**options), say)
+    result = run(ExtractConfig(**options))
     rate = f", {result.images_per_second:.1f} rows/s after the start" if result.images_per_second else ""
     counts = f"{result.rows} rows in {result.cache}: {result.computed} computed, {result.reused} reused"
     text = f"{counts}, {result.seconds:.1f} s{rate}"
@@ -243,7 +248,7 @@ def train_head(as_json: bool, **options: Any) -> None:
     """Stage two: train one head from the cache."""
     from pipeline.train import train_head as run
 
-    result = run(TrainConfig(**options), say)
+    result = run(TrainConfig(**options))
     accuracy = f"validation accuracy {result.valid_accuracy:.2%} after {counted(len(result.epochs), 'epoch')}"
     _emit(result, as_json, f"{result.run}: {accuracy}, {result.seconds:.1f} s")
 
@@ -274,7 +279,7 @@ def sweep(as_json: bool, **options: Any) -> None:
     from pipeline.search.leaderboard import table
     from pipeline.sweep import sweep as run
 
-    result = run(SweepConfig(**options), say)
+    result = run(SweepConfig(**options))
     _emit(result, as_json, "" if as_json else table(asdict(result)))
 
 
@@ -291,7 +296,7 @@ def evaluate(as_json: bool, **options: Any) -> None:
     """Score a RUN from its cache, or a MODEL on images in DATA."""
     from pipeline.evaluate import evaluate as run
 
-    r = run(EvaluateConfig(**options), say)
+    r = run(EvaluateConfig(**options))
     scores = {"top-1": "top1", "top-5": "top5", "mean per class": "mean_per_class"}
     shown = [
         f"{name} {getattr(r, key):.2%} ({' to '.join(f'{bound:.2%}' for bound in r.intervals[key])})"
@@ -314,7 +319,7 @@ def report(as_json: bool, **options: Any) -> None:
     """Write one page on RUN. It shows accuracy, errors, possible label errors, cost and what to try next."""
     from pipeline.report import report as run
 
-    result = run(ReportConfig(**options), say)
+    result = run(ReportConfig(**options))
     text = (
         f"{result.report}: {result.bytes / 1e6:.1f} MB, {result.pictures} pictures; "
         f"{result.valid['top1']['value']:.2%} of validation, {counted(result.duplicates['pairs'], 'near-duplicate')}"
@@ -355,7 +360,7 @@ def export(as_json: bool, **options: Any) -> None:
     from pipeline.export import export as run
     from pipeline.model.markdown import errors_in_words
 
-    result = run(ExportConfig(**options), say)
+    result = run(ExportConfig(**options))
     parity = result.parity
     text = (
         f"{result.model}: {result.bytes / 1e6:.0f} MB; {parity['images']} images agree with the run within "
@@ -388,7 +393,7 @@ def predict(as_json: bool, table: bool, **options: Any) -> None:
 
     if table and as_json:
         raise ConfigError("--csv and --json: choose one")
-    result = run(PredictConfig(**options), say)
+    result = run(PredictConfig(**options))
     lines = [
         f"{named(p['path'])}: " + ", ".join(f"{named(t['name'])} {t['probability']:.1%}" for t in p["top"])
         for p in result.predictions
@@ -396,7 +401,7 @@ def predict(as_json: bool, table: bool, **options: Any) -> None:
     failed = [f"{named(bad['path'])}: {bad['reason']}" for bad in result.failed]
     if not as_json:
         for line in failed:
-            say(line)
+            click.echo(line, err=True)
     if as_json or table or lines:
         _emit(result, as_json, as_csv(result.predictions) if table else "\n".join(lines))
     if result.failed:
@@ -417,7 +422,7 @@ def serve(**options: Any) -> None:
     """Predict over HTTP with MODEL. It answers POST /predict and GET /health, and has a page."""
     from pipeline.serve import serve as run
 
-    run(ServeConfig(**options), say)
+    run(ServeConfig(**options))
 
 
 @main.group()
@@ -543,7 +548,7 @@ def cache_reduce(as_json: bool, **options: Any) -> None:
     """Write CACHE in a basis to a smaller cache. What heads lose by that is measured."""
     from pipeline.reduce import reduce_cache
 
-    result = reduce_cache(ReduceConfig(**options), say)
+    result = reduce_cache(ReduceConfig(**options))
     lines = [
         f"{result.out}: {result.rows} rows of {result.out_features} in place of {result.in_features}, "
         f"{result.bytes / 1e6:.1f} MB in place of {result.source_bytes / 1e6:.1f}, "
@@ -568,7 +573,7 @@ def cache_push(as_json: bool, cache: Path, url: str, overwrite: bool) -> None:
     """Upload the files of CACHE that are missing at URL. Exit status 1 if a file is refused."""
     from cache.remote import push
 
-    _emit_copies(push(cache, url, overwrite, say), as_json, "sent to")
+    _emit_copies(push(cache, url, overwrite), as_json, "sent to")
 
 
 @cache.command("pull")
@@ -580,7 +585,7 @@ def cache_pull(as_json: bool, url: str, cache: Path, overwrite: bool) -> None:
     """Download the files at URL that CACHE lacks. Every file is checked; exit status 1 if one is refused."""
     from cache.remote import pull
 
-    _emit_copies(pull(url, cache, overwrite, say), as_json, "received from")
+    _emit_copies(pull(url, cache, overwrite), as_json, "received from")
 
 
 def _emit_copies(result: "CopyResult", as_json: bool, done: str) -> None:
@@ -614,7 +619,7 @@ def cache_prune(as_json: bool, cache: Path, dry_run: bool) -> None:
     """Drop rows that no set uses, spare copies and projections."""
     from cache.prune import prune
 
-    result = prune(cache, dry_run, say)
+    result = prune(cache, dry_run)
     done = "would go" if dry_run else "dropped"
     _emit(result, as_json, f"{result.rows} rows, {result.bytes / 1e6:.1f} MB {done}")
 
@@ -645,7 +650,7 @@ def weights_fetch(backbone: str, as_json: bool) -> None:
     from pipeline.backbones.sources import fetch
 
     named = backbone_spec(backbone).weights
-    fetch(named, say)
+    fetch(named)
     _emit({"backbone": backbone, "path": str(named.path)}, as_json, str(named.path))
 
 

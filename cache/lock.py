@@ -7,12 +7,13 @@ are locked alike with `claimed`.
 
 import errno
 import json
+import logging
 import math
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -25,21 +26,21 @@ try:
 except ImportError:  # as on Windows
     fcntl = None  # type: ignore[assignment]
 
+logger = logging.getLogger("headgraft.cache")
+
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # of a file system without them
 _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}  # EACCES: of locks that are emulated, as over NFS
 _SECONDS_BETWEEN_TRIES = 0.2
 
-Say = Callable[[str], None]
-
 
 @contextmanager
-def writing(cache: Path, part: tuple[int, int] | None = None, say: Say = lambda _: None) -> Iterator[None]:
+def writing(cache: Path, part: tuple[int, int] | None = None, quiet: bool = False) -> Iterator[None]:
     """Hold the cache for writing and clear what a killed writer left; CacheBusy says who else holds it.
 
     With `part` (i, n), others may write beside this one, each another part. Where the file system has no locks, that
-    is said, and the work goes on.
+    is logged unless `quiet`, and the work goes on.
     """
-    with _alone(cache, say) if part is None else _beside_others(cache, *part, say):
+    with _alone(cache, quiet=quiet) if part is None else _beside_others(cache, *part, quiet):
         check_writable(cache)
         _clear(_folders(cache))
         yield
@@ -48,13 +49,13 @@ def writing(cache: Path, part: tuple[int, int] | None = None, say: Say = lambda 
 def check_free(cache: Path, part: tuple[int, int] | None = None) -> None:
     """CacheBusy where another process writes the cache, or the part, before work is done for it; makes nothing."""
     if cache.is_dir():
-        with writing(cache, part):
+        with writing(cache, part, quiet=True):
             return
 
 
 @contextmanager
-def claimed(folder: Path, say: Say = lambda _: None, patience: float = math.inf) -> Iterator[None]:
-    """Hold `folder`, made if it does not exist, alone; another process that holds it is waited for, which is said.
+def claimed(folder: Path, patience: float = math.inf) -> Iterator[None]:
+    """Hold `folder`, made if it does not exist, alone; another process that holds it is waited for, which is logged.
 
     After `patience` seconds CacheBusy says who holds it. A killed process holds nothing. In the end nothing of the
     claim is left, nor the folder if it was made here and is empty.
@@ -64,13 +65,13 @@ def claimed(folder: Path, say: Say = lambda _: None, patience: float = math.inf)
         with ExitStack() as held:
             while True:
                 try:
-                    held.enter_context(_alone(folder, say, remove=True))
+                    held.enter_context(_alone(folder, remove=True))
                     break
                 except CacheBusy:
                     if time.monotonic() >= end:
                         raise
                 if not waited:
-                    say(f"{_holder(folder)} is writing {folder}: waiting until it ends")
+                    logger.info(f"{_holder(folder)} is writing {folder}: waiting until it ends")
                 waited = True
                 time.sleep(_SECONDS_BETWEEN_TRIES)
             _clear([folder])
@@ -88,19 +89,19 @@ def check_writable(cache: Path) -> None:
 
 
 @contextmanager
-def _beside_others(cache: Path, number: int, parts: int, say: Say) -> Iterator[None]:
+def _beside_others(cache: Path, number: int, parts: int, quiet: bool) -> Iterator[None]:
     """The cache's lock shared with other parts, the part's own alone."""
     with ExitStack() as held:
-        if not held.enter_context(_locked(cache, layout.LOCK_FILE, say, shared=True)):
+        if not held.enter_context(_locked(cache, layout.LOCK_FILE, quiet, shared=True)):
             raise _busy(cache)
-        if not held.enter_context(_locked(cache, layout.part_lock(number, parts), lambda _: None)):
+        if not held.enter_context(_locked(cache, layout.part_lock(number, parts), quiet=True)):
             raise CacheBusy(f"another process computes part {number}/{parts} of {cache}: leave it to that")
         yield
 
 
 @contextmanager
-def _alone(cache: Path, say: Say, remove: bool = False) -> Iterator[None]:
-    with _locked(cache, layout.LOCK_FILE, say, remove=remove) as held:
+def _alone(cache: Path, quiet: bool = False, remove: bool = False) -> Iterator[None]:
+    with _locked(cache, layout.LOCK_FILE, quiet, remove=remove) as held:
         if not held:
             raise _busy(cache)
         holder = cache / layout.HOLDER_FILE
@@ -114,7 +115,7 @@ def _alone(cache: Path, say: Say, remove: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(cache: Path, name: str, say: Say, shared: bool = False, remove: bool = False) -> Iterator[bool]:
+def _locked(cache: Path, name: str, quiet: bool, shared: bool = False, remove: bool = False) -> Iterator[bool]:
     """Hold a lock of the cache, made if it is not there; yields False where another holds it, or just removed it.
 
     A `shared` lock others may share. With `remove`, the lock file is removed when it is released.
@@ -129,7 +130,7 @@ def _locked(cache: Path, name: str, say: Say, shared: bool = False, remove: bool
         yield False
         return
     try:
-        held = _flock(cache, handle, shared, say)
+        held = _flock(cache, handle, shared, quiet)
         if held and remove and os.fstat(handle).st_nlink == 0:  # removed between opening and locking it
             held = False
         yield held
@@ -150,18 +151,21 @@ def _open(file: Path) -> int | None:
         return None
 
 
-def _flock(cache: Path, handle: int, shared: bool, say: Say) -> bool:
+def _flock(cache: Path, handle: int, shared: bool, quiet: bool) -> bool:
     if fcntl is None:
-        say("this system has no file locks that Headgraft uses: two writers of one cache may do the same work")
-        return True
-    try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _HELD:
-            return False
-        if error.errno not in _NO_LOCKS:
-            raise unwritable(cache, error) from error
-        say(f"{cache} is on a file system without locks ({error.strerror}): two writers there may do the same work")
+        without = "this system has no file locks that Headgraft uses"
+    else:
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno in _HELD:
+                return False
+            if error.errno not in _NO_LOCKS:
+                raise unwritable(cache, error) from error
+            without = f"{cache} is on a file system without locks ({error.strerror})"
+    if not quiet:
+        logger.warning(f"{without}: two writers there may do the same work")
     return True
 
 

@@ -1,5 +1,6 @@
 """forget: drop a set's index; prune: drop the rows that no set uses."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from cache.projections import projection_files
 from cache.shard import Shard, write_shard
 from cache.store import FeatureCache
 from cache.writer import spare_copies
+
+logger = logging.getLogger("headgraft.cache")
 
 
 @dataclass
@@ -38,14 +41,14 @@ def forget(path: Path, name: str) -> None:
         sync_folder(file.parent)
 
 
-def prune(path: Path, dry_run: bool = False, say: Callable[[str], None] = lambda _: None) -> PruneResult:
+def prune(path: Path, dry_run: bool = False) -> PruneResult:
     """Drop rows of images that no set has, passes of images that no set trains on, spare copies and projections.
 
     What is kept of a shard is durable before the shard goes. An unreadable index raises: its rows would count as
     unused.
     """
     FeatureCache.open(path)  # where there is no cache, nothing is made, not even a lock
-    with writing(path, say=say):
+    with writing(path):
         cache = FeatureCache.open(path)
         spare = spare_copies(cache.shards)
         used = _used(cache)
@@ -57,7 +60,7 @@ def prune(path: Path, dry_run: bool = False, say: Callable[[str], None] = lambda
         projections = projection_files(path)
         rows, size = _waste(kept, [*(shard.path for shard in spare), *projections])
         counted = f"{rows} rows that no set uses, {len(spare)} spare shards, {len(projections)} projections"
-        say(f"{counted}: {size / 1e6:.1f} MB")
+        logger.info(f"{counted}: {size / 1e6:.1f} MB")
         if not dry_run:
             # What is kept of a shard may be a spare copy, byte for byte: then that one stays.
             written = {_keep_only(shard, rows_kept) for shard, rows_kept in kept}

@@ -1,5 +1,6 @@
 """push and pull: copies of a cache at a URL, so that machines without a folder in common can fill and read one."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,11 @@ from cache.objects import ObjectStore
 from cache.reduction import Reduction, what_decides
 from cache.store import FeatureCache, check_place
 
+logger = logging.getLogger("headgraft.cache")
+
 _AT_ONCE = 4  # copies under way
 _SECONDS_BETWEEN_LINES = 10.0
 
-Say = Callable[[str], None]
 Sizes = Mapping[str, int]  # bytes of shards, by name
 
 
@@ -43,7 +45,7 @@ class CopyResult:
     seconds: float
 
 
-def push(path: Path, url: str, overwrite: bool = False, say: Say = lambda _: None) -> CopyResult:
+def push(path: Path, url: str, overwrite: bool = False) -> CopyResult:
     """Copy to `url` what the cache has and it lacks; run again to go on. Nothing there is deleted.
 
     ManifestMismatch for a cache of other settings there. Indexes go last, and only where every shard could be sent;
@@ -58,8 +60,8 @@ def push(path: Path, url: str, overwrite: bool = False, say: Say = lambda _: Non
     _settle(path, manifest, store)
     there = store.sizes(layout.SHARD_FOLDER)
     missing = {name: size for name, size in files.items() if there.get(name) != size}
-    _announce("send", files, missing, say)
-    refused = _each(partial(send_shard, path, manifest, store), missing, say)
+    _announce("send", files, missing)
+    refused = _each(partial(send_shard, path, manifest, store), missing)
     _settle(path, manifest, store)  # again: another push, of other settings, may have begun there at the same moment
     if refused:
         outcomes: dict[str, str | None] = {i.name: "rows that it names could not be sent" for i, _ in indexes}
@@ -68,7 +70,7 @@ def push(path: Path, url: str, overwrite: bool = False, say: Say = lambda _: Non
     return _result(path, store, files, missing, refused, outcomes, start)
 
 
-def pull(url: str, path: Path, overwrite: bool = False, say: Say = lambda _: None) -> CopyResult:
+def pull(url: str, path: Path, overwrite: bool = False) -> CopyResult:
     """Copy to the cache at `path`, made if need be, what it lacks of the one at `url`; run again to go on.
 
     Every file is checked before it gets its name; one that fails is refused, the others are copied. ManifestMismatch
@@ -81,14 +83,14 @@ def pull(url: str, path: Path, overwrite: bool = False, say: Say = lambda _: Non
     manifest = _manifest_at(store)
     if manifest is None:
         raise CacheError(f"{store.url} holds no feature cache: push one there first, or name another URL")
-    with writing(path, say=say):
+    with writing(path):
         sets = store.sizes(layout.SET_FOLDER)  # before the shards: those only grow
         there = {name: size for name, size in store.sizes(layout.SHARD_FOLDER).items() if name.endswith(".h5")}
         manifest = _settle_here(path, manifest, store)
         here = _shards_here(path)
         missing = {name: size for name, size in there.items() if here.get(name) != size}
-        _announce("receive", there, missing, say)
-        refused = _each(lambda name: receive_shard(path, manifest, store, name, missing[name]), missing, say)
+        _announce("receive", there, missing)
+        refused = _each(lambda name: receive_shard(path, manifest, store, name, missing[name]), missing)
         names = [file.removesuffix(".json") for file in sets if file.endswith(".json")]
         outcomes = {name: receive_index(path, store, name, overwrite) for name in names}
     return _result(path, store, there, missing, refused, outcomes, start)
@@ -169,26 +171,28 @@ def _promised(name: str) -> int:
     return promised[1] if promised else 0
 
 
-def _each(copy: Callable[[str], str], names: Iterable[str], say: Say) -> dict[str, str]:
+def _each(copy: Callable[[str], str], names: Iterable[str]) -> dict[str, str]:
     """Copy all shards, some at once; returns those that were refused, by their place in the cache, with why."""
     names = list(names)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        reasons = list(_counted(pool.map(copy, names), len(names), say))
+        reasons = list(_counted(pool.map(copy, names), len(names)))
     return {shard_place(name): reason for name, reason in zip(names, reasons, strict=True) if reason}
 
 
-def _counted(outcomes: Iterable[str], total: int, say: Say) -> Iterator[str]:
+def _counted(outcomes: Iterable[str], total: int) -> Iterator[str]:
     """The same outcomes; how many there were is said now and then."""
     last = time.monotonic()
     for done, outcome in enumerate(outcomes, 1):
         if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            say(f"{done} of {total} shards")
+            logger.info(f"{done} of {total} shards")
         yield outcome
 
 
-def _announce(what: str, every: Sizes, missing: Sizes, say: Say) -> None:
-    say(f"shards to {what}: {len(missing)}, {sum(missing.values()) / 1e6:.1f} MB; there: {len(every) - len(missing)}")
+def _announce(what: str, every: Sizes, missing: Sizes) -> None:
+    logger.info(
+        f"shards to {what}: {len(missing)}, {sum(missing.values()) / 1e6:.1f} MB; there: {len(every) - len(missing)}"
+    )
 
 
 def _result(

@@ -1,25 +1,53 @@
-"""Lines and a progress bar while work goes on, on standard error; standard output is for results alone."""
+"""What the command line shows while work goes on, on standard error; standard output is for results alone.
+
+The program logs to the logger `headgraft` and those below it. Users of the library see nothing unless they ask.
+"""
 
 import ctypes
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import TextIOWrapper
+from typing import Any
 
 SECONDS_BETWEEN_LINES = 10.0
 
-Say = Callable[[str], None]
+logger = logging.getLogger("headgraft")
 
 
-def say(line: str) -> None:
-    """Print one line for the person watching."""
-    print(line, file=sys.stderr, flush=True)
+class Terminal(logging.Handler):
+    """Lines of the log on standard error, above the progress bar where there is one.
+
+    `terminal` says whether standard error is one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terminal = sys.stderr.isatty()
+        self.bar: Any = None  # rich's console, while it draws a bar
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        if self.bar:
+            self.bar.out(record.getMessage(), highlight=False)
+        else:
+            print(record.getMessage(), file=sys.stderr, flush=True)
 
 
-def silent(_: str) -> None:
-    """Print nothing: the library's default."""
+@contextmanager
+def shown(level: int) -> Iterator[None]:
+    """Have the log of this `level` on, and progress at `logging.INFO`, go to standard error."""
+    handler, before = Terminal(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 @contextmanager
@@ -73,21 +101,18 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def progress(
-    total: int, what: str, say: Say = silent, note: Callable[[], str] = str
-) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(n)`; a bar with rate, `note` and time left on a terminal, elsewhere a line every ten seconds."""
-    if say is silent:
-        yield lambda n: None
-    elif sys.stderr.isatty():
-        with _bar(total, what, note) as advance:
+def progress(total: int, what: str, note: Callable[[], str] = str) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(n)`; a bar with rate, `note` and time left on a terminal, else a log line every ten seconds."""
+    handler = next((one for one in logger.handlers if isinstance(one, Terminal) and one.terminal), None)
+    if handler and logger.isEnabledFor(logging.INFO):
+        with _bar(handler, total, what, note) as advance:
             yield advance
     else:
-        yield _lines(total, what, say, note)
+        yield _lines(total, what, note)
 
 
 @contextmanager
-def _bar(total: int, what: str, note: Callable[[], str]) -> Iterator[Callable[[int], None]]:
+def _bar(handler: Terminal, total: int, what: str, note: Callable[[], str]) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -98,7 +123,8 @@ def _bar(total: int, what: str, note: Callable[[], str]) -> Iterator[Callable[[i
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task(what, total=total, rate="")
         start, done = time.monotonic(), 0
 
@@ -107,10 +133,14 @@ def _bar(total: int, what: str, note: Callable[[], str]) -> Iterator[Callable[[i
             done += n
             bar.update(task, advance=n, rate=f"{done / max(time.monotonic() - start, 1e-9):.1f}/s{note()}")
 
-        yield advance
+        handler.bar = console
+        try:
+            yield advance
+        finally:
+            handler.bar = None
 
 
-def _lines(total: int, what: str, say: Say, note: Callable[[], str]) -> Callable[[int], None]:
+def _lines(total: int, what: str, note: Callable[[], str]) -> Callable[[int], None]:
     start = last = time.monotonic()
     done = 0
 
@@ -121,7 +151,7 @@ def _lines(total: int, what: str, say: Say, note: Callable[[], str]) -> Callable
         if now - last >= SECONDS_BETWEEN_LINES or done == total:
             last = now
             rate = done / max(now - start, 1e-9)
-            say(f"{what}: {done} of {total}, {rate:.1f}/s{note()}, {duration((total - done) / rate)} left")
+            logger.info(f"{what}: {done} of {total}, {rate:.1f}/s{note()}, {duration((total - done) / rate)} left")
 
     return advance
 

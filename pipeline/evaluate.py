@@ -16,7 +16,6 @@ from pipeline.backbones.backbone import Backbone
 from pipeline.bases.rows import label_tensor
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import EvaluateConfig
-from pipeline.console import Say, silent
 from pipeline.errors import ConfigError, DecodeError, PipelineError, RunError
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.names import resembling
@@ -45,18 +44,18 @@ class EvaluateResult:
     intervals: dict[str, tuple[float, float]]
 
 
-def evaluate(config: EvaluateConfig, say: Say = silent) -> EvaluateResult:
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Score a run folder from its cache, or a model file on the images of `data`."""
     torch.set_num_threads(available_cpus())
     if any((config.target / name).is_file() for name in (RUN_FILE, JOURNAL_FILE)):
         _refuse_unused(config, "a run is scored from its cache", ("data", "precision", "device", "tta"))
-        return _evaluate_run(config, say)
+        return _evaluate_run(config)
     if not config.target.is_file():
         found = f"holds no {RUN_FILE}" if config.target.is_dir() else "is no regular file"
         found = found if config.target.exists() else "does not exist"
         raise RunError(f"{config.target} {found}: expected a run folder or a model file")
     _refuse_unused(config, "a model is scored on image files", ("cache",))
-    return _evaluate_model(config, say)
+    return _evaluate_model(config)
 
 
 def _refuse_unused(config: EvaluateConfig, why: str, unused: tuple[str, ...]) -> None:
@@ -67,7 +66,7 @@ def _refuse_unused(config: EvaluateConfig, why: str, unused: tuple[str, ...]) ->
             raise ConfigError(f"{option} is not for {config.target}: {why}; leave it out")
 
 
-def _evaluate_run(config: EvaluateConfig, say: Say) -> EvaluateResult:
+def _evaluate_run(config: EvaluateConfig) -> EvaluateResult:
     run = Run.load(config.target)
     cache = run.open_cache(config.cache)
     index = cache.index(run.record["set"])
@@ -76,7 +75,7 @@ def _evaluate_run(config: EvaluateConfig, say: Say) -> EvaluateResult:
         raise RunError(f"set {index.name!r} has no {config.split} images")
     groups = [image.digest for image in images]
     result = score(*log_probs_of_split(run, cache, index, config.split), config.split, groups)
-    run.add_scores([as_record(result)], say)
+    run.add_scores([as_record(result)])
     return result
 
 
@@ -95,12 +94,12 @@ def as_record(result: EvaluateResult) -> dict[str, Any]:
     return {**asdict(result), "when": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
-def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
+def _evaluate_model(config: EvaluateConfig) -> EvaluateResult:
     bundle = load_bundle(config.target)
     if config.data is None:
         raise ConfigError(f"{config.target} is a model, and holds no place of images: name DATA, what to score it on")
     data = config.data
-    images = ImageSet.scan(data, bundle.card["split_seed"], bool(bundle.card["skipped"]), bundle.classes, say=say)
+    images = ImageSet.scan(data, bundle.card["split_seed"], bool(bundle.card["skipped"]), bundle.classes)
     _refuse_other_split(bundle, images)
     chosen = [image for image in images.images if image.split == config.split]
     unknown = sorted({image.label for image in chosen} - set(bundle.classes))
@@ -111,9 +110,9 @@ def _evaluate_model(config: EvaluateConfig, say: Say) -> EvaluateResult:
             found = f"classes the model does not know, the first {first}"
         raise PipelineError(f"{config.split} of {data} has {found}; name the data the model was trained for")
     device = resolve_device(config.device)
-    backbone = bundle.backbone(device, bundle_precision(bundle, config.precision, device, say))
+    backbone = bundle.backbone(device, bundle_precision(bundle, config.precision, device))
     paths = [images.root / image.path for image in chosen]
-    log_probs = log_probs_of_files(bundle, backbone, paths, also_mirrored(bundle, config.tta, say))
+    log_probs = log_probs_of_files(bundle, backbone, paths, also_mirrored(bundle, config.tta))
     place = {name: number for number, name in enumerate(bundle.classes)}
     labels = torch.tensor([place[image.label] for image in chosen])
     return score(log_probs, labels, config.split, [image.digest for image in chosen])

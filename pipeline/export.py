@@ -1,5 +1,6 @@
 """Run → Bundle: calibrated on validation, through the parity gate."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +19,7 @@ from pipeline.backbones.weights import tensor_digest
 from pipeline.bases.rows import label_tensor
 from pipeline.bundle import BUNDLE_FORMAT, Bundle, load_bundle, write_bundle
 from pipeline.config import ExportConfig
-from pipeline.console import Say, counted, silent
+from pipeline.console import counted
 from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.evaluate import as_record, log_probs_of_files, log_probs_of_split, score
 from pipeline.inputs.images import root_now
@@ -30,6 +31,8 @@ from pipeline.model.onnx import require_packages, write_onnx
 from pipeline.model.prior import class_prior
 from pipeline.predict import read_names
 from pipeline.run import Run, check_target
+
+logger = logging.getLogger("headgraft.export")
 
 WEIGHTS_LICENCE = "that of their source; torchvision's were trained on ImageNet, whose terms of access apply"
 
@@ -64,7 +67,7 @@ class ExportResult:
     class_prior: str = "none"
 
 
-def export(config: ExportConfig, say: Say = silent) -> ExportResult:
+def export(config: ExportConfig) -> ExportResult:
     """Write the combined model of a run; ParityError, and no file, where it does not predict what was trained."""
     check_target(config.model, config.overwrite)
     if config.onnx:
@@ -77,34 +80,34 @@ def export(config: ExportConfig, say: Say = silent) -> ExportResult:
     cache = run.open_cache(config.cache)
     index = cache.index(run.record["set"])
     prior = class_prior(run, index, config.class_prior)
-    names = read_names(config.names, run.classes, say) if config.names else {}
+    names = read_names(config.names, run.classes) if config.names else {}
     shift = prior.of_training_images if prior else None
-    calibration = _of_validation(run, cache, index, shift, say) if config.calibrate else Calibration()
+    calibration = _of_validation(run, cache, index, shift) if config.calibrate else Calibration()
     calibration, looks = _of_test(calibration, run, cache, index, shift) if config.test else (calibration, [])
     run = prior.corrected(run, calibration.temperature) if prior else run
     root = root_now(index, config.data)
-    tensors = _backbone_tensors(cache, index, say)
+    tensors = _backbone_tensors(cache, index)
     head = cooled(run.folded_head(), calibration.temperature)
     if config.tta == "flip":
         bundle = Bundle(config.model, _card(run, cache, index, names, calibration), tensors, head)
-        calibration = _of_flip(calibration, bundle, index, root, prior.from_wanted if prior else None, say)
+        calibration = _of_flip(calibration, bundle, index, root, prior.from_wanted if prior else None)
     with _beside(config.model) as temporary, _beside(config.onnx or config.model) as graph:
         run.record["scored"] += looks  # saved when there is something to show for them
         card = {**_card(run, cache, index, names, calibration), "class_prior": config.class_prior}
         write_bundle(temporary, tensors, head, card)
         trained = Trained(run, calibration.temperature, cache, tensors)
         images = chosen_images(index.split("valid"))
-        parity = check_parity(temporary, trained, images, root, say)
+        parity = check_parity(temporary, trained, images, root)
         size = temporary.stat().st_size
         result = ExportResult(str(config.model), size, parity, calibration, class_prior=config.class_prior)
         if config.onnx:
-            say("writing the ONNX file, and comparing it with the model")
+            logger.info("writing the ONNX file, and comparing it with the model")
             difference = write_onnx(load_bundle(temporary), graph, [root / image.path for image in images])
             result.onnx = {"file": str(config.onnx), "bytes": graph.stat().st_size, "max_abs_diff": difference}
             graph.replace(config.onnx)
         temporary.replace(config.model)
     if looks:
-        run.add_scores(looks, say)
+        run.add_scores(looks)
     return result
 
 
@@ -119,11 +122,11 @@ def _beside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _of_validation(run: Run, cache: FeatureCache, index: SetIndex, shift: Tensor | None, say: Say) -> Calibration:
+def _of_validation(run: Run, cache: FeatureCache, index: SetIndex, shift: Tensor | None) -> Calibration:
     """The temperature of least loss on validation, 1 where every image is classified correctly, or is in train too."""
     found = calibrate(*log_probs_of_split(run, cache, index, "valid"), index, shift)
     if found.temperature is None:
-        say("no validation image that is not in train is misclassified: the temperature stays 1")
+        logger.warning("no validation image that is not in train is misclassified: the temperature stays 1")
     errors, floors = (found.ece, found.cooled_ece), (found.floor, found.cooled_floor)
     return Calibration(found.temperature or 1.0, {"valid": errors}, {"valid": floors})
 
@@ -141,15 +144,13 @@ def _of_test(
     return found, [as_record(score(log_probs, labels, "test", [image.digest for image in index.split("test")]))]
 
 
-def _of_flip(
-    known: Calibration, bundle: Bundle, index: SetIndex, root: Path, shift: Tensor | None, say: Say
-) -> Calibration:
+def _of_flip(known: Calibration, bundle: Bundle, index: SetIndex, root: Path, shift: Tensor | None) -> Calibration:
     """The same with a temperature for --tta flip, fitted on the validation images themselves: the cache has no mirrored
     views.
     """
     images = index.split("valid")
     check_files(images, root)
-    say(f"--tta flip: the backbone sees {counted(len(images), 'validation image')}, as they are and mirrored")
+    logger.info(f"--tta flip: the backbone sees {counted(len(images), 'validation image')}, as they are and mirrored")
     backbone = bundle.backbone(device_of(bundle.precision), bundle.precision)
     log_probs = log_probs_of_files(bundle, backbone, [root / image.path for image in images], mirrored=True)
     found = calibrate(log_probs, label_tensor(index, images), index, shift)
@@ -161,7 +162,7 @@ def _of_flip(
     )
 
 
-def _backbone_tensors(cache: FeatureCache, index: SetIndex, say: Say) -> dict[str, Tensor]:
+def _backbone_tensors(cache: FeatureCache, index: SetIndex) -> dict[str, Tensor]:
     """The tensors the cache was made with, from where stage one found them."""
     base = cache.manifest.base
     # Provenance is free: a shard that does not say where its weights were stands for the named ones.
@@ -169,9 +170,9 @@ def _backbone_tensors(cache: FeatureCache, index: SetIndex, say: Say) -> dict[st
     sources = list(dict.fromkeys(name for name in named if name is None or isinstance(name, str)))
     for source in sources:
         try:
-            tensors = load_tensors(base.backbone, source, say)
+            tensors = load_tensors(base.backbone, source)
         except WeightsError as error:
-            say(str(error))
+            logger.warning(str(error))
             continue
         if tensor_digest(tensors) == base.weights_digest:
             return tensors

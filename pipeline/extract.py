@@ -1,5 +1,6 @@
 """Stage one: the rows an image set needs and the cache lacks, from image files through the frozen backbone."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from cache.lock import writing
 from cache.store import FeatureCache
 from cache.writer import merge_small_shards
 from pipeline.config import ExtractConfig
-from pipeline.console import Say, counted, named, silent
+from pipeline.console import counted, named
 from pipeline.errors import PipelineError
 from pipeline.extraction.advice import advice
 from pipeline.extraction.checks import stored_manifest
@@ -21,6 +22,8 @@ from pipeline.extraction.engine import Engine, engine_of
 from pipeline.extraction.extractor import Tally
 from pipeline.extraction.plan import ExtractionPlan, Workload, announce, make_plan, workload_of
 from pipeline.inputs.remarks import Remarks
+
+logger = logging.getLogger("headgraft.extract")
 
 
 @dataclass
@@ -50,39 +53,39 @@ class ExtractResult:
     outside: dict[str, int] = field(default_factory=dict)
 
 
-def extract(config: ExtractConfig, say: Say = silent) -> ExtractResult:
+def extract(config: ExtractConfig) -> ExtractResult:
     """Bring the cache to hold every row that the data set needs; what is there already is not computed again.
 
     Raises ManifestMismatch for a cache of other settings, ImageSetError for data that cannot be used, and
     DecodeError listing every file that cannot be decoded, unless `skip_bad` records them.
     """
     start = time.perf_counter()
-    with engine_of(config, say) as engine:
-        plan = make_plan(config, say, engine.place)
+    with engine_of(config) as engine:
+        plan = make_plan(config, engine.place)
         if config.hash_only:
             result = _list(plan)
         else:
-            result = _dry_run(plan, engine, say) if config.dry_run else _extract(plan, engine, start, say)
+            result = _dry_run(plan, engine) if config.dry_run else _extract(plan, engine, start)
     result.seconds = time.perf_counter() - start
     return result
 
 
-def _extract(plan: ExtractionPlan, engine: Engine, start: float, say: Say) -> ExtractResult:
+def _extract(plan: ExtractionPlan, engine: Engine, start: float) -> ExtractResult:
     config, tally = plan.config, Tally()
-    with writing(config.cache, config.part, say):
+    with writing(config.cache, config.part):
         cache = FeatureCache.create(config.cache, plan.manifest)
         work = workload_of(plan, cache)
-        announce(plan, work, say)
+        announce(plan, work)
         if config.finish:
             _refuse_unfinished(work)
         try:
             if work.tasks:
-                engine.compute(plan, cache, work, tally, say)
+                engine.compute(plan, cache, work, tally)
         finally:
             if tally.rows:  # also of a run that was stopped: its rows were not free
                 record_extraction(config.cache, _history(plan, work.reused, tally, time.perf_counter() - start))
             for line in tally.remarks.lines():
-                say(line)
+                logger.warning(line)
         skipped = _skipped(plan, tally)
         if not config.part:  # merging and the index are for the last step, when the rows of all parts are there
             skipped = _index(plan, skipped)
@@ -167,11 +170,11 @@ def _history(plan: ExtractionPlan, reused: int, tally: Tally, seconds: float) ->
     }
 
 
-def _dry_run(plan: ExtractionPlan, engine: Engine, say: Say) -> ExtractResult:
+def _dry_run(plan: ExtractionPlan, engine: Engine) -> ExtractResult:
     exists = stored_manifest(plan.config.cache) is not None
     cache = replace(FeatureCache.open(plan.config.cache), manifest=plan.manifest) if exists else None
     work = workload_of(plan, cache)
-    announce(plan, work, say)
-    engine.estimate(plan, work, say)
-    say(advice(plan))
+    announce(plan, work)
+    engine.estimate(plan, work)
+    logger.info(advice(plan))
     return _result(plan, work)

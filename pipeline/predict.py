@@ -4,6 +4,7 @@ import csv
 import glob
 import io
 import json
+import logging
 import os
 import sys
 import time
@@ -19,7 +20,7 @@ import torch
 from cache.files import read_regular
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import PredictConfig
-from pipeline.console import Say, counted, silent
+from pipeline.console import counted
 from pipeline.errors import PipelineError
 from pipeline.inputs.folders import Kind, entries_of, extension, unread_line
 from pipeline.inputs.grey import narrow_range
@@ -27,6 +28,8 @@ from pipeline.inputs.listing import extensions
 from pipeline.inputs.names import difference, plain
 from pipeline.inputs.remarks import Remarks
 from pipeline.machine.device import available_cpus, computes_bfloat16, resolve_device, resolve_precision
+
+logger = logging.getLogger("headgraft.predict")
 
 
 @dataclass
@@ -44,26 +47,26 @@ class PredictResult:
     unread: dict[str, int] = field(default_factory=dict)
 
 
-def predict(config: PredictConfig, say: Say = silent) -> PredictResult:
+def predict(config: PredictConfig) -> PredictResult:
     """The `top_k` classes of every image file; files that cannot be decoded are listed, the others predicted."""
     start = time.perf_counter()
     bundle = load_bundle(config.model)
-    names = read_names(config.names, bundle.classes, say) if config.names else bundle.names
+    names = read_names(config.names, bundle.classes) if config.names else bundle.names
     paths, nothing, unread = find_images(config.images)
     if unread:
-        say(unread_line(unread))
+        logger.warning(unread_line(unread))
     torch.set_num_threads(available_cpus())
     device = resolve_device(config.device)
-    precision = bundle_precision(bundle, config.precision, device, say)
-    mirrored = also_mirrored(bundle, config.tta, say)
+    precision = bundle_precision(bundle, config.precision, device)
+    mirrored = also_mirrored(bundle, config.tta)
     network = bundle.backbone(device, precision)
     ready = time.perf_counter()
     if found := narrow_range(paths, bundle.decoding):
-        say(f"{found[0]}; the model expects values up to {bundle.decoding.grey_range:,}")
+        logger.warning(f"{found[0]}; the model expects values up to {bundle.decoding.grey_range:,}")
     remarks = Remarks()
     log_probs, failed = bundle.log_probs(network, paths, mirrored, remarks)
     for line in remarks.lines():
-        say(line)
+        logger.warning(line)
     rate = len(paths) / (time.perf_counter() - ready)
     result = PredictResult(precision, failed=nothing, unread=dict(unread))
     for place, path in enumerate(paths):
@@ -88,20 +91,20 @@ def as_csv(predictions: list[dict[str, Any]]) -> str:
     return table.getvalue().rstrip("\n")
 
 
-def bundle_precision(bundle: Bundle, asked: str, device: torch.device, say: Say) -> str:
+def bundle_precision(bundle: Bundle, asked: str, device: torch.device) -> str:
     """`auto` is the bundle's precision where this device computes in it, else float32 with one line saying so."""
     if asked == "auto" and bundle.precision == "bfloat16" and not computes_bfloat16(device):
-        say(
+        logger.warning(
             f"the model was trained on bfloat16 features; this {device.type} does not compute in it, so float32 is used"
         )
         return "float32"
     return resolve_precision(asked, device, bundle.precision)
 
 
-def also_mirrored(bundle: Bundle, tta: str, say: Say) -> bool:
+def also_mirrored(bundle: Bundle, tta: str) -> bool:
     """Whether images are seen mirrored as well; said where the model has no temperature for that."""
     if tta == "flip" and bundle.flip_temperature is None:
-        say(
+        logger.warning(
             "the model has no temperature for --tta flip, so its averaged probabilities are not calibrated: "
             "export it with --tta flip"
         )
@@ -182,7 +185,7 @@ def _images_below(folder: Path) -> tuple[list[Path], list[dict[str, str]], Count
     return sorted(found), unlisted, unread
 
 
-def read_names(path: Path, classes: Sequence[str], say: Say = silent) -> dict[str, str]:
+def read_names(path: Path, classes: Sequence[str]) -> dict[str, str]:
     """Display names of `classes` from a JSON object such as cat_to_name.json; a class that has none is left out.
 
     PipelineError where it is not such an object, or has a name for none of the classes.
@@ -205,7 +208,7 @@ def read_names(path: Path, classes: Sequence[str], say: Say = silent) -> dict[st
             f"(the first {classes[0]!r}); expected an object of class: name"
         )
     for line in _name_remarks(path, names, classes, key_of):
-        say(line)
+        logger.warning(line)
     return {label: names[key] for label, key in key_of.items()}
 
 

@@ -1,6 +1,7 @@
 """A smaller cache of the same images: every row in a basis, and what heads lose by that, measured and recorded."""
 
 import json
+import logging
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -26,11 +27,13 @@ from pipeline.bases.rows import load_data, source_of
 from pipeline.bases.stream import ROWS_AT_ONCE
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import ReduceConfig, TrainConfig
-from pipeline.console import Say, counted, progress, silent, size
+from pipeline.console import counted, progress, size
 from pipeline.errors import ConfigError
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
 from pipeline.train import fit_head, score_head
+
+logger = logging.getLogger("headgraft.reduce")
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -61,7 +64,7 @@ class ReduceResult:
     seconds: float = 0.0
 
 
-def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
+def reduce_cache(config: ReduceConfig) -> ReduceResult:
     """Fit a basis on the training rows of a set, and write all rows of the cache in it to another; resumes.
 
     Raises CacheError where `out` is another cache, or what is reduced already is asked for.
@@ -72,14 +75,14 @@ def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
         raise ConfigError("--out is the cache itself: name another folder")
     check_writable(config.out)
     check_place(config.out)
-    rows = TrainingSet.open(config.cache, config.set, None, say)
+    rows = TrainingSet.open(config.cache, config.set, None)
     whole = rows.cache
     if whole.reduction:
         raise CacheError(f"{whole.path} is reduced already, by {whole.reduction.basis}: reduce the cache it came from")
-    fitted = _fitted(config, rows, say)  # before anything is made: not all that may be asked for can be
-    with writing(config.out, say=say):
+    fitted = _fitted(config, rows)  # before anything is made: not all that may be asked for can be
+    with writing(config.out):
         out, basis = _opened(config, rows, fitted)
-        computed = _write_rows(whole, out, basis, say)
+        computed = _write_rows(whole, out, basis)
         out = FeatureCache.open(config.out)
         merge_small_shards(out.shards)
         for name in whole.sets():
@@ -88,8 +91,8 @@ def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
     assert out.reduction is not None
     accuracy = out.reduction.accuracy
     if config.seeds and accuracy.get("seeds") != config.seeds:
-        accuracy = _measure(config, rows, say)
-        with writing(config.out, say=say):
+        accuracy = _measure(config, rows)
+        with writing(config.out):
             replace(out.reduction, accuracy=accuracy).save(config.out)
     return ReduceResult(
         cache=str(config.cache),
@@ -107,10 +110,10 @@ def reduce_cache(config: ReduceConfig, say: Say = silent) -> ReduceResult:
     )
 
 
-def _fitted(config: ReduceConfig, rows: TrainingSet, say: Say) -> Basis | None:
+def _fitted(config: ReduceConfig, rows: TrainingSet) -> Basis | None:
     """The basis; None where an earlier run of the same has left it. CacheError where `out` is another cache."""
     if not _begun(config.out):  # what may lie there is of a run that was stopped before any row
-        return load_data(rows, config.basis, allowed_bytes(config.memory), say)[0]
+        return load_data(rows, config.basis, allowed_bytes(config.memory))[0]
     known = Reduction.load(config.out)
     if known and known.source == source_of(rows, config.basis):
         return None
@@ -150,15 +153,15 @@ def _describe(out: Path, rows: TrainingSet, basis: Basis, source: str) -> Reduct
     return Reduction(basis.name, digest, width, reduced, source, fitted_on)
 
 
-def _write_rows(whole: FeatureCache, out: FeatureCache, basis: Basis, say: Say) -> int:
+def _write_rows(whole: FeatureCache, out: FeatureCache, basis: Basis) -> int:
     """Reduce the rows that `out` lacks; returns how many those were."""
     keys = whole.keys
     missing = out.without(keys)
     each = 2 * out.in_features + keys.itemsize
-    say(f"{counted(len(keys), 'row')}, {len(missing)} to reduce: {size(len(missing) * each)} to write")
+    logger.info(f"{counted(len(keys), 'row')}, {len(missing)} to reduce: {size(len(missing) * each)} to write")
     recipe = whole.manifest.augmentation
     parts = sorted(whole.parts(missing), key=_made_by)
-    with progress(len(missing), "rows", say) as advance:
+    with progress(len(missing), "rows") as advance:
         for _, alike in groupby(parts, _made_by):
             some = list(alike)
             header = replace(some[0].shard.header, row_shape=out.row_shape, basis=out.basis_digest)
@@ -176,10 +179,10 @@ def _made_by(part: Part) -> str:
     return json.dumps(dict(part.shard.header.provenance), sort_keys=True)
 
 
-def _measure(config: ReduceConfig, rows: TrainingSet, say: Say) -> dict[str, Any]:
+def _measure(config: ReduceConfig, rows: TrainingSet) -> dict[str, Any]:
     """Validation accuracy of the default head on whole and on reduced rows, over the same seeds and images."""
-    reduced = TrainingSet.open(config.out, rows.index.name, rows.passes, say)
-    hits = {name: _hits(config, of, say) for name, of in (("whole", rows), ("reduced", reduced))}
+    reduced = TrainingSet.open(config.out, rows.index.name, rows.passes)
+    hits = {name: _hits(config, of) for name, of in (("whole", rows), ("reduced", reduced))}
     found = {
         name: {"basis": of.default_basis, "mean": float(hits[name].mean()), "std": _deviation(hits[name].mean(1))}
         for name, of in (("whole", rows), ("reduced", reduced))
@@ -209,14 +212,14 @@ def _deviation(values: Floats) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def _hits(config: ReduceConfig, rows: TrainingSet, say: Say) -> Bools:
+def _hits(config: ReduceConfig, rows: TrainingSet) -> Bools:
     """Whether heads of S seeds are right about the N validation images, (S, N)."""
-    _, data = load_data(rows, rows.default_basis, allowed_bytes(config.memory), say)
+    _, data = load_data(rows, rows.default_basis, allowed_bytes(config.memory))
     found = []
     for seed in range(config.seeds):
         asked = TrainConfig(rows.cache.path, config.out, basis=rows.default_basis, seed=seed)
         _, head = fit_head(asked, rows, data)
         found.append(score_head(head, data)[0])
         accuracy = f"validation accuracy {found[-1].mean():.2%}"
-        say(f"{rows.cache.in_features} features, basis {rows.default_basis}, seed {seed}: {accuracy}")
+        logger.info(f"{rows.cache.in_features} features, basis {rows.default_basis}, seed {seed}: {accuracy}")
     return np.array(found)

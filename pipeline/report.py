@@ -1,5 +1,6 @@
 """Run → one page that can be mailed: how good, where it fails, is the data clean, how sure, what it cost, what next."""
 
+import logging
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -9,13 +10,14 @@ import torch
 
 from cache.files import write_atomically
 from pipeline.config import ReportConfig
-from pipeline.console import Say, silent
 from pipeline.inputs.decode import Decoding
 from pipeline.inputs.images import root_now
 from pipeline.machine.device import available_cpus
 from pipeline.predict import read_names
 from pipeline.reporting.findings import Findings, find
 from pipeline.run import REPORT_FILE, Run, check_target
+
+logger = logging.getLogger("headgraft.report")
 
 
 @dataclass
@@ -44,7 +46,7 @@ class ReportResult:
     seconds: float = 0.0
 
 
-def report(config: ReportConfig, say: Say = silent) -> ReportResult:
+def report(config: ReportConfig) -> ReportResult:
     """Write the page of a run, in its folder or at `output`.
 
     Raises RunError where the run or its cache is not there or not whole, CacheError where the page could not be
@@ -60,9 +62,9 @@ def report(config: ReportConfig, say: Say = silent) -> ReportResult:
     torch.set_num_threads(available_cpus())
     cache = run.open_cache(config.cache)
     index = cache.index(run.record["set"])
-    names = read_names(config.names, run.classes, say) if config.names else {}
-    found = find(run, cache, index, names, say)
-    say("drawing the page")
+    names = read_names(config.names, run.classes) if config.names else {}
+    found = find(run, cache, index, names)
+    logger.info("drawing the page")
     page, pictures, missing = _page(found, config)
     with held():
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ Of a run on a reduced cache also reduction.safetensors, the basis that its rows 
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,9 +26,11 @@ from cache.lock import claimed
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
 from pipeline.bases.reduced import chained
-from pipeline.console import Say, named, reason, silent
+from pipeline.console import named, reason
 from pipeline.errors import RunError
 from pipeline.heads.head import head_from_tensors
+
+logger = logging.getLogger("headgraft.run")
 
 RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
@@ -101,14 +104,14 @@ class Run:
         kept = {*contents, *([JOURNAL_FILE] if sweep else [])} - {RUN_FILE}
         write_together(self.path, contents, [name for name in RUN_FILES if name not in kept])
 
-    def add_scores(self, scores: list[dict[str, Any]], say: Say) -> None:
+    def add_scores(self, scores: list[dict[str, Any]]) -> None:
         """Add evaluations to run.json; where that cannot be, one line says so, and the run stays as it is."""
         try:
             with self.unchanged() as record:
                 record["scored"] += scores
                 write_atomically(self.path / RUN_FILE, _as_json(record))
         except HeadgraftError as error:
-            say(f"{self.path} does not record this evaluation: {reason(error)}")
+            logger.warning(f"{self.path} does not record this evaluation: {reason(error)}")
 
     @contextmanager
     def unchanged(self) -> Iterator[dict[str, Any]]:
@@ -214,7 +217,7 @@ def _as_json(record: dict[str, Any]) -> bytes:
 
 
 @contextmanager
-def claimed_run(path: Path, overwrite: bool, say: Say = silent) -> Iterator[bool]:
+def claimed_run(path: Path, overwrite: bool) -> Iterator[bool]:
     """Hold the folder of a run until it is written; yields whether a run in it is to be replaced.
 
     It is with `overwrite`, and where another process wrote it meanwhile: that one is waited for, and the later
@@ -225,7 +228,7 @@ def claimed_run(path: Path, overwrite: bool, say: Say = silent) -> Iterator[bool
     if os.path.lexists(path) and ((path / RUN_FILE).is_file() or _other_things(path)):
         refuse_to_overwrite(path, overwrite)
         refuse_other_things(path)
-    with claimed(path, say):
+    with claimed(path):
         yield overwrite or (path / RUN_FILE).is_file()
 
 

@@ -1,5 +1,6 @@
 """A model file over HTTP, until interrupted."""
 
+import logging
 import socket
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -9,15 +10,16 @@ import torch
 from cache.errors import install_hint
 from pipeline.bundle import load_bundle
 from pipeline.config import ServeConfig
-from pipeline.console import Say, silent
 from pipeline.errors import PipelineError
 from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.predict import bundle_precision
 
+logger = logging.getLogger("headgraft.serve")
+
 PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
 
 
-def serve(config: ServeConfig, say: Say = silent) -> None:
+def serve(config: ServeConfig) -> None:
     """Serve a model on `host` and `port`; PipelineError where a package of the extra is missing."""
     missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
     if missing:
@@ -33,7 +35,7 @@ def serve(config: ServeConfig, say: Say = silent) -> None:
         bundle = load_bundle(config.model)
         torch.set_num_threads(available_cpus())
         device = resolve_device(config.device)
-        backbone = bundle.backbone(device, bundle_precision(bundle, config.precision, device, say))
+        backbone = bundle.backbone(device, bundle_precision(bundle, config.precision, device))
         limits = Limits(
             int(config.max_mb * 1e6), config.max_files, int(config.max_megapixels * 1e6), config.max_waiting, local
         )
@@ -46,9 +48,9 @@ def serve(config: ServeConfig, say: Say = silent) -> None:
             timeout_keep_alive=5,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
-        server = Server(settings, DISCARDED * limits.bytes, say)
+        server = Server(settings, DISCARDED * limits.bytes)
         host, port = config.host, listener.getsockname()[1]
-        say(f"{config.model}: http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
+        logger.info(f"{config.model}: http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
         server.run(sockets=[listener])
 
 

@@ -1,5 +1,6 @@
 """Stage two, many heads: search, halving, and the best head beside the default one, retrained with several seeds."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from pipeline.bases.fit import start_basis, started_width
 from pipeline.bases.rows import label_tensor
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
-from pipeline.console import Say, counted, silent
+from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.heads.head import hidden_units
 from pipeline.machine.cluster import connected
@@ -32,6 +33,8 @@ from pipeline.search.race import Contender, Race
 from pipeline.search.selection import Corrected, Metric, corrected
 from pipeline.search.space import Space, contenders, default_space
 from pipeline.train import default_epochs
+
+logger = logging.getLogger("headgraft.sweep")
 
 
 @dataclass
@@ -54,7 +57,7 @@ class SweepResult:
     retrain_seconds: float = 0.0
 
 
-def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
+def sweep(config: SweepConfig) -> SweepResult:
     """Try many heads, choose by validation, train the choice anew and keep it as a run.
 
     A sweep that was interrupted goes on from its journal. Raises RunError where the run is finished or was asked
@@ -63,39 +66,39 @@ def sweep(config: SweepConfig, say: Say = silent) -> SweepResult:
     """
     given = None if config.space is None else Space.load(config.space)
     device = _device(config)
-    with claimed_run(config.run, config.overwrite, say) as replace_it:
-        return _sweep(config, given, device, replace_it, say)
+    with claimed_run(config.run, config.overwrite) as replace_it:
+        return _sweep(config, given, device, replace_it)
 
 
-def _sweep(config: SweepConfig, given: Space | None, device: torch.device, replace_it: bool, say: Say) -> SweepResult:
+def _sweep(config: SweepConfig, given: Space | None, device: torch.device, replace_it: bool) -> SweepResult:
     start = time.perf_counter()
     torch.set_num_threads(available_cpus())
-    rows = TrainingSet.open(config.cache, config.set, config.passes, say)
+    rows = TrainingSet.open(config.cache, config.set, config.passes)
     space = given or default_space(rows.default_basis, len(rows.index.classes), most_directions(rows))
     epochs = config.epochs or default_epochs(len(rows.index.split("train")), HeadSettings.batch_size)
     config = replace(config, epochs=epochs)
     known = contenders(space, default_settings(rows))[: config.heads]
     search = start_search(config, space, known)
-    bases = Bases(rows, allowed_bytes(config.memory), say)
+    bases = Bases(rows, allowed_bytes(config.memory))
     if not replace_it:
         prepare_sweep(config.run, overwrite=False)  # which removes nothing: refused before a cluster starts
-    with _crew(config, rows, device, say) as crew:
+    with _crew(config, rows, device) as crew:
         # Only now: what cannot be must not cost a run, nor begin one.
         journal = _journal(config, _asked(config, space, rows, device), replace_it)
         if journal.scores:
-            say(f"going on from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
+            logger.info(f"going on from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
         images = rows.index.split("valid")
         labels, digests = label_tensor(rows.index, images).numpy(), [image.digest for image in images]
         metric = Metric.of_images(config.choose_by, labels, digests)
-        race = Race(bases, journal, metric, epochs, config.seed, config.halving, _deadline(config), say, crew)
+        race = Race(bases, journal, metric, epochs, config.seed, config.halving, _deadline(config), crew)
         heads = _all_tried(race, search, known)
     chosen = choose(heads, race)
     result = SweepResult(str(config.run), rows.index.name, rows.passes, config.choose_by, rows.leaks)
     result.classes_without_validation = len(rows.classes_without_validation)
     result.heads = _entries(heads, race)
     result.seconds, result.basis_seconds = time.perf_counter() - start, bases.seconds
-    say(f"best of {counted(len(heads), 'head')} after {result.seconds:.1f} s: {describe(chosen.settings)}")
-    run = _finish(config, chosen, heads, race, result, say)
+    logger.info(f"best of {counted(len(heads), 'head')} after {result.seconds:.1f} s: {describe(chosen.settings)}")
+    run = _finish(config, chosen, heads, race, result)
     basis = result.best["config"]["basis"]
     result.baselines = asdict(baselines(bases.data(basis), basis))
     run.record["sweep"] = {**result.best, "heads": len(heads), "baselines": result.baselines}
@@ -127,12 +130,12 @@ def _device(config: SweepConfig) -> torch.device:
 
 
 @contextmanager
-def _crew(config: SweepConfig, rows: TrainingSet, device: torch.device, say: Say) -> Iterator[Crew]:
+def _crew(config: SweepConfig, rows: TrainingSet, device: torch.device) -> Iterator[Crew]:
     """Who trains the heads."""
     if config.engine != "ray":
         yield AloneCrew(device)
         return
-    with connected(config, say) as ray, RayCrew(ray, config, rows) as crew:
+    with connected(config) as ray, RayCrew(ray, config, rows) as crew:
         yield crew
 
 
@@ -152,12 +155,10 @@ def _all_tried(race: Race, search: Search, known: Sequence[HeadSettings]) -> lis
     return [head for head in heads if head.score.epochs]
 
 
-def _finish(
-    config: SweepConfig, chosen: Contender, heads: Sequence[Contender], race: Race, result: SweepResult, say: Say
-) -> Run:
+def _finish(config: SweepConfig, chosen: Contender, heads: Sequence[Contender], race: Race, result: SweepResult) -> Run:
     """Retrain the choice and the default; the run to keep."""
     start = time.perf_counter()
-    ended = final(config, chosen.settings, race, say)
+    ended = final(config, chosen.settings, race)
     together = merged(ended.winners, race.bases.data(ended.winners[0].config.settings.basis))
     in_search = {head.settings: race.accuracy(head) for head in heads}
     result.searched, result.default = (
@@ -175,7 +176,9 @@ def _finish(
     }
     result.retrain_seconds = time.perf_counter() - start
     kept = "kept" if config.merge else "--merge would keep that"
-    say(f"merged, {hidden_units(together.head)} hidden units: validation accuracy {merged_accuracy:.2%}; {kept}")
+    logger.info(
+        f"merged, {hidden_units(together.head)} hidden units: validation accuracy {merged_accuracy:.2%}; {kept}"
+    )
     # The first seed, not the one that validates best: choosing among seeds gains nothing but a flattering figure.
     return run_of_trained(together if config.merge else ended.winners[0], race.bases)
 

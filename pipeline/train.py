@@ -1,5 +1,6 @@
 """Stage two: one head, trained in a basis, from the rows of a cache."""
 
+import logging
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from pipeline.bases.rows import HeadData, load_data
 from pipeline.bases.stream import StreamedData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import FEWEST_EPOCHS, MOST_EPOCHS, STEPS, HeadSettings, TrainConfig
-from pipeline.console import Say, silent, size
+from pipeline.console import size
 from pipeline.errors import RunError
 from pipeline.heads.group import CPU, HeadGroup, HeadState, Member, Shape
 from pipeline.heads.head import head_from_tensors, hidden_units
@@ -25,6 +26,8 @@ from pipeline.heads.seeds import order_of
 from pipeline.machine.device import available_cpus, computes_bfloat16
 from pipeline.machine.memory import allowed_bytes, available_bytes
 from pipeline.run import RUN_FORMAT, Run, claimed_run, refuse_to_overwrite
+
+logger = logging.getLogger("headgraft.train")
 
 
 @dataclass
@@ -54,7 +57,7 @@ class TrainResult:
     seconds: float = 0.0
 
 
-def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
+def train_head(config: TrainConfig) -> TrainResult:
     """Train one head and keep it as it is after the last epoch.
 
     The learning rate falls to 0: an earlier epoch that validates better owes that to the validation images
@@ -62,19 +65,19 @@ def train_head(config: TrainConfig, say: Say = silent) -> TrainResult:
     agrees with the index; CacheError where the run's folder cannot be written; MissingRows where rows of the passes
     asked for are not in the cache. Where another process writes the run, this waits, and replaces what it wrote.
     """
-    with claimed_run(config.run, config.overwrite, say) as replace_it:
+    with claimed_run(config.run, config.overwrite) as replace_it:
         refuse_to_overwrite(config.run, replace_it)
-        return _train(config, say)
+        return _train(config)
 
 
-def _train(config: TrainConfig, say: Say) -> TrainResult:
+def _train(config: TrainConfig) -> TrainResult:
     start = time.perf_counter()
     torch.set_num_threads(available_cpus())
-    rows = TrainingSet.open(config.cache, config.set, config.passes, say)
+    rows = TrainingSet.open(config.cache, config.set, config.passes)
     epochs = config.epochs or default_epochs(len(rows.index.split("train")), config.batch_size)
     config = replace(config, basis=config.basis or rows.default_basis, epochs=epochs)
-    basis, data = load_data(rows, config.settings.basis, allowed_bytes(config.memory), say)
-    result, head = fit_head(config, rows, data, say)
+    basis, data = load_data(rows, config.settings.basis, allowed_bytes(config.memory))
+    result, head = fit_head(config, rows, data, logging.INFO)
     result.seconds = time.perf_counter() - start
     run_of(config, rows, result, basis, head).save()
     return result
@@ -86,9 +89,12 @@ def default_epochs(images: int, batch_size: int) -> int:
 
 
 def fit_head(
-    config: TrainConfig, rows: TrainingSet, data: HeadData | StreamedData, say: Say = silent
+    config: TrainConfig, rows: TrainingSet, data: HeadData | StreamedData, level: int = logging.DEBUG
 ) -> tuple[TrainResult, nn.Sequential]:
-    """Train a head on `data`, which is in its basis: what happened, and the head after the last epoch."""
+    """Train a head on `data`, which is in its basis: what happened, and the head after the last epoch.
+
+    Each epoch is logged at `level`.
+    """
     start = time.perf_counter()
     settings, precision = config.settings, rows.cache.manifest.base.precision
     result = TrainResult(str(config.run), rows.index.name, settings.basis, precision, rows.leaks)
@@ -101,9 +107,10 @@ def fit_head(
     for number in range(1, epochs + 1):
         epoch = _epoch(number, group, data, config)
         result.epochs.append(epoch)
-        say(
+        logger.log(
+            level,
             f"epoch {number:3d}  loss {epoch.train_loss:.4f}  "
-            f"valid {epoch.valid_accuracy:.2%}, loss {epoch.valid_loss:.4f}  {epoch.seconds:.2f} s"
+            f"valid {epoch.valid_accuracy:.2%}, loss {epoch.valid_loss:.4f}  {epoch.seconds:.2f} s",
         )
     result.valid_accuracy, result.valid_loss = epoch.valid_accuracy, epoch.valid_loss
     result.seconds = time.perf_counter() - start

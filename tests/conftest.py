@@ -1,12 +1,14 @@
 """Generated images, a tiny backbone, and small caches made with them."""
 
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,6 @@ from pipeline.backbones import backbone
 from pipeline.backbones.backbone import BackboneSpec, backbone_spec, load_tensors
 from pipeline.backbones.weights import NamedWeights
 from pipeline.config import ExtractConfig, TrainConfig
-from pipeline.console import Say, silent
 from pipeline.errors import WeightsError
 from pipeline.extract import ExtractResult, extract
 
@@ -169,9 +170,26 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 Extract = Callable[..., ExtractResult]
 
 
+@contextmanager
+def heard(say: Callable[[str], object]) -> Iterator[None]:
+    """Call `say` with each line that the program logs."""
+    logger, handler = logging.getLogger("headgraft"), logging.Handler()
+    handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign, assignment]
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+
+
 @pytest.fixture
 def run_extract(tmp_path: Path, data: Path, tiny: str) -> Extract:
-    """Extract `data` with the tiny backbone into tmp_path/features; keywords override the configuration, or are say."""
+    """Extract `data` with the tiny backbone into tmp_path/features; keywords override the configuration.
+
+    The keyword `say` is called with each line of the log.
+    """
 
     def call(**options: object) -> ExtractResult:
         given: dict[str, object] = {
@@ -184,8 +202,9 @@ def run_extract(tmp_path: Path, data: Path, tiny: str) -> Extract:
             "device": "cpu",
             "threads": 1,
         }
-        say: Say = options.pop("say", silent)  # type: ignore[assignment]
-        return extract(ExtractConfig(**{**given, **options}), say)  # type: ignore[arg-type]  # checked by the config
+        say: Any = options.pop("say", lambda _: None)
+        with heard(say):
+            return extract(ExtractConfig(**{**given, **options}))  # type: ignore[arg-type]  # checked by the config
 
     return call
 

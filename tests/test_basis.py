@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import some_rows
+from conftest import heard, some_rows
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -275,7 +275,8 @@ def test_one_image_a_class_is_not_whitened_and_that_is_said(regions: str, copies
     for last in ("", "+white", "+white+lda", "+white+pca:2", "+lda", "+pca:2"):
         start, said = start_basis(f"{regions}{last}", (8, 2, 2)), list[str]()
         blocks = in_blocks(start.transform(rows), labels)
-        basis = fit_basis(start, blocks, 3, (8, 2, 2), say=said.append)
+        with heard(said.append):
+            basis = fit_basis(start, blocks, 3, (8, 2, 2))
         assert basis.transform(rows).isfinite().all()
         assert [("not whitened" in line, "--passes 1" in line) for line in said] == [(True, True)] * ("white" in last)
     start = start_basis(f"{regions}+white", (8, 2, 2))

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Extract, train_config
+from conftest import REPOSITORY, Extract, heard, train_config
 
 from cache.errors import CacheBusy
 from cache.files import temporary_name
@@ -125,10 +125,8 @@ def second(config: Config, when_waiting: Callable[[], object]) -> list[str]:
         if "waiting until it ends" in line:
             when_waiting()
 
-    if isinstance(config, TrainConfig):
-        train_head(config, say)
-    else:
-        sweep(config, say)
+    with heard(say):
+        train_head(config) if isinstance(config, TrainConfig) else sweep(config)
     return said
 
 

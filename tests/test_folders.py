@@ -11,7 +11,7 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
-from conftest import REPOSITORY, Extract, draw_image
+from conftest import REPOSITORY, Extract, draw_image, heard
 
 from cache.errors import CacheError
 from cache.store import FeatureCache
@@ -39,7 +39,8 @@ def files(folder: Path, *names: str) -> None:
 def scan(data: Path) -> Scan:
     """The set, and the lines said of it; the listing agrees with itself when compared again."""
     said: list[str] = []
-    images = ImageSet.scan(data, say=said.append)
+    with heard(said.append):
+        images = ImageSet.scan(data)
     assert stale_files(images.index("set")) == []
     return images, said
 

@@ -22,7 +22,6 @@ from test_parts import rows_of
 
 from cache.store import FeatureCache
 from pipeline.config import ExtractConfig, SweepConfig
-from pipeline.console import silent
 from pipeline.errors import ConfigError, DecodeError, PipelineError
 from pipeline.extraction import units
 from pipeline.extraction.units import cut
@@ -189,8 +188,8 @@ def test_a_sweep_by_workers_is_the_sweep_of_one_process(run_extract: Extract, tm
     space = tmp_path / "space.toml"
     space.write_text('basis = ["pool", "pyramid+lda"]\nhidden = [4, 8]\nlr = [0.01, 0.03, 0.1]\nbatch_size = 8\n')
     config = SweepConfig(tmp_path / "features", tmp_path / "local", space=space, heads=12, epochs=4, seeds=2)
-    local = sweep(replace(config, run=tmp_path / "local"), silent)
-    there = sweep(replace(config, run=tmp_path / "there", engine="ray"), silent)
+    local = sweep(replace(config, run=tmp_path / "local"))
+    there = sweep(replace(config, run=tmp_path / "there", engine="ray"))
     assert there.heads == local.heads
     assert there.best == local.best
     assert {head["epochs"] for head in there.heads} == {1, 4}
@@ -198,7 +197,7 @@ def test_a_sweep_by_workers_is_the_sweep_of_one_process(run_extract: Extract, tm
     (tmp_path / "taken-over").mkdir()
     lines = (tmp_path / "there" / "journal.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "taken-over" / "journal.jsonl").write_text("".join(lines[:9]))
-    assert sweep(replace(config, run=tmp_path / "taken-over"), silent).heads == local.heads
+    assert sweep(replace(config, run=tmp_path / "taken-over")).heads == local.heads
 
 
 def test_why_a_worker_cannot_begin_is_said(cluster: Path) -> None:

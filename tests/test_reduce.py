@@ -34,7 +34,6 @@ from pipeline.config import (
     SweepConfig,
     TrainConfig,
 )
-from pipeline.console import silent
 from pipeline.errors import ConfigError, ParityError, PipelineError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.export import export
@@ -382,13 +381,13 @@ def test_the_images_a_reduction_was_fitted_on_travel_with_it(
     pull((tmp_path / "store").as_uri(), tmp_path / "pulled")
     run_extract(data=moved, cache=tmp_path / "pulled", set="other", passes=1)
     with pytest.raises(RunError, match="4 images"):
-        TrainingSet.open(tmp_path / "pulled", "other", None, silent)
+        TrainingSet.open(tmp_path / "pulled", "other", None)
     reduction, basis = Reduction.load(tmp_path / "pulled"), reduction_basis(FeatureCache.open(tmp_path / "pulled"))
     assert reduction is not None
     assert basis is not None
     replace(reduction, digest=save_basis(tmp_path / "pulled", save(basis.tensors()))).save(tmp_path / "pulled")
     with pytest.raises(DamagedCache, match=r"does not name the images .* cache reduce again"):
-        TrainingSet.open(tmp_path / "pulled", "data", None, silent)
+        TrainingSet.open(tmp_path / "pulled", "data", None)
 
 
 @pytest.mark.real

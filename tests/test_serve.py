@@ -38,17 +38,19 @@ pytest.importorskip("uvicorn")
 
 SERVER = """
 import json
+import logging
 import sys
 sys.path.insert(0, "tests")
 from conftest import register_tiny
 from pipeline.config import ServeConfig
-from pipeline.console import say
+from pipeline.console import shown
 from pipeline.serve import serve
 from pipeline.service import server
 register_tiny()
 vars(server).update(json.loads(sys.argv[2]))
-serve(ServeConfig("tests/data/model-1.safetensors", port=int(sys.argv[1]), device="cpu", precision="float32",
-    max_mb=1, max_files=3, max_megapixels=4, max_waiting=4), say)
+with shown(logging.INFO):
+    serve(ServeConfig("tests/data/model-1.safetensors", port=int(sys.argv[1]), device="cpu", precision="float32",
+        max_mb=1, max_files=3, max_megapixels=4, max_waiting=4))
 """
 PREDICT = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 

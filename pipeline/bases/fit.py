@@ -1,5 +1,6 @@
 """Fitting a basis on training rows, block by block: what it needs of them are moments, however many rows there are."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -19,8 +20,9 @@ from pipeline.bases.directions import (
     spread_of,
 )
 from pipeline.bases.name import BasisName
-from pipeline.console import Say, silent
 from pipeline.errors import PipelineError
+
+logger = logging.getLogger("headgraft.bases")
 
 Shape = tuple[int, ...]
 
@@ -92,7 +94,6 @@ def fit_basis(
     num_classes: int,
     row_shape: Shape,
     sample: Blocks | None = None,
-    say: Say = silent,
 ) -> Basis:
     """Fit what follows `start` on `blocks` of training rows in it.
 
@@ -100,7 +101,7 @@ def fit_basis(
     very wide rows alone: those of `sample`, if given.
     """
     name = BasisName.parse(start.name)
-    stages = first_stages(name, blocks, num_classes, row_shape, say)
+    stages = first_stages(name, blocks, num_classes, row_shape)
     before = Basis(start.name, tuple(stages))
 
     def after(these: Blocks) -> Blocks:
@@ -134,14 +135,14 @@ def without_last(name: BasisName) -> BasisName:
     return replace(name, components=None, discriminant=None)
 
 
-def first_stages(name: BasisName, blocks: Blocks, num_classes: int, row_shape: Shape, say: Say = silent) -> list[Stage]:
+def first_stages(name: BasisName, blocks: Blocks, num_classes: int, row_shape: Shape) -> list[Stage]:
     """Standardising and, if it has any, whitening; nothing for `full` alone."""
     if name == BasisName("full"):
         return []
     scale = _standardise(blocks)
     if name.shrinkage is None:
         return [scale]
-    return [scale, *_whiten(name, scale, blocks, num_classes, row_shape[0], say)]
+    return [scale, *_whiten(name, scale, blocks, num_classes, row_shape[0])]
 
 
 def _standardise(blocks: Blocks) -> Scale:
@@ -165,7 +166,7 @@ def _deviation(squares: Tensor, total: Tensor, count: int) -> Tensor:
     return ((squares - total.square() / count) / max(count - 1, 1)).clamp_min(0).sqrt()
 
 
-def _whiten(name: BasisName, scale: Stage, blocks: Blocks, num_classes: int, channels: int, say: Say) -> list[Stage]:
+def _whiten(name: BasisName, scale: Stage, blocks: Blocks, num_classes: int, channels: int) -> list[Stage]:
     """Whiten channels by the shrunken within-class covariance of their means over the map; one scale for all.
 
     Channels are not mixed where the rows of each class are the same, as with one image per class and no passes.
@@ -187,7 +188,7 @@ def _whiten(name: BasisName, scale: Stage, blocks: Blocks, num_classes: int, cha
         vectors += len(every)
     covariance = (products - sums.T @ (sums / counts.clamp_min(1))) / counts.sum()
     if not _differs(covariance):
-        say(
+        logger.warning(
             "+white: the training rows of each class are the same, as with one image per class and no passes, so that "
             "channels are not whitened; extract --passes 1 makes rows that differ"
         )

@@ -1,6 +1,7 @@
 """Rows of an image set in a basis: fitted on training rows, projected once, kept in the cache."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -33,8 +34,10 @@ from pipeline.bases.fit import (
 from pipeline.bases.name import BasisName
 from pipeline.bases.stream import ROWS_AT_ONCE, StreamedData, read_shards
 from pipeline.bases.trainset import TrainingSet
-from pipeline.console import Say, counted, reason, silent, size
+from pipeline.console import counted, reason, size
 from pipeline.errors import PipelineError
+
+logger = logging.getLogger("headgraft.bases")
 
 ROWS_TO_SCORE = 1024  # together
 ROWS_TO_FIT = 2048
@@ -97,7 +100,7 @@ class HeadData:
 
 
 def load_data(
-    rows: TrainingSet, name: str, memory: int, say: Say = silent, shared: Shared | None = None
+    rows: TrainingSet, name: str, memory: int, shared: Shared | None = None
 ) -> tuple[Basis, HeadData | StreamedData]:
     """Fit basis `name` on the set's training rows and project training and validation rows; kept in the cache.
 
@@ -107,9 +110,9 @@ def load_data(
     train, valid = rows.index.split("train"), rows.index.split("valid")
     count, each = len(train) * len(rows.views) + len(valid), _row_bytes(rows.cache, name)
     if count * each > memory:
-        say(f"{count} rows of {each} bytes are more than {size(memory)} of memory: they are read in each epoch")
-        return _streamed(rows, name, memory, say)
-    return _in_memory(rows, name, say, shared or Shared())
+        logger.info(f"{count} rows of {each} bytes are more than {size(memory)} of memory: they are read in each epoch")
+        return _streamed(rows, name, memory)
+    return _in_memory(rows, name, shared or Shared())
 
 
 def _row_bytes(cache: FeatureCache, name: str) -> int:
@@ -118,7 +121,7 @@ def _row_bytes(cache: FeatureCache, name: str) -> int:
     return 4 * width * (2 if BasisName.parse(name).components is None else 4)
 
 
-def _streamed(rows: TrainingSet, name: str, memory: int, say: Say) -> tuple[Basis, StreamedData]:
+def _streamed(rows: TrainingSet, name: str, memory: int) -> tuple[Basis, StreamedData]:
     """A basis fitted shard by shard, its components on a sample that half the memory holds; a window in a quarter."""
     cache, index = rows.cache, rows.index
     train, valid = index.split("train"), index.split("valid")
@@ -139,9 +142,8 @@ def _streamed(rows: TrainingSet, name: str, memory: int, say: Say) -> tuple[Basi
         len(index.classes),
         cache.row_shape,
         lambda: blocks(sample),
-        say,
     )
-    say(f"basis {name}: fitted on {len(keys)} training rows")
+    logger.info(f"basis {name}: fitted on {len(keys)} training rows")
     width = basis.transform(torch.zeros(1, cache.in_features)).shape[1]
     return basis, StreamedData(
         cache,
@@ -157,13 +159,13 @@ def _streamed(rows: TrainingSet, name: str, memory: int, say: Say) -> tuple[Basi
     )
 
 
-def _in_memory(rows: TrainingSet, name: str, say: Say, shared: Shared) -> tuple[Basis, HeadData]:
+def _in_memory(rows: TrainingSet, name: str, shared: Shared) -> tuple[Basis, HeadData]:
     index, views = rows.index, rows.views
     train, valid = index.split("train"), index.split("valid")
     keys = _keys_of(rows)
     place = {key: number for number, key in enumerate(keys)}
     train_rows = torch.tensor([[place[image.key, view] for view in views] for image in train])
-    basis, projected = _projected(rows, keys, train_rows, name, say, shared)
+    basis, projected = _projected(rows, keys, train_rows, name, shared)
     return basis, HeadData(
         rows=projected,
         train_rows=train_rows,
@@ -200,7 +202,7 @@ def label_tensor(index: SetIndex, images: Sequence[ImageRecord]) -> Tensor:
 
 
 def _projected(
-    source_rows: TrainingSet, keys: list[RowKey], train_rows: Tensor, name: str, say: Say, shared: Shared
+    source_rows: TrainingSet, keys: list[RowKey], train_rows: Tensor, name: str, shared: Shared
 ) -> tuple[Basis, Tensor]:
     """The basis, fitted on the rows of `keys` at `train_rows` (N, P), and all of them in it (M, R)."""
     cache, index = source_rows.cache, source_rows.index
@@ -208,19 +210,19 @@ def _projected(
     if kept := _kept(cache, source, name, keys):
         return kept
     start = time.perf_counter()
-    say(f"basis {name}: fitting it on {counted(len(index.split('train')), 'training image')}")
+    logger.info(f"basis {name}: fitting it on {counted(len(index.split('train')), 'training image')}")
     fit_on = train_rows.flatten()
     labels_of = label_tensor(index, index.split("train")).repeat_interleave(train_rows.shape[1])
     start_of = start_basis(name, cache.row_shape)
     rows = _started(cache, keys, start_of, shared)
-    basis, rows = _fit_and_apply(cache, rows, start_of, fit_on, labels_of, len(index.classes), shared, say)
+    basis, rows = _fit_and_apply(cache, rows, start_of, fit_on, labels_of, len(index.classes), shared)
     if basis.stages:
         try:
             save_projection(cache.path, source, save({"rows": rows.contiguous(), **basis.tensors()}))
         except (CacheError, OSError) as error:  # they can be made again, so that a read-only cache can be trained on
-            say(f"{cache.path} does not keep the rows in this basis: {reason(error)}")
+            logger.warning(f"{cache.path} does not keep the rows in this basis: {reason(error)}")
     seconds = time.perf_counter() - start
-    say(f"basis {name}: {rows.shape[1]} of {cache.in_features} dimensions, {len(rows)} rows, {seconds:.1f} s")
+    logger.info(f"basis {name}: {rows.shape[1]} of {cache.in_features} dimensions, {len(rows)} rows, {seconds:.1f} s")
     return basis, rows
 
 
@@ -261,13 +263,12 @@ def _fit_and_apply(
     labels: Tensor,
     num_classes: int,
     shared: Shared,
-    say: Say,
 ) -> tuple[Basis, Tensor]:
     """The basis, fitted on `rows` (M, R0) at `fit_on` (N,) with `labels` (N,), and all of `rows` in it (M, R)."""
     name = BasisName.parse(start.name)
     first = without_last(name)
     if first not in shared.first:
-        stages = first_stages(name, _in_blocks(rows, fit_on, labels), num_classes, cache.row_shape, say)
+        stages = first_stages(name, _in_blocks(rows, fit_on, labels), num_classes, cache.row_shape)
         shared.first[first] = stages, _apply(stages, rows)
     stages, rows = shared.first[first]
 

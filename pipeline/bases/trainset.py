@@ -1,5 +1,6 @@
 """What heads are trained on: a set of a cache, looked over before any training."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from cache.index import SetIndex
 from cache.store import FeatureCache
 from pipeline.bases.reduced import fitted_among, sees_labels
 from pipeline.config import REDUCED_BASIS, HeadSettings
-from pipeline.console import Say, counted
+from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.inputs.images import count_leaks, stale_files
 from pipeline.inputs.listing import shown
+
+logger = logging.getLogger("headgraft.bases")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class TrainingSet:
         return augmentation.digest if augmentation and self.passes else ""
 
     @classmethod
-    def open(cls, cache: Path, name: str | None, passes: int | None, say: Say) -> "TrainingSet":
+    def open(cls, cache: Path, name: str | None, passes: int | None) -> "TrainingSet":
         """Set `name` (None: the only one) with `passes` (None: all there are).
 
         Raises RunError where it has one class, no validation images, its folder no longer agrees with the index, or the
@@ -82,13 +85,13 @@ class TrainingSet:
         leaks = count_leaks(index)
         if any(leaks.values()):
             counts = f"{leaks['across_splits']} across splits, {leaks['two_labels']} with two labels"
-            say(f"identical images: {counts}; headgraft cache info --duplicates lists them")
+            logger.warning(f"identical images: {counts}; headgraft cache info --duplicates lists them")
         if opened.reduction:
-            leaks["in_reduction"] = _refuse_seen_labels(opened, index, say)
+            leaks["in_reduction"] = _refuse_seen_labels(opened, index)
         found = cls(opened, index, chosen, leaks)
         if absent := found.classes_without_validation:
             count = f"{len(absent)} of {counted(len(index.classes), 'class')} without validation images"
-            say(f"{count}, for which no head is chosen: {shown([repr(name) for name in absent])}")
+            logger.warning(f"{count}, for which no head is chosen: {shown([repr(name) for name in absent])}")
         return found
 
 
@@ -105,7 +108,7 @@ def _passes(asked: int | None, cache: FeatureCache, index: SetIndex) -> int:
     return known if asked is None else asked
 
 
-def _refuse_seen_labels(cache: FeatureCache, index: SetIndex, say: Say) -> int:
+def _refuse_seen_labels(cache: FeatureCache, index: SetIndex) -> int:
     """How many validation and test images the reduction was fitted on: said; refused where their labels took part.
 
     Images that are also in train are leaks of the set itself, counted as such, and not here.
@@ -123,7 +126,7 @@ def _refuse_seen_labels(cache: FeatureCache, index: SetIndex, say: Say) -> int:
             f"{found}, and on their labels, so that accuracies would be too high: reduce the complete cache again "
             f"with --set {index.name}, or by a basis without +white and +lda"
         )
-    say(f"{found}, without their labels; the run records it")
+    logger.warning(f"{found}, without their labels; the run records it")
     return seen
 
 

@@ -1,5 +1,6 @@
 """What an extraction refuses: as much as can be before images are hashed or weights are fetched."""
 
+import logging
 from pathlib import Path
 
 from cache import layout
@@ -9,9 +10,10 @@ from cache.lock import check_free, check_writable
 from cache.manifest import Manifest
 from cache.store import FeatureCache, check_place
 from pipeline.config import ExtractConfig
-from pipeline.console import Say
 from pipeline.errors import ImageSetError
 from pipeline.inputs.images import ImageSet
+
+logger = logging.getLogger("headgraft.extraction")
 
 
 def check_places(config: ExtractConfig) -> str:
@@ -55,7 +57,7 @@ def _is_elsewhere(known: Path, data: Path) -> bool:
     return known.exists() and not known.samefile(data)
 
 
-def keep_other_images(config: ExtractConfig, known: SetIndex | None, images: ImageSet, say: Say) -> None:
+def keep_other_images(config: ExtractConfig, known: SetIndex | None, images: ImageSet) -> None:
     """A set of other images altogether is replaced only where `--set` names it; that some are gone is said."""
     if known is None:
         return
@@ -67,7 +69,7 @@ def keep_other_images(config: ExtractConfig, known: SetIndex | None, images: Ima
             f"{_other(known)}"
         )
     if gone:
-        say(f"set {known.name}: {gone} of {len(before)} images are no longer there, {new} new")
+        logger.warning(f"set {known.name}: {gone} of {len(before)} images are no longer there, {new} new")
 
 
 def _other(known: SetIndex) -> str:

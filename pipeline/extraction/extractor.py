@@ -15,7 +15,7 @@ from cache.store import FeatureCache
 from cache.writer import ShardWriter
 from pipeline.backbones import backbone
 from pipeline.bases.reduced import reduce_rows, reduction_basis
-from pipeline.console import Say, named, progress
+from pipeline.console import named, progress
 from pipeline.errors import DecodeError, PipelineError
 from pipeline.extraction.plan import ExtractionContext, count_views
 from pipeline.inputs.loader import DecodeTask, Loader
@@ -71,7 +71,7 @@ class Extractor:
         self._renderer = _renderer(context)
         self._basis = reduction_basis(cache)
 
-    def run(self, tasks: list[DecodeTask], tally: Tally, say: Say, one_shard: bool = False) -> None:
+    def run(self, tasks: list[DecodeTask], tally: Tally, one_shard: bool = False) -> None:
         """Rows of all tasks; shards are written as they fill, or with `one_shard` all at the end.
 
         Ends at the first file that cannot be decoded, unless those are skipped.
@@ -81,7 +81,7 @@ class Extractor:
         loader = Loader(self._renderer, _workers(context), context.decoding, tally.remarks)
         with (
             self._writer(rows, one_shard) as writer,
-            progress(rows, "rows", say, lambda: f", bound by {_bound(loader, writer, tally)}") as advance,
+            progress(rows, "rows", lambda: f", bound by {_bound(loader, writer, tally)}") as advance,
             loader,
         ):
             for keys, features in _rows(self._network, _views(loader, tasks, tally, context.config.skip_bad), tally):

@@ -1,5 +1,6 @@
 """What an extraction will do: which rows a set needs and the cache lacks, and whether they may go into it."""
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from cache.store import FeatureCache
 from pipeline.backbones import backbone
 from pipeline.backbones.weights import tensor_digest
 from pipeline.config import ExtractConfig
-from pipeline.console import Say, size
+from pipeline.console import size
 from pipeline.extraction.checks import (
     check_places,
     keep_other_images,
@@ -32,6 +33,8 @@ from pipeline.inputs.decode import Decoding
 from pipeline.inputs.grey import AUTO, decoding_for, measured_range, narrow_range
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.loader import DecodeTask
+
+logger = logging.getLogger("headgraft.extraction")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class ExtractionPlan(ExtractionContext):
 Place = Callable[[ExtractConfig, str | None], tuple[torch.device, str]]  # and the precision of the rows there are
 
 
-def make_plan(config: ExtractConfig, say: Say, place: Place) -> ExtractionPlan:
+def make_plan(config: ExtractConfig, place: Place) -> ExtractionPlan:
     """What a run will do; `place` says where, and in which precision. What cannot be is refused before hashing."""
     name = check_places(config)
     known = known_index(config, name)
@@ -70,12 +73,12 @@ def make_plan(config: ExtractConfig, say: Say, place: Place) -> ExtractionPlan:
     decoding = decoding_for(config.grey_range, stored.base.decoding if stored else None)
     if stored:  # whatever the weights are: they may have to be fetched first
         stored.merged_with(_manifest(config, stored.base.weights_digest, precision, decoding), config.cache)
-    tensors = backbone.load_tensors(config.backbone, config.weights, say)
+    tensors = backbone.load_tensors(config.backbone, config.weights)
     manifest = _manifest(config, tensor_digest(tensors), precision, decoding)
     if stored:
         manifest = stored.merged_with(manifest, config.cache)
-    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=_hashed(config, name), say=say)
-    keep_other_images(config, known, images, say)
+    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=_hashed(config, name))
+    keep_other_images(config, known, images)
     if config.grey_range == AUTO and not stored:
         manifest = _with_measured_range(manifest, images)
     return ExtractionPlan(config, tensors, device, manifest, images, name)
@@ -165,19 +168,19 @@ def _part_of(keys: PackedKeys, part: tuple[int, int] | None) -> PackedKeys:
     return chosen
 
 
-def announce(plan: ExtractionPlan, work: Workload, say: Say) -> None:
+def announce(plan: ExtractionPlan, work: Workload) -> None:
     """Say what is there and what it will take; refuse what the disk cannot hold."""
     reduction = Reduction.load(plan.config.cache)
     needed = work.missing * 2 * (reduction.out_features if reduction else math.prod(plan.manifest.base.row_shape))
-    say(
+    logger.info(
         f"{plan.name}: {len(plan.images.images)} images, {len(plan.images.classes)} classes, "
         f"{work.rows} rows: {work.reused} present, {work.missing} missing"
     )
     folder = next(path for path in (plan.config.cache, *plan.config.cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    say(f"{size(needed)} to write, {size(free)} free")
+    logger.info(f"{size(needed)} to write, {size(free)} free")
     if found := narrow_range([task.path for task in work.tasks], plan.decoding):
-        say(f"{found[0]}; use --grey-range {found[1]} or auto, with another --cache")
+        logger.warning(f"{found[0]}; use --grey-range {found[1]} or auto, with another --cache")
     if needed > free:
         raise CacheError(
             f"{folder} has {size(free)} free, {size(needed)} are needed: make room, or name another --cache"

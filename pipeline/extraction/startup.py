@@ -1,5 +1,6 @@
 """The backbone at speed: loaded, compiled where that pays and works, and run on blank views."""
 
+import logging
 import time
 
 import numpy as np
@@ -7,30 +8,32 @@ import torch
 
 from pipeline.backbones import backbone
 from pipeline.backbones.compiled import worth_compiling
-from pipeline.console import Say, duration
+from pipeline.console import duration
 from pipeline.extraction.plan import ExtractionContext
 from pipeline.machine.device import available_cpus
 
+logger = logging.getLogger("headgraft.extraction")
 
-def start_backbone(context: ExtractionContext, rows: int, say: Say) -> tuple[backbone.Backbone, float]:
+
+def start_backbone(context: ExtractionContext, rows: int) -> tuple[backbone.Backbone, float]:
     """The backbone ready to compute `rows`, and the seconds of its first batch, compilation among them."""
     torch.set_num_threads(context.config.threads or available_cpus())
     wanted = worth_compiling(context.device, rows)
     network = _load(context, wanted)
     if wanted and network.code_path != "compiled":
-        say("no C++ compiler here, or no writable folder for what it makes: computing uncompiled")
+        logger.warning("no C++ compiler here, or no writable folder for what it makes: computing uncompiled")
     try:
-        return network, _warm_up(network, context, rows, say)
+        return network, _warm_up(network, context, rows)
     except RuntimeError as error:  # the compiler is there but does not work: no headers, no room, another standard
         if network.code_path != "compiled":
             raise
         reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-        say(f"torch could not compile here ({reason[:200]}): computing uncompiled")
+        logger.warning(f"torch could not compile here ({reason[:200]}): computing uncompiled")
     network = _load(context, compiled=False)
-    return network, _warm_up(network, context, rows, say)
+    return network, _warm_up(network, context, rows)
 
 
-def _warm_up(network: backbone.Backbone, context: ExtractionContext, rows: int, say: Say) -> float:
+def _warm_up(network: backbone.Backbone, context: ExtractionContext, rows: int) -> float:
     """Bring the network to speed on blank views and say how long all will take; the seconds of the first run."""
     size = context.manifest.base.input_size
     views = [np.zeros((size, size, 3), np.uint8)] * min(2, network.batch_size)
@@ -41,7 +44,7 @@ def _warm_up(network: backbone.Backbone, context: ExtractionContext, rows: int, 
         seconds.append(time.perf_counter() - start)
     filled = network.batch_size if network.code_path == "compiled" else len(views)  # a compiled batch is always full
     expected = duration(seconds[1] / filled * rows)
-    say(f"{network.code_path} {network.precision} at {size} on this {network.device.type}: about {expected}")
+    logger.info(f"{network.code_path} {network.precision} at {size} on this {network.device.type}: about {expected}")
     return seconds[0]
 
 

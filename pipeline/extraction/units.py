@@ -4,6 +4,7 @@ A worker writes a unit's rows itself, as one shard at the end of the unit: featu
 takes no more than its unit with it.
 """
 
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from cache.manifest import Manifest
 from cache.store import FeatureCache
 from pipeline.backbones.backbone import weights_source
 from pipeline.config import ExtractConfig
-from pipeline.console import Say, counted, named, progress, silent
+from pipeline.console import counted, named, progress
 from pipeline.errors import PipelineError
 from pipeline.extraction.extractor import Extractor, Tally, refuse_bad
 from pipeline.extraction.plan import ExtractionContext, ExtractionPlan, Workload
@@ -26,6 +27,8 @@ from pipeline.extraction.startup import start_backbone
 from pipeline.inputs.loader import DecodeTask
 from pipeline.machine.cluster import Workers, workers_of
 from pipeline.machine.device import resolve_device, resolve_precision
+
+logger = logging.getLogger("headgraft.extraction")
 
 UNIT_ROWS = {"cpu": 128, "cuda": 1000}  # at most: some 20 seconds of one processor; a whole shard
 _UNITS_A_WORKER = 8  # at least: while the last of them are done, the others have nothing to do
@@ -53,7 +56,7 @@ class Worker:
     def run(self, unit: WorkUnit, arrays: Arrays) -> Tally:
         """Decode, compute and write the rows of a unit."""
         tally = Tally()
-        self._extractor_here(arrays).run(list(unit), tally, silent, one_shard=True)
+        self._extractor_here(arrays).run(list(unit), tally, one_shard=True)
         return tally
 
     def _extractor_here(self, arrays: Arrays) -> Extractor:
@@ -67,7 +70,7 @@ class Worker:
             # What cannot be decoded is the run's concern, not the unit's.
             here = replace(config, skip_bad=True, threads=config.threads or config.cpus)
             context = ExtractionContext(here, own, device, self._manifest)
-            self._extractor = Extractor(context, cache, start_backbone(context, self._expected, silent)[0])
+            self._extractor = Extractor(context, cache, start_backbone(context, self._expected)[0])
         return self._extractor
 
     def _refuse_blind(self) -> None:
@@ -120,7 +123,7 @@ def _unit_rows(rows: int, workers: int, device: torch.device) -> int:
     return min(UNIT_ROWS[device.type], max(_LEAST_UNIT_ROWS, shared_out))
 
 
-def compute_units(ray: Any, plan: ExtractionPlan, work: Workload, tally: Tally, say: Say) -> None:
+def compute_units(ray: Any, plan: ExtractionPlan, work: Workload, tally: Tally) -> None:
     """Rows of `work`, by workers of a Ray cluster that sees images and cache at the same paths as this machine."""
     start = time.perf_counter()
     tensors = ray.put({name: tensor.numpy() for name, tensor in plan.tensors.items()})
@@ -129,10 +132,10 @@ def compute_units(ray: Any, plan: ExtractionPlan, work: Workload, tally: Tally, 
     given = (_for_workers(plan.config), plan.manifest, rows)
     with Workers[WorkUnit, Tally](ray, Worker, given, plan.config, _name_of, (tensors,)) as workers:
         units = list(cut(work.tasks, plan.config.unit_rows or _unit_rows(rows, workers.count, plan.device)))
-        say(f"{counted(len(units), 'unit')} of work for {counted(workers.count, 'worker')}")
+        logger.info(f"{counted(len(units), 'unit')} of work for {counted(workers.count, 'worker')}")
         workers.first_ready()
         tally.warmup_seconds = time.perf_counter() - start
-        with progress(rows, "rows", say, lambda: f" by {counted(workers.count, 'worker')}") as advance:
+        with progress(rows, "rows", lambda: f" by {counted(workers.count, 'worker')}") as advance:
             for unit, outcome in workers.run(units, _ended_by(tally, plan.config)):
                 done |= {task.digest for task in unit}
                 tally.add(outcome)

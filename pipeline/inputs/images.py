@@ -1,6 +1,7 @@
 """ImageSet: the files of a data set with their digests, labels and splits."""
 
 import hashlib
+import logging
 import os
 import stat
 from collections import Counter
@@ -10,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache.index import SPLITS, ImageRecord, SetIndex, SkippedImage
-from pipeline.console import Say, counted, named, silent
+from pipeline.console import counted, named
 from pipeline.errors import ImageSetError
 from pipeline.inputs.decode import HEIF, HEIF_EXTENSIONS
 from pipeline.inputs.folders import Listed, extension, refuse_other_locale, unread_line
 from pipeline.inputs.listing import Listing, extensions, list_files, shown
 from pipeline.inputs.names import difference, look_alikes, resembling
+
+logger = logging.getLogger("headgraft.inputs")
 
 _FILES_AT_ONCE = 64  # hashed by one thread
 
@@ -54,7 +57,6 @@ class ImageSet:
         skip_bad: bool = False,
         known: Sequence[str] = (),
         hashed: SetIndex | None = None,
-        say: Say = silent,
     ) -> "ImageSet":
         """List and hash the images of `data`, and say what of it is not read.
 
@@ -73,7 +75,7 @@ class ImageSet:
         if not listed:
             raise _no_images(data, listing)
         for line in listing.notes:
-            say(line)
+            logger.warning(line)
         if not known and not any(item.fault for item in listed):
             _refuse_other_classes(data, {(item.label, item.split) for item in listed})
         images, faults = _hash_all(root, listed, hashed)
@@ -89,7 +91,7 @@ class ImageSet:
         if not known:
             _refuse_other_classes(data, {(image.label, image.split) for image in images})
             for line in (_split_line(images, has_splits), *_remarks(classes, images)):
-                say(line)
+                logger.warning(line)
         return cls(
             data.absolute(),
             root.absolute(),

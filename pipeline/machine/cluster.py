@@ -4,6 +4,7 @@ Workers are actors: each is made once, takes one unit at a time, and is begun an
 machine goes; the unit it had is then done again.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -18,10 +19,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cache.errors import install_hint
-from pipeline.console import Say, counted, first_line
+from pipeline.console import counted, first_line
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.machine.device import available_cpus
 from pipeline.options import ClusterConfig
+
+logger = logging.getLogger("headgraft.machine")
 
 U = TypeVar("U")
 T = TypeVar("T")
@@ -32,7 +35,7 @@ _SECONDS_TO_WAIT = 10.0  # for a unit, before it is looked whether to stop
 
 
 @contextmanager
-def connected(cluster: ClusterConfig, say: Say) -> Iterator[Any]:
+def connected(cluster: ClusterConfig) -> Iterator[Any]:
     """The package `ray`, connected to `cluster`; one that was begun here ends here.
 
     A connection that the process has already is used as it is. ConfigError without the package, PipelineError where the
@@ -44,7 +47,7 @@ def connected(cluster: ClusterConfig, say: Say) -> Iterator[Any]:
         if ray.is_initialized():
             yield ray
             return
-        _connect(ray, cluster, say)
+        _connect(ray, cluster)
         try:
             yield ray
         finally:
@@ -62,7 +65,7 @@ def _refuse_other_packages(folder: Path) -> None:
             )
 
 
-def _connect(ray: Any, cluster: ClusterConfig, say: Say) -> None:
+def _connect(ray: Any, cluster: ClusterConfig) -> None:
     """Join the cluster that is asked for, or begin one."""
     address = cluster.ray_address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
@@ -81,7 +84,7 @@ def _connect(ray: Any, cluster: ClusterConfig, say: Say) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place
     found = ray.cluster_resources()
-    say(f"Ray: {found.get('CPU', 0):g} processors, {counted(int(found.get('GPU', 0)), 'GPU')}")
+    logger.info(f"Ray: {found.get('CPU', 0):g} processors, {counted(int(found.get('GPU', 0)), 'GPU')}")
 
 
 def _knock(address: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from cache.store import FeatureCache
 from pipeline.backbones.backbone import Backbone, load_backbone
 from pipeline.bases.basis import Basis
 from pipeline.bases.reduced import reduce_rows
-from pipeline.console import Say, named
+from pipeline.console import named
 from pipeline.errors import ParityError, RunError
 from pipeline.inputs.decode import Decoding
 from pipeline.inputs.loader import read_pixels
@@ -28,6 +29,8 @@ from pipeline.inputs.views import Views
 from pipeline.machine.device import computes_bfloat16
 from pipeline.model.calibration import at_temperature
 from pipeline.run import Run
+
+logger = logging.getLogger("headgraft.model")
 
 IMAGES = 200
 TOLERANCE = 1e-4  # in log-probability, class by class
@@ -53,7 +56,7 @@ class Trained:
     backbone_tensors: dict[str, Tensor]
 
 
-def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root: Path, say: Say) -> dict[str, Any]:
+def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root: Path) -> dict[str, Any]:
     """Compare a model file, run in a fresh process on image files below `root`, with the run on the cache's rows.
 
     On `chosen_images`, some of them also in batches of other sizes.
@@ -63,9 +66,9 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
     base = trained.cache.manifest.base
     check_files(images, root)
     device = device_of(base.precision)
-    say(f"parity: {len(images)} validation images through the exported file")
+    logger.info(f"parity: {len(images)} validation images through the exported file")
     network = load_backbone(base.backbone, dict(trained.backbone_tensors), device=device, precision=base.precision)
-    expected, reduced = _expected(trained, images, root, network, say)
+    expected, reduced = _expected(trained, images, root, network)
     request = {
         "model": str(model),
         "paths": [str(root / image.path) for image in images],
@@ -152,7 +155,7 @@ def check_files(images: Sequence[ImageRecord], root: Path) -> None:
 
 
 def _expected(
-    trained: Trained, images: list[ImageRecord], root: Path, network: Backbone, say: Say
+    trained: Trained, images: list[ImageRecord], root: Path, network: Backbone
 ) -> tuple[Tensor, dict[str, float]]:
     """(N, C) of the head in its basis on the cache's rows; on rows made here if another kind of machine made those.
 
@@ -165,7 +168,7 @@ def _expected(
     if same_kind and not cache.reduction:
         return _log_probs(trained, trained.run.basis, cache.read(keys)), {}
     if not same_kind:
-        say("the cache came from another kind of device: comparison rows are computed here")
+        logger.info("the cache came from another kind of device: comparison rows are computed here")
     whole = _rows_here(cache, images, root, network)
     expected = _log_probs(trained, trained.run.whole_basis, whole)
     return expected, _beside_reduced(trained, images, whole, expected, same_kind) if cache.reduction else {}

@@ -1,6 +1,7 @@
 """All that a report says, found out once: numbers and names, nothing drawn."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from cache.files import read_regular
 from cache.index import SetIndex
 from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
-from pipeline.console import Say, named
+from pipeline.console import named
 from pipeline.errors import RunError
 from pipeline.inputs.images import count_leaks
 from pipeline.model.calibration import Fit, calibrate
@@ -26,6 +27,8 @@ from pipeline.run import JOURNAL_FILE, RESULTS_FILE, RUN_FILE, Run
 from pipeline.search.baselines import Baselines, baselines
 from pipeline.search.journal import Journal
 from pipeline.search.selection import Metric
+
+logger = logging.getLogger("headgraft.reporting")
 
 MOST_COMPARED = 30_000  # images, each with each: some minutes
 
@@ -82,19 +85,19 @@ class Findings:
         return [pair for pair in self.duplicates.pairs if len(set(pair.splits)) > 1 or len(set(pair.labels)) > 1]
 
 
-def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], say: Say) -> Findings:
+def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) -> Findings:
     """Look at the run, its cache and its set; RunError where what they wrote down cannot be."""
     if wrong := run_fault(run.record):
         raise RunError(f"{run.path / RUN_FILE} has {wrong}: put it back, or train it again with --overwrite")
-    say("scoring the validation images")
+    logger.info("scoring the validation images")
     valid = predict_split(run, cache, index, "valid")
     looked_at = any(entry["split"] == "test" for entry in run.record["scored"]) and bool(index.split("test"))
     test = predict_split(run, cache, index, "test") if looked_at else None
     sweep = _sweep(run, valid)
     compared = len(index.images) <= MOST_COMPARED
-    say("looking for near-duplicates" if compared else "too many images: looking for identical files only")
+    logger.info("looking for near-duplicates" if compared else "too many images: looking for identical files only")
     duplicates = near_duplicates(cache, index) if compared else identical_files(index)
-    say("looking for label issues")
+    logger.info("looking for label issues")
     refusal = unchecked(cache, index)
     issues = LabelIssues([], 0, {}) if refusal else label_issues(cache, index, duplicates.groups)
     config = run.record["config"]

@@ -1,5 +1,6 @@
 """The head that a sweep ends in: chosen by validation, then retrained with other seeds beside the default head."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig, TrainConfig
-from pipeline.console import Say, counted
+from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.heads.head import merge_heads
 from pipeline.run import Run
@@ -17,6 +18,8 @@ from pipeline.search.held import Bases, Data
 from pipeline.search.race import Contender, Race
 from pipeline.search.selection import Difference, Hits, Metric, difference
 from pipeline.train import TrainResult, fit_head, run_of, score_head
+
+logger = logging.getLogger("headgraft.search")
 
 
 def choose(heads: Sequence[Contender], race: Race) -> Contender:
@@ -56,7 +59,7 @@ class Trained:
     hits: Hits
 
 
-def retrain(config: SweepConfig, settings: HeadSettings, race: Race, say: Say) -> list[Trained]:
+def retrain(config: SweepConfig, settings: HeadSettings, race: Race) -> list[Trained]:
     """Heads of the same settings, with the seeds after the sweep's own."""
     bases = race.bases
     first = TrainConfig(
@@ -73,7 +76,7 @@ def retrain(config: SweepConfig, settings: HeadSettings, race: Race, say: Say) -
         again = replace(first, seed=seed)
         result, head = fit_head(again, bases.rows, data)
         trained.append(Trained(again, result, head, score_head(head, data)[0]))
-    say(f"{counted(config.seeds, 'seed')} of {describe(settings)}: {trained_in_words(trained, race.metric)}")
+    logger.info(f"{counted(config.seeds, 'seed')} of {describe(settings)}: {trained_in_words(trained, race.metric)}")
     return trained
 
 
@@ -121,13 +124,13 @@ class Final:
         return settings, {"config": asdict(settings), "mean": float(np.mean(values)), "std": std, "seeds": len(values)}
 
 
-def final(config: SweepConfig, chosen: HeadSettings, race: Race, say: Say) -> Final:
+def final(config: SweepConfig, chosen: HeadSettings, race: Race) -> Final:
     """Retrain the choice and, unless they are the same, the default settings; which is better, paired by image."""
     default = default_settings(race.bases.rows)
-    known = retrain(config, default, race, say)
+    known = retrain(config, default, race)
     if chosen == default:
         return Final(known, known, Difference(0.0, 0.0, 0.0), race.metric)
-    searched = retrain(config, chosen, race, say)
+    searched = retrain(config, chosen, race)
     apart = difference([one.hits for one in searched], [one.hits for one in known], race.metric)
     return Final(searched, known, apart, race.metric)
 

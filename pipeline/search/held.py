@@ -8,7 +8,6 @@ from pipeline.bases.fit import Shared
 from pipeline.bases.rows import HeadData, load_data
 from pipeline.bases.stream import StreamedData
 from pipeline.bases.trainset import TrainingSet
-from pipeline.console import Say, silent
 
 Data = HeadData | StreamedData
 
@@ -19,7 +18,6 @@ class Bases:
 
     rows: TrainingSet
     memory: int
-    say: Say = silent
     seconds: float = 0.0
     _held: dict[str, tuple[Basis, Data]] = field(default_factory=dict, repr=False)
     _shared: Shared = field(default_factory=Shared, repr=False)
@@ -36,7 +34,7 @@ class Bases:
         if name not in self._held:
             start = time.perf_counter()
             self._make_room()
-            self._held[name] = load_data(self.rows, name, self.memory, self.say, self._shared)
+            self._held[name] = load_data(self.rows, name, self.memory, self._shared)
             self.seconds += time.perf_counter() - start
         self._held[name] = self._held.pop(name)  # the one used last goes last
         return self._held[name]

@@ -5,17 +5,20 @@ for more, until the last few train to the end. All follow the schedule of the fu
 are never stopped.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.config import HeadSettings
-from pipeline.console import Say, counted, silent
+from pipeline.console import counted
 from pipeline.heads.group import HeadState
 from pipeline.search.crew import AloneCrew, Crew, Group
 from pipeline.search.held import Bases
 from pipeline.search.journal import UNTRIED, Journal, Score
 from pipeline.search.selection import Metric
+
+logger = logging.getLogger("headgraft.search")
 
 FINISHING = 4  # heads that train to the end, at least
 _KEEP = 4  # one in so many goes on
@@ -44,7 +47,6 @@ class Race:
     seed: int
     halving: bool = True
     deadline: float = float("inf")
-    say: Say = silent
     crew: Crew = field(default_factory=AloneCrew)
 
     @property
@@ -61,10 +63,10 @@ class Race:
             left = self._survivors(left, count)
             self._advance(left, epochs)
             if self.over:
-                self.say(f"--time-limit is reached: {_progress(left, epochs)}")
+                logger.warning(f"--time-limit is reached: {_progress(left, epochs)}")
                 return
             best = max(self.accuracy(head) for head in left)
-            self.say(f"{counted(len(left), 'head')}, {counted(epochs, 'epoch')}: best {best:.2%}")
+            logger.info(f"{counted(len(left), 'head')}, {counted(epochs, 'epoch')}: best {best:.2%}")
 
     def accuracy(self, head: Contender) -> float:
         """Of the validation images, by the metric of the sweep; 0 before the first epoch."""

@@ -10,7 +10,8 @@ from typing import cast
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pipeline.console import Say
+logger = logging.getLogger("headgraft.service")
+
 
 try:
     import resource
@@ -112,11 +113,10 @@ class Server(uvicorn.Server):
     always answered. Bodies that are being received have `most_bytes` together: the largest is dropped.
     """
 
-    def __init__(self, config: uvicorn.Config, most_bytes: int, say: Say) -> None:
+    def __init__(self, config: uvicorn.Config, most_bytes: int) -> None:
         super().__init__(config)
         self._most = min(CONNECTIONS, _raise_descriptor_limit() // 2)
         self._most_bytes = most_bytes
-        self._say = say
         self._accepting: list[asyncio.Task[None]] = []
         self._logged: set[object] = set()
         for name in ("uvicorn.error", "asyncio"):
@@ -173,7 +173,7 @@ class Server(uvicorn.Server):
             except OSError as error:
                 reason = f"a connection was not accepted: {error.strerror} (further ones are not reported)"
                 if "accept" not in self._logged:
-                    self._say(reason)
+                    logger.warning(reason)
                 self._logged.add("accept")
                 self._make_room()
                 await asyncio.sleep(PAUSE)

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from beside import hardware
+from beside import hardware, say
 
 from cache.index import SetIndex
 from cache.store import FeatureCache
-from pipeline.console import say
 from pipeline.reporting.duplicates import near_duplicates
 from pipeline.reporting.rows import clean_rows, narrow
 from pipeline.reporting.suspects import label_issues

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from beside import hardware
+from beside import hardware, say
 from scipy.stats import spearmanr
 
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
-from pipeline.console import say
 from pipeline.heads.group import CPU, HeadGroup, HeadState
 from pipeline.heads.seeds import order_of
 from pipeline.machine.device import available_cpus
@@ -88,13 +87,13 @@ def main() -> None:
     options = parser.parse_args()
     print(hardware(), flush=True)
     torch.set_num_threads(available_cpus())
-    rows = TrainingSet.open(options.cache, options.set, options.passes, say)
+    rows = TrainingSet.open(options.cache, options.set, options.passes)
     default = default_settings(rows)
     space = default_space(default.basis, len(rows.index.classes), most_directions(rows))
     known = contenders(space, default)
     heads = [*known, *start_search(SweepConfig(options.cache, Path(), heads=options.heads), space, known).ask()]
     epochs = default_epochs(len(rows.index.split("train")), default.batch_size)
-    hits = hits_by_epoch(Bases(rows, 8 << 30, say), heads, epochs, seed=0)
+    hits = hits_by_epoch(Bases(rows, 8 << 30), heads, epochs, seed=0)
     accuracy = hits.mean(2)
     report_rungs(accuracy)
     report_epochs(hits)

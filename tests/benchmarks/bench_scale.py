@@ -18,7 +18,7 @@ from typing import Any
 
 import synthetic
 import torch
-from beside import hardware, run, straight
+from beside import hardware, run, say, straight
 
 from cache.check import verify
 from cache.store import FeatureCache
@@ -26,7 +26,6 @@ from cache.writer import merge_small_shards
 from pipeline.bases.rows import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import ExtractConfig, TrainConfig
-from pipeline.console import say, silent
 from pipeline.extraction.plan import ExtractionPlan, workload_of
 from pipeline.inputs.images import ImageSet
 from pipeline.machine.device import available_cpus
@@ -134,11 +133,11 @@ def _train(folder: Path, laps: Laps, name: str, memory: float | None) -> None:
         folder / "cache", folder / "run", basis="full", hidden=16, epochs=1, batch_size=256, memory=memory
     )
     with laps.lap(f"{name}: set opened, folder compared"):
-        rows = TrainingSet.open(config.cache, None, config.passes, silent)
+        rows = TrainingSet.open(config.cache, None, config.passes)
     with laps.lap(f"{name}: rows in the basis"):
-        _, data = load_data(rows, config.settings.basis, allowed_bytes(memory), silent)
+        _, data = load_data(rows, config.settings.basis, allowed_bytes(memory))
     with laps.lap(f"{name}: first epoch"):
-        fit_head(config, rows, data, silent)
+        fit_head(config, rows, data)
 
 
 STEPS: dict[str, Callable[[Path, Laps], None]] = {

@@ -16,7 +16,6 @@ from beside import hardware, line
 from pipeline.bases.rows import HeadData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings
-from pipeline.console import silent
 from pipeline.machine.device import available_cpus
 from pipeline.search.held import Bases, Data
 from pipeline.search.journal import Journal
@@ -41,7 +40,7 @@ class Given(Bases):
 def bench_linear(cache: Path, name: str | None, passes: int) -> None:
     """Seconds by heads, by training images and by epochs, and a line through each."""
     torch.set_num_threads(available_cpus())
-    rows = TrainingSet.open(cache, name, passes, silent)
+    rows = TrainingSet.open(cache, name, passes)
     data = Bases(rows, 8 << 30).data(BASIS)
     assert isinstance(data, HeadData)
     metric = Metric("top1", data.valid_labels.numpy(), np.arange(len(data.valid_labels)))

@@ -21,6 +21,11 @@ FLOWERS = Path(os.environ.get("HEADGRAFT_FLOWERS", ROOT / "../shared/flowers102"
 BASELINES = Path(os.environ.get("HEADGRAFT_BASELINES", ROOT / "../shared/baselines"))
 
 
+def say(line: str) -> None:
+    """Print one line for the person watching."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def run(*command: object) -> dict[str, Any]:
     """Run a program and return the JSON of its last line."""
     result = subprocess.run(

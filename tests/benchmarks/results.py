@@ -16,13 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from beside import BASELINES, ROOT, hardware, run, subset, write_rows
+from beside import BASELINES, ROOT, hardware, run, say, subset, write_rows
 
 from cache.projections import projection_files
 from cache.store import FeatureCache
 from pipeline.backbones.backbone import BACKBONES
 from pipeline.config import EvaluateConfig, SweepConfig, TrainConfig
-from pipeline.console import say
 from pipeline.evaluate import evaluate
 from pipeline.sweep import SweepResult, sweep
 from pipeline.train import train_head
