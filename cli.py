@@ -438,9 +438,9 @@ def model() -> None:
 def model_info(as_json: bool, model: Path, card: Path | None, overwrite: bool) -> None:
     """Say what MODEL is, what it was made of and how good it is."""
     from cache.files import write_atomically
-    from pipeline.bundle import load_bundle
+    from pipeline.model.file import load_bundle
     from pipeline.model.markdown import model_card
-    from pipeline.run import check_target
+    from pipeline.run_folder import check_target
 
     if card is not None:
         check_target(card, overwrite)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from cache import layout
 from cache.errors import CacheError, DamagedCache
@@ -79,6 +80,11 @@ class SetIndex:
     def split(self, name: str) -> tuple[ImageRecord, ...]:
         """The records of one split, in index order."""
         return tuple(image for image in self.images if image.split == name)
+
+    def labels(self, images: Sequence[ImageRecord]) -> npt.NDArray[np.int64]:
+        """Places of the labels of some images in `classes`, (N,)."""
+        place = {name: number for number, name in enumerate(self.classes)}
+        return np.array([place[image.label] for image in images], dtype=np.int64)
 
     def row_keys(self, passes: int) -> list[RowKey]:
         """Distinct keys this set needs: the clean view of all, and of what is in train passes 1..`passes`."""

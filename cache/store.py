@@ -211,10 +211,10 @@ class FeatureCache:
         the same for augmented passes 1 to `passes`. MissingRows where one is not there.
         """
         index = self.index(name)
-        images, place = index.split(split), {label: number for number, label in enumerate(index.classes)}
+        images = index.split(split)
         views = [layout.pass_view(number) for number in range(1 + (passes if split == "train" else 0))]
         rows = self.read([(image.key, view) for view in views for image in images])
-        return rows, np.tile(np.array([place[image.label] for image in images], dtype=np.int64), len(views))
+        return rows, np.tile(index.labels(images), len(views))
 
     def provenance(self, keys: Iterable[RowKey]) -> list[Mapping[str, Any]]:
         """What computed the rows of `keys`: device, processor capability, versions, code path, place of the weights."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cache.layout import LARGEST_SIDE, MOST_PASSES
-from pipeline.bases.name import BasisName
+from pipeline.basis_name import BasisName
 from pipeline.options import (
     ClusterConfig,
     check_computing,

@@ -16,21 +16,22 @@ from cache.layout import TEMPORARY_SUFFIX
 from cache.store import FeatureCache
 from pipeline.backbones.backbone import load_tensors
 from pipeline.backbones.weights import tensor_digest
-from pipeline.bases.rows import label_tensor
-from pipeline.bundle import BUNDLE_FORMAT, Bundle, load_bundle, write_bundle
 from pipeline.config import ExportConfig
 from pipeline.console import counted
 from pipeline.errors import ConfigError, RunError, WeightsError
-from pipeline.evaluate import as_record, log_probs_of_files, log_probs_of_split, score
+from pipeline.inputs.display_names import read_names
 from pipeline.inputs.images import root_now
 from pipeline.machine.device import available_cpus
-from pipeline.model.calibration import at_temperature, calibrate, cooled, error_of, floor_of
+from pipeline.model.bundle import Bundle
 from pipeline.model.card import preprocessing_of
+from pipeline.model.file import BUNDLE_FORMAT, load_bundle, write_bundle
 from pipeline.model.gate import Trained, check_files, check_parity, chosen_images, device_of
 from pipeline.model.onnx import require_packages, write_onnx
 from pipeline.model.prior import class_prior
-from pipeline.predict import read_names
-from pipeline.run import Run, check_target
+from pipeline.run import Run
+from pipeline.run_folder import check_target
+from pipeline.statistics.calibration import at_temperature, calibrate, cooled, error_of, floor_of
+from pipeline.statistics.scoring import score
 
 logger = logging.getLogger("headgraft.export")
 
@@ -124,7 +125,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 def _of_validation(run: Run, cache: FeatureCache, index: SetIndex, shift: Tensor | None) -> Calibration:
     """The temperature of least loss on validation, 1 where every image is classified correctly, or is in train too."""
-    found = calibrate(*log_probs_of_split(run, cache, index, "valid"), index, shift)
+    found = calibrate(*run.log_probs(cache, index, "valid"), index, shift)
     if found.temperature is None:
         logger.warning("no validation image that is not in train is misclassified: the temperature stays 1")
     errors, floors = (found.ece, found.cooled_ece), (found.floor, found.cooled_floor)
@@ -137,11 +138,11 @@ def _of_test(
     """The same with the errors of the test images, and the evaluation of the run's own head, as it records it."""
     if not index.split("test"):
         raise RunError(f"set {index.name!r} has no test images: leave out --test")
-    log_probs, labels = log_probs_of_split(run, cache, index, "test")
+    log_probs, labels = run.log_probs(cache, index, "test")
     before, after = (at_temperature(log_probs, value, shift) for value in (1.0, known.temperature))
     errors, floors = (error_of(before, labels), error_of(after, labels)), (floor_of(before), floor_of(after))
     found = replace(known, ece={**known.ece, "test": errors}, floor={**known.floor, "test": floors})
-    return found, [as_record(score(log_probs, labels, "test", [image.digest for image in index.split("test")]))]
+    return found, [score(log_probs, labels, "test", [image.digest for image in index.split("test")]).as_record()]
 
 
 def _of_flip(known: Calibration, bundle: Bundle, index: SetIndex, root: Path, shift: Tensor | None) -> Calibration:
@@ -152,8 +153,8 @@ def _of_flip(known: Calibration, bundle: Bundle, index: SetIndex, root: Path, sh
     check_files(images, root)
     logger.info(f"--tta flip: the backbone sees {counted(len(images), 'validation image')}, as they are and mirrored")
     backbone = bundle.backbone(device_of(bundle.precision), bundle.precision)
-    log_probs = log_probs_of_files(bundle, backbone, [root / image.path for image in images], mirrored=True)
-    found = calibrate(log_probs, label_tensor(index, images), index, shift)
+    log_probs = bundle.log_probs_of_all(backbone, [root / image.path for image in images], mirrored=True)
+    found = calibrate(log_probs, torch.from_numpy(index.labels(images)), index, shift)
     return replace(
         known,
         ece={**known.ece, "valid_flip": (found.ece, found.cooled_ece)},

@@ -3,13 +3,11 @@
 import csv
 import glob
 import io
-import json
 import logging
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,17 +15,15 @@ from typing import Any
 
 import torch
 
-from cache.files import read_regular
-from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import PredictConfig
-from pipeline.console import counted
 from pipeline.errors import PipelineError
+from pipeline.inputs.display_names import read_names
 from pipeline.inputs.folders import Kind, entries_of, extension, unread_line
 from pipeline.inputs.grey import narrow_range
 from pipeline.inputs.listing import extensions
-from pipeline.inputs.names import difference, plain
 from pipeline.inputs.remarks import Remarks
-from pipeline.machine.device import available_cpus, computes_bfloat16, resolve_device, resolve_precision
+from pipeline.machine.device import available_cpus, resolve_device
+from pipeline.model.file import load_bundle
 
 logger = logging.getLogger("headgraft.predict")
 
@@ -57,8 +53,8 @@ def predict(config: PredictConfig) -> PredictResult:
         logger.warning(unread_line(unread))
     torch.set_num_threads(available_cpus())
     device = resolve_device(config.device)
-    precision = bundle_precision(bundle, config.precision, device)
-    mirrored = also_mirrored(bundle, config.tta)
+    precision = bundle.precision_on(device, config.precision)
+    mirrored = bundle.mirrors(config.tta)
     network = bundle.backbone(device, precision)
     ready = time.perf_counter()
     if found := narrow_range(paths, bundle.decoding):
@@ -89,26 +85,6 @@ def as_csv(predictions: list[dict[str, Any]]) -> str:
         for rank, guess in enumerate(prediction["top"], start=1):
             lines.writerow((prediction["path"], rank, guess["class"], guess["name"], f"{guess['probability']:.6g}"))
     return table.getvalue().rstrip("\n")
-
-
-def bundle_precision(bundle: Bundle, asked: str, device: torch.device) -> str:
-    """`auto` is the bundle's precision where this device computes in it, else float32 with one line saying so."""
-    if asked == "auto" and bundle.precision == "bfloat16" and not computes_bfloat16(device):
-        logger.warning(
-            f"the model was trained on bfloat16 features; this {device.type} does not compute in it, so float32 is used"
-        )
-        return "float32"
-    return resolve_precision(asked, device, bundle.precision)
-
-
-def also_mirrored(bundle: Bundle, tta: str) -> bool:
-    """Whether images are seen mirrored as well; said where the model has no temperature for that."""
-    if tta == "flip" and bundle.flip_temperature is None:
-        logger.warning(
-            "the model has no temperature for --tta flip, so its averaged probabilities are not calibrated: "
-            "export it with --tta flip"
-        )
-    return tta == "flip"
 
 
 def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[dict[str, str]], Counter[str]]:
@@ -183,56 +159,3 @@ def _images_below(folder: Path) -> tuple[list[Path], list[dict[str, str]], Count
         unlisted += [{"path": str(path), "reason": Kind.BROKEN.value} for path, kind in entries if kind is Kind.BROKEN]
         unread.update(extension(path) for path, kind in entries if kind is Kind.UNREAD)
     return sorted(found), unlisted, unread
-
-
-def read_names(path: Path, classes: Sequence[str]) -> dict[str, str]:
-    """Display names of `classes` from a JSON object such as cat_to_name.json; a class that has none is left out.
-
-    PipelineError where it is not such an object, or has a name for none of the classes.
-    """
-    try:
-        names = json.loads(read_regular(path))
-    except OSError as error:
-        raise PipelineError(f"{path} cannot be read: {error.strerror}; expected an object of class: name") from error
-    except (ValueError, RecursionError) as error:
-        raise PipelineError(f"{path} cannot be read as JSON ({error}); expected an object of class: name") from error
-    if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()):
-        raise PipelineError(f"{path} is not a JSON object of class: name")
-    alike = {plain(key): key for key in names}
-    key_of = {label: label if label in names else alike.get(plain(label), "") for label in classes}
-    key_of = {label: key for label, key in key_of.items() if key in names}
-    if not key_of:
-        keys = f"the first {next(iter(names))!r}" if names else "it has none"
-        raise PipelineError(
-            f"{path} has a name for none of the {len(classes)} classes: its keys ({keys}) are not classes "
-            f"(the first {classes[0]!r}); expected an object of class: name"
-        )
-    for line in _name_remarks(path, names, classes, key_of):
-        logger.warning(line)
-    return {label: names[key] for label, key in key_of.items()}
-
-
-def _name_remarks(path: Path, names: dict[str, str], classes: Sequence[str], key_of: dict[str, str]) -> list[str]:
-    """Lines on names that fit no class as they stand, and on classes without one."""
-    unnamed = [label for label in classes if label not in key_of]
-    unused = sorted(names.keys() - set(key_of.values()))
-    other = [(label, key) for label, key in key_of.items() if label != key]
-    lines = []
-    if other:
-        label, key = other[0]
-        lines.append(f"{path}: {counted(len(other), 'key')} taken for a class that differs in {difference(label, key)}")
-    missing = f"{len(unnamed)} of {len(classes)} classes have no name (the first {unnamed[0]!r})" if unnamed else ""
-    unfit = f"{len(unused)} of {len(names)} names have no class (the first {unused[0]!r})" if unused else ""
-    if missing or unfit:
-        lines.append(f"{path}: " + ", ".join(filter(None, (missing, unfit))) + _shift(names, classes))
-    return lines
-
-
-def _shift(names: Iterable[str], classes: Sequence[str]) -> str:
-    """Words on keys that count from another number than the classes, as 0 to 101 for 1 to 102; "" where none do."""
-    if not all(text.isascii() and text.isdigit() for text in (*names, *classes)):
-        return ""
-    keys, labels = sorted(map(int, names)), sorted(map(int, classes))
-    shifted = len(keys) == len(labels) and {key - label for key, label in zip(keys, labels, strict=True)} in ({1}, {-1})
-    ends = f"{keys[0]} to {keys[-1]} for classes {labels[0]} to {labels[-1]}"
-    return f"; the keys look shifted by one ({ends}), so that each class has the name of another" if shifted else ""

@@ -29,9 +29,9 @@ from pipeline.bases.trainset import TrainingSet
 from pipeline.config import ReduceConfig, TrainConfig
 from pipeline.console import counted, progress, size
 from pipeline.errors import ConfigError
+from pipeline.heads.fit import fit_head, score_head
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
-from pipeline.train import fit_head, score_head
 
 logger = logging.getLogger("headgraft.reduce")
 
@@ -218,8 +218,7 @@ def _hits(config: ReduceConfig, rows: TrainingSet) -> Bools:
     found = []
     for seed in range(config.seeds):
         asked = TrainConfig(rows.cache.path, config.out, basis=rows.default_basis, seed=seed)
-        _, head = fit_head(asked, rows, data)
-        found.append(score_head(head, data)[0])
+        found.append(score_head(fit_head(asked, data).head, data)[0])
         accuracy = f"validation accuracy {found[-1].mean():.2%}"
         logger.info(f"{rows.cache.in_features} features, basis {rows.default_basis}, seed {seed}: {accuracy}")
     return np.array(found)

@@ -11,11 +11,12 @@ import torch
 from cache.files import write_atomically
 from pipeline.config import ReportConfig
 from pipeline.inputs.decode import Decoding
+from pipeline.inputs.display_names import read_names
 from pipeline.inputs.images import root_now
 from pipeline.machine.device import available_cpus
-from pipeline.predict import read_names
 from pipeline.reporting.findings import Findings, find
-from pipeline.run import REPORT_FILE, Run, check_target
+from pipeline.run import Run
+from pipeline.run_folder import REPORT_FILE, check_target
 
 logger = logging.getLogger("headgraft.report")
 

@@ -6,14 +6,14 @@ Of a run on a reduced cache also reduction.safetensors, the basis that its rows 
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -21,27 +21,23 @@ from torch import Tensor, nn
 
 from cache import layout
 from cache.errors import HeadgraftError
-from cache.files import is_temporary, read_regular, refuse_unwritable, write_atomically, write_together
+from cache.files import read_regular, write_atomically, write_together
+from cache.index import SetIndex
 from cache.lock import claimed
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
-from pipeline.bases.reduced import chained
-from pipeline.console import named, reason
+from pipeline.bases.reduced import chained, reduction_basis
+from pipeline.bases.trainset import TrainingSet
+from pipeline.config import TrainConfig
+from pipeline.console import reason
 from pipeline.errors import RunError
-from pipeline.heads.head import head_from_tensors
+from pipeline.heads.fit import Fitted, products_on
+from pipeline.heads.group import CPU
+from pipeline.heads.head import head_from_tensors, hidden_units
+from pipeline.run_folder import BASIS_FILE, HEAD_FILE, JOURNAL_FILE, REDUCTION_FILE, RUN_FILE, RUN_FILES
 
 logger = logging.getLogger("headgraft.run")
 
-RUN_FILE = "run.json"
-HEAD_FILE = "head.safetensors"
-BASIS_FILE = "basis.safetensors"
-REDUCTION_FILE = "reduction.safetensors"
-JOURNAL_FILE = "journal.jsonl"
-RESULTS_FILE = "sweep.json"
-TABLE_FILE = "heads.csv"
-REPORT_FILE = "report.html"
-SWEEP_FILES = (JOURNAL_FILE, RESULTS_FILE, TABLE_FILE)
-RUN_FILES = (RUN_FILE, HEAD_FILE, BASIS_FILE, REDUCTION_FILE, REPORT_FILE, *SWEEP_FILES)
 RUN_FORMAT = 1
 _PATIENCE = 5.0  # seconds: others write records and pages in less
 
@@ -88,6 +84,15 @@ class Run:
         tensors = dict(self.head.state_dict())
         tensors["0.weight"], tensors["0.bias"] = self.whole_basis.fold(tensors["0.weight"], tensors["0.bias"])
         return head_from_tensors(tensors)
+
+    @torch.inference_mode()
+    def log_probs(self, cache: FeatureCache, index: SetIndex, split: str) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (N, C) of the clean views of a split's files, and their labels (N,)."""
+        images = index.split(split)
+        found = torch.empty(len(images), len(self.classes))
+        for positions, block in cache.blocks([(image.key, layout.CLEAN_VIEW) for image in images]):
+            found[torch.from_numpy(positions)] = self.head(self.basis.apply(block))
+        return found, torch.from_numpy(index.labels(images))
 
     def save(self, sweep: Mapping[str, bytes] | None = None) -> None:
         """Write the files in place of an earlier run's; run.json is removed first and written last.
@@ -199,6 +204,36 @@ class Run:
             return 0
 
 
+def new_run(config: TrainConfig, trainset: TrainingSet, fitted: Fitted, basis: Basis) -> Run:
+    """The run of a trained head, not yet saved."""
+    manifest, reduction = trainset.cache.manifest, trainset.cache.reduction
+    settings = {name: value for name, value in asdict(config).items() if name not in ("cache", "run", "overwrite")}
+    record = {
+        "format": RUN_FORMAT,
+        "cache": str(trainset.cache.path.absolute()),
+        "base_digest": manifest.base.digest,
+        "augmentation_digest": trainset.recipe,
+        "set_digest": trainset.index.digest,
+        **({"reduction": {"basis": reduction.basis, "digest": reduction.digest}} if reduction else {}),
+        "classes": list(trainset.index.classes),
+        "config": {**settings, "passes": trainset.passes, "hidden": hidden_units(fitted.head)},
+        "run": str(config.run),
+        "set": trainset.index.name,
+        "basis": basis.name,
+        "precision": manifest.base.precision,
+        "leaks": trainset.leaks,
+        "epochs": [asdict(epoch) for epoch in fitted.epochs],
+        "valid_accuracy": fitted.valid_accuracy,
+        "valid_loss": fitted.valid_loss,
+        "classes_without_validation": len(trainset.classes_without_validation),
+        "seconds": fitted.seconds,
+        "products": str(products_on(CPU) or torch.float32).removeprefix("torch."),
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "scored": [],
+    }
+    return Run(config.run, record, basis, fitted.head, reduction_basis(trainset.cache))
+
+
 def _reduction(record: dict[str, Any], contents: dict[str, bytes]) -> Basis | None:
     if REDUCTION_FILE not in contents:
         return None
@@ -214,75 +249,3 @@ def _read_or_nothing(file: Path) -> bytes:
 
 def _as_json(record: dict[str, Any]) -> bytes:
     return json.dumps(record, indent=1).encode()
-
-
-@contextmanager
-def claimed_run(path: Path, overwrite: bool) -> Iterator[bool]:
-    """Hold the folder of a run until it is written; yields whether a run in it is to be replaced.
-
-    It is with `overwrite`, and where another process wrote it meanwhile: that one is waited for, and the later
-    replaces the earlier. RunError where there was a finished run before, or anything else; CacheError where the folder
-    cannot be written.
-    """
-    refuse_other_kind(path, folder=True)
-    if os.path.lexists(path) and ((path / RUN_FILE).is_file() or _other_things(path)):
-        refuse_to_overwrite(path, overwrite)
-        refuse_other_things(path)
-    with claimed(path):
-        yield overwrite or (path / RUN_FILE).is_file()
-
-
-def refuse_other_things(path: Path) -> None:
-    """RunError where the folder `path` holds anything that no run holds: --overwrite replaces runs only."""
-    if others := _other_things(path):
-        raise RunError(f"{path} holds {named(others[0])}, which is no part of a run: choose another folder with --run")
-
-
-def _other_things(path: Path) -> list[str]:
-    return [name for name in _things(path) if name not in RUN_FILES]
-
-
-def _things(path: Path) -> list[str]:
-    """What is in the folder, but for a claim and files being written, which a killed process may have left."""
-    return [file.name for file in path.iterdir() if not layout.is_lock(file.name) and not is_temporary(file)]
-
-
-def prepare_sweep(path: Path, overwrite: bool) -> None:
-    """Have the claimed folder `path` ready for a sweep: empty, or with an unfinished one; RunError where it is neither.
-
-    With `overwrite`, a run or a sweep that is there is removed.
-    """
-    if overwrite:
-        refuse_other_things(path)
-        for name in (RUN_FILE, *SWEEP_FILES):  # run.json first: without it there is no run
-            (path / name).unlink(missing_ok=True)
-    elif (path / RUN_FILE).is_file() or not (path / JOURNAL_FILE).is_file():
-        refuse_to_overwrite(path, overwrite)
-
-
-def refuse_to_overwrite(path: Path, overwrite: bool) -> None:
-    """RunError where `path` holds something and replacing it was not asked for."""
-    if overwrite:
-        return
-    if (path / RUN_FILE).is_file():
-        raise RunError(f"{path} holds a finished run: choose another folder with --run, or replace it with --overwrite")
-    if (path / JOURNAL_FILE).is_file():
-        raise RunError(
-            f"{path} holds a sweep that is not finished: go on with it, choose another --run, or --overwrite"
-        )
-    if path.exists() and (not path.is_dir() or _things(path)):
-        raise RunError(f"{path} is there already: choose another place, or replace it with --overwrite")
-
-
-def check_target(path: Path, overwrite: bool, advice: str = "choose another place") -> None:
-    """CacheError where the file `path` could not be written, RunError where it may not be: before any work."""
-    refuse_unwritable(path.parent, advice)
-    refuse_other_kind(path, folder=False)
-    refuse_to_overwrite(path, overwrite)
-
-
-def refuse_other_kind(path: Path, folder: bool) -> None:
-    """RunError where `path` is a file and a folder is wanted, or the other way round."""
-    if os.path.lexists(path) and path.is_dir() != folder:  # a name that is too long is said by whoever writes it
-        kinds = ("a file", "a folder") if folder else ("a folder", "a file")
-        raise RunError(f"{path} is {kinds[0]}, expected {kinds[1]} or nothing there: choose another place")

@@ -8,11 +8,10 @@ from ipaddress import ip_address
 import torch
 
 from cache.errors import install_hint
-from pipeline.bundle import load_bundle
 from pipeline.config import ServeConfig
 from pipeline.errors import PipelineError
 from pipeline.machine.device import available_cpus, resolve_device
-from pipeline.predict import bundle_precision
+from pipeline.model.file import load_bundle
 
 logger = logging.getLogger("headgraft.serve")
 
@@ -35,7 +34,7 @@ def serve(config: ServeConfig) -> None:
         bundle = load_bundle(config.model)
         torch.set_num_threads(available_cpus())
         device = resolve_device(config.device)
-        backbone = bundle.backbone(device, bundle_precision(bundle, config.precision, device))
+        backbone = bundle.backbone(device, bundle.precision_on(device, config.precision))
         limits = Limits(
             int(config.max_mb * 1e6), config.max_files, int(config.max_megapixels * 1e6), config.max_waiting, local
         )

@@ -12,18 +12,19 @@ import numpy as np
 import torch
 
 from pipeline.bases.fit import start_basis, started_width
-from pipeline.bases.rows import label_tensor
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
+from pipeline.heads.fit import default_epochs
 from pipeline.heads.head import hidden_units
 from pipeline.machine.cluster import connected
 from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.machine.memory import allowed_bytes
-from pipeline.run import JOURNAL_FILE, Run, claimed_run, prepare_sweep
+from pipeline.run import Run
+from pipeline.run_folder import JOURNAL_FILE, claimed_run, prepare_sweep
 from pipeline.search.baselines import baselines
-from pipeline.search.choice import choose, default_settings, describe, final, finalists, merged, run_of_trained
+from pipeline.search.choice import choose, default_settings, describe, final, finalists, merged, run_of
 from pipeline.search.crew import AloneCrew, Crew, RayCrew
 from pipeline.search.held import Bases
 from pipeline.search.journal import Journal
@@ -32,7 +33,6 @@ from pipeline.search.proposals import Search, start_search
 from pipeline.search.race import Contender, Race
 from pipeline.search.selection import Corrected, Metric, corrected
 from pipeline.search.space import Space, contenders, default_space
-from pipeline.train import default_epochs
 
 logger = logging.getLogger("headgraft.sweep")
 
@@ -88,7 +88,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
         if journal.scores:
             logger.info(f"going on from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
         images = rows.index.split("valid")
-        labels, digests = label_tensor(rows.index, images).numpy(), [image.digest for image in images]
+        labels, digests = rows.index.labels(images), [image.digest for image in images]
         metric = Metric.of_images(config.choose_by, labels, digests)
         race = Race(bases, journal, metric, epochs, config.seed, config.halving, _deadline(config), crew)
         heads = _all_tried(race, search, known)
@@ -172,15 +172,15 @@ def _finish(config: SweepConfig, chosen: Contender, heads: Sequence[Contender], 
         **(result.default if ended.default_won else result.searched),
         "won": "default" if ended.default_won else "search",
         "difference": {**asdict(ended.apart), "corrected": found.above if found else None},
-        "merged": {"hidden": hidden_units(together.head), "valid_accuracy": merged_accuracy},
+        "merged": {"hidden": hidden_units(together.fitted.head), "valid_accuracy": merged_accuracy},
     }
     result.retrain_seconds = time.perf_counter() - start
     kept = "kept" if config.merge else "--merge would keep that"
     logger.info(
-        f"merged, {hidden_units(together.head)} hidden units: validation accuracy {merged_accuracy:.2%}; {kept}"
+        f"merged, {hidden_units(together.fitted.head)} hidden units: validation accuracy {merged_accuracy:.2%}; {kept}"
     )
     # The first seed, not the one that validates best: choosing among seeds gains nothing but a flattering figure.
-    return run_of_trained(together if config.merge else ended.winners[0], race.bases)
+    return run_of(together if config.merge else ended.winners[0], race.bases)
 
 
 def _corrected(heads: Sequence[Contender], race: Race, seed: int) -> Corrected | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.bases.basis import Basis, Scale
 from pipeline.bases.directions import Blocks, principal, principal_of_rows, spread_of
 from pipeline.bases.fit import fit_basis, region_stage, start_basis
-from pipeline.bases.name import BasisName
+from pipeline.basis_name import BasisName
 from pipeline.errors import PipelineError
 from pipeline.heads.head import HeadConfig, build_head, head_from_tensors
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cache.index import ImageRecord, SetIndex
 from pipeline.heads.head import HeadConfig, build_head
-from pipeline.model.calibration import (
+from pipeline.statistics.calibration import (
     FOLDS,
     at_temperature,
     calibrate,

@@ -22,8 +22,8 @@ from pipeline.extract import extract
 from pipeline.reduce import reduce_cache
 from pipeline.reporting import duplicates
 from pipeline.reporting.duplicates import NearDuplicates, near_duplicates
-from pipeline.reporting.groups import join
 from pipeline.reporting.threshold import FalseAlarms, false_alarms
+from pipeline.statistics.groups import join
 
 
 def found_in(path: Path, threshold: float | None = None) -> NearDuplicates:

@@ -19,16 +19,17 @@ from safetensors.torch import save_file
 from cache.index import ImageRecord
 from cli import main
 from pipeline.backbones.backbone import normalise
-from pipeline.bundle import load_bundle
 from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig
 from pipeline.errors import BundleError, ConfigError, DecodeError, ParityError, PipelineError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.extract import extract
-from pipeline.model.calibration import Fit
+from pipeline.inputs.display_names import read_names
+from pipeline.model.file import load_bundle
 from pipeline.model.gate import chosen_images
-from pipeline.predict import find_images, predict, read_names
+from pipeline.predict import find_images, predict
 from pipeline.run import Run
+from pipeline.statistics.calibration import Fit
 from pipeline.train import train_head
 
 

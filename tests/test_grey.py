@@ -11,12 +11,12 @@ from PIL import Image
 
 from cache.errors import ManifestMismatch
 from cache.store import FeatureCache
-from pipeline.bundle import load_bundle
 from pipeline.config import ExportConfig, ExtractConfig
 from pipeline.errors import ConfigError, ImageSetError
 from pipeline.export import export
 from pipeline.inputs.decode import Decoding
 from pipeline.inputs.grey import narrow_range
+from pipeline.model.file import load_bundle
 from pipeline.model.fresh import answer
 from pipeline.train import train_head
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import beta, binom
 
-from pipeline.reporting.intervals import Interval, accuracies
+from pipeline.statistics.intervals import Interval, accuracies
 
 DRAWS = 2000
 

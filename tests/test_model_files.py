@@ -21,11 +21,13 @@ from cache.errors import HeadgraftError
 from cache.manifest import Manifest
 from cli import main
 from pipeline.backbones.weights import load_weights_file
-from pipeline.bundle import Bundle, load_bundle, write_bundle
 from pipeline.errors import BundleError, RunError, WeightsError
 from pipeline.heads.head import HeadConfig, build_head
+from pipeline.model.bundle import Bundle
+from pipeline.model.file import load_bundle, write_bundle
 from pipeline.model.markdown import model_card
-from pipeline.run import HEAD_FILE, Run
+from pipeline.run import Run
+from pipeline.run_folder import HEAD_FILE
 from pipeline.train import train_head
 
 

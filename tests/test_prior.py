@@ -9,7 +9,6 @@ import torch
 from conftest import CLASSES, Extract, require_weights, train_config
 from torch.nn.functional import nll_loss
 
-from pipeline.bundle import load_bundle
 from pipeline.config import ExportConfig, ExtractConfig
 from pipeline.errors import ConfigError
 from pipeline.export import export
@@ -17,9 +16,10 @@ from pipeline.extract import extract
 from pipeline.heads.group import HeadGroup, HeadState, Member, Shape
 from pipeline.heads.head import HeadConfig, build_head, head_from_tensors, with_class_prior
 from pipeline.heads.seeds import order_of
-from pipeline.model.calibration import at_temperature, error_of, fit_temperature
+from pipeline.model.file import load_bundle
 from pipeline.model.prior import class_prior
 from pipeline.run import Run
+from pipeline.statistics.calibration import at_temperature, error_of, fit_temperature
 from pipeline.train import train_head
 
 

@@ -24,7 +24,6 @@ from cache.shard import Shard
 from cache.store import FeatureCache
 from pipeline.bases.reduced import reduction_basis
 from pipeline.bases.trainset import TrainingSet
-from pipeline.bundle import load_bundle
 from pipeline.config import (
     EvaluateConfig,
     ExportConfig,
@@ -38,12 +37,14 @@ from pipeline.errors import ConfigError, ParityError, PipelineError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.extract import extract
+from pipeline.model.file import load_bundle
 from pipeline.model.fresh import answer
 from pipeline.reduce import ReduceResult, paired_loss, reduce_cache
 from pipeline.report import report
 from pipeline.reporting.duplicates import identical_files, near_duplicates
 from pipeline.reporting.suspects import label_issues
-from pipeline.run import REPORT_FILE, Run
+from pipeline.run import Run
+from pipeline.run_folder import REPORT_FILE
 from pipeline.sweep import sweep
 from pipeline.train import train_head
 

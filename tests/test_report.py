@@ -34,7 +34,7 @@ from pipeline.reporting.next_steps import Found, next_steps
 from pipeline.reporting.predictions import Predictions, accuracies
 from pipeline.reporting.record import sweep_fault
 from pipeline.reporting.thumbnails import Thumbnails
-from pipeline.run import REPORT_FILE
+from pipeline.run_folder import REPORT_FILE
 from pipeline.sweep import sweep
 from pipeline.train import train_head
 

@@ -11,7 +11,7 @@ from conftest import Extract, Times, train_config
 from cache.errors import DamagedCache
 from cache.layout import CLEAN_VIEW
 from cache.store import FeatureCache
-from pipeline.bases.rows import label_tensor, load_data
+from pipeline.bases.rows import load_data
 from pipeline.bases.stream import StreamedData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import EvaluateConfig
@@ -48,7 +48,7 @@ def test_an_epoch_has_each_training_image_once_under_its_label(features: Path, n
     cache = FeatureCache.open(features)
     images = cache.index().split("train")
     views = [data.basis.apply(cache.read([(i.key, view) for i in images])) for view in (CLEAN_VIEW, "pass:1")]
-    labels = label_tensor(cache.index(), images)
+    labels = torch.from_numpy(cache.index().labels(images))
     for epoch in range(3):
         batches = list(data.batches(5, torch.Generator().manual_seed(epoch)))
         assert [len(rows) for rows, _ in batches] == [5, 5, 2]

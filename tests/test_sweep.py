@@ -323,7 +323,7 @@ def test_a_sweep_short_of_memory_trains_fewer_heads_at_once(features: Path, monk
     whole = sweep(config(features, run=features.parent / "whole", memory=1.0))
     monkeypatch.setattr("pipeline.search.crew.free_bytes", lambda device: 20_000)
     assert sweep(config(features, memory=1.0)).heads == whole.heads
-    monkeypatch.setattr("pipeline.train.available_bytes", lambda: 100)
+    monkeypatch.setattr("pipeline.heads.fit.available_bytes", lambda: 100)
     with pytest.raises(RunError, match="choose a smaller --hidden"):
         sweep(config(features, run=features.parent / "other", memory=1.0))
 

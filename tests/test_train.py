@@ -17,13 +17,16 @@ from cache.store import FeatureCache
 from pipeline.bases.rows import HeadData
 from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, TrainConfig
 from pipeline.errors import ConfigError, PipelineError, RunError
-from pipeline.evaluate import evaluate, score
+from pipeline.evaluate import evaluate
+from pipeline.heads.fit import class_weights
 from pipeline.heads.group import CPU
 from pipeline.heads.head import HeadConfig, build_head, head_from_tensors
 from pipeline.machine.device import computes_bfloat16
-from pipeline.model.calibration import calibration_error
-from pipeline.run import BASIS_FILE, HEAD_FILE, Run
-from pipeline.train import class_weights, train_head
+from pipeline.run import Run
+from pipeline.run_folder import BASIS_FILE, HEAD_FILE
+from pipeline.statistics.calibration import calibration_error
+from pipeline.statistics.scoring import score
+from pipeline.train import train_head
 
 
 @pytest.fixture
@@ -288,7 +291,7 @@ def test_a_head_for_another_basis_is_refused(features: Path, tmp_path: Path) -> 
 
 def test_a_head_larger_than_memory_is_refused(features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather than asked of the system, which may end the process."""
-    monkeypatch.setattr("pipeline.train.available_bytes", lambda: 10**6)
+    monkeypatch.setattr("pipeline.heads.fit.available_bytes", lambda: 10**6)
     with pytest.raises(RunError, match=r"60000 hidden units .* smaller --hidden"):
         train_head(train_config(features, tmp_path / "run", hidden=60_000, memory=1.0))
 

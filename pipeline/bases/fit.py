@@ -19,7 +19,7 @@ from pipeline.bases.directions import (
     side_by_side,
     spread_of,
 )
-from pipeline.bases.name import BasisName
+from pipeline.basis_name import BasisName
 from pipeline.errors import PipelineError
 
 logger = logging.getLogger("headgraft.bases")

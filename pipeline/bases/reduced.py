@@ -16,7 +16,7 @@ from cache.reduction import Reduction
 from cache.shard import Float16Array
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
-from pipeline.bases.name import BasisName
+from pipeline.basis_name import BasisName
 from pipeline.errors import PipelineError
 
 _IMAGES = "images"  # the array of the basis file that is no part of the basis: (N, _BYTES) uint8

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cache import layout
 from cache.errors import CacheError
-from cache.index import ImageRecord, SetIndex
 from cache.keys import RowKey, join_keys, pack_digests
 from cache.manifest import json_digest
 from cache.projections import load_projection, save_projection
@@ -31,9 +30,9 @@ from pipeline.bases.fit import (
     started_width,
     without_last,
 )
-from pipeline.bases.name import BasisName
 from pipeline.bases.stream import ROWS_AT_ONCE, StreamedData, read_shards
 from pipeline.bases.trainset import TrainingSet
+from pipeline.basis_name import BasisName
 from pipeline.console import counted, reason, size
 from pipeline.errors import PipelineError
 
@@ -125,7 +124,7 @@ def _streamed(rows: TrainingSet, name: str, memory: int) -> tuple[Basis, Streame
     """A basis fitted shard by shard, its components on a sample that half the memory holds; a window in a quarter."""
     cache, index = rows.cache, rows.index
     train, valid = index.split("train"), index.split("valid")
-    digests, labels = pack_digests(image.digest for image in train), label_tensor(index, train)
+    digests, labels = pack_digests(image.digest for image in train), torch.from_numpy(index.labels(train))
     views = [np.full(len(train), view, layout.VIEW_DTYPE) for view in rows.views]
     keys = np.concatenate([join_keys(digests, view) for view in views])
     start = start_basis(name, cache.row_shape)
@@ -151,7 +150,7 @@ def _streamed(rows: TrainingSet, name: str, memory: int) -> tuple[Basis, Streame
         digests,
         labels,
         pack_digests(image.digest for image in valid),
-        label_tensor(index, valid),
+        torch.from_numpy(index.labels(valid)),
         len(index.classes),
         rows.views,
         width,
@@ -169,9 +168,9 @@ def _in_memory(rows: TrainingSet, name: str, shared: Shared) -> tuple[Basis, Hea
     return basis, HeadData(
         rows=projected,
         train_rows=train_rows,
-        train_labels=label_tensor(index, train),
+        train_labels=torch.from_numpy(index.labels(train)),
         valid_rows=torch.tensor([place[image.key, layout.CLEAN_VIEW] for image in valid]),
-        valid_labels=label_tensor(index, valid),
+        valid_labels=torch.from_numpy(index.labels(valid)),
         num_classes=len(index.classes),
     )
 
@@ -195,12 +194,6 @@ def _source(rows: TrainingSet, name: str, keys: list[RowKey]) -> str:
     return json_digest([*fitting, rows.cache.manifest.base.digest, rows.recipe, labels, key_digest, *reduced])
 
 
-def label_tensor(index: SetIndex, images: Sequence[ImageRecord]) -> Tensor:
-    """Places of the images' labels in the set's class order, (N,) int64."""
-    place = {name: number for number, name in enumerate(index.classes)}
-    return torch.tensor([place[image.label] for image in images])
-
-
 def _projected(
     source_rows: TrainingSet, keys: list[RowKey], train_rows: Tensor, name: str, shared: Shared
 ) -> tuple[Basis, Tensor]:
@@ -212,7 +205,7 @@ def _projected(
     start = time.perf_counter()
     logger.info(f"basis {name}: fitting it on {counted(len(index.split('train')), 'training image')}")
     fit_on = train_rows.flatten()
-    labels_of = label_tensor(index, index.split("train")).repeat_interleave(train_rows.shape[1])
+    labels_of = torch.from_numpy(index.labels(index.split("train"))).repeat_interleave(train_rows.shape[1])
     start_of = start_basis(name, cache.row_shape)
     rows = _started(cache, keys, start_of, shared)
     basis, rows = _fit_and_apply(cache, rows, start_of, fit_on, labels_of, len(index.classes), shared)

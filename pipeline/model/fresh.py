@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.bundle import Bundle, load_bundle
 from pipeline.machine.device import available_cpus
+from pipeline.model.bundle import Bundle
+from pipeline.model.file import load_bundle
 
 ByClass = dict[str, list[float]]
 

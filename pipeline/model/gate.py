@@ -27,8 +27,8 @@ from pipeline.inputs.decode import Decoding
 from pipeline.inputs.loader import read_pixels
 from pipeline.inputs.views import Views
 from pipeline.machine.device import computes_bfloat16
-from pipeline.model.calibration import at_temperature
 from pipeline.run import Run
+from pipeline.statistics.calibration import at_temperature
 
 logger = logging.getLogger("headgraft.model")
 

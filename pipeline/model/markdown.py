@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.bundle import Bundle
+from pipeline.model.bundle import Bundle
 from pipeline.model.card import in_words
 
 _SAID_BEFORE = ("basis", "set")

@@ -15,10 +15,10 @@ import torch
 from cache.errors import install_hint
 from cache.layout import CLEAN_VIEW
 from pipeline.backbones.backbone import normalise
-from pipeline.bundle import Bundle
 from pipeline.console import named
 from pipeline.errors import ParityError, PipelineError
 from pipeline.inputs.loader import read_pixels
+from pipeline.model.bundle import Bundle
 from pipeline.model.card import in_words
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from cache.index import SetIndex
-from pipeline.bases.rows import label_tensor
 from pipeline.errors import ConfigError
 from pipeline.heads.head import with_class_prior
 from pipeline.run import Run
@@ -46,7 +45,7 @@ def class_prior(run: Run, index: SetIndex, prior: str) -> ClassPrior | None:
     """
     if prior == "none":
         return None
-    counts = torch.bincount(label_tensor(index, index.split("train")), minlength=len(index.classes)).double()
+    counts = torch.bincount(torch.from_numpy(index.labels(index.split("train"))), minlength=len(index.classes)).double()
     frequencies = {"train": counts.clamp_min(1) / counts.clamp_min(1).sum()}  # as class weights count
     frequencies["uniform"] = torch.full_like(counts, 1 / len(counts))
     weights = run.record["config"].get("class_weights", "none")

@@ -6,8 +6,8 @@ import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from pipeline.reporting.intervals import Places
 from pipeline.reporting.predictions import Predictions
+from pipeline.statistics.intervals import Places
 
 MOST_CLASSES = 150  # in the matrix: more are a grey square
 _LEAST = 1e-6  # of a probability

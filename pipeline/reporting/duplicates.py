@@ -24,10 +24,9 @@ from pipeline.bases.basis import Basis, Mix, Regions, Scale
 from pipeline.bases.directions import WIDEST
 from pipeline.bases.fit import region_stage
 from pipeline.bases.reduced import sees_labels
-from pipeline.bases.rows import label_tensor
 from pipeline.errors import ConfigError
-from pipeline.reporting.groups import Groups, join
 from pipeline.reporting.threshold import MOST_FALSE, Threshold, false_alarms
+from pipeline.statistics.groups import Groups, join
 
 NEAREST = 10  # pairs that are kept of each image: a thousand frames of one scene have half a million
 MOST_CALIBRATED = 8192  # images that the threshold is calibrated on
@@ -87,7 +86,7 @@ def near_duplicates(cache: FeatureCache, index: SetIndex, threshold: float | Non
         return identical_files(index)
     sample = contents[:MOST_CALIBRATED]  # those of the lowest digests: a random choice
     basis, units = _fitted(cache, sample)
-    alarms = false_alarms(units, label_tensor(index, sample))
+    alarms = false_alarms(units, torch.from_numpy(index.labels(sample)))
     of_class = Counter(image.label for image in contents)
     pairs_of_set = (len(contents) ** 2 - sum(count**2 for count in of_class.values())) // 2  # of different classes
     cosine = threshold if threshold is not None or alarms is None else alarms.cosine(MOST_FALSE / pairs_of_set)

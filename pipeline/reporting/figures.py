@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from pipeline.model.calibration import BINS
 from pipeline.reporting.predictions import Predictions
+from pipeline.statistics.calibration import BINS
 
 # Stand-ins that the page's style sheet gives their colours: matplotlib knows no variables.
 INK, SOFT, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"

@@ -14,19 +14,20 @@ from pipeline.bases.reduced import unchecked
 from pipeline.console import named
 from pipeline.errors import RunError
 from pipeline.inputs.images import count_leaks
-from pipeline.model.calibration import Fit, calibrate
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne, payback, stage_one
 from pipeline.reporting.duplicates import NearDuplicates, Pair, identical_files, near_duplicates
-from pipeline.reporting.intervals import Interval
 from pipeline.reporting.predictions import Predictions, accuracies, predict_split
 from pipeline.reporting.record import run_fault, sweep_fault
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
 from pipeline.reporting.suspects import LabelIssues, label_issues
-from pipeline.run import JOURNAL_FILE, RESULTS_FILE, RUN_FILE, Run
+from pipeline.run import Run
+from pipeline.run_folder import JOURNAL_FILE, RESULTS_FILE, RUN_FILE
 from pipeline.search.baselines import Baselines, baselines
 from pipeline.search.journal import Journal
 from pipeline.search.selection import Metric
+from pipeline.statistics.calibration import Fit, calibrate
+from pipeline.statistics.intervals import Interval
 
 logger = logging.getLogger("headgraft.reporting")
 

@@ -8,10 +8,9 @@ import numpy.typing as npt
 
 from cache.index import ImageRecord, SetIndex
 from cache.store import FeatureCache
-from pipeline.evaluate import log_probs_of_split
-from pipeline.reporting import intervals
-from pipeline.reporting.intervals import Floats, Interval, Places
 from pipeline.run import Run
+from pipeline.statistics import intervals
+from pipeline.statistics.intervals import Floats, Interval, Places
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Predictions:
 
 def predict_split(run: Run, cache: FeatureCache, index: SetIndex, split: str) -> Predictions:
     """The run's head on the clean views of one split, from the cache."""
-    log_probs, labels = log_probs_of_split(run, cache, index, split)
+    log_probs, labels = run.log_probs(cache, index, split)
     return Predictions(index.split(split), log_probs.double().numpy(), labels.numpy())
 
 

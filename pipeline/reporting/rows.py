@@ -13,7 +13,6 @@ from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
 from pipeline.bases.directions import WIDEST
 from pipeline.bases.fit import start_basis
-from pipeline.bases.rows import label_tensor
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class SplitRows:
 def clean_rows(cache: FeatureCache, index: SetIndex, basis: Basis, *splits: str) -> CleanRows:
     """Of the images of some splits."""
     images = [image for split in splits for image in index.split(split)]
-    return CleanRows(cache, basis, images, label_tensor(index, images))
+    return CleanRows(cache, basis, images, torch.from_numpy(index.labels(images)))
 
 
 def narrow(cache: FeatureCache, basis: Basis | None = None) -> Basis:

@@ -12,16 +12,16 @@ import numpy as np
 from cache.index import ImageRecord
 from pipeline.config import ExtractConfig
 from pipeline.console import counted
-from pipeline.model.calibration import BINS
 from pipeline.reporting import figures
 from pipeline.reporting.classes import ClassRow, class_rows
 from pipeline.reporting.confusion import Cell, Pair
 from pipeline.reporting.costs import PHASES
 from pipeline.reporting.findings import MOST_COMPARED, Findings
-from pipeline.reporting.intervals import METHOD, Interval
 from pipeline.reporting.next_steps import Found, next_steps
 from pipeline.reporting.suspects import FOLDS
 from pipeline.search.leaderboard import ranked
+from pipeline.statistics.calibration import BINS
+from pipeline.statistics.intervals import METHOD, Interval
 
 PAIRS, PICTURES, LABEL_ISSUES, DUPLICATES, SKIPPED, IN_CELL = 25, 24, 48, 24, 50, 40  # that are shown
 _SCORES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}

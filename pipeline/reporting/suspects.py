@@ -14,11 +14,10 @@ from torch import Tensor
 from cache.index import ImageRecord, SetIndex
 from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
-from pipeline.bases.rows import label_tensor
 from pipeline.errors import RunError
-from pipeline.reporting.groups import Groups
 from pipeline.reporting.rows import CleanRows, narrow
 from pipeline.search.ridge import Moments
+from pipeline.statistics.groups import Groups
 
 FOLDS = 5
 # Chosen on flowers with 5 % of the labels changed in four ways (CONTRIBUTING.md).
@@ -67,7 +66,7 @@ def label_issues(cache: FeatureCache, index: SetIndex, groups: Groups) -> LabelI
     if reason := unchecked(cache, index):
         raise RunError(reason)
     images, count = [*index.split("train"), *index.split("valid")], len(index.classes)
-    labels = label_tensor(index, images)
+    labels = torch.from_numpy(index.labels(images))
     folds = stratified_folds(images, labels, groups)
     counts = torch.zeros(count, FOLDS, dtype=torch.int64).index_put_(
         (labels, folds), torch.ones_like(labels), accumulate=True

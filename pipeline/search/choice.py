@@ -6,18 +6,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig, TrainConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
+from pipeline.heads.fit import Data, Fitted, fit_head, score_head
 from pipeline.heads.head import merge_heads
-from pipeline.run import Run
-from pipeline.search.held import Bases, Data
+from pipeline.run import Run, new_run
+from pipeline.search.held import Bases
 from pipeline.search.race import Contender, Race
 from pipeline.search.selection import Difference, Hits, Metric, difference
-from pipeline.train import TrainResult, fit_head, run_of, score_head
 
 logger = logging.getLogger("headgraft.search")
 
@@ -51,11 +50,10 @@ def describe(settings: HeadSettings) -> str:
 
 @dataclass(frozen=True)
 class Trained:
-    """A head, what it was trained with, how that went, and where it is right on validation, (V,)."""
+    """A head, what it was trained with, and where it is right on validation, (V,)."""
 
     config: TrainConfig
-    result: TrainResult
-    head: nn.Sequential
+    fitted: Fitted
     hits: Hits
 
 
@@ -74,8 +72,8 @@ def retrain(config: SweepConfig, settings: HeadSettings, race: Race) -> list[Tra
     data, trained = bases.data(settings.basis), []
     for seed in range(config.seed + 1, config.seed + 1 + config.seeds):
         again = replace(first, seed=seed)
-        result, head = fit_head(again, bases.rows, data)
-        trained.append(Trained(again, result, head, score_head(head, data)[0]))
+        fitted = fit_head(again, data)
+        trained.append(Trained(again, fitted, score_head(fitted.head, data)[0]))
     logger.info(f"{counted(config.seeds, 'seed')} of {describe(settings)}: {trained_in_words(trained, race.metric)}")
     return trained
 
@@ -87,11 +85,10 @@ def trained_in_words(trained: Sequence[Trained], metric: Metric) -> str:
 
 def merged(trained: Sequence[Trained], data: Data) -> Trained:
     """All of them as one head, as if it had been trained so."""
-    head = merge_heads([one.head for one in trained])
+    head = merge_heads([one.fitted.head for one in trained])
     hits, loss = score_head(head, data)
-    seconds = sum(one.result.seconds for one in trained)
-    result = replace(trained[0].result, epochs=[], valid_accuracy=float(hits.mean()), valid_loss=loss, seconds=seconds)
-    return Trained(trained[0].config, result, head, hits)
+    seconds = sum(one.fitted.seconds for one in trained)
+    return Trained(trained[0].config, Fitted(head, [], float(hits.mean()), loss, seconds), hits)
 
 
 @dataclass(frozen=True)
@@ -140,6 +137,6 @@ def default_settings(trainset: TrainingSet) -> HeadSettings:
     return HeadSettings(basis=trainset.default_basis)
 
 
-def run_of_trained(one: Trained, bases: Bases) -> Run:
+def run_of(one: Trained, bases: Bases) -> Run:
     """The run of a head, not yet saved."""
-    return run_of(one.config, bases.rows, one.result, bases.basis(one.config.settings.basis), one.head)
+    return new_run(one.config, bases.rows, one.fitted, bases.basis(one.config.settings.basis))

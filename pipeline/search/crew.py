@@ -14,14 +14,8 @@ from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
-from pipeline.heads.group import CPU, HeadGroup, HeadState
-from pipeline.heads.seeds import order_of
-from pipeline.machine.cluster import Workers
-from pipeline.machine.device import available_cpus, free_bytes, resolve_device
-from pipeline.machine.memory import allowed_bytes
-from pipeline.search.held import Bases, Data
-from pipeline.search.journal import Score
-from pipeline.train import (
+from pipeline.heads.fit import (
+    Data,
     bytes_of_training,
     class_weights,
     member_of,
@@ -29,6 +23,13 @@ from pipeline.train import (
     refuse_beyond_memory,
     shape_of,
 )
+from pipeline.heads.group import CPU, HeadGroup, HeadState
+from pipeline.heads.seeds import order_of
+from pipeline.machine.cluster import Workers
+from pipeline.machine.device import available_cpus, free_bytes, resolve_device
+from pipeline.machine.memory import allowed_bytes
+from pipeline.search.held import Bases
+from pipeline.search.journal import Score
 
 _LEAST_FREE = 1 << 30  # bytes that states of waiting heads leave alone
 _LARGEST_GROUP = 16  # heads on a CPU; more share a multiplication no better (docs/performance.md)

@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 
 from pipeline.bases.basis import Basis
 from pipeline.bases.fit import Shared
-from pipeline.bases.rows import HeadData, load_data
-from pipeline.bases.stream import StreamedData
+from pipeline.bases.rows import load_data
 from pipeline.bases.trainset import TrainingSet
-
-Data = HeadData | StreamedData
+from pipeline.heads.fit import Data
 
 
 @dataclass

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from cache.errors import CacheError
 from cache.files import read_regular, write_atomically
 from pipeline.errors import RunError
-from pipeline.run import JOURNAL_FILE
+from pipeline.run_folder import JOURNAL_FILE
 
 _FORMAT = 2
 

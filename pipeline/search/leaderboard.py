@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from pipeline.console import counted
-from pipeline.run import RESULTS_FILE, TABLE_FILE
+from pipeline.run_folder import RESULTS_FILE, TABLE_FILE
 
 _SHOWN = 10  # heads in the table
 _WINNERS = {"default": "the default head is the best", "search": "the best"}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cache.files import read_regular
-from pipeline.bases.name import BasisName
+from pipeline.basis_name import BasisName
 from pipeline.config import HeadSettings
 from pipeline.errors import ConfigError
 

@@ -17,12 +17,12 @@ from starlette.formparsers import MultiPartParser
 
 from cache.layout import CLEAN_VIEW
 from pipeline.backbones.backbone import Backbone
-from pipeline.bundle import Bundle
 from pipeline.console import named
 from pipeline.errors import DecodeError
 from pipeline.inputs.decode import Pixels
 from pipeline.inputs.remarks import catching_warnings
 from pipeline.machine.device import available_cpus
+from pipeline.model.bundle import Bundle
 from pipeline.service.batcher import Batcher
 from pipeline.service.decoding import LARGE, SMALL, effort, end_children, lower_priority, pixels_of, view_of_large
 from pipeline.service.limits import DISCARDED, Busy, LimitBody, Limits, Room

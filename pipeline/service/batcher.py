@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones.backbone import Backbone
-from pipeline.bundle import Bundle
 from pipeline.inputs.decode import Pixels
+from pipeline.model.bundle import Bundle
 
 
 @dataclass(frozen=True)

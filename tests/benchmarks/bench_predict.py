@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from beside import FLOWERS, ROOT, hardware, run, subset
 
-from pipeline.bundle import load_bundle
 from pipeline.machine.device import available_cpus
+from pipeline.model.file import load_bundle
 
 BOUNDARY = "boundary"
 

@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
+from pipeline.heads.fit import default_epochs, member_of, products_on, shape_of
 from pipeline.heads.group import CPU, HeadGroup, HeadState
 from pipeline.heads.seeds import order_of
 from pipeline.machine.device import available_cpus
@@ -26,7 +27,6 @@ from pipeline.search.held import Bases
 from pipeline.search.proposals import start_search
 from pipeline.search.space import contenders, default_space
 from pipeline.sweep import most_directions
-from pipeline.train import default_epochs, member_of, products_on, shape_of
 
 Hits = npt.NDArray[np.bool_]
 GROUP, HALVES, DRAWS = 16, 200, 500

@@ -27,10 +27,10 @@ from pipeline.bases.rows import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import ExtractConfig, TrainConfig
 from pipeline.extraction.plan import ExtractionPlan, workload_of
+from pipeline.heads.fit import fit_head
 from pipeline.inputs.images import ImageSet
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
-from pipeline.train import fit_head
 
 IMAGES = (250_000, 500_000, 1_000_000)
 TINY = 0.001  # GB: fewer than the rows of 20,000 images take
@@ -137,7 +137,7 @@ def _train(folder: Path, laps: Laps, name: str, memory: float | None) -> None:
     with laps.lap(f"{name}: rows in the basis"):
         _, data = load_data(rows, config.settings.basis, allowed_bytes(memory))
     with laps.lap(f"{name}: first epoch"):
-        fit_head(config, rows, data)
+        fit_head(config, data)
 
 
 STEPS: dict[str, Callable[[Path, Laps], None]] = {

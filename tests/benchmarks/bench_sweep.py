@@ -16,8 +16,9 @@ from beside import hardware, line
 from pipeline.bases.rows import HeadData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings
+from pipeline.heads.fit import Data
 from pipeline.machine.device import available_cpus
-from pipeline.search.held import Bases, Data
+from pipeline.search.held import Bases
 from pipeline.search.journal import Journal
 from pipeline.search.race import Contender, Race
 from pipeline.search.selection import Metric

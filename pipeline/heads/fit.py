@@ -1,0 +1,147 @@
+"""Training one head on rows in its basis, and what training many of them shares with it."""
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.bases.rows import HeadData
+from pipeline.bases.stream import StreamedData
+from pipeline.config import FEWEST_EPOCHS, MOST_EPOCHS, STEPS, HeadSettings, TrainConfig
+from pipeline.console import size
+from pipeline.errors import RunError
+from pipeline.heads.group import CPU, HeadGroup, HeadState, Member, Shape
+from pipeline.heads.head import head_from_tensors
+from pipeline.heads.seeds import order_of
+from pipeline.machine.device import computes_bfloat16
+from pipeline.machine.memory import available_bytes
+
+logger = logging.getLogger("headgraft.heads")
+
+Data = HeadData | StreamedData
+
+
+@dataclass
+class Epoch:
+    """One epoch; `epoch` starts at 1, `valid_accuracy` is a fraction, on the clean pass."""
+
+    epoch: int
+    train_loss: float
+    valid_accuracy: float
+    valid_loss: float
+    seconds: float
+
+
+def default_epochs(images: int, batch_size: int) -> int:
+    """Epochs of about `STEPS` steps in all, within the bounds of `config`: few images need more epochs than many."""
+    return min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS / math.ceil(images / batch_size))))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A head as it is after its last epoch, with how it got there.
+
+    Attributes:
+        head: over rows in its basis (B, R).
+        epochs: one after the other.
+        valid_accuracy: after the last of them, a fraction.
+        valid_loss: after the last of them.
+        seconds: of training and scoring.
+    """
+
+    head: nn.Sequential
+    epochs: list[Epoch]
+    valid_accuracy: float
+    valid_loss: float
+    seconds: float
+
+
+def fit_head(config: TrainConfig, data: Data, level: int = logging.DEBUG) -> Fitted:
+    """Train a head on `data`, which is in its basis. Each epoch is logged at `level`.
+
+    Raises RunError where its weights do not fit into memory, or become NaN or infinite.
+    """
+    start = time.perf_counter()
+    settings, epochs = config.settings, list[Epoch]()
+    refuse_beyond_memory(settings, data)
+    count = config.epochs or default_epochs(data.num_images, config.batch_size)
+    shape = shape_of(settings, data, count)
+    state = HeadState.new(member_of(settings, config.seed), shape)
+    group = HeadGroup([state], shape, class_weights(settings, data), products_on(CPU))
+    for number in range(1, count + 1):
+        epoch = _epoch(number, group, data, config)
+        epochs.append(epoch)
+        logger.log(
+            level,
+            f"epoch {number:3d}  loss {epoch.train_loss:.4f}  "
+            f"valid {epoch.valid_accuracy:.2%}, loss {epoch.valid_loss:.4f}  {epoch.seconds:.2f} s",
+        )
+    head = head_from_tensors(group.weights(0), config.dropout)
+    return Fitted(head, epochs, epoch.valid_accuracy, epoch.valid_loss, time.perf_counter() - start)
+
+
+def products_on(device: torch.device) -> torch.dtype | None:
+    """What heads multiply in: bfloat16 where `device` computes in that, at up to twice the speed, else float32."""
+    return torch.bfloat16 if computes_bfloat16(device) else None
+
+
+def _epoch(number: int, group: HeadGroup, data: Data, config: TrainConfig) -> Epoch:
+    start = time.perf_counter()
+    loss = float(group.epoch(data.batches(config.batch_size, order_of(config.seed, number))))
+    hits, losses = group.score(data.validation())
+    accuracy, valid_loss = float(hits.double().mean()), float(losses)
+    if not math.isfinite(loss + valid_loss):
+        raise RunError(f"loss or weights became NaN or infinite in epoch {number}: lower --lr, now {config.lr}")
+    return Epoch(number, loss, accuracy, valid_loss, time.perf_counter() - start)
+
+
+def score_head(head: nn.Sequential, data: Data) -> tuple[npt.NDArray[np.bool_], float]:
+    """Where a head is right on validation (V,), in the order of the index, and its mean loss there."""
+    hits, loss = [], 0.0
+    for rows, labels in data.validation():
+        log_probs = head(rows)
+        hits.append(log_probs.argmax(1) == labels)
+        loss += float(F.nll_loss(log_probs, labels, reduction="sum"))
+    ordered = torch.empty(len(data.valid_labels), dtype=torch.bool)
+    ordered[data.valid_order] = torch.cat(hits)
+    return ordered.numpy(), loss / len(ordered)
+
+
+def member_of(settings: HeadSettings, seed: int) -> Member:
+    """How a head of these settings is trained in its group."""
+    return Member(settings.lr, settings.weight_decay, settings.dropout, seed)
+
+
+def shape_of(settings: HeadSettings, data: Data, epochs: int) -> Shape:
+    """What a head of these settings shares with its group."""
+    steps = epochs * math.ceil(data.num_images / settings.batch_size)
+    return Shape(data.in_features, settings.hidden, data.num_classes, steps)
+
+
+def class_weights(settings: HeadSettings, data: Data) -> Tensor | None:
+    """(C,) in inverse proportion to the training images of each class, 1 on average over them; None for equal ones."""
+    if settings.class_weights == "none":
+        return None
+    counts = torch.bincount(data.train_labels, minlength=data.num_classes)
+    return data.num_images / (data.num_classes * counts.clamp_min(1))
+
+
+def bytes_of_training(settings: HeadSettings, data: Data) -> int:
+    """Of a head's weights, gradients and both moments of AdamW in float32, and of copies to multiply with."""
+    return 5 * 4 * settings.hidden * (data.in_features + data.num_classes)
+
+
+def refuse_beyond_memory(settings: HeadSettings, data: Data) -> None:
+    """RunError where training a head of these settings takes more memory than is free."""
+    needed = bytes_of_training(settings, data)
+    if needed > (free := available_bytes()):
+        raise RunError(
+            f"a head of {settings.hidden} hidden units on {data.in_features} features takes {size(needed)}, "
+            f"{size(free)} are free: choose a smaller --hidden, or a smaller --basis"
+        )

@@ -1,0 +1,1 @@
+"""Heads: what they are, and how one or many are trained."""
