@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from conftest import REPOSITORY
 
-DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "cache" / "FORMAT.md"])
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), REPOSITORY / "cache" / "FORMAT.md"])
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pipeline.search.ridge import Moments
 from pipeline.statistics.groups import Groups
 
 FOLDS = 5
-# Chosen on flowers with 5 % of the labels changed in four ways (CONTRIBUTING.md).
+# Chosen on flowers with 5 % of the labels changed in four ways (docs/decisions/label-issues.md).
 PENALTY = 0.3  # times the mean variance of a feature
 SHARPNESS = 40.0  # of the softmax: scores of one-hot labels are near 0 and 1
 
