@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 import psutil
@@ -121,6 +122,20 @@ def write_together(folder: Path, contents: Mapping[str, bytes | memoryview], rem
         for temporary in temporaries.values():
             with suppress(OSError):  # as on a disk that became read-only: the error above says so
                 temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line to a file, durably; one that a kill cut short before stays a line of its own."""
+    with open(path, "a+b") as file:
+        torn = file.tell() > 0 and _last_byte(file) != b"\n"
+        file.write(b"\n" * torn + line + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _last_byte(file: BinaryIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)
 
 
 def keep(temporary: Path, path: Path) -> None:

@@ -1,33 +1,56 @@
 """What filling a cache took: a line of JSON for each time that rows were computed. No part of any identity."""
 
 import json
-import math
-import os
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from cache import layout
 from cache.errors import CacheError
-from cache.files import read_regular
+from cache.files import append_line, read_regular
+from cache.records import Count, Seconds, convert
 
-_NUMBERS = ("images", "computed", "seconds", "warmup_seconds")
+
+@dataclass(frozen=True)
+class Extraction:
+    """One extraction that computed rows, also one that was stopped.
+
+    Attributes:
+        when: UTC, ISO 8601.
+        set: name of the image set.
+        images: files of the set.
+        computed: rows.
+        reused: rows that were in the cache.
+        seconds: of the whole command.
+        warmup_seconds: of it before the first row.
+        images_per_second: rows a second after that.
+        phases: seconds of decoding, computing and writing, which overlap.
+        passes: augmented passes that were asked for.
+        device: kind of device.
+    """
+
+    when: str
+    set: str
+    images: Count
+    computed: Count
+    reused: Count
+    seconds: Seconds
+    warmup_seconds: Seconds
+    images_per_second: Seconds
+    phases: dict[str, Seconds]
+    passes: Count
+    device: str
 
 
-def record_extraction(cache: Path, entry: Mapping[str, Any]) -> None:
+def record_extraction(cache: Path, entry: Extraction) -> None:
     """Append `entry` to the history of the cache folder; CacheError where the disk does not keep it."""
     path = cache / layout.HISTORY_FILE
     try:
-        with open(path, "a+b") as file:
-            torn = file.tell() > 0 and _last_byte(file) != b"\n"  # a line that a kill cut short stays its own
-            file.write(b"\n" * torn + json.dumps(dict(entry), separators=(",", ":")).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(path, json.dumps(asdict(entry), separators=(",", ":")).encode())
     except OSError as error:
         raise CacheError(f"could not write {path}: {error.strerror}; the rows are kept: run extract again") from error
 
 
-def read_history(cache: Path) -> tuple[list[dict[str, Any]], int]:
+def read_history(cache: Path) -> tuple[list[Extraction], int]:
     """The entries, oldest first, and how many lines are none: cut short by a kill, say. Empty where none was kept."""
     path = cache / layout.HISTORY_FILE
     if not path.is_file():
@@ -37,21 +60,11 @@ def read_history(cache: Path) -> tuple[list[dict[str, Any]], int]:
     return entries, len(found) - len(entries)
 
 
-def _last_byte(file: BinaryIO) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1)
-
-
-def _entry(line: bytes) -> dict[str, Any] | None:
+def _entry(line: bytes) -> Extraction | None:
     try:
-        entry = json.loads(line)
+        stored = json.loads(line)
+        if isinstance(stored, dict):
+            stored.pop("dense", None)  # what versions wrote that had dense views
+        return convert(stored, Extraction)
     except (ValueError, RecursionError):
         return None
-    if (
-        not isinstance(entry, dict)
-        or not isinstance(entry.get("phases"), dict)
-        or not isinstance(entry.get("set"), str)
-    ):
-        return None
-    values = [*(entry.get(name) for name in _NUMBERS), *entry["phases"].values()]
-    return entry if all(type(value) in (int, float) and 0 <= value < math.inf for value in values) else None

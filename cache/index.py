@@ -4,18 +4,19 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
-from itertools import starmap
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from cache import layout
 from cache.errors import CacheError, DamagedCache
 from cache.files import read_regular, write_atomically
 from cache.keys import PackedKeys, RowKey, keys_of, pack_digests
-from cache.manifest import is_count, is_digest, json_digest
+from cache.manifest import json_digest
+from cache.records import Count, Digest, convert
 
 SPLITS = ("train", "valid", "test")
 
@@ -133,56 +134,73 @@ class SetIndex:
             raise CacheError(f"{path} is of format {version!r}, expected {layout.FORMAT_VERSION}; run extract again")
         if digest != expected:
             raise DamagedCache(f"{path} was changed after it was written; run extract again to write it")
+        stored.pop("dense", None)  # what versions wrote that had dense views
         try:
-            columns = stored["images"].values() if isinstance(stored["images"], dict) else [None]
-            if not all(isinstance(part, list) for part in (stored["classes"], stored["skipped"], *columns)):
-                raise TypeError("classes, skipped and the columns of images are lists")
-            index = cls(
-                name=stored["name"],
-                data=stored["data"],
-                root=stored["root"],
-                split_seed=stored["split_seed"],
-                classes=tuple(stored["classes"]),
-                images=_records(stored.pop("images")),
-                skipped=tuple(SkippedImage(**image) for image in stored["skipped"]),
-                passes=stored["passes"],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamagedCache(f"{path} lacks or adds a field ({error}); run extract again to write it") from error
-        if wrong := _impossible(index, name):
+            file = convert(stored, _File)
+        except ValueError as error:
+            raise DamagedCache(f"{path} is not an index ({error}); run extract again to write it") from error
+        if wrong := _impossible(file, name):
             raise DamagedCache(f"{path} has {wrong}, which no index has; run extract again to write it")
-        return index
+        named = {field.name: getattr(file, field.name) for field in fields(file)}
+        return cls(**{**named, "images": _records(file.images)})
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Of the images, by field: as one object an image, an index of a million would take gigabytes of memory to read."""
+
+    path: list[str]
+    digest: list[Digest]
+    label: list[str]
+    split: list[Literal["train", "valid", "test"]]
+    size: list[Count]
+    mtime_ns: list[int]
+
+
+@dataclass(frozen=True)
+class _File:
+    """The fields of an index file, but for its format and digest."""
+
+    name: str
+    data: str
+    root: str
+    split_seed: int
+    classes: tuple[str, ...]
+    images: _Columns
+    skipped: tuple[SkippedImage, ...]
+    passes: Annotated[int, Meta(ge=0, le=layout.MOST_PASSES)]
 
 
 def _columns(images: Sequence[ImageRecord]) -> dict[str, list[Any]]:
-    """By field: as one object an image, an index of a million would take gigabytes of memory to read."""
     return {field.name: [getattr(image, field.name) for image in images] for field in fields(ImageRecord)}
 
 
-def _records(columns: dict[str, list[Any]]) -> tuple[ImageRecord, ...]:
+def _records(columns: _Columns) -> tuple[ImageRecord, ...]:
     """The records of the columns, each label and split in memory once."""
-    names = [field.name for field in fields(ImageRecord)]
-    if sorted(columns) != sorted(names):
-        raise TypeError(f"images have the columns {sorted(columns)}")
-    shared = {name: list(map(sys.intern, columns[name])) for name in ("label", "split")}
-    return tuple(starmap(ImageRecord, zip(*({**columns, **shared}[name] for name in names), strict=True)))
+    labels, splits = (list(map(sys.intern, column)) for column in (columns.label, columns.split))
+    parts = columns.path, columns.digest, labels, splits, columns.size, columns.mtime_ns
+    return tuple(map(ImageRecord, *parts))
 
 
-def _impossible(index: SetIndex, name: str) -> str:
-    """What is of another type, beyond all bounds, or leads out of the data set; "" where all is possible."""
-    if index.name != name or not all(map(_is_file_name, (index.data, index.root, *index.classes))):
-        return "another set's name, or no texts as places and classes"
-    if not index.classes or len(set(index.classes)) != len(index.classes):
+def _impossible(file: _File, name: str) -> str:
+    """What no data set gives, or leads out of it; "" where all is possible."""
+    columns, classes = file.images, frozenset(file.classes)
+    if file.name != name or not all(map(_is_file_name, (file.data, file.root, *file.classes))):
+        return "another set's name, or no texts as data, root and classes"
+    if not classes or len(classes) != len(file.classes):
         return "no classes, or one twice"
-    if not is_count(index.passes, most=layout.MOST_PASSES) or type(index.split_seed) is not int:
-        return "no counts as passes and split_seed"
-    from_csv, classes = index.data != index.root, frozenset(index.classes)  # a CSV may name files anywhere
-    bad = next((record for record in index.images if not _is_possible(record, from_csv, classes)), None)
-    if bad is None and len({record.path for record in index.images}) != len(index.images):
+    if len({len(getattr(columns, field.name)) for field in fields(columns)}) > 1:
+        return "columns of different lengths"
+    if len(set(columns.path)) != len(columns.path):
         return "one path twice"
-    if bad is None and not all(_is_file_name(text) for image in index.skipped for text in astuple(image)):
+    from_csv = file.data != file.root  # which may name files anywhere
+    if bad := next((path for path in columns.path if not _is_possible(path, from_csv)), None):
+        return f"the path {bad!r}"[:300]
+    if other := next((label for label in columns.label if label not in classes), None):
+        return f"the label {other!r}, which is not among its classes"[:300]
+    if not all(_is_file_name(text) for image in file.skipped for text in astuple(image)):
         return "skipped files that are no texts"
-    return "" if bad is None else f"the entry {bad!r}"[:300]
+    return ""
 
 
 def _is_file_name(value: object) -> bool:
@@ -193,17 +211,9 @@ def _is_file_name(value: object) -> bool:
         return False
 
 
-def _is_possible(record: ImageRecord, from_csv: bool, classes: frozenset[str]) -> bool:
-    if not _is_file_name(record.path) or record.label not in classes:
-        return False
-    path = Path(record.path)
-    return (
-        (from_csv or not (path.is_absolute() or ".." in path.parts))
-        and is_digest(record.digest)
-        and record.split in SPLITS
-        and is_count(record.size)
-        and type(record.mtime_ns) is int
-    )
+def _is_possible(path: str, from_csv: bool) -> bool:
+    inside = from_csv or not (Path(path).is_absolute() or ".." in Path(path).parts)
+    return inside and path != "" and _is_file_name(path)
 
 
 def index_path(folder: Path, name: str) -> Path:

@@ -4,18 +4,22 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
+
+from msgspec import Meta
 
 from cache.errors import CacheError, DamagedCache, ManifestMismatch
 from cache.files import read_regular, write_atomically
 from cache.layout import FEATURE_DTYPE, FORMAT_VERSION, LARGEST_SIDE
-
-T = TypeVar("T")
+from cache.records import Count, Digest, convert
 
 LARGEST_ROW = 1 << 24  # features
+Side = Annotated[int, Meta(ge=1, le=2 * LARGEST_SIDE)]  # pixels
+Number = int | float  # as it was written: digests tell 0 from 0.0
+Positive = Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0)]
 _ADVICE = "Ask for what the cache has, or extract into another folder (--cache DIR)."
 
 
@@ -39,17 +43,21 @@ class Base:
 
     backbone: str
     layer: str
-    weights_digest: str
-    row_shape: tuple[int, ...]
-    input_size: int
-    resize: int
+    weights_digest: Digest
+    row_shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=LARGEST_ROW)], ...], Meta(min_length=1, max_length=8)]
+    input_size: Side
+    resize: Side
     interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Number, Number, Number]
+    std: tuple[Positive, Positive, Positive]
     decoding: str
     precision: str
-    dtype: str = FEATURE_DTYPE
-    format: int = FORMAT_VERSION
+    dtype: Literal["<f2"] = FEATURE_DTYPE
+    format: Literal[1] = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if not math.prod(self.row_shape) <= LARGEST_ROW or not self.input_size <= self.resize:
+            raise ValueError(f"rows of {self.row_shape} and {self.input_size} pixels of {self.resize}, which none has")
 
     @property
     def digest(self) -> str:
@@ -62,7 +70,7 @@ class Augmentation:
     """What else decides the numbers of passes above 0; the recipe's parameters belong to its version."""
 
     recipe: str
-    version: int
+    version: Count
     seed: int
 
     @property
@@ -125,73 +133,17 @@ class Manifest:
         try:
             return cls.parse(stored)
         except ValueError as error:
-            raise DamagedCache(f"{path} has {error}; restore it, or extract anew") from error
+            raise DamagedCache(f"{path} is not a manifest ({error}); restore it, or extract anew") from error
 
     @classmethod
     def parse(cls, stored: Mapping[str, Any]) -> Self:
         """The manifest of the fields of manifest.json; ValueError says what no manifest has."""
-        try:
-            base, augmentation = stored["base"], stored["augmentation"]
-            manifest = cls(_read(Base, base), augmentation and _read(Augmentation, augmentation))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"a field too many or too few ({error})") from error
-        if wrong := _impossible(manifest):
-            raise ValueError(f"a value that no manifest has: {wrong}")
-        return manifest
-
-
-def _read(kind: type[T], stored: Mapping[str, Any]) -> T:
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
-
-
-def _impossible(manifest: Manifest) -> str:
-    """The first field with a value of another type or beyond all bounds, and the value; "" where all are possible."""
-    base, recipe = manifest.base, manifest.augmentation
-    texts = {"backbone", "layer", "interpolation", "decoding", "precision"}
-    possible = {
-        **{name: isinstance(getattr(base, name), str) for name in texts},
-        "weights_digest": is_digest(base.weights_digest),
-        "row_shape": _is_shape(base.row_shape),
-        "input_size": is_count(base.input_size, 1, LARGEST_SIDE),
-        "resize": is_count(base.input_size) and is_count(base.resize, base.input_size, 2 * LARGEST_SIDE),
-        "mean": _are_numbers(base.mean),
-        "std": _are_numbers(base.std) and min(base.std) > 0,
-        "dtype": base.dtype == FEATURE_DTYPE,
-    }
-    if recipe:
-        possible |= {
-            "recipe": isinstance(recipe.recipe, str),
-            "version": is_count(recipe.version, 0, LARGEST_SIDE),
-            "seed": type(recipe.seed) is int,
-        }
-    wrong = next((name for name, ok in possible.items() if not ok), None)
-    if wrong is None:
-        return ""
-    return f"{wrong} {getattr(base if hasattr(base, wrong) else recipe, wrong)!r}"[:200]
+        return convert(stored, cls)
 
 
 def is_digest(value: object) -> bool:
     """Whether `value` is a SHA-256 as 64 lower-case hex digits."""
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
-def is_count(value: object, least: int = 0, most: int = 1 << 62) -> bool:
-    """Whether `value` is a whole number in the range; True and 1.0 are not."""
-    return type(value) is int and least <= value <= most
-
-
-def _is_shape(value: Sequence[object]) -> bool:
-    sides = [side for side in value if type(side) is int and 1 <= side <= LARGEST_ROW] if _is_short(value) else []
-    return 0 < len(sides) == len(value) and math.prod(sides) <= LARGEST_ROW
-
-
-def _are_numbers(value: Sequence[object]) -> bool:
-    numbers = [n for n in value if isinstance(n, int | float) and math.isfinite(n)] if _is_short(value) else []
-    return len(numbers) == len(value) == 3
-
-
-def _is_short(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) <= 8
 
 
 def _differences(found: Base | Augmentation, asked: Base | Augmentation) -> list[str]:

@@ -4,12 +4,17 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from msgspec import Meta
 
 from cache import layout
 from cache.errors import DamagedCache
 from cache.files import read_regular, write_atomically
-from cache.manifest import LARGEST_ROW, is_count, is_digest, json_digest
+from cache.manifest import LARGEST_ROW, json_digest
+from cache.records import Digest, convert
+
+Width = Annotated[int, Meta(ge=1, le=LARGEST_ROW)]  # features
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,10 @@ class Reduction:
     """
 
     basis: str
-    digest: str
-    in_features: int
-    out_features: int
-    source: str
+    digest: Digest
+    in_features: Width
+    out_features: Width
+    source: Digest
     fitted_on: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
 
@@ -51,12 +56,9 @@ class Reduction:
             version, digest = stored.pop("format"), stored.pop("sha256")
             if version != layout.FORMAT_VERSION or digest != json_digest(stored):
                 raise ValueError("of another format, or changed after it was written")
-            reduction = cls(**stored)
-            if wrong := _impossible(reduction):
-                raise ValueError(f"no usable {wrong}")
+            return convert(stored, cls)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedCache(f"{path} is not the record of a reduction ({error}); reduce the cache anew") from error
-        return reduction
 
     def read_basis(self, cache: Path) -> bytes:
         """The bytes of `basis.safetensors`, checked against `digest`."""
@@ -83,17 +85,3 @@ def save_basis(cache: Path, data: bytes) -> str:
     """Keep `data` as the cache's basis and return its digest; what was there before is replaced."""
     write_atomically(cache / layout.BASIS_FILE, data)
     return hashlib.sha256(data).hexdigest()
-
-
-def _impossible(reduction: Reduction) -> str:
-    """The first field with a value of another type or beyond all bounds; "" where all are possible."""
-    possible = {
-        "basis": isinstance(reduction.basis, str),
-        "digest": is_digest(reduction.digest),
-        "in_features": is_count(reduction.in_features, 1, LARGEST_ROW),
-        "out_features": is_count(reduction.out_features, 1, LARGEST_ROW),
-        "source": is_digest(reduction.source),
-        "fitted_on": isinstance(reduction.fitted_on, dict),
-        "accuracy": isinstance(reduction.accuracy, dict),
-    }
-    return next((name for name, ok in possible.items() if not ok), "")

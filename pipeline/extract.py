@@ -5,10 +5,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from cache import layout
-from cache.history import record_extraction
+from cache.history import Extraction, record_extraction
 from cache.index import SkippedImage, index_path
 from cache.lock import writing
 from cache.store import FeatureCache
@@ -153,21 +152,20 @@ def _refuse_unfinished(work: Workload) -> None:
         )
 
 
-def _history(plan: ExtractionPlan, reused: int, tally: Tally, seconds: float) -> dict[str, Any]:
-    """An entry of the cache's history."""
-    return {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "set": plan.name,
-        "images": len(plan.images.images),
-        "computed": tally.rows,
-        "reused": reused,
-        "seconds": seconds,
-        "warmup_seconds": tally.warmup_seconds,
-        "images_per_second": tally.images_per_second,
-        "phases": tally.phases,
-        "passes": plan.config.passes,
-        "device": plan.device.type,
-    }
+def _history(plan: ExtractionPlan, reused: int, tally: Tally, seconds: float) -> Extraction:
+    return Extraction(
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
+        set=plan.name,
+        images=len(plan.images.images),
+        computed=tally.rows,
+        reused=reused,
+        seconds=seconds,
+        warmup_seconds=tally.warmup_seconds,
+        images_per_second=tally.images_per_second,
+        phases=tally.phases,
+        passes=plan.config.passes,
+        device=plan.device.type,
+    )
 
 
 def _dry_run(plan: ExtractionPlan, engine: Engine) -> ExtractResult:

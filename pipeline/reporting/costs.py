@@ -1,9 +1,8 @@
 """What a run cost, and when the cache has paid for itself."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from cache.history import read_history
+from cache.history import Extraction, read_history
 from cache.index import SetIndex
 from cache.store import FeatureCache
 
@@ -14,27 +13,27 @@ PHASES = ("decode", "compute", "write")
 class StageOne:
     """What computing rows took, over the extractions that the cache recorded; `unread` lines of its record are none."""
 
-    extractions: list[dict[str, Any]]
+    extractions: list[Extraction]
     unread: int
 
     @property
     def computed(self) -> int:
         """Rows."""
-        return sum(entry["computed"] for entry in self.extractions)
+        return sum(entry.computed for entry in self.extractions)
 
     @property
     def seconds(self) -> float:
         """Of whole commands."""
-        return float(sum(entry["seconds"] for entry in self.extractions))
+        return float(sum(entry.seconds for entry in self.extractions))
 
     @property
     def warmup_seconds(self) -> float:
         """Of them before the first row."""
-        return float(sum(entry["warmup_seconds"] for entry in self.extractions))
+        return float(sum(entry.warmup_seconds for entry in self.extractions))
 
     def phase(self, name: str) -> float:
         """Seconds of a phase; phases overlap."""
-        return float(sum(entry["phases"].get(name, 0.0) for entry in self.extractions))
+        return float(sum(entry.phases.get(name, 0.0) for entry in self.extractions))
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ A sweep that is killed goes on from it; a last line cut short by the kill is dro
 
 import json
 import math
-import os
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.errors import CacheError
-from cache.files import read_regular, write_atomically
+from cache.files import append_line, read_regular, write_atomically
+from cache.records import Count, convert
 from pipeline.errors import RunError
 from pipeline.run_folder import JOURNAL_FILE
 
@@ -45,6 +45,16 @@ class Score:
         return np.unpackbits(np.frombuffer(self.hits, np.uint8), count=images).astype(bool)
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A result as a line of the file: `hits` in base 64."""
+
+    head: Count
+    epochs: Count
+    loss: float
+    hits: bytes
+
+
 UNTRIED = Score(0, math.inf, b"")
 
 
@@ -61,7 +71,7 @@ class Journal:
         path = folder / JOURNAL_FILE
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, _line({"format": _FORMAT, "asked": asked}))
+            write_atomically(path, _line({"format": _FORMAT, "asked": asked}) + b"\n")
             return cls(path)
         first, *lines = _read(path)
         _refuse_other(folder, first, asked)
@@ -76,18 +86,20 @@ class Journal:
 
     def _with(self, lines: list[dict[str, Any]]) -> "Journal":
         for line in lines:
-            score = _score(self.path, line)
-            self._keep(line["head"], score)
+            try:
+                found = convert(line, _Line)
+            except ValueError as error:
+                raise _damaged(self.path, error) from error
+            self._keep(found.head, Score(found.epochs, found.loss, found.hits))
         return self
 
     def record(self, head: int, score: Score) -> None:
         """Keep a result; CacheError where the disk does not."""
         try:
-            with open(self.path, "ab") as file:
-                hits = b64encode(score.hits).decode("ascii")
-                file.write(_line({"head": head, "epochs": score.epochs, "loss": score.valid_loss, "hits": hits}))
-                file.flush()
-                os.fsync(file.fileno())
+            hits = b64encode(score.hits).decode("ascii")
+            append_line(
+                self.path, _line({"head": head, "epochs": score.epochs, "loss": score.valid_loss, "hits": hits})
+            )
         except OSError as error:
             raise CacheError(f"could not write {self.path}: {error.strerror}; run the same sweep again") from error
         self._keep(head, score)
@@ -97,7 +109,7 @@ class Journal:
 
 
 def _line(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _complete(data: bytes) -> bytes:
@@ -119,16 +131,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
     except (ValueError, KeyError, RecursionError) as error:
         raise _damaged(path, error) from error
     return lines
-
-
-def _score(path: Path, line: dict[str, Any]) -> Score:
-    epochs, loss, hits = (line.get(name) for name in ("epochs", "loss", "hits"))
-    if [type(value) for value in (line.get("head"), epochs, loss, hits)] != [int, int, float, str]:
-        raise _damaged(path, f"a line {str(line)[:80]}")
-    try:
-        return Score(epochs, loss, b64decode(hits, validate=True))  # type: ignore[arg-type]  # as was just seen
-    except ValueError as error:
-        raise _damaged(path, f"a line {str(line)[:80]}") from error
 
 
 def _damaged(path: Path, error: object) -> RunError:
