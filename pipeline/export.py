@@ -21,9 +21,9 @@ from pipeline.console import counted
 from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.inputs.display_names import read_names
 from pipeline.inputs.images import root_now
+from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.machine.device import available_cpus
 from pipeline.model.bundle import Bundle
-from pipeline.model.card import preprocessing_of
 from pipeline.model.file import BUNDLE_FORMAT, load_bundle, write_bundle
 from pipeline.model.gate import Trained, check_files, check_parity, chosen_images, device_of
 from pipeline.model.onnx import require_packages, write_onnx
@@ -194,7 +194,7 @@ def _card(
         "names": {name: names[name] for name in run.classes if name in names},
         "backbone": base["backbone"],
         "weights": {"digest": base["weights_digest"], "licence": WEIGHTS_LICENCE},
-        "preprocessing": preprocessing_of(cache.manifest.base),
+        "preprocessing": Preprocessing.of(cache.manifest.base).as_card(),
         "basis": run.whole_basis.name,
         "manifest": asdict(cache.manifest),
         "set_digest": record["set_digest"],

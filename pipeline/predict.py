@@ -57,8 +57,8 @@ def predict(config: PredictConfig) -> PredictResult:
     mirrored = bundle.mirrors(config.tta)
     network = bundle.backbone(device, precision)
     ready = time.perf_counter()
-    if found := narrow_range(paths, bundle.decoding):
-        logger.warning(f"{found[0]}; the model expects values up to {bundle.decoding.grey_range:,}")
+    if found := narrow_range(paths, bundle.preprocessing.policy):
+        logger.warning(f"{found[0]}; the model expects values up to {bundle.preprocessing.policy.grey_range:,}")
     remarks = Remarks()
     log_probs, failed = bundle.log_probs(network, paths, mirrored, remarks)
     for line in remarks.lines():

@@ -10,9 +10,9 @@ import torch
 
 from cache.files import write_atomically
 from pipeline.config import ReportConfig
-from pipeline.inputs.decode import Decoding
 from pipeline.inputs.display_names import read_names
 from pipeline.inputs.images import root_now
+from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.machine.device import available_cpus
 from pipeline.reporting.findings import Findings, find
 from pipeline.run import Run
@@ -82,7 +82,7 @@ def _page(found: Findings, config: ReportConfig) -> tuple[bytes, int, int]:
     from pipeline.reporting.thumbnails import Thumbnails
 
     root = root_now(found.index, config.data)
-    pictures = Thumbnails(root, Decoding.parse(found.cache.manifest.base.decoding))
+    pictures = Thumbnails(root, Preprocessing.of(found.cache.manifest.base).policy)
     pictures.add(wanted_pictures(found))
     facts = {**page_facts(found, root), "uris": pictures.uris, "missing_pictures": pictures.missing}
     facts["numbers"] = {digest: number for number, digest in enumerate(pictures.uris)}

@@ -22,11 +22,13 @@ from cache.keys import RowKey
 from cache.manifest import Augmentation, Base, Manifest
 from cache.shard import Float16Array
 from pipeline.backbones import backbone
-from pipeline.backbones.backbone import BackboneSpec, backbone_spec, load_tensors
+from pipeline.backbones.backbone import BackboneSpec, backbone_spec, load_tensors, preprocessing_of
 from pipeline.backbones.weights import NamedWeights
 from pipeline.config import ExtractConfig, TrainConfig
 from pipeline.errors import WeightsError
 from pipeline.extract import ExtractResult, extract
+from pipeline.inputs.decode import FULL_RANGE
+from pipeline.inputs.preprocessing import Preprocessing
 
 Times = Callable[[int, int], int]
 
@@ -145,6 +147,11 @@ def some_base(row_shape: tuple[int, ...] = (8, 2, 2), input_size: int = 32) -> B
         decoding="rgb-1",
         precision="float32",
     )
+
+
+def preprocessing(size: int = 32) -> Preprocessing:
+    """That of the backbones there are, for an input of `size` pixels."""
+    return preprocessing_of("alexnet", size, FULL_RANGE)
 
 
 def some_manifest() -> Manifest:

@@ -103,7 +103,6 @@ def test_the_model_scores_as_its_run_does(model: Path, trained: Path) -> None:
 @pytest.mark.real
 def test_the_library_predicts_what_the_module_computes(model: Path, trained: Path) -> None:
     """load_bundle().predict and as_module() agree on the same file."""
-    from pipeline.inputs.decode import decode_rgb
 
     path = next((trained / "data" / "test" / "10").iterdir())
     bundle = load_bundle(model)
@@ -111,9 +110,11 @@ def test_the_library_predicts_what_the_module_computes(model: Path, trained: Pat
     first, *rest = prediction.top
     assert (prediction.path, first.label, first.name) == (path, "10", "green")
     assert len(rest) == 3
-    view = bundle.views.render(decode_rgb(path.read_bytes()), b"", "pass:0")
+    view = bundle.preprocessing.view_of(path)
     with torch.inference_mode():
-        log_probs = bundle.as_module()(normalise(torch.from_numpy(view.copy()).permute(2, 0, 1)[None]))
+        log_probs = bundle.as_module()(
+            normalise(torch.from_numpy(view.copy()).permute(2, 0, 1)[None], bundle.preprocessing)
+        )
     assert bundle.classes[int(log_probs.argmax())] == "10"
     assert float(log_probs.exp().max()) == pytest.approx(first.probability, abs=1e-3)
 

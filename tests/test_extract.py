@@ -17,13 +17,13 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, Extract, draw_image, tiny_tensors
+from conftest import REPOSITORY, Extract, draw_image, preprocessing, tiny_tensors
 from safetensors.torch import save_file
 
 from cache.errors import CacheBusy, CacheError, DamagedCache, HeadgraftError, ManifestMismatch
 from cache.lock import writing
 from cache.store import FeatureCache
-from pipeline.backbones.backbone import MEAN, STD, build_trunk, load_backbone, normalise
+from pipeline.backbones.backbone import build_trunk, load_backbone, normalise
 from pipeline.config import ExtractConfig
 from pipeline.errors import DecodeError, PipelineError, WeightsError
 from pipeline.extract import ExtractResult, extract
@@ -96,10 +96,12 @@ def test_rows_are_the_backbones_features_of_their_views(run_extract: Extract, da
     run_extract(passes=1)
     cache = FeatureCache.open(tmp_path / "features")
     weight, bias = tiny_tensors()["features.0.weight"], tiny_tensors()["features.0.bias"]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing().mean, preprocessing().std))
     for image in cache.index().split("train"):
         for number in (0, 1):
-            pixels = Views(32, 37, 0).render(decode_rgb((data / image.path).read_bytes()), image.key, f"pass:{number}")
+            pixels = Views(preprocessing()).render(
+                decode_rgb((data / image.path).read_bytes()), image.key, f"pass:{number}"
+            )
             x = (torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 - mean) / std
             maps = torch.nn.functional.conv2d(x[None], weight, bias, stride=4, padding=1).relu()
             expected = torch.nn.functional.adaptive_avg_pool2d(maps, 2).flatten()
@@ -368,12 +370,12 @@ def test_the_code_path_changes_features_by_rounding_only() -> None:
     tensors = {k: v for k, v in vgg11(weights=None).state_dict().items() if k.startswith("features.")}
     views = [np.random.default_rng(n).integers(0, 256, (32, 32, 3)).astype(np.uint8) for n in range(3)]
     cpu = torch.device("cpu")
-    fast = load_backbone("vgg11", dict(tensors), device=cpu, precision="float32")
+    fast = load_backbone("vgg11", dict(tensors), preprocessing(), device=cpu, precision="float32")
     plain = build_trunk("vgg11")
     plain.load_state_dict(tensors)
     pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
     assert fast.code_path == "winograd"
-    assert torch.allclose(fast.features(views), plain(normalise(pixels)), atol=1e-4, rtol=1e-3)
+    assert torch.allclose(fast.features(views), plain(normalise(pixels, preprocessing())), atol=1e-4, rtol=1e-3)
 
 
 def test_compiled_code_is_kept_in_the_users_own_folder(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_the_exported_model_decodes_as_the_cache_did(
     monkeypatch.setattr("pipeline.model.gate._ask_fresh_process", lambda asked: json.loads(json.dumps(answer(asked))))
     export(ExportConfig(tmp_path / "run", tmp_path / "model.safetensors"))
     bundle = load_bundle(tmp_path / "model.safetensors")
-    assert bundle.decoding == Decoding(4095)
+    assert bundle.preprocessing.policy == Decoding(4095)
     files = sorted((narrow / "valid").rglob("*.png"))
     found = [one.top[0].label for one in bundle.predict(files, top_k=1)]
     assert found == [file.parent.name for file in files]

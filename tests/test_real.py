@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import require_weights, some_flowers
+from conftest import preprocessing, require_weights, some_flowers
 from PIL import Image
 from torchvision.models import VGG16_Weights, vgg16
 
@@ -14,8 +14,6 @@ from cache.store import FeatureCache
 from pipeline.backbones import backbone
 from pipeline.config import ExtractConfig
 from pipeline.extract import extract
-from pipeline.inputs.clean import clean_view
-from pipeline.inputs.decode import decode_rgb
 from pipeline.machine.device import computes_bfloat16
 
 
@@ -76,9 +74,13 @@ def test_dark_images_keep_their_features_in_bfloat16() -> None:
     cpu = torch.device("cpu")
     if not computes_bfloat16(cpu):
         pytest.skip("this processor does not compute in bfloat16")
-    views = [clean_view(decode_rgb(file.read_bytes()), 224, 256) // 4 for file in some_flowers(6)]
+    views = [preprocessing(224).view_of(file) // 4 for file in some_flowers(6)]
     for view in views:
         view[:90] = view[:, :60] = 0
-    expected = backbone.load_backbone("vgg16", dict(tensors), device=cpu, precision="float32").features(views)
-    rounded = backbone.load_backbone("vgg16", dict(tensors), device=cpu, precision="bfloat16").features(views)
+    expected = backbone.load_backbone(
+        "vgg16", dict(tensors), preprocessing(224), device=cpu, precision="float32"
+    ).features(views)
+    rounded = backbone.load_backbone(
+        "vgg16", dict(tensors), preprocessing(224), device=cpu, precision="bfloat16"
+    ).features(views)
     assert torch.cosine_similarity(expected, rounded).min() >= 0.9998

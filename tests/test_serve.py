@@ -21,14 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 from chromium import asked, browser, errors
-from conftest import REPOSITORY, draw_image
+from conftest import REPOSITORY, draw_image, preprocessing
 from PIL import Image
 
-from cache.layout import CLEAN_VIEW
 from pipeline.config import ServeConfig
 from pipeline.errors import DecodeError, PipelineError
-from pipeline.inputs.decode import FULL_RANGE, decode_rgb
-from pipeline.inputs.views import Views
+from pipeline.inputs.decode import decode_rgb
 from pipeline.serve import serve
 from pipeline.service import decoding
 from pipeline.service.decoding import LARGE, SMALL, effort, view_of_large
@@ -431,12 +429,12 @@ def test_a_large_image_is_what_it_is_elsewhere(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (700, 900, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    view = view_of_large(data, 1_000_000, FULL_RANGE, 224, 256)
-    assert np.array_equal(view, Views(224, 256).render(decode_rgb(data), b"", CLEAN_VIEW))
+    view = view_of_large(data, 1_000_000, preprocessing(224))
+    assert np.array_equal(view, preprocessing(224).view(decode_rgb(data)))
     with pytest.raises(DecodeError, match="900 x 700 pixels, over the limit of 100,000"):
-        view_of_large(data, 100_000, FULL_RANGE, 224, 256)
+        view_of_large(data, 100_000, preprocessing(224))
     with pytest.raises(DecodeError, match="not an image"):
-        view_of_large(b"text \xff", 100_000, FULL_RANGE, 224, 256)
+        view_of_large(b"text \xff", 100_000, preprocessing(224))
 
 
 def test_effort_counts_pixels_and_scans() -> None:
@@ -453,7 +451,7 @@ def test_effort_counts_pixels_and_scans() -> None:
 def test_stopping_ends_the_process_that_decodes_a_large_image() -> None:
     """It could take 20 s of processor time, and nobody waits for its answer any more."""
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(view_of_large, many_scans(2000, 200), 1 << 30, FULL_RANGE, 224, 256)
+        answer = pool.submit(view_of_large, many_scans(2000, 200), 1 << 30, preprocessing(224))
         while not decoding._children:
             time.sleep(0.01)
         decoding.end_children()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Extract, some_flowers
+from conftest import Extract, preprocessing, some_flowers
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,8 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from cache.store import FeatureCache
 from pipeline.extraction.plan import ExtractionContext
-from pipeline.inputs.augment import ViewParameters, resize_for, view_parameters
-from pipeline.inputs.clean import clean_view
+from pipeline.inputs.augment import ViewParameters, view_parameters
 from pipeline.inputs.decode import Pixels, decode_rgb
 from pipeline.inputs.views import TOLERANCE, DeviceViews, Halves, Views, augmented_view
 
@@ -49,27 +48,25 @@ def difference(one: Pixels, other: Pixels) -> Pixels:
 def test_the_clean_view_is_bit_equal_to_torchvisions_crop(height: int, width: int, size: int) -> None:
     """Resize and centre crop as VGG16_Weights.IMAGENET1K_V1.transforms(), whatever the image's size."""
     image = Image.fromarray(noise(height, width))
-    resized = functional.resize(image, [resize_for(size)], InterpolationMode.BILINEAR, antialias=True)
+    resized = functional.resize(image, [preprocessing(size).resize], InterpolationMode.BILINEAR, antialias=True)
     expected = np.asarray(functional.center_crop(resized, [size, size]))
-    assert np.array_equal(clean_view(np.asarray(image), size, resize_for(size)), expected)
+    assert np.array_equal(preprocessing(size).view(np.asarray(image)), expected)
 
 
 def test_the_preset_is_torchvisions() -> None:
     """256 for 224, bilinear, mean and deviation: the numbers of the preset."""
-    from pipeline.backbones.backbone import MEAN, STD
-
     preset = VGG16_Weights.IMAGENET1K_V1.transforms()
     assert preset.crop_size == [224]
-    assert preset.resize_size == [resize_for(224)]
+    assert preset.resize_size == [preprocessing(224).resize]
     assert preset.interpolation == InterpolationMode.BILINEAR
-    assert tuple(preset.mean) == MEAN
-    assert tuple(preset.std) == STD
+    assert tuple(preset.mean) == preprocessing().mean
+    assert tuple(preset.std) == preprocessing().std
 
 
 @given(height=st.integers(1, 70), width=st.integers(1, 70), number=st.integers(0, 99))
 def test_every_view_of_any_image_has_the_input_size(height: int, width: int, number: int) -> None:
     """Also of images smaller than the crop, down to one pixel."""
-    view = Views(32, 37).render(noise(height, width), bytes(32), f"pass:{number}")
+    view = Views(preprocessing()).render(noise(height, width), bytes(32), f"pass:{number}")
     assert view.shape == (32, 32, 3)
     assert view.dtype == np.uint8
 
@@ -77,13 +74,13 @@ def test_every_view_of_any_image_has_the_input_size(height: int, width: int, num
 def test_a_view_is_the_same_each_time_and_other_passes_differ() -> None:
     """Pixels follow from image, seed, digest and pass."""
     pixels = noise(40, 50)
-    views = Views(32, 37, seed=1)
+    views = Views(preprocessing(), seed=1)
     first = views.render(pixels, bytes(32), "pass:1")
     assert np.array_equal(first, views.render(pixels, bytes(32), "pass:1"))
     for other in (
         views.render(pixels, bytes(32), "pass:2"),
         views.render(pixels, b"\1" * 32, "pass:1"),
-        Views(32, 37, seed=2).render(pixels, bytes(32), "pass:1"),
+        Views(preprocessing(), seed=2).render(pixels, bytes(32), "pass:1"),
     ):
         assert not np.array_equal(first, other)
 
@@ -145,7 +142,7 @@ VIEWS = ("pass:0", "pass:1", "pass:2")
 @given(height=st.integers(1, 300), width=st.integers(1, 300), seed=st.integers(0, 99))
 def test_a_device_renders_what_the_processor_does(height: int, width: int, seed: int) -> None:
     """Within the policy's tolerance, whatever the image and the view."""
-    pixels, views = noise(height, width, seed), Views(32, 37, seed)
+    pixels, views = noise(height, width, seed), Views(preprocessing(), seed)
     here, there = (
         views.render_all(pixels, bytes(32), VIEWS),
         DeviceViews(views, CPU).render_all(pixels, bytes(32), VIEWS),
@@ -158,7 +155,7 @@ def test_a_device_renders_what_the_processor_does(height: int, width: int, seed:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 def test_cuda_renders_what_the_processor_does() -> None:
     """The same on a device of another kind."""
-    views = Views(224, 256)
+    views = Views(preprocessing(224))
     for seed in range(8):
         pixels = noise(300 + 40 * seed, 500 - 30 * seed, seed)
         there = DeviceViews(views, torch.device("cuda")).render_all(pixels, bytes(32), VIEWS)
@@ -169,7 +166,7 @@ def test_cuda_renders_what_the_processor_does() -> None:
 
 def test_on_flowers_hardly_a_pixel_of_the_clean_view_differs_on_a_device() -> None:
     """By one grey level, in fewer than one of a hundred."""
-    views = Views(224, 256)
+    views = Views(preprocessing(224))
     changed = []
     for file in some_flowers(12):
         pixels = decode_rgb(file.read_bytes())
@@ -200,6 +197,4 @@ def test_an_extraction_that_renders_on_its_device(
 def on_its_device(context: ExtractionContext) -> DeviceViews:
     """As for CUDA, on the CPU."""
     recipe = context.manifest.augmentation
-    return DeviceViews(
-        Views(context.manifest.base.input_size, context.manifest.base.resize, recipe.seed if recipe else 0), CPU
-    )
+    return DeviceViews(Views(context.preprocessing, recipe.seed if recipe else 0), CPU)

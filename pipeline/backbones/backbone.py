@@ -20,21 +20,32 @@ from pipeline.backbones.sources import fetch
 from pipeline.backbones.weights import NamedWeights, load_weights_file
 from pipeline.backbones.winograd import accelerate
 from pipeline.errors import PipelineError, WeightsError
+from pipeline.inputs.decode import Decoding
+from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.inputs.views import ViewPixels
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-CENTRE = tuple(float(round(255 * mean)) for mean in MEAN)  # (124, 116, 104)
 Pending = Callable[[], Float16Array]  # waits for the rows of a batch: (B, D)
-LAYER = "avgpool"  # its flattened output is the row
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """A torchvision network with `features`, `avgpool` and `classifier`, and its named weights."""
+    """A torchvision network with `features`, `avgpool` and `classifier`, and what its weights were trained with.
+
+    Attributes:
+        build: called with weights=None.
+        weights: the named ones.
+        layer: its flattened output is the row.
+        mean: per RGB channel of pixels scaled to 0..1.
+        std: likewise.
+        resize: short side before the center crop, as a multiple of its side.
+    """
 
     build: Callable[..., nn.Module]
     weights: NamedWeights
+    layer: str = "avgpool"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    resize: float = 256 / 224
 
 
 def _vgg(depth: int, enum: Any, **pinned: Any) -> BackboneSpec:
@@ -72,6 +83,12 @@ def backbone_spec(name: str) -> BackboneSpec:
     if name not in BACKBONES:
         raise PipelineError(f"no backbone {name!r}: expected one of {', '.join(BACKBONES)}")
     return BACKBONES[name]
+
+
+def preprocessing_of(name: str, size: int, decoding: Decoding) -> Preprocessing:
+    """How images become the input of backbone `name`, of `size` pixels."""
+    spec = backbone_spec(name)
+    return Preprocessing(size, round(spec.resize * size), spec.mean, spec.std, decoding=decoding.name)
 
 
 def load_tensors(name: str, weights: str | None) -> dict[str, Tensor]:
@@ -120,11 +137,12 @@ def build_trunk(name: str) -> nn.Module:
 
 
 def row_shape(name: str, size: int) -> tuple[int, ...]:
-    """Shape of one row of `LAYER` for a square input of `size` pixels: (512, 7, 7) for VGG16."""
+    """Shape of one row for a square input of `size` pixels: (512, 7, 7) for VGG16."""
     with torch.device("meta"):
         trunk = build_trunk(name)
         shapes: list[tuple[int, ...]] = []
-        trunk.get_submodule(LAYER).register_forward_hook(lambda _m, _i, output: shapes.append(tuple(output.shape[1:])))
+        layer = trunk.get_submodule(backbone_spec(name).layer)
+        layer.register_forward_hook(lambda _m, _i, output: shapes.append(tuple(output.shape[1:])))
         try:
             trunk(torch.empty(1, 3, size, size))
         except RuntimeError as error:
@@ -137,6 +155,7 @@ class Backbone:
     """A frozen backbone on a device; `code_path` says how it computes and goes into a shard's provenance."""
 
     network: Callable[[Tensor], Tensor]
+    preprocessing: Preprocessing
     device: torch.device
     precision: str
     batch_size: int
@@ -180,8 +199,12 @@ class Backbone:
         if fixed and len(views) < self.batch_size:  # one shape, one compilation
             batch = torch.cat([batch, batch[:1].expand(self.batch_size - len(views), -1, -1, -1)])
         batch = batch.to(self.device)
-        rows: Tensor = self.network(normalise(batch) if self.precision == "float32" else centre(batch))
+        rows: Tensor = self.network(self._input(batch))
         return rows[: len(views)].float()
+
+    def _input(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 → what the network takes."""
+        return (normalise if self.precision == "float32" else centre)(pixels, self.preprocessing)
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -204,27 +227,34 @@ def _stacked(views: Sequence[ViewPixels]) -> Tensor:
     return torch.from_numpy(np.stack(views))
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 → float32, scaled to 0..1, less `MEAN`, over `STD`."""
-    shape = (1, 3, 1, 1)
-    mean, std = (torch.tensor(values, device=pixels.device).view(shape) for values in (MEAN, STD))
+def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(B, 3, H, W) uint8 → float32, scaled to 0..1, less the mean, over the standard deviation."""
+    given = preprocessing.mean, preprocessing.std
+    mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in given)
     return (pixels.float() / 255 - mean) / std
 
 
-def centre(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 → bfloat16, less `CENTRE`: whole numbers that bfloat16 holds exactly."""
-    return (pixels.float() - torch.tensor(CENTRE, device=pixels.device).view(1, 3, 1, 1)).bfloat16()
+def centre(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(B, 3, H, W) uint8 → bfloat16, less the rounded mean: whole numbers that bfloat16 holds exactly."""
+    grey = torch.tensor(_rounded_mean(preprocessing), device=pixels.device).view(1, 3, 1, 1)
+    return (pixels.float() - grey).bfloat16()
 
 
-def _take_centred(network: nn.Module) -> None:
+def _rounded_mean(preprocessing: Preprocessing) -> tuple[float, ...]:
+    """Of pixels from 0 to 255: (124, 116, 104) for ImageNet's."""
+    return tuple(float(round(255 * mean)) for mean in preprocessing.mean)
+
+
+def _take_centred(network: nn.Module, preprocessing: Preprocessing) -> None:
     """Fold what `normalise` does beyond `centre` into the first convolution of `network`, in place.
 
     Normalised pixels rounded to bfloat16 are off by the same amount all over an area of one colour, such as a black
-    corner, and that error does not average out. Zero padding here stands for CENTRE in place of MEAN, a difference
+    corner, and that error does not average out. Zero padding here stands for the rounded mean, a difference
     of at most half a grey level along the border.
     """
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    mean, std, grey = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (MEAN, STD, CENTRE))
+    given = preprocessing.mean, preprocessing.std, _rounded_mean(preprocessing)
+    mean, std, grey = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in given)
     weight = first.weight.double()
     shift = (weight * ((grey / 255 - mean) / std)).sum((1, 2, 3))
     bias = shift if first.bias is None else first.bias.double() + shift
@@ -235,6 +265,7 @@ def _take_centred(network: nn.Module) -> None:
 def load_backbone(
     name: str,
     tensors: dict[str, Tensor],
+    preprocessing: Preprocessing,
     *,
     device: torch.device,
     precision: str,
@@ -251,16 +282,16 @@ def load_backbone(
     network.load_state_dict(tensors, assign=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if precision == "bfloat16":
-        _take_centred(network)
+        _take_centred(network, preprocessing)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     network = network.to(device, dtype).to(memory_format=torch.channels_last)
     network.requires_grad_(False)
     batch_size = batch_size or (64 if device.type == "cuda" else 8)
     if compiled and (fast := compile_network(network)) is not None:
-        return Backbone(fast, device, precision, batch_size, "compiled")
+        return Backbone(fast, preprocessing, device, precision, batch_size, "compiled")
     code_path = "eager"
     if device.type == "cpu":
         winograd = precision == "float32" and accelerate(network)
         fused = fuse(network)
         code_path = "winograd" if winograd else "fused" if fused else "eager"
-    return Backbone(network, device, precision, batch_size, code_path)
+    return Backbone(network, preprocessing, device, precision, batch_size, code_path)

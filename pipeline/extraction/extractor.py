@@ -78,7 +78,7 @@ class Extractor:
         """
         context, rows = self._context, count_views(tasks)
         start = time.perf_counter()
-        loader = Loader(self._renderer, _workers(context), context.decoding, tally.remarks)
+        loader = Loader(self._renderer, _workers(context), tally.remarks)
         with (
             self._writer(rows, one_shard) as writer,
             progress(rows, "rows", lambda: f", bound by {_bound(loader, writer, tally)}") as advance,
@@ -107,8 +107,8 @@ class Extractor:
 
 def _renderer(context: ExtractionContext) -> Renderer:
     """Views are rendered where the backbone computes, unless that is the processor."""
-    base, recipe = context.manifest.base, context.manifest.augmentation
-    views = Views(base.input_size, base.resize, recipe.seed if recipe else 0)
+    recipe = context.manifest.augmentation
+    views = Views(context.preprocessing, recipe.seed if recipe else 0)
     return views if context.device.type == "cpu" else DeviceViews(views, context.device)
 
 
@@ -176,7 +176,7 @@ def refuse_bad(context: ExtractionContext, tally: Tally, remaining: list[DecodeT
     """DecodeError for all files that cannot be decoded: those found, and those of `remaining`, which are tried."""
     if context.config.skip_bad or not tally.bad:
         return
-    rest = [(task, str(error)) for task, error in Loader(_renderer(context), 2, context.decoding).check(remaining)]
+    rest = [(task, str(error)) for task, error in Loader(_renderer(context), 2).check(remaining)]
     found = [*tally.bad.values(), *rest]
     lines = "\n".join(f"  {named(task.path)}: {reason}" for task, reason in found)
     raise DecodeError(

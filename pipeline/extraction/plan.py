@@ -4,7 +4,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,11 +28,11 @@ from pipeline.extraction.checks import (
     stored_manifest,
 )
 from pipeline.inputs import augment
-from pipeline.inputs.clean import INTERPOLATION
 from pipeline.inputs.decode import Decoding
 from pipeline.inputs.grey import AUTO, decoding_for, measured_range, narrow_range
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.loader import DecodeTask
+from pipeline.inputs.preprocessing import Preprocessing
 
 logger = logging.getLogger("headgraft.extraction")
 
@@ -47,9 +47,9 @@ class ExtractionContext:
     manifest: Manifest
 
     @property
-    def decoding(self) -> Decoding:
-        """How image files become pixels."""
-        return Decoding.parse(self.manifest.base.decoding)
+    def preprocessing(self) -> Preprocessing:
+        """How image files become the input."""
+        return Preprocessing.of(self.manifest.base)
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,11 @@ def _with_measured_range(manifest: Manifest, images: ImageSet) -> Manifest:
 def _manifest(config: ExtractConfig, weights_digest: str, precision: str, decoding: Decoding) -> Manifest:
     base = Base(
         backbone=config.backbone,
-        layer=backbone.LAYER,
+        layer=backbone.backbone_spec(config.backbone).layer,
         weights_digest=weights_digest,
         row_shape=backbone.row_shape(config.backbone, config.image_size),
-        input_size=config.image_size,
-        resize=augment.resize_for(config.image_size),
-        interpolation=INTERPOLATION,
-        mean=backbone.MEAN,
-        std=backbone.STD,
-        decoding=decoding.name,
         precision=precision,
+        **asdict(backbone.preprocessing_of(config.backbone, config.image_size, decoding)),
     )
     recipe = Augmentation(augment.RECIPE, augment.RECIPE_VERSION, config.seed) if config.passes else None
     return Manifest(base, recipe)
@@ -179,7 +174,7 @@ def announce(plan: ExtractionPlan, work: Workload) -> None:
     folder = next(path for path in (plan.config.cache, *plan.config.cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free
     logger.info(f"{size(needed)} to write, {size(free)} free")
-    if found := narrow_range([task.path for task in work.tasks], plan.decoding):
+    if found := narrow_range([task.path for task in work.tasks], plan.preprocessing.policy):
         logger.warning(f"{found[0]}; use --grey-range {found[1]} or auto, with another --cache")
     if needed > free:
         raise CacheError(

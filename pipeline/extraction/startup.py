@@ -35,7 +35,7 @@ def start_backbone(context: ExtractionContext, rows: int) -> tuple[backbone.Back
 
 def _warm_up(network: backbone.Backbone, context: ExtractionContext, rows: int) -> float:
     """Bring the network to speed on blank views and say how long all will take; the seconds of the first run."""
-    size = context.manifest.base.input_size
+    size = context.preprocessing.input_size
     views = [np.zeros((size, size, 3), np.uint8)] * min(2, network.batch_size)
     seconds = []
     for _ in range(2):
@@ -52,6 +52,7 @@ def _load(context: ExtractionContext, compiled: bool) -> backbone.Backbone:
     return backbone.load_backbone(
         context.config.backbone,
         context.tensors,
+        context.preprocessing,
         device=context.device,
         precision=context.manifest.base.precision,
         batch_size=context.config.batch_size,

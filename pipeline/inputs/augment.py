@@ -61,11 +61,6 @@ def view_parameters(seed: int, digest: bytes, number: int) -> ViewParameters:
     )
 
 
-def resize_for(size: int) -> int:
-    """Short side before the centre crop of `size`: 256 for 224, in proportion for others."""
-    return round(256 * size / 224)
-
-
 def clean_layout(height: int, width: int, size: int, resize: int) -> tuple[tuple[int, int], Box]:
     """Height and width of the image with its short side at `resize`, and the centre crop of `size` in it."""
     short = min(height, width)

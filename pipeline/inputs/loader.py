@@ -13,7 +13,7 @@ from typing import Self
 import torch
 
 from pipeline.errors import DecodeError, ImageSetError
-from pipeline.inputs.decode import Decoding, Pixels, decode_rgb, read_image
+from pipeline.inputs.decode import decode_rgb, read_image
 from pipeline.inputs.remarks import Remarks, catching_warnings
 from pipeline.inputs.views import Renderer, ViewPixels
 
@@ -37,9 +37,9 @@ class Loader:
     Threads serve, because Pillow and torch free the interpreter while they decode and resize.
     """
 
-    def __init__(self, renderer: Renderer, workers: int, decoding: Decoding, remarks: Remarks | None = None) -> None:
+    def __init__(self, renderer: Renderer, workers: int, remarks: Remarks | None = None) -> None:
         self.renderer = renderer
-        self.decoding = decoding
+        self.decoding = renderer.preprocessing.policy
         self.remarks = Remarks() if remarks is None else remarks  # on files that were decoded
         self.workers = workers
         self.ahead = max(16, 4 * workers)  # files
@@ -103,12 +103,6 @@ class Loader:
         except DecodeError as error:
             outcome = error
         return outcome, odd, time.perf_counter() - start
-
-
-def read_pixels(path: Path, decoding: Decoding) -> Pixels:
-    """One image file, decoded in this thread: (height, width, 3); DecodeError with the reason."""
-    with catching_warnings():
-        return decode_rgb(read_image(path), policy=decoding)
 
 
 def _read(task: DecodeTask) -> bytes:

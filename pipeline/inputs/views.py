@@ -17,8 +17,8 @@ from torch.nn.functional import grid_sample, interpolate
 
 from cache.layout import pass_number
 from pipeline.inputs.augment import ViewParameters, clean_layout, view_parameters
-from pipeline.inputs.clean import clean_view
 from pipeline.inputs.decode import Pixels
+from pipeline.inputs.preprocessing import Preprocessing
 
 TOLERANCE = 1  # grey level of 255 that a pixel may differ by between the two
 ViewPixels = Pixels | Tensor  # (size, size, 3) uint8
@@ -99,6 +99,9 @@ class Renderer(Protocol):
     @property
     def place(self) -> str: ...
 
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+
     def render_all(self, pixels: Pixels, digest: bytes, views: Sequence[str]) -> Sequence[ViewPixels]:
         """Each of `views` (size, size, 3) of the decoded image of a file with SHA-256 `digest`."""
         ...
@@ -106,10 +109,9 @@ class Renderer(Protocol):
 
 @dataclass(frozen=True)
 class Views:
-    """Renders the views of one cache: `size` and `resize` in pixels, `seed` of the augmented passes."""
+    """Renders the views of one cache; `seed` is that of the augmented passes."""
 
-    size: int
-    resize: int
+    preprocessing: Preprocessing
     seed: int = 0
     place: str = "processor"
 
@@ -122,14 +124,15 @@ class Views:
         """Several views of one image."""
         image: Halves | None = None  # made for the first augmented view, if there is one
         rendered = []
-        for view in views:
-            parameters = self.parameters(digest, view)
+        for name in views:
+            parameters = self.parameters(digest, name)
             if parameters is None:
-                rendered.append(clean_view(pixels, self.size, self.resize))
+                rendered.append(self.preprocessing.view(pixels))
             else:
                 if image is None:  # a copy, since torch wants what it could write to
                     image = Halves(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
-                rendered.append(np.stack([*augmented_view(image, self.size, parameters).numpy()], axis=-1))
+                view = augmented_view(image, self.preprocessing.input_size, parameters)
+                rendered.append(np.stack([*view.numpy()], axis=-1))
         return rendered
 
     def parameters(self, digest: bytes, view: str) -> ViewParameters | None:
@@ -151,6 +154,11 @@ class DeviceViews:
         self._on_cuda = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._on_cuda else None
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """That of the views."""
+        return self.views.preprocessing
+
     @torch.inference_mode()
     def render_all(self, pixels: Pixels, digest: bytes, views: Sequence[str]) -> list[Tensor]:
         """Each view (size, size, 3) uint8, on the device, ready for whatever its current stream is given next."""
@@ -170,5 +178,5 @@ class DeviceViews:
     def _render(self, image: Tensor, halves: Halves, digest: bytes, view: str) -> Tensor:
         parameters = self.views.parameters(digest, view)
         if parameters is None:
-            return clean_view_on_device(image, self.views.size, self.views.resize)
-        return augmented_view(halves, self.views.size, parameters)
+            return clean_view_on_device(image, self.preprocessing.input_size, self.preprocessing.resize)
+        return augmented_view(halves, self.preprocessing.input_size, parameters)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cache.layout import CLEAN_VIEW
+from cache.manifest import Manifest
 from pipeline.backbones.backbone import Backbone, build_trunk, load_backbone
 from pipeline.errors import BundleError, DecodeError
-from pipeline.inputs.decode import Decoding
 from pipeline.inputs.loader import DecodeTask, Loader
+from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.inputs.remarks import Remarks
 from pipeline.inputs.views import ViewPixels, Views
 from pipeline.machine.device import computes_bfloat16, resolve_precision
@@ -70,14 +71,9 @@ class Bundle:
         return None if found is None else float(found)
 
     @property
-    def views(self) -> Views:
-        """The preprocessing, the same object that stage one uses."""
-        return Views(self.card["preprocessing"]["input_size"], self.card["preprocessing"]["resize"])
-
-    @property
-    def decoding(self) -> Decoding:
-        """How image files become pixels, as in stage one."""
-        return Decoding.parse(self.card["preprocessing"]["decoding"])
+    def preprocessing(self) -> Preprocessing:
+        """How image files become the input, as in stage one."""
+        return Preprocessing.of(Manifest.parse(self.card["manifest"]).base)
 
     @cached_property
     def _cpu_backbone(self) -> Backbone:
@@ -86,7 +82,12 @@ class Bundle:
     def backbone(self, device: torch.device, precision: str, batch_size: int | None = None) -> Backbone:
         """The bundle's backbone, ready to compute rows."""
         return load_backbone(
-            self.card["backbone"], self.backbone_tensors, device=device, precision=precision, batch_size=batch_size
+            self.card["backbone"],
+            self.backbone_tensors,
+            self.preprocessing,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
         )
 
     def precision_on(self, device: torch.device, asked: str) -> str:
@@ -124,7 +125,7 @@ class Bundle:
         """Clean views of image files, decoded ahead in a thread: (places in `paths`, views)."""
         places: list[int] = []
         views: list[ViewPixels] = []
-        with Loader(self.views, 1, self.decoding, remarks) as loader:
+        with Loader(Views(self.preprocessing), 1, remarks) as loader:
             work = (DecodeTask(path, b"", (CLEAN_VIEW,)) for path in paths)
             for place, (_, outcome) in enumerate(loader.run(work)):
                 if isinstance(outcome, DecodeError):

@@ -4,10 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cache.manifest import Base, Manifest
-from pipeline.backbones.backbone import MEAN, STD
-from pipeline.inputs.clean import INTERPOLATION
-from pipeline.inputs.decode import Decoding
+from cache.manifest import Manifest
+from pipeline.inputs.preprocessing import Preprocessing
 
 _TYPES = {
     "backbone": str,
@@ -31,25 +29,7 @@ _OPTIONAL_TYPES = {
     "weights": dict,
 }
 _SCORED = {"split": str, "images": int, "top1": float, "mean_per_class": float, "when": str}
-PREPROCESSING = ("input_size", "resize", "interpolation", "mean", "std", "decoding")
-# The same for every model; stated so that other programs can compute the input. Earlier cards do not have it.
-_ALWAYS = {"channels": "RGB", "layout": "NCHW", "resize_side": "shorter", "crop": "center", "scale": 1 / 255}
 PRECISIONS = ("float32", "bfloat16")
-
-
-def preprocessing_of(base: Base) -> dict[str, Any]:
-    """How an image becomes the input of the backbone: the card's `preprocessing`."""
-    return {**_ALWAYS, **{name: getattr(base, name) for name in PREPROCESSING}}
-
-
-def in_words(preprocessing: dict[str, Any]) -> str:
-    """The same for a reader, in the order of its steps."""
-    size, mean, std = (preprocessing[name] for name in ("input_size", "mean", "std"))
-    return (
-        f"RGB, shorter side resized to {preprocessing['resize']} pixels ({preprocessing['interpolation']}), "
-        f"center crop of {size} x {size}, divided by 255, minus mean {', '.join(map(str, mean))}, "
-        f"divided by std {', '.join(map(str, std))}"
-    )
 
 
 def card_fault(card: dict[str, Any], outputs: int) -> str:
@@ -61,7 +41,7 @@ def card_fault(card: dict[str, Any], outputs: int) -> str:
         base = Manifest.parse(card["manifest"]).base
     except ValueError as error:
         return f"a manifest with {error}"
-    if wrong := _unknown_preprocessing(base, card["preprocessing"]):
+    if wrong := Preprocessing.of(base).fault(card["preprocessing"]):
         return f"preprocessing by another {wrong}, which this program does not know"
     if base.backbone != card["backbone"] or base.precision not in PRECISIONS:
         return f"backbone {card['backbone']!r} in {base.precision}, unlike its manifest or this program"
@@ -114,21 +94,6 @@ def _are_pairs(values: object) -> bool:
 
 def _has(values: dict[str, Any], types: dict[str, type]) -> bool:
     return all(type(values.get(name)) is kind for name, kind in types.items())
-
-
-def _unknown_preprocessing(base: Base, stated: dict[str, Any]) -> str:
-    """The first step that is stated twice differently, or that this program does otherwise."""
-    ours = {"interpolation": INTERPOLATION, "mean": MEAN, "std": STD}
-    for name in PREPROCESSING:
-        value = getattr(base, name)
-        said = tuple(stated[name]) if isinstance(stated.get(name), list) else stated.get(name)
-        if said != value or value != ours.get(name, value):
-            return name
-    try:
-        Decoding.parse(base.decoding)
-    except ValueError:
-        return "decoding"
-    return next((name for name, value in _ALWAYS.items() if stated.get(name, value) != value), "")
 
 
 def _are_texts(values: Sequence[object]) -> bool:

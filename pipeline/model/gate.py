@@ -23,8 +23,7 @@ from pipeline.bases.basis import Basis
 from pipeline.bases.reduced import reduce_rows
 from pipeline.console import named
 from pipeline.errors import ParityError, RunError
-from pipeline.inputs.decode import Decoding
-from pipeline.inputs.loader import read_pixels
+from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.inputs.views import Views
 from pipeline.machine.device import computes_bfloat16
 from pipeline.run import Run
@@ -67,7 +66,8 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
     check_files(images, root)
     device = device_of(base.precision)
     logger.info(f"parity: {len(images)} validation images through the exported file")
-    network = load_backbone(base.backbone, dict(trained.backbone_tensors), device=device, precision=base.precision)
+    preprocessing, tensors = Preprocessing.of(base), dict(trained.backbone_tensors)
+    network = load_backbone(base.backbone, tensors, preprocessing, device=device, precision=base.precision)
     expected, reduced = _expected(trained, images, root, network)
     request = {
         "model": str(model),
@@ -176,9 +176,8 @@ def _expected(
 
 def _rows_here(cache: FeatureCache, images: list[ImageRecord], root: Path, network: Backbone) -> Float16Array:
     """Whole rows of the images' files, (N, D)."""
-    base = cache.manifest.base
-    views, decoding = Views(base.input_size, base.resize), Decoding.parse(base.decoding)
-    pixels = [views.render(read_pixels(root / i.path, decoding), i.key, CLEAN_VIEW) for i in images]
+    preprocessing = Preprocessing.of(cache.manifest.base)
+    pixels = [preprocessing.view_of(root / image.path) for image in images]
     size = network.batch_size
     return np.concatenate([network(pixels[n : n + size]) for n in range(0, len(pixels), size)])
 

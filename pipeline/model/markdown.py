@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.model.bundle import Bundle
-from pipeline.model.card import in_words
 
 _SAID_BEFORE = ("basis", "set")
 _PRIORS = {
@@ -25,7 +24,7 @@ def model_card(bundle: Bundle) -> str:
     lines += [
         f"- {card['backbone']} up to `{base['layer']}`, frozen, then Linear({features}, {hidden}), ReLU, Dropout, "
         f"Linear({hidden}, {len(bundle.classes)}), LogSoftmax",
-        f"- input: {in_words(card['preprocessing'])}",
+        f"- input: {bundle.preprocessing}",
         f"- weights of the backbone: {base['weights_digest'][:16]}; licence: {_licence(card)}",
         f"- trained on features computed in {base['precision']}; the file's numbers are float32",
         f"- tensors: {_checked(card)}",

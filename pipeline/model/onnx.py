@@ -13,13 +13,10 @@ import numpy as np
 import torch
 
 from cache.errors import install_hint
-from cache.layout import CLEAN_VIEW
 from pipeline.backbones.backbone import normalise
 from pipeline.console import named
 from pipeline.errors import ParityError, PipelineError
-from pipeline.inputs.loader import read_pixels
 from pipeline.model.bundle import Bundle
-from pipeline.model.card import in_words
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # in log-probability, class by class
@@ -40,7 +37,7 @@ def write_onnx(bundle: Bundle, path: Path, images: Sequence[Path]) -> float:
 
     ParityError, which names the image, where that is over 1e-3 or a most probable class differs.
     """
-    model, size = bundle.as_module(), bundle.card["preprocessing"]["input_size"]
+    model, size = bundle.as_module(), bundle.preprocessing.input_size
     program = torch.onnx.export(
         model,
         (torch.zeros(2, 3, size, size),),
@@ -54,7 +51,7 @@ def write_onnx(bundle: Bundle, path: Path, images: Sequence[Path]) -> float:
     stated = {"classes": bundle.classes, "preprocessing": bundle.card["preprocessing"], "headgraft": bundle.card}
     program.model.metadata_props.update({key: json.dumps(value) for key, value in stated.items()})
     program.model.doc_string = (
-        f"{INPUT}: float32 (N, 3, {size}, {size}): {in_words(bundle.card['preprocessing'])}. "
+        f"{INPUT}: float32 (N, 3, {size}, {size}): {bundle.preprocessing}. "
         f"{OUTPUT}: (N, {len(bundle.classes)}), in the order of the metadata's classes."
     )
     program.save(str(path), external_data=False)
@@ -68,8 +65,8 @@ def _check(bundle: Bundle, path: Path, images: Sequence[Path]) -> float:
     model, largest = bundle.as_module(), 0.0
     for start in range(0, len(images), BATCH):
         files = images[start : start + BATCH]
-        views = np.stack([bundle.views.render(read_pixels(file, bundle.decoding), b"", CLEAN_VIEW) for file in files])
-        pixels = normalise(torch.from_numpy(views).permute(0, 3, 1, 2)).contiguous()
+        views = np.stack([bundle.preprocessing.view_of(file) for file in files])
+        pixels = normalise(torch.from_numpy(views).permute(0, 3, 1, 2), bundle.preprocessing).contiguous()
         with torch.inference_mode():
             expected = model(pixels)
         found = torch.from_numpy(session.run([OUTPUT], {INPUT: pixels.numpy()})[0])

@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
 
-from cache.layout import CLEAN_VIEW
 from pipeline.backbones.backbone import Backbone
 from pipeline.console import named
 from pipeline.errors import DecodeError
@@ -90,6 +89,7 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
     small, large = ThreadPoolExecutor(threads, "decode-small"), ThreadPoolExecutor(1, "decode-large")
     middle = ThreadPoolExecutor(threads, "decode-middle", lower_priority)
     waiting, waiting_large = Room(limits.waiting), Room(limits.large)
+    preprocessing = bundle.preprocessing
     waiting_bytes = Room(DISCARDED * limits.bytes)
 
     @asynccontextmanager
@@ -116,10 +116,10 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
     _answer_with_reasons(app)
 
     def view_of(data: bytes) -> Pixels:
-        return bundle.views.render(pixels_of(data, limits.pixels, bundle.decoding), b"", CLEAN_VIEW)
+        return preprocessing.view(pixels_of(data, limits.pixels, preprocessing))
 
     def view_apart(data: bytes) -> Pixels:
-        return view_of_large(data, limits.pixels, bundle.decoding, bundle.views.size, bundle.views.resize)
+        return view_of_large(data, limits.pixels, preprocessing)
 
     async def views_of(uploads: list[UploadFile]) -> list[Pixels | BaseException]:
         """Of each file its view, or why there is none; Busy where too many large images wait."""

@@ -5,18 +5,20 @@ time. That process runs this module: it reads a file's bytes on standard input a
 on standard output, or the reason why there is none, with status 1.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import DecodeError
-from pipeline.inputs.clean import clean_view
-from pipeline.inputs.decode import Decoding, Pixels, decode_rgb, open_image
+from pipeline.inputs.decode import Pixels, decode_rgb, open_image
 from pipeline.inputs.effort import pixel_passes
+from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.inputs.remarks import collected
 
 try:
@@ -46,21 +48,22 @@ def effort(data: bytes) -> int:
         return 0
 
 
-def pixels_of(data: bytes, pixel_limit: int, decoding: Decoding) -> Pixels:
+def pixels_of(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
     """Decode an upload to uint8 RGB (height, width, 3); DecodeError with the reason."""
-    return decode_rgb(data, pixel_limit, SCANS * pixel_limit, decoding)
+    return decode_rgb(data, pixel_limit, SCANS * pixel_limit, preprocessing.policy)
 
 
-def view_of_large(data: bytes, pixel_limit: int, decoding: Decoding, size: int, resize: int) -> Pixels:
-    """The clean view (size, size, 3) of a large image, from a process of its own; DecodeError with the reason."""
-    given = map(str, (pixel_limit, decoding.grey_range, size, resize))
-    command = [sys.executable, "-m", "pipeline.service.decoding", *given]
+def view_of_large(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
+    """The clean view of a large image, from a process of its own; DecodeError with the reason."""
+    given = json.dumps([pixel_limit, asdict(preprocessing)])
+    command = [sys.executable, "-m", "pipeline.service.decoding", given]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=Path(__file__).parents[2]) as child:
         _children.add(child)
         answer, _ = child.communicate(data)
         _children.discard(child)
     if child.returncode == 0:
+        size = preprocessing.input_size
         return np.frombuffer(answer, np.uint8).reshape(size, size, 3)
     if child.returncode == 1 and answer:
         raise DecodeError(answer.decode())
@@ -81,19 +84,20 @@ def lower_priority() -> None:
         os.nice(NICENESS)
 
 
-def main(pixel_limit: int, grey_range: int, size: int, resize: int) -> None:
+def main(pixel_limit: int, preprocessing: Preprocessing) -> None:
     """Answer one call of `view_of_large`."""
     lower_priority()
     if resource:
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
-        pixels = pixels_of(sys.stdin.buffer.read(), pixel_limit, Decoding(grey_range))
+        pixels = pixels_of(sys.stdin.buffer.read(), pixel_limit, preprocessing)
     except DecodeError as error:
         sys.stdout.buffer.write(str(error).encode(errors="backslashreplace"))
         sys.exit(1)
-    sys.stdout.buffer.write(clean_view(pixels, size, resize).tobytes())
+    sys.stdout.buffer.write(preprocessing.view(pixels).tobytes())
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    limit, given = json.loads(sys.argv[1])
+    main(limit, Preprocessing(**given))

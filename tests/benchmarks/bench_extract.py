@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from beside import BASELINES, ROOT, hardware, line, run, subset
 
-from pipeline.backbones.backbone import BACKBONES, load_backbone, load_tensors
+from pipeline.backbones.backbone import BACKBONES, load_backbone, load_tensors, preprocessing_of
+from pipeline.inputs.decode import FULL_RANGE
 from pipeline.machine.device import available_cpus, resolve_precision
 
 CPU = torch.device("cpu")
@@ -54,7 +55,13 @@ def limit() -> float:
 def forward_alone(batches: int = 12) -> float:
     """Images per second of the backbone on pixels that lie ready."""
     tensors = load_tensors("vgg16", None)
-    network = load_backbone("vgg16", tensors, device=CPU, precision=resolve_precision("auto", CPU))
+    network = load_backbone(
+        "vgg16",
+        tensors,
+        preprocessing_of("vgg16", 224, FULL_RANGE),
+        device=CPU,
+        precision=resolve_precision("auto", CPU),
+    )
     views = [np.full((224, 224, 3), grey, np.uint8) for grey in range(network.batch_size)]
     network(views)
     seconds = []

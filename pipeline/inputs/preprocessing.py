@@ -1,0 +1,85 @@
+"""From an image file to the pixels that a backbone sees: one object, recorded with everything it made.
+
+Free of torch, so that a process which only decodes starts at once.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from pipeline.inputs.augment import clean_layout
+from pipeline.inputs.decode import DECODING_POLICY, Decoding, Pixels, decode_rgb, read_image
+from pipeline.inputs.remarks import catching_warnings
+
+INTERPOLATION = "bilinear-antialias"
+# The same for every model; stated so that other programs can compute the input. Earlier cards do not have it.
+_ALWAYS = {"channels": "RGB", "layout": "NCHW", "resize_side": "shorter", "crop": "center", "scale": 1 / 255}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image file becomes the input of a backbone.
+
+    Attributes:
+        input_size: side of the square view, in pixels.
+        resize: short side of the resized image that the center crop is taken of, in pixels.
+        mean: per RGB channel of pixels scaled to 0..1, subtracted.
+        std: per RGB channel, what is divided by after that.
+        interpolation: how images are resized.
+        decoding: name of the decoding policy.
+    """
+
+    input_size: int
+    resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = INTERPOLATION
+    decoding: str = DECODING_POLICY
+
+    @classmethod
+    def of(cls, stored: object) -> Self:
+        """From the fields of the same names of a manifest's base."""
+        return cls(**{field.name: getattr(stored, field.name) for field in fields(cls)})
+
+    @property
+    def policy(self) -> Decoding:
+        """How image files become pixels."""
+        return Decoding.parse(self.decoding)
+
+    def view(self, pixels: Pixels) -> Pixels:
+        """The clean view: (height, width, 3) → (input_size, input_size, 3), bit for bit torchvision's preset."""
+        (height, width), box = clean_layout(*pixels.shape[:2], self.input_size, self.resize)
+        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR).crop(box))
+
+    def view_of(self, path: Path) -> Pixels:
+        """The clean view of an image file, decoded in this thread; DecodeError with the reason."""
+        with catching_warnings():
+            return self.view(decode_rgb(read_image(path), policy=self.policy))
+
+    def as_card(self) -> dict[str, Any]:
+        """As a model card states it."""
+        return {**_ALWAYS, **{field.name: getattr(self, field.name) for field in fields(self)}}
+
+    def fault(self, stated: dict[str, Any]) -> str:
+        """The first step that a card states otherwise, or that this program does not know; "" where there is none."""
+        own = {name: list(value) if isinstance(value, tuple) else value for name, value in self.as_card().items()}
+        for name, value in own.items():
+            if stated.get(name, value if name in _ALWAYS else None) != value:
+                return name
+        if self.interpolation != INTERPOLATION:
+            return "interpolation"
+        try:
+            _ = self.policy
+        except ValueError:
+            return "decoding"
+        return ""
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(map(str, values)) for values in (self.mean, self.std))
+        return (
+            f"RGB, shorter side resized to {self.resize} pixels ({self.interpolation}), center crop of "
+            f"{self.input_size} x {self.input_size}, divided by 255, minus mean {mean}, divided by std {std}"
+        )
