@@ -88,9 +88,9 @@ class _Main(_Group):
             click.echo("\n".join(map(named, f"error: {error}".split("\n"))), err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
         except KeyboardInterrupt as error:
-            kept = "what was written is kept; run the same command to go on"
+            kept = "progress was saved; rerun the same command to resume"
             resumes = ctx.invoked_subcommand in ("extract", "sweep")
-            click.echo(f"interrupted: {kept if resumes else 'run it again'}", err=True)
+            click.echo(f"interrupted: {kept if resumes else 'rerun the command'}", err=True)
             ctx.exit(143 if isinstance(error, _Terminated) else 130)
         except OSError as error:
             if error.errno == errno.EPIPE:
@@ -125,11 +125,14 @@ def _training_options(command: F) -> F:
     """What one head and a sweep are asked alike: from where, into which run, on which rows."""
     options = (
         click.option("--cache", type=_PATH, required=True, help="Folder of the feature cache."),
-        click.option("--run", type=_PATH, required=True, help="Folder for what is trained."),
+        click.option("--run", type=_PATH, required=True, help="Folder of the run: the trained head and its records."),
         _option(TrainConfig, "set", "Image set.  [default: the only one]", type=str),
-        _option(TrainConfig, "passes", "Augmented passes to train on.  [default: all that are whole]", type=int),
+        _option(TrainConfig, "passes", "Augmented passes to train on.  [default: all complete passes]", type=int),
         _option(
-            TrainConfig, "memory", "GB for rows; more are read each epoch.  [default: half of the free]", type=float
+            TrainConfig,
+            "memory",
+            "Memory for features in GB; more is streamed.  [default: half of free RAM]",
+            type=float,
         ),
     )
     for option in reversed(options):
@@ -142,11 +145,11 @@ def _cluster_options(config: type) -> Callable[[F], F]:
 
     def add(command: F) -> F:
         options = (
-            _option(config, "engine", "What computes: this process, or workers of Ray.", type=click.Choice(ENGINES)),
-            _option(config, "ray_address", "Of a Ray cluster.  [default: one is begun here]", type=str),
-            _option(config, "ray_workers", "Workers.  [default: as many as there is room for]", type=int),
-            _option(config, "cpus_per_worker", "Processors of each.  [default: 1, with a GPU 4]", type=int),
-            _option(config, "gpus_per_worker", "GPUs of each, or a part of one; 0: none is used."),
+            _option(config, "engine", "Run in this process, or on Ray workers.", type=click.Choice(ENGINES)),
+            _option(config, "ray_address", "Ray cluster address.  [default: start a local cluster]", type=str),
+            _option(config, "ray_workers", "Number of Ray workers.  [default: as many as fit]", type=int),
+            _option(config, "cpus_per_worker", "CPUs per Ray worker.  [default: 1; 4 with a GPU]", type=int),
+            _option(config, "gpus_per_worker", "GPUs per Ray worker, also a fraction; 0 = no GPU."),
         )
         for option in reversed(options):
             command = option(command)
@@ -175,44 +178,49 @@ def main(verbosity: str | None) -> None:
 @main.command()
 @click.argument("data", type=_PATH)
 @click.option("--cache", type=_PATH, required=True, help="Folder of the feature cache.")
-@_option(ExtractConfig, "set", "Name of the image set.  [default: DATA's last part]", type=str)
-@_option(ExtractConfig, "passes", "Augmented passes over the training images.")
-@_option(ExtractConfig, "backbone", "vgg11, vgg13, vgg16, vgg19 or alexnet.")
-@_option(ExtractConfig, "weights", "A name, or a file of weights.  [default: ImageNet]", type=str)
-@_option(ExtractConfig, "image_size", "Side of the backbone's input in pixels.")
-@_option(ExtractConfig, "seed", "Seed of the augmented passes.")
-@_option(ExtractConfig, "split_seed", "Seed of the split where DATA has none.")
-@_option(ExtractConfig, "precision", "What the backbone computes in.", type=click.Choice(PRECISIONS))
-@_option(ExtractConfig, "device", "Where it computes.", type=click.Choice(DEVICES))
-@_option(ExtractConfig, "batch_size", "Views a batch.  [default: 8, on CUDA 64]", type=int)
+@_option(ExtractConfig, "set", "Name of the image set.  [default: last component of DATA]", type=str)
+@_option(ExtractConfig, "passes", "Number of augmented passes over the training images.")
+@_option(ExtractConfig, "backbone", "Pretrained network: vgg11, vgg13, vgg16, vgg19 or alexnet.")
+@_option(ExtractConfig, "weights", "Name of the weights, or a weights file.  [default: ImageNet]", type=str)
+@_option(ExtractConfig, "image_size", "Input size of the backbone in pixels.")
+@_option(ExtractConfig, "seed", "Random seed of the augmented passes.")
+@_option(ExtractConfig, "split_seed", "Random seed of the split, where DATA has none.")
+@_option(ExtractConfig, "precision", "Compute precision of the backbone.", type=click.Choice(PRECISIONS))
+@_option(ExtractConfig, "device", "Device of the backbone.", type=click.Choice(DEVICES))
+@_option(ExtractConfig, "batch_size", "Images per batch.  [default: 8; 64 on CUDA]", type=int)
 @_option(
     ExtractConfig,
     "workers",
-    "Decoding threads; 0 decodes in line.  [default: half the processors, with CUDA all]",
+    "Decoding threads; 0 = decode in the main thread.  [default: half of the CPUs; all with CUDA]",
     type=int,
 )
-@_option(ExtractConfig, "threads", "Computing threads.  [default: all processors]", type=int)
+@_option(ExtractConfig, "threads", "Compute threads.  [default: all CPUs]", type=int)
 @_option(
     ExtractConfig,
     "grey_range",
-    "Value of 16-bit grey that becomes white, or auto: 4095 for 12 bits.  [default: 65535]",
+    "White level of 16-bit grey images, or auto; 4095 for 12-bit data.  [default: 65535]",
     metavar="MAX|auto",
     type=str,
 )
-@_option(ExtractConfig, "skip_bad", "Record files that cannot be decoded, and go on.")
-@_option(ExtractConfig, "dry_run", "Say what would be done, and stop.")
-@_option(ExtractConfig, "shard_of", "i/n: compute the i-th of n parts, beside others that compute theirs.", type=str)
-@_option(ExtractConfig, "hash_only", "Hash the images once for all parts, before them; compute nothing.")
-@_option(ExtractConfig, "finish", "Index what the parts have computed; compute nothing.")
+@_option(ExtractConfig, "skip_bad", "Skip undecodable files (they are recorded) instead of failing.")
+@_option(ExtractConfig, "dry_run", "Print the plan and exit.")
+@_option(ExtractConfig, "shard_of", "i/n: compute part i of n; other processes compute the others.", type=str)
+@_option(ExtractConfig, "hash_only", "Hash the images once, before the parts; compute nothing.")
+@_option(ExtractConfig, "finish", "Write the index after all parts are computed; compute nothing.")
 @_cluster_options(ExtractConfig)
-@_option(ExtractConfig, "unit_rows", "Rows a worker makes at once.  [default: up to 128, with a GPU 1000]", type=int)
+@_option(
+    ExtractConfig,
+    "unit_rows",
+    "Rows per unit of work (Ray).  [default: up to 128; 1000 with a GPU]",
+    type=int,
+)
 @_json
 def extract(as_json: bool, **options: Any) -> None:
     """Stage one: compute the features of DATA that the cache lacks. Run it again to resume or to extend."""
     from pipeline.extract import extract as run
 
     result = run(ExtractConfig(**options))
-    rate = f", {result.images_per_second:.1f} rows/s after the start" if result.images_per_second else ""
+    rate = f", {result.images_per_second:.1f} rows/s after startup" if result.images_per_second else ""
     counts = f"{result.rows} rows in {result.cache}: {result.computed} computed, {result.reused} reused"
     text = f"{counts}, {result.seconds:.1f} s{rate}"
     if options["shard_of"]:
@@ -229,11 +237,16 @@ def extract(as_json: bool, **options: Any) -> None:
 @_training_options
 @_option(TrainConfig, "hidden", "Hidden units.")
 @_option(TrainConfig, "dropout", "Dropout probability.")
-@_option(TrainConfig, "lr", "Learning rate at the start of the cosine schedule.")
+@_option(TrainConfig, "lr", "Initial learning rate of the cosine schedule.")
 @_option(TrainConfig, "epochs", "Epochs.  [default: about 1,000 steps, 20 to 100 epochs]", type=int)
-@_option(TrainConfig, "batch_size", "Images a step.")
-@_option(TrainConfig, "weight_decay", "AdamW's weight decay.")
-@_option(TrainConfig, "class_weights", "balanced: every class weighs the same.", type=click.Choice(CLASS_WEIGHTS))
+@_option(TrainConfig, "batch_size", "Images per step.")
+@_option(TrainConfig, "weight_decay", "Weight decay of AdamW.")
+@_option(
+    TrainConfig,
+    "class_weights",
+    "balanced: weight loss by inverse class frequency.",
+    type=click.Choice(CLASS_WEIGHTS),
+)
 @_option(
     TrainConfig,
     "basis",
@@ -241,8 +254,8 @@ def extract(as_json: bool, **options: Any) -> None:
     f"[default: {HeadSettings.basis}; on a reduced cache {REDUCED_BASIS}]",
     type=str,
 )
-@_option(TrainConfig, "seed", "Seed of weights, order and dropout.")
-@_option(TrainConfig, "overwrite", "Replace an existing run.")
+@_option(TrainConfig, "seed", "Random seed of weights, shuffling and dropout.")
+@_option(TrainConfig, "overwrite", "Overwrite an existing run.")
 @_json
 def train_head(as_json: bool, **options: Any) -> None:
     """Stage two: train one head from the cache."""
@@ -255,24 +268,29 @@ def train_head(as_json: bool, **options: Any) -> None:
 
 @main.command()
 @_training_options
-@_option(SweepConfig, "heads", "Heads to try.")
-@_option(SweepConfig, "epochs", "Epochs of a head that is not stopped early.  [default: as of train-head]", type=int)
-@_option(SweepConfig, "time_limit", "Seconds after which the best so far is chosen.", type=float)
-@_option(SweepConfig, "space", "TOML file of what to search.  [default: bases, dropout, rates, decay]", type=_PATH)
-@_option(SweepConfig, "search", "How heads are found in the space.", type=click.Choice(SEARCHES))
+@_option(SweepConfig, "heads", "Number of heads to try.")
+@_option(SweepConfig, "epochs", "Epochs of a head that is not stopped early.  [default: as for train-head]", type=int)
+@_option(SweepConfig, "time_limit", "Seconds until the search ends; the best head so far is chosen.", type=float)
+@_option(
+    SweepConfig,
+    "space",
+    "TOML file of the search space.  [default: bases, dropout, rates, decay]",
+    type=_PATH,
+)
+@_option(SweepConfig, "search", "Search strategy.", type=click.Choice(SEARCHES))
 @click.option(
     "--halving/--no-halving",
     default=SweepConfig.halving,
     show_default=True,
     help="Stop the worst heads early (successive halving).",
 )
-@_option(SweepConfig, "choose_by", "Validation accuracy that decides.", type=click.Choice(METRICS))
+@_option(SweepConfig, "choose_by", "Validation metric that decides.", type=click.Choice(METRICS))
 @_option(SweepConfig, "seeds", "Retrain the best head, and the default one, with this many seeds.")
-@_option(SweepConfig, "device", "Where heads are searched.", type=click.Choice(DEVICES))
-@_option(SweepConfig, "merge", "Keep those seeds as one head, their hidden units side by side.")
+@_option(SweepConfig, "device", "Device of the search.", type=click.Choice(DEVICES))
+@_option(SweepConfig, "merge", "Merge the heads of all seeds into one head (mean of their logits).")
 @_cluster_options(SweepConfig)
-@_option(SweepConfig, "seed", "Seed of the search and of all its heads.")
-@_option(SweepConfig, "overwrite", "Begin anew in place of an existing run.")
+@_option(SweepConfig, "seed", "Random seed of the search and its heads.")
+@_option(SweepConfig, "overwrite", "Overwrite an existing run.")
 @_json
 def sweep(as_json: bool, **options: Any) -> None:
     """Stage two: try many heads, keep the best as a run."""
@@ -286,11 +304,16 @@ def sweep(as_json: bool, **options: Any) -> None:
 @main.command()
 @click.argument("target", type=_PATH, metavar="RUN_OR_MODEL")
 @click.argument("data", type=_PATH, required=False)
-@_option(EvaluateConfig, "cache", "The run's cache.  [default: where it was]", type=_PATH)
-@_option(EvaluateConfig, "split", "train, valid or test.")
-@_option(EvaluateConfig, "precision", "For a model.", type=click.Choice(PRECISIONS))
-@_option(EvaluateConfig, "device", "For a model.", type=click.Choice(DEVICES))
-@_option(EvaluateConfig, "tta", "For a model; flip: also see each image mirrored.", type=click.Choice(TTA))
+@_option(EvaluateConfig, "cache", "Folder of the feature cache.  [default: the path recorded in the run]", type=_PATH)
+@_option(EvaluateConfig, "split", "Split to score: train, valid or test.")
+@_option(EvaluateConfig, "precision", "Compute precision of the backbone (models only).", type=click.Choice(PRECISIONS))
+@_option(EvaluateConfig, "device", "Device of the backbone (models only).", type=click.Choice(DEVICES))
+@_option(
+    EvaluateConfig,
+    "tta",
+    "Test-time augmentation (models only); flip: average with the mirror image.",
+    type=click.Choice(TTA),
+)
 @_json
 def evaluate(as_json: bool, **options: Any) -> None:
     """Score a RUN from its cache, or a MODEL on images in DATA."""
@@ -309,11 +332,11 @@ def evaluate(as_json: bool, **options: Any) -> None:
 
 @main.command()
 @click.argument("run", type=_PATH)
-@_option(ReportConfig, "output", "Where to write the page.  [default: report.html in RUN]", type=_PATH)
-@_option(ReportConfig, "cache", "The run's cache.  [default: where it was]", type=_PATH)
-@_option(ReportConfig, "data", "The set's images.  [default: where they were]", type=_PATH)
-@_option(ReportConfig, "names", "JSON object of class: display name.", type=_PATH)
-@_option(ReportConfig, "overwrite", "Replace an existing file at --output.")
+@_option(ReportConfig, "output", "Path of the page.  [default: report.html in RUN]", type=_PATH)
+@_option(ReportConfig, "cache", "Folder of the feature cache.  [default: the path recorded in the run]", type=_PATH)
+@_option(ReportConfig, "data", "Folder of the images.  [default: the path recorded in the cache]", type=_PATH)
+@_option(ReportConfig, "names", "JSON file of display names by class.", type=_PATH)
+@_option(ReportConfig, "overwrite", "Overwrite an existing file at --output.")
 @_json
 def report(as_json: bool, **options: Any) -> None:
     """Write one page on RUN. It shows accuracy, errors, possible label errors, cost and what to try next."""
@@ -322,7 +345,7 @@ def report(as_json: bool, **options: Any) -> None:
     result = run(ReportConfig(**options))
     text = (
         f"{result.report}: {result.bytes / 1e6:.1f} MB, {result.pictures} pictures; "
-        f"{result.valid['top1']['value']:.2%} of validation, {counted(result.duplicates['pairs'], 'near-duplicate')}"
+        f"validation accuracy {result.valid['top1']['value']:.2%}, {counted(result.duplicates['pairs'], 'near-duplicate')}"
     )
     _emit(result, as_json, text)
 
@@ -330,33 +353,33 @@ def report(as_json: bool, **options: Any) -> None:
 @main.command()
 @click.argument("run", type=_PATH)
 @click.argument("model", type=_PATH)
-@_option(ExportConfig, "cache", "The run's cache.  [default: where it was]", type=_PATH)
-@_option(ExportConfig, "data", "The set's images.  [default: where they were]", type=_PATH)
-@_option(ExportConfig, "names", "JSON object of class: display name.", type=_PATH)
-@_option(ExportConfig, "onnx", "Also write this ONNX file, checked against the model.", type=_PATH)
+@_option(ExportConfig, "cache", "Folder of the feature cache.  [default: the path recorded in the run]", type=_PATH)
+@_option(ExportConfig, "data", "Folder of the images.  [default: the path recorded in the cache]", type=_PATH)
+@_option(ExportConfig, "names", "JSON file of display names by class.", type=_PATH)
+@_option(ExportConfig, "onnx", "Path of an ONNX file to write as well, verified against the model.", type=_PATH)
 @click.option(
     "--calibrate/--no-calibrate",
     default=ExportConfig.calibrate,
     show_default=True,
-    help="Fold a temperature, fitted on validation, into the last layer.",
+    help="Temperature scaling, fitted on the validation images and folded into the last layer.",
 )
-@_option(ExportConfig, "test", "Also compute the calibration error of the test images, and record that evaluation.")
+@_option(ExportConfig, "test", "Also compute the calibration error of the test images; recorded as a test evaluation.")
 @_option(
     ExportConfig,
     "tta",
-    "flip: also fit a temperature for --tta flip, on two views of each validation image.",
+    "flip: also fit a temperature for predictions with --tta flip.",
     type=click.Choice(TTA),
 )
 @_option(
     ExportConfig,
     "class_prior",
-    "Class frequencies that probabilities are for: none, as trained; train, of the training images; uniform.",
+    "Class frequencies to correct probabilities for: train, uniform, or none (as trained).",
     type=click.Choice(CLASS_PRIORS),
 )
-@_option(ExportConfig, "overwrite", "Replace an existing model.")
+@_option(ExportConfig, "overwrite", "Overwrite an existing model.")
 @_json
 def export(as_json: bool, **options: Any) -> None:
-    """Write RUN as one MODEL file, backbone and head. It is checked against what was trained."""
+    """Export RUN as one MODEL file, backbone and head, verified against the trained head."""
     from pipeline.export import export as run
     from pipeline.model.markdown import errors_in_words
 
@@ -379,15 +402,20 @@ def export(as_json: bool, **options: Any) -> None:
 @main.command()
 @click.argument("model", type=_PATH)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@_option(PredictConfig, "top_k", "Classes to name for each image.")
-@_option(PredictConfig, "names", "JSON object of class: display name.", type=_PATH)
-@_option(PredictConfig, "precision", "What the backbone computes in.", type=click.Choice(PRECISIONS))
-@_option(PredictConfig, "device", "Where it computes.", type=click.Choice(DEVICES))
-@_option(PredictConfig, "tta", "flip: also see each image mirrored.", type=click.Choice(TTA))
+@_option(PredictConfig, "top_k", "Number of classes per image.")
+@_option(PredictConfig, "names", "JSON file of display names by class.", type=_PATH)
+@_option(PredictConfig, "precision", "Compute precision of the backbone.", type=click.Choice(PRECISIONS))
+@_option(PredictConfig, "device", "Device of the backbone.", type=click.Choice(DEVICES))
+@_option(
+    PredictConfig,
+    "tta",
+    "Test-time augmentation; flip: average with the mirror image.",
+    type=click.Choice(TTA),
+)
 @click.option("--csv", "table", is_flag=True, help="Print path,rank,class,name,probability.")
 @_json
 def predict(as_json: bool, table: bool, **options: Any) -> None:
-    """Name the most probable classes of images. IMAGE is a file, folder or glob, or - for a list on standard input."""
+    """Predict the classes of images. IMAGE is a file, folder or glob, or - for a list on standard input."""
     from pipeline.predict import as_csv
     from pipeline.predict import predict as run
 
@@ -412,12 +440,12 @@ def predict(as_json: bool, table: bool, **options: Any) -> None:
 @click.argument("model", type=_PATH)
 @_option(ServeConfig, "host", "Address to listen on.")
 @_option(ServeConfig, "port", "Port to listen on.")
-@_option(ServeConfig, "precision", "What the backbone computes in.", type=click.Choice(PRECISIONS))
-@_option(ServeConfig, "device", "Where it computes.", type=click.Choice(DEVICES))
-@_option(ServeConfig, "max_mb", "MB of a request.")
-@_option(ServeConfig, "max_files", "Files of a request.")
-@_option(ServeConfig, "max_megapixels", "Megapixels of an image.")
-@_option(ServeConfig, "max_waiting", "Images that wait at once; beyond, requests are told to come back.")
+@_option(ServeConfig, "precision", "Compute precision of the backbone.", type=click.Choice(PRECISIONS))
+@_option(ServeConfig, "device", "Device of the backbone.", type=click.Choice(DEVICES))
+@_option(ServeConfig, "max_mb", "Maximum size of a request in MB.")
+@_option(ServeConfig, "max_files", "Maximum number of files per request.")
+@_option(ServeConfig, "max_megapixels", "Maximum size of an image in megapixels.")
+@_option(ServeConfig, "max_waiting", "Maximum number of queued images; further requests get status 503.")
 def serve(**options: Any) -> None:
     """Predict over HTTP with MODEL. It answers POST /predict and GET /health, and has a page."""
     from pipeline.serve import serve as run
@@ -427,16 +455,16 @@ def serve(**options: Any) -> None:
 
 @main.group()
 def model() -> None:
-    """Model files: what is in one."""
+    """Model files: inspect."""
 
 
 @model.command("info")
 @click.argument("model", type=_PATH)
-@click.option("--card", type=_PATH, help="Write the card to this file, as Markdown.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing card.")
+@click.option("--card", type=_PATH, help="Path of a Markdown file to write the card to.")
+@click.option("--overwrite", is_flag=True, help="Overwrite an existing card.")
 @_json
 def model_info(as_json: bool, model: Path, card: Path | None, overwrite: bool) -> None:
-    """Say what MODEL is, what it was made of and how good it is."""
+    """Show the card of MODEL: architecture, training, scores."""
     from cache.files import write_atomically
     from pipeline.model.file import load_bundle
     from pipeline.model.markdown import model_card
@@ -468,7 +496,7 @@ def cache() -> None:
 )
 @_json
 def cache_info(as_json: bool, cache: Path, duplicates: bool, name: str | None, threshold: float | None) -> None:
-    """Say what is in CACHE."""
+    """Show the contents of CACHE."""
     from cache.info import in_words, info
 
     for option, value in (("--set", name), ("--threshold", threshold)):
@@ -508,13 +536,15 @@ def cache_verify(as_json: bool, cache: Path, full: bool) -> None:
 @click.argument("cache", type=_PATH)
 @_json
 def cache_repair(as_json: bool, cache: Path) -> None:
-    """Set aside the files of CACHE that are not what was written."""
+    """Quarantine the corrupted files of CACHE."""
     from cache.check import repair
 
     result = repair(cache)
     lost = sum(result.missing.values())
     lines = (
-        [f"{len(result.set_aside)} files set aside in {result.place}"] if result.set_aside else ["nothing is damaged"]
+        [f"{len(result.set_aside)} files quarantined in {result.place}"]
+        if result.set_aside
+        else ["no file is corrupted"]
     )
     lines += [moved["shard"] for moved in result.set_aside]
     lines += [f"{lost} rows are missing: extract will compute them again"] if lost else []
@@ -524,9 +554,9 @@ def cache_repair(as_json: bool, cache: Path) -> None:
 @cache.command("pack")
 @click.argument("cache", type=_PATH)
 @click.argument("file", type=_PATH)
-@click.option("--set", "name", help="Image set.  [default: the only one]")
-@click.option("--passes", type=click.IntRange(0), help="Augmented passes.  [default: all there are]")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@click.option("--set", "name", help="Name of the image set.  [default: the only one]")
+@click.option("--passes", type=click.IntRange(0), help="Number of augmented passes.  [default: all complete passes]")
+@click.option("--overwrite", is_flag=True, help="Overwrite an existing file.")
 @_json
 def cache_pack(as_json: bool, cache: Path, file: Path, name: str | None, passes: int | None, overwrite: bool) -> None:
     """Write a set as one plain HDF5 FILE. It holds features, labels, paths, splits and passes."""
@@ -539,13 +569,13 @@ def cache_pack(as_json: bool, cache: Path, file: Path, name: str | None, passes:
 @cache.command("reduce")
 @click.argument("cache", type=_PATH)
 @click.option("--out", type=_PATH, required=True, help="Folder of the reduced cache.")
-@_option(ReduceConfig, "basis", "What rows are reduced by: pool or pyramid, then +white[:G], +pca:R or +lda[:G].")
-@_option(ReduceConfig, "set", "Image set it is fitted on.  [default: the only one]", type=str)
-@_option(ReduceConfig, "seeds", "Heads trained on either, to measure what is lost; 0: not measured.")
-@_option(ReduceConfig, "memory", "GB for rows.  [default: half of the free]", type=float)
+@_option(ReduceConfig, "basis", "Basis: pool or pyramid, then +white[:G], +pca:R or +lda[:G].")
+@_option(ReduceConfig, "set", "Image set the basis is fitted on.  [default: the only one]", type=str)
+@_option(ReduceConfig, "seeds", "Number of heads trained on both caches to measure the loss of accuracy; 0 = off.")
+@_option(ReduceConfig, "memory", "Memory for features in GB.  [default: half of free RAM]", type=float)
 @_json
 def cache_reduce(as_json: bool, **options: Any) -> None:
-    """Write CACHE in a basis to a smaller cache. What heads lose by that is measured."""
+    """Project CACHE into a smaller cache, and measure the loss of accuracy."""
     from pipeline.reduce import reduce_cache
 
     result = reduce_cache(ReduceConfig(**options))
@@ -567,7 +597,7 @@ def cache_reduce(as_json: bool, **options: Any) -> None:
 @cache.command("push")
 @click.argument("cache", type=_PATH)
 @click.argument("url")
-@click.option("--overwrite", is_flag=True, help="Replace indexes there that differ.")
+@click.option("--overwrite", is_flag=True, help="Overwrite indexes at URL that differ.")
 @_json
 def cache_push(as_json: bool, cache: Path, url: str, overwrite: bool) -> None:
     """Upload the files of CACHE that are missing at URL. Exit status 1 if a file is refused."""
@@ -579,10 +609,10 @@ def cache_push(as_json: bool, cache: Path, url: str, overwrite: bool) -> None:
 @cache.command("pull")
 @click.argument("url")
 @click.argument("cache", type=_PATH)
-@click.option("--overwrite", is_flag=True, help="Replace indexes of CACHE that differ.")
+@click.option("--overwrite", is_flag=True, help="Overwrite indexes of CACHE that differ.")
 @_json
 def cache_pull(as_json: bool, url: str, cache: Path, overwrite: bool) -> None:
-    """Download the files at URL that CACHE lacks. Every file is checked; exit status 1 if one is refused."""
+    """Download files that are missing in CACHE from URL. Exit status 1 if a file is refused."""
     from cache.remote import pull
 
     _emit_copies(pull(url, cache, overwrite), as_json, "received from")
@@ -604,35 +634,35 @@ def _emit_copies(result: "CopyResult", as_json: bool, done: str) -> None:
 @click.option("--set", "name", required=True, help="Image set.")
 @_json
 def cache_forget(as_json: bool, cache: Path, name: str) -> None:
-    """Drop a set's index; its rows stay until prune."""
+    """Delete the index of a set; its rows stay until prune."""
     from cache.prune import forget
 
     forget(cache, name)
-    _emit({"cache": str(cache), "set": name}, as_json, f"{name} is forgotten; prune drops rows that no set uses")
+    _emit({"cache": str(cache), "set": name}, as_json, f"{name} is forgotten; prune deletes rows that no set uses")
 
 
 @cache.command("prune")
 @click.argument("cache", type=_PATH)
-@click.option("--dry-run", is_flag=True, help="Say how much would go, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print how much would be deleted and exit.")
 @_json
 def cache_prune(as_json: bool, cache: Path, dry_run: bool) -> None:
-    """Drop rows that no set uses, spare copies and projections."""
+    """Delete rows that no set uses, duplicate rows and projections."""
     from cache.prune import prune
 
     result = prune(cache, dry_run)
-    done = "would go" if dry_run else "dropped"
+    done = "would be deleted" if dry_run else "deleted"
     _emit(result, as_json, f"{result.rows} rows, {result.bytes / 1e6:.1f} MB {done}")
 
 
 @main.group()
 def weights() -> None:
-    """Pretrained weights: which there are, and fetching them."""
+    """Pretrained weights: list, fetch."""
 
 
 @weights.command("list")
 @_json
 def weights_list(as_json: bool) -> None:
-    """The backbones, their weights, and whether they are on this machine."""
+    """List the backbones, their weights, and whether they are on this machine."""
     from pipeline.backbones.backbone import BACKBONES
 
     known = [spec.weights for spec in BACKBONES.values()]

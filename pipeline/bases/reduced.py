@@ -37,15 +37,29 @@ def uses_labels(basis: str) -> bool:
 
 def sees_labels(cache: FeatureCache) -> bool:
     """Whether labels took part in reducing the rows of a cache."""
-    return cache.reduction is not None and cache.reduction.fitted_on.get("labels") is not False
+    reduction = cache.reduction
+    return reduction is not None and bool(reduction.fitted_on.get("labels", uses_labels(reduction.basis)))
 
 
 def fitted_among(cache: FeatureCache, images: Iterable[ImageRecord]) -> int:
     """How many distinct images of these the cache's reduction was fitted on; 0 where rows are complete."""
     if cache.reduction is None:
         return 0
-    fitted_on = _arrays(cache, cache.reduction)[1].numpy().view(f"V{_BYTES}").ravel()
-    return len({image.key[:_BYTES] for image in images}.intersection(fitted_on.tolist()))
+    return len({image.key[:_BYTES] for image in images} & _fitted_images(cache, cache.reduction))
+
+
+def _fitted_images(cache: FeatureCache, reduction: Reduction) -> set[bytes]:
+    """First bytes of the digests: as kept with the basis, or where an earlier version did not, those of the set."""
+    if (kept := _arrays(cache, reduction)[1]) is not None:
+        return set(kept.numpy().view(f"V{_BYTES}").ravel().tolist())
+    name = reduction.fitted_on.get("set")
+    index = cache.index(name) if name in cache.sets() else None
+    if index is None or index.digest != reduction.fitted_on.get("set_digest"):
+        raise DamagedCache(
+            f"{cache.path / BASIS_FILE} does not name the images that the reduction was fitted on, and set {name!r} is "
+            "not here as it was then: run cache reduce again, into another folder"
+        )
+    return {image.key[:_BYTES] for image in index.split("train")}
 
 
 def unchecked(cache: FeatureCache, index: SetIndex) -> str:
@@ -76,19 +90,16 @@ def reduction_basis(cache: FeatureCache) -> Basis | None:
     return basis
 
 
-def _arrays(cache: FeatureCache, reduction: Reduction) -> tuple[dict[str, Tensor], Tensor]:
-    """The arrays of the basis, and the first bytes of the digests (N, 16) of the images it was fitted on."""
+def _arrays(cache: FeatureCache, reduction: Reduction) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The arrays of the basis, and the first bytes of the digests (N, 16) of the images it was fitted on, if kept."""
     data = reduction.read_basis(cache.path)
     try:
         arrays = load(data)
-        images = arrays.pop(_IMAGES)
-        if images.dtype != torch.uint8 or images.ndim != 2 or images.shape[1] != _BYTES:
+        images = arrays.pop(_IMAGES, None)
+        if images is not None and (images.dtype != torch.uint8 or images.ndim != 2 or images.shape[1] != _BYTES):
             raise ValueError(f"{_IMAGES} of {images.dtype} {tuple(images.shape)}")
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise DamagedCache(
-            f"{cache.path / BASIS_FILE} does not name the images that the reduction was fitted on ({error}): "
-            "run cache reduce again, into another folder"
-        ) from error
+    except (SafetensorError, ValueError) as error:
+        raise DamagedCache(f"{cache.path / BASIS_FILE} is no basis of these rows ({error}): reduce again") from error
     return arrays, images
 
 
