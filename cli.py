@@ -344,8 +344,8 @@ def report(as_json: bool, **options: Any) -> None:
 
     result = run(ReportConfig(**options))
     text = (
-        f"{result.report}: {result.bytes / 1e6:.1f} MB, {result.pictures} pictures; "
-        f"validation accuracy {result.valid['top1']['value']:.2%}, {counted(result.duplicates['pairs'], 'near-duplicate')}"
+        f"{result.report}: {result.bytes / 1e6:.1f} MB, {result.pictures} pictures; validation accuracy "
+        f"{result.valid['top1']['value']:.2%}, {counted(result.duplicates['pairs'], 'near-duplicate')}"
     )
     _emit(result, as_json, text)
 

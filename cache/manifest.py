@@ -55,10 +55,6 @@ class Base:
     dtype: Literal["<f2"] = FEATURE_DTYPE
     format: Literal[1] = FORMAT_VERSION
 
-    def __post_init__(self) -> None:
-        if not math.prod(self.row_shape) <= LARGEST_ROW or not self.input_size <= self.resize:
-            raise ValueError(f"rows of {self.row_shape} and {self.input_size} pixels of {self.resize}, which none has")
-
     @property
     def digest(self) -> str:
         """SHA-256 of these fields in canonical JSON."""
@@ -138,7 +134,11 @@ class Manifest:
     @classmethod
     def parse(cls, stored: Mapping[str, Any]) -> Self:
         """The manifest of the fields of manifest.json; ValueError says what no manifest has."""
-        return convert(stored, cls)
+        found = convert(stored, cls)
+        base = found.base
+        if math.prod(base.row_shape) > LARGEST_ROW or base.resize < base.input_size:
+            raise ValueError(f"rows of {base.row_shape}, {base.input_size} pixels of {base.resize}")
+        return found
 
 
 def is_digest(value: object) -> bool:
