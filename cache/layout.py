@@ -1,10 +1,11 @@
 """Names, attributes and the version of the format: the one file that knows them (see FORMAT.md)."""
 
 import re
+from typing import Final
 
 from cache.errors import CacheError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = "writer.lock"
@@ -32,7 +33,7 @@ ATTR_ROW_SHAPE = "row_shape"  # D is its product: (512, 7, 7)
 ATTR_BASIS = "basis"  # "" for whole rows, else the digest of the basis that reduced them
 ATTR_PROVENANCE = "provenance"  # JSON; not part of any identity
 
-FEATURE_DTYPE = "<f2"
+FEATURE_DTYPE: Final = "<f2"
 VIEW_DTYPE = "S16"
 ALIGNMENT = 4096
 

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -174,6 +174,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(path)
 
 
+T = TypeVar("T")
 Extract = Callable[..., ExtractResult]
 
 
@@ -216,6 +217,12 @@ def run_extract(tmp_path: Path, data: Path, tiny: str) -> Extract:
     return call
 
 
+def logged(lines: list[str], call: Callable[..., T], *given: Any) -> T:
+    """What a call returns; the lines that it logs are added to `lines`."""
+    with heard(lines.append):
+        return call(*given)
+
+
 def train_config(cache: Path, run: Path, **options: object) -> TrainConfig:
     """A head small enough for a test."""
     given: dict[str, object] = {
@@ -233,7 +240,7 @@ def train_config(cache: Path, run: Path, **options: object) -> TrainConfig:
 def require_weights(name: str) -> dict[str, Tensor]:
     """Real weights of backbone `name`, fetched if need be; skips where they cannot be had."""
     try:
-        return load_tensors(name, backbone_spec(name).weights.name, lambda _: None)
+        return load_tensors(name, backbone_spec(name).weights.name)
     except WeightsError as error:
         pytest.skip(f"no {name} weights: {str(error).splitlines()[0]}")
 

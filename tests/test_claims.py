@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Extract, heard, train_config
+from conftest import REPOSITORY, Extract, heard, logged, train_config
 
 from cache.errors import CacheBusy
 from cache.files import temporary_name
@@ -336,7 +336,7 @@ def test_what_is_found_of_a_run_is_not_written_into_another(
     said: list[str] = []
     train_head(config("train", features, run, seed=1, overwrite=True))  # type: ignore[arg-type]
     before = (run / "run.json").read_bytes()
-    loaded.add_scores([{"split": "test"}], said.append)
+    logged(said, loaded.add_scores, [{"split": "test"}])
     assert "replaced by another run" in said[0]
     assert (run / "run.json").read_bytes() == before
     find = sys.modules["pipeline.report"].find
@@ -359,7 +359,7 @@ def test_a_run_that_is_being_replaced_is_scored_and_not_recorded(
     train_head(config("train", features, run))  # type: ignore[arg-type]
     said: list[str] = []
     with claimed(run):
-        assert evaluate(EvaluateConfig(run, split="valid"), said.append).images == 8
+        assert logged(said, evaluate, EvaluateConfig(run, split="valid")).images == 8
         with pytest.raises(CacheBusy, match=f"process {os.getpid()} on .* is writing {run}"):
             report(ReportConfig(run, cache=features / "none"))
     assert f"process {os.getpid()} on " in said[0]

@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import CLASSES, REPOSITORY, draw_dataset, draw_image, key_of, read_only, require_weights, train_config
+from conftest import (
+    CLASSES,
+    REPOSITORY,
+    draw_dataset,
+    draw_image,
+    key_of,
+    logged,
+    read_only,
+    require_weights,
+    train_config,
+)
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -298,8 +308,8 @@ def test_a_mirrored_look_has_a_temperature_of_its_own(trained: Path, tmp_path: P
     assert torch.equal(own.log_probs(network, paths)[0], none.log_probs(network, paths)[0])
     for name, said in (("flip", 0), ("plain", 1)):
         lines: list[str] = []
-        predict(PredictConfig(tmp_path / f"{name}.safetensors", (str(paths[0]),), tta="flip"), lines.append)
-        evaluate(EvaluateConfig(tmp_path / f"{name}.safetensors", trained / "data", tta="flip"), lines.append)
+        logged(lines, predict, PredictConfig(tmp_path / f"{name}.safetensors", (str(paths[0]),), tta="flip"))
+        logged(lines, evaluate, EvaluateConfig(tmp_path / f"{name}.safetensors", trained / "data", tta="flip"))
         assert sum("no temperature for --tta flip" in line for line in lines) == 2 * said
 
 

@@ -17,7 +17,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, Extract, draw_image, preprocessing, tiny_tensors
+from conftest import REPOSITORY, Extract, draw_image, logged, preprocessing, tiny_tensors
 from safetensors.torch import save_file
 
 from cache.errors import CacheBusy, CacheError, DamagedCache, HeadgraftError, ManifestMismatch
@@ -417,7 +417,7 @@ def test_without_a_working_compiler_stage_one_says_so_and_goes_on(
     monkeypatch.setattr("pipeline.extraction.startup.worth_compiling", lambda *_: True)
     lines: list[str] = []
     options = {"backbone": "tiny", "weights": tiny, "image_size": 32, "precision": "float32", "device": "cpu"}
-    result = extract(ExtractConfig(data, tmp_path / "features", **options), lines.append)  # type: ignore[arg-type]
+    result = logged(lines, extract, ExtractConfig(data, tmp_path / "features", **options))  # type: ignore[arg-type]
     assert result.computed == 24
     assert sum(said in line for line in lines) == 1
     shards = FeatureCache.open(tmp_path / "features").shards

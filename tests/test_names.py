@@ -5,6 +5,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from conftest import logged
 
 from pipeline.errors import PipelineError
 from pipeline.inputs.display_names import read_names
@@ -17,7 +18,7 @@ def named(tmp_path: Path, names: dict[str, str], labels: tuple[str, ...]) -> tup
     """The names that `labels` get, and what is said of them."""
     said: list[str] = []
     (tmp_path / "names.json").write_text(json.dumps(names))
-    return read_names(tmp_path / "names.json", labels, said.append), "\n".join(said)
+    return logged(said, read_names, tmp_path / "names.json", labels), "\n".join(said)
 
 
 def test_names_and_classes_that_do_not_fit_are_counted(tmp_path: Path) -> None:

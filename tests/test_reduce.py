@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, Extract, draw_image, flowers, require_weights, train_config
+from conftest import CLASSES, Extract, draw_image, flowers, logged, require_weights, train_config
 from safetensors.torch import save
 from scipy.stats import norm
 from test_parts import rows_of
@@ -336,7 +336,7 @@ def test_held_out_images_without_their_labels_are_said_and_recorded(
     """Principal directions know no labels: one line, and the number in the run."""
     run_extract(data=moved, cache=reduced, set="other", passes=1)
     said: list[str] = []
-    train_head(train_config(reduced, tmp_path / "run", set="other", basis="full"), said.append)
+    logged(said, train_head, train_config(reduced, tmp_path / "run", set="other", basis="full"))
     assert any("fitted on 4 images" in line and "without their labels" in line for line in said)
     assert Run.load(tmp_path / "run").record["leaks"]["in_reduction"] == 4
     cache = FeatureCache.open(reduced)

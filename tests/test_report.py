@@ -124,9 +124,9 @@ def test_what_filling_a_cache_took_is_kept(run_extract: Extract, tmp_path: Path)
     run_extract()  # computes nothing
     run_extract(passes=1)
     entries, unread = read_history(tmp_path / "features")
-    assert [(entry["computed"], entry["passes"]) for entry in entries] == [(24, 0), (12, 1)]
+    assert [(entry.computed, entry.passes) for entry in entries] == [(24, 0), (12, 1)]
     assert unread == 0
-    assert set(entries[0]["phases"]) == {"decode", "compute", "write"}
+    assert set(entries[0].phases) == {"decode", "compute", "write"}
     with open(tmp_path / "features" / HISTORY_FILE, "ab") as file:
         file.write(b'{"set":"da')
     record_extraction(tmp_path / "features", entries[0])

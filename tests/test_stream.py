@@ -6,7 +6,7 @@ from pathlib import Path
 import memory_use
 import pytest
 import torch
-from conftest import Extract, Times, train_config
+from conftest import Extract, Times, logged, train_config
 
 from cache.errors import DamagedCache
 from cache.layout import CLEAN_VIEW
@@ -86,7 +86,7 @@ def test_a_streamed_run_is_a_run(features: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     for name in "ab":
         config = train_config(features, tmp_path / name, epochs=30, hidden=16, memory=TINY / 1e9)
-        result = train_head(config, lines.append)
+        result = logged(lines, train_head, config)
     assert any("read in each epoch" in line for line in lines)
     assert result.valid_accuracy >= 0.75
     assert evaluate(EvaluateConfig(tmp_path / "a", split="valid")).top1 == result.valid_accuracy

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, Extract, Times
+from conftest import REPOSITORY, Extract, Times, logged
 from sklearn.linear_model import LogisticRegression
 
 from cache.errors import HeadgraftError
@@ -215,7 +215,7 @@ def test_classes_that_the_choice_is_blind_to_are_counted(features: Path) -> None
     kept = tuple(image for image in index.images if image.split != "valid" or image.label not in ("10", "2"))
     cache.save_index(replace(index, images=kept, data="/none", root="/none"))
     lines: list[str] = []
-    assert sweep(config(features, heads=2, seeds=1), lines.append).classes_without_validation == 2
+    assert logged(lines, sweep, config(features, heads=2, seeds=1)).classes_without_validation == 2
     assert any("2 of 4 classes" in line and "'10', '2'" in line for line in lines)
 
 

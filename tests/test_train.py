@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, Extract, draw_image, train_config
+from conftest import CLASSES, Extract, draw_image, logged, train_config
 from safetensors.torch import load, save
 
 from cache.errors import CacheError, MissingRows
@@ -187,11 +187,11 @@ def test_one_image_per_class_trains(
     run_extract()
     config = train_config(tmp_path / "features", tmp_path / "run", basis=basis, memory=memory)
     lines: list[str] = []
-    assert train_head(config, lines.append).epochs
+    assert logged(lines, train_head, config).epochs
     assert any("not whitened" in line for line in lines) == ("white" in basis)
     run_extract(passes=1)
     lines.clear()
-    assert train_head(replace(config, overwrite=True), lines.append).epochs
+    assert logged(lines, train_head, replace(config, overwrite=True)).epochs
     assert not any("not whitened" in line for line in lines)
 
 
@@ -202,7 +202,7 @@ def test_leaks_are_counted(run_extract: Extract, data: Path, tmp_path: Path) -> 
     shutil.copy(data / "train" / "10" / "image_0.png", data / "train" / "2" / "also.png")
     run_extract()
     lines: list[str] = []
-    result = train_head(train_config(tmp_path / "features", tmp_path / "run"), lines.append)
+    result = logged(lines, train_head, train_config(tmp_path / "features", tmp_path / "run"))
     assert result.leaks == {"across_splits": 1, "two_labels": 1}
     assert any("identical images" in line for line in lines)
 
@@ -213,7 +213,7 @@ def test_a_class_absent_from_validation_is_no_fault(run_extract: Extract, data: 
     run_extract()
     lines: list[str] = []
     config = train_config(tmp_path / "features", tmp_path / "run", epochs=30, hidden=16)
-    assert train_head(config, lines.append).classes_without_validation == 1
+    assert logged(lines, train_head, config).classes_without_validation == 1
     assert any("1 of 4 classes" in line and "'10'" in line for line in lines)
     assert evaluate(EvaluateConfig(tmp_path / "run", split="train")).top1 >= 0.75
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import Extract, read_only, train_config
+from conftest import Extract, logged, read_only, train_config
 
 from cache.errors import CacheError
 from cache.files import refuse_unwritable
@@ -162,7 +162,7 @@ def test_a_read_only_cache_is_trained_on(run_extract: Extract, tmp_path: Path) -
     kept.write_bytes(b"damaged")
     said: list[str] = []
     with read_only(tmp_path / "features"):
-        train_head(train_config(tmp_path / "features", tmp_path / "b"), said.append)
+        logged(said, train_head, train_config(tmp_path / "features", tmp_path / "b"))
     assert [line for line in said if "does not keep" in line and "Read-only" in line]
     a, b = (tmp_path / name / "head.safetensors" for name in "ab")
     assert a.read_bytes() == b.read_bytes()

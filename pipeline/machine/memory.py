@@ -7,7 +7,7 @@ from pipeline.machine.cgroup import group_folders
 
 def available_bytes() -> int:
     """The least of: what the machine has free, what the process's control group allows, and its own limits."""
-    return max(0, min([psutil.virtual_memory().available, *_control_groups(), *_limits()]))
+    return max(0, min([int(psutil.virtual_memory().available), *_control_groups(), *_limits()]))
 
 
 def allowed_bytes(asked: float | None) -> int:

@@ -206,7 +206,7 @@ def _cost(found: Findings) -> dict[str, Any]:
     return {
         "stage_one": took,
         "phases": PHASES,
-        "devices": ", ".join(sorted({str(entry.get("device", "?")) for entry in took.extractions})),
+        "devices": ", ".join(sorted({entry.device for entry in took.extractions})),
         "bytes": found.cache.bytes,
         "rows": len(found.cache),
         "row_bytes": f"{2 * found.cache.in_features:,}",
