@@ -1,0 +1,55 @@
+"""The house in order: imports in one direction, commands that nothing builds on."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from conftest import REPOSITORY
+
+COMMANDS = {"extract", "train", "sweep", "evaluate", "export", "predict", "serve", "report", "reduce", "estimator"}
+SOURCES = sorted([REPOSITORY / "cli.py", *REPOSITORY.glob("cache/*.py"), *REPOSITORY.glob("pipeline/**/*.py")])
+MODULES = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in SOURCES}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of the project that a file imports, also within functions."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from {node.module, *(f"{node.module}.{name.name}" for name in node.names)} & MODULES
+        if isinstance(node, ast.Import):
+            yield from {name.name for name in node.names} & MODULES
+
+
+def room(module: str) -> str:
+    """What a module belongs to: a folder of pipeline/ or a file there, cache or cli."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "pipeline" else parts[0]
+
+
+def name_of(path: Path) -> str:
+    """Of a module, from its file."""
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+
+
+def test_a_command_is_imported_by_the_command_line_alone() -> None:
+    """What several commands need lies below them."""
+    commands = {f"pipeline.{name}" for name in COMMANDS}
+    assert commands <= MODULES
+    found = {(name_of(path), module) for path in SOURCES for module in imported(path) if module in commands}
+    assert {pair for pair in found if pair[0] != "cli"} == set()
+
+
+def test_rooms_import_in_one_direction() -> None:
+    """No room imports what imports it, however many rooms lie between."""
+    arrows: dict[str, set[str]] = {}
+    for path in SOURCES:
+        here = room(name_of(path))
+        arrows.setdefault(here, set()).update(room(module) for module in imported(path) if room(module) != here)
+    TopologicalSorter(arrows).prepare()  # CycleError names the rooms
+
+
+def test_backbone_constants_have_one_home() -> None:
+    """Mean, standard deviation and layer are named where backbones are."""
+    assert [path.name for path in SOURCES if "0.485" in path.read_text("utf-8")] == ["backbone.py"]
+    assert [path.name for path in SOURCES if '"avgpool"' in path.read_text("utf-8")] == ["backbone.py"]
