@@ -64,12 +64,12 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def unwritable(folder: Path, error: OSError, advice: str = "choose another place") -> CacheError:
+def unwritable(folder: Path, error: OSError, advice: str = "choose another path") -> CacheError:
     """The message for a folder that the system lets nobody write in."""
     return CacheError(f"cannot write in {folder}: {error.strerror or error}; {advice}")
 
 
-def refuse_unwritable(folder: Path, advice: str = "choose another place") -> None:
+def refuse_unwritable(folder: Path, advice: str = "choose another path") -> None:
     """CacheError where no file can be made in `folder`, which need not exist yet; this is tried, and leaves nothing."""
     existing, missing = folder.absolute(), Path()
     while not os.path.lexists(existing):
@@ -116,7 +116,7 @@ def write_together(folder: Path, contents: Mapping[str, bytes | memoryview], rem
     except OSError as error:
         raise CacheError(
             f"could not write {folder / ', '.join(contents)}: {error.strerror or error}; "
-            "what was written before is kept: make room or mend the disk, then run the same command again"
+            "what was written before is kept: make room or fix the disk, then rerun the command"
         ) from error
     finally:
         for temporary in temporaries.values():

@@ -199,7 +199,7 @@ def _impossible(file: _File, name: str) -> str:
     if other := next((label for label in columns.label if label not in classes), None):
         return f"the label {other!r}, which is not among its classes"[:300]
     if not all(_is_file_name(text) for image in file.skipped for text in astuple(image)):
-        return "skipped files that are no texts"
+        return "skipped files with invalid text"
     return ""
 
 

@@ -95,7 +95,7 @@ def _beside_others(cache: Path, number: int, parts: int, quiet: bool) -> Iterato
         if not held.enter_context(_locked(cache, layout.LOCK_FILE, quiet, shared=True)):
             raise _busy(cache)
         if not held.enter_context(_locked(cache, layout.part_lock(number, parts), quiet=True)):
-            raise CacheBusy(f"another process computes part {number}/{parts} of {cache}: leave it to that")
+            raise CacheBusy(f"part {number}/{parts} of {cache} is already being computed by another process")
         yield
 
 

@@ -118,18 +118,18 @@ class Manifest:
             version = base["format"]
             expected = json_digest(stored)  # no NaN, and no nesting without end
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedCache(f"{path} is not a manifest ({error!r}); restore it, or extract anew") from error
+            raise DamagedCache(f"{path} is not a manifest ({error!r}); restore it, or extract again") from error
         if version != FORMAT_VERSION:
             raise CacheError(
                 f"{path} is of format {version!r}, this program reads format {FORMAT_VERSION}: "
                 "use the version of headgraft that wrote it, or extract into another folder"
             )
         if digest != expected:
-            raise DamagedCache(f"{path} was changed after it was written; restore it, or extract anew")
+            raise DamagedCache(f"{path} was changed after it was written; restore it, or extract again")
         try:
             return cls.parse(stored)
         except ValueError as error:
-            raise DamagedCache(f"{path} is not a manifest ({error}); restore it, or extract anew") from error
+            raise DamagedCache(f"{path} is not a manifest ({error}); restore it, or extract again") from error
 
     @classmethod
     def parse(cls, stored: Mapping[str, Any]) -> Self:

@@ -31,7 +31,7 @@ class ObjectStore:
         """The place at `url`; CacheError where it is none, or what it takes is not installed."""
         shown = re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
         if "://" not in url:
-            raise CacheError(f"{shown} is no URL: expected one such as s3://bucket/features or file:///folder/features")
+            raise CacheError(f"{shown} is not a URL, e.g. s3://bucket/features or file:///folder/features")
         try:
             from fsspec.core import url_to_fs
 
@@ -109,7 +109,7 @@ class ObjectStore:
             yield
         except Exception as error:  # botocore's, paramiko's, OSError and others
             raise CacheError(
-                f"could not {what}: {_reason(error)}; what was copied before is kept: mend that, then run this again"
+                f"could not {what}: {_reason(error)}; what was copied before is kept: fix that, then rerun the command"
             ) from error
 
 

@@ -58,7 +58,7 @@ class Reduction:
                 raise ValueError("of another format, or changed after it was written")
             return convert(stored, cls)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedCache(f"{path} is not the record of a reduction ({error}); reduce the cache anew") from error
+            raise DamagedCache(f"{path} is not the record of a reduction ({error}); reduce the cache again") from error
 
     def read_basis(self, cache: Path) -> bytes:
         """The bytes of `basis.safetensors`, checked against `digest`."""
@@ -66,9 +66,9 @@ class Reduction:
         try:
             data = read_regular(path)
         except OSError as error:
-            raise DamagedCache(f"{path} cannot be read ({error.strerror}): restore it, or reduce anew") from error
+            raise DamagedCache(f"{path} cannot be read ({error.strerror}): restore it, or reduce again") from error
         if hashlib.sha256(data).hexdigest() != self.digest:
-            raise DamagedCache(f"{path} is not the basis that the rows were reduced by: restore it, or reduce anew")
+            raise DamagedCache(f"{path} is not the basis that the rows were reduced by: restore it, or reduce again")
         return data
 
 

@@ -152,7 +152,7 @@ def _read_header(file: h5py.File) -> ShardHeader:
     row_shape = tuple(int(n) for n in file.attrs[layout.ATTR_ROW_SHAPE])
     provenance = json.loads(file.attrs[layout.ATTR_PROVENANCE])
     if not row_shape or min(row_shape) < 1 or not isinstance(provenance, dict):
-        raise ValueError("a row shape without features, or provenance that is no object")
+        raise ValueError("a row shape without features, or provenance that is not an object")
     return ShardHeader(
         base_digest=str(file.attrs[layout.ATTR_BASE]),
         row_shape=row_shape,
@@ -186,7 +186,7 @@ def _own(file: h5py.File, name: str) -> h5py.Dataset:
     here = isinstance(file.get(name, getlink=True), h5py.HardLink)
     dataset = file[name] if here else None
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise ValueError(f"{name} is no dataset of the file itself")
+        raise ValueError(f"{name} is not a dataset of the file itself")
     return dataset
 
 

@@ -56,7 +56,7 @@ class FeatureCache:
         path = Path(path)
         file = path / layout.MANIFEST_FILE
         if not file.is_file():
-            found = "an empty place" if not path.exists() else "a folder without a manifest"
+            found = "an empty path" if not path.exists() else "a folder without a manifest"
             raise CacheError(f"{path} is {found}, expected a feature cache: run extract first, or name it with --cache")
         manifest = Manifest.load(file)
         return cls(path, manifest, _reduction_of(path, manifest))
@@ -125,8 +125,8 @@ class FeatureCache:
             damaged = any(isinstance(error, DamagedCache) for error in bad.values())
             raise (DamagedCache if damaged else ManifestMismatch)(
                 "\n".join(map(str, bad.values()))
-                + f"\nNothing was read from it. Set it aside with `headgraft cache repair {self.path}`, "
-                "then run extract again: only its rows are computed anew."
+                + f"\nNothing was read from it. Quarantine it with `headgraft cache repair {self.path}`, "
+                "then run extract again: only its rows are recomputed."
             )
         return sound
 
@@ -255,7 +255,7 @@ def _reduction_of(path: Path, manifest: Manifest) -> Reduction | None:
     if reduction:
         reduction.read_basis(path)
         if reduction.in_features != math.prod(manifest.base.row_shape):
-            raise DamagedCache(f"{path} was reduced from rows of another length than its manifest's: reduce it anew")
+            raise DamagedCache(f"{path} was reduced from rows of another length than its manifest's: reduce it again")
     return reduction
 
 

@@ -24,7 +24,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
         _refuse_unused(config, "a run is scored from its cache", ("data", "precision", "device", "tta"))
         return _evaluate_run(config)
     if not config.target.is_file():
-        found = f"holds no {RUN_FILE}" if config.target.is_dir() else "is no regular file"
+        found = f"holds no {RUN_FILE}" if config.target.is_dir() else "is not a regular file"
         found = found if config.target.exists() else "does not exist"
         raise RunError(f"{config.target} {found}: expected a run folder or a model file")
     _refuse_unused(config, "a model is scored on image files", ("cache",))

@@ -73,7 +73,7 @@ def export(config: ExportConfig) -> ExportResult:
     check_target(config.model, config.overwrite)
     if config.onnx:
         if config.onnx.absolute() == config.model.absolute():
-            raise ConfigError(f"--onnx {config.onnx} is the model file itself: choose another place")
+            raise ConfigError(f"--onnx {config.onnx} is the model file itself: choose another path")
         require_packages()
         check_target(config.onnx, config.overwrite)
     torch.set_num_threads(available_cpus())

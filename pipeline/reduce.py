@@ -117,7 +117,7 @@ def _fitted(config: ReduceConfig, rows: TrainingSet) -> Basis | None:
     known = Reduction.load(config.out)
     if known and known.source == source_of(rows, config.basis):
         return None
-    found = f"reduced by {known.basis}, fitted on other rows or as another basis" if known else "of whole rows"
+    found = f"reduced by {known.basis}, fitted on other rows or as another basis" if known else "of full features"
     raise CacheError(f"{config.out} holds a cache {found}: name another folder with --out")
 
 
@@ -131,7 +131,7 @@ def _opened(config: ReduceConfig, rows: TrainingSet, fitted: Basis | None) -> tu
         raise CacheError(f"another process began {config.out} meanwhile: run the same command again")
     if fitted:
         _describe(config.out, rows, fitted, source_of(rows, config.basis)).save(config.out)
-    out = FeatureCache.create(config.out, rows.cache.manifest)  # after the reduction: never a cache of whole rows
+    out = FeatureCache.create(config.out, rows.cache.manifest)  # after the reduction: never a cache of full features
     kept = reduction_basis(out)
     assert kept is not None
     return out, kept

@@ -145,7 +145,7 @@ class Run:
     def _load(cls, path: Path) -> "Run":
         if not (path / RUN_FILE).is_file():
             if (path / JOURNAL_FILE).is_file():
-                raise RunError(f"{path} holds a sweep that is not finished: run the same sweep again to go on with it")
+                raise RunError(f"{path} holds an unfinished sweep: rerun the same sweep to resume it")
             raise RunError(f"{path} holds no {RUN_FILE}, expected a run: make one with train-head --run {path}")
         try:
             record = json.loads(read_regular(path / RUN_FILE))

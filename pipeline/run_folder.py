@@ -42,7 +42,7 @@ def claimed_run(path: Path, overwrite: bool) -> Iterator[bool]:
 def refuse_other_things(path: Path) -> None:
     """RunError where the folder `path` holds anything that no run holds: --overwrite replaces runs only."""
     if others := _other_things(path):
-        raise RunError(f"{path} holds {named(others[0])}, which is no part of a run: choose another folder with --run")
+        raise RunError(f"{path} holds {named(others[0])}, which is not part of a run: choose another folder with --run")
 
 
 def _other_things(path: Path) -> list[str]:
@@ -72,16 +72,14 @@ def refuse_to_overwrite(path: Path, overwrite: bool) -> None:
     if overwrite:
         return
     if (path / RUN_FILE).is_file():
-        raise RunError(f"{path} holds a finished run: choose another folder with --run, or replace it with --overwrite")
+        raise RunError(f"{path} holds a finished run: choose another --run, or overwrite it with --overwrite")
     if (path / JOURNAL_FILE).is_file():
-        raise RunError(
-            f"{path} holds a sweep that is not finished: go on with it, choose another --run, or --overwrite"
-        )
+        raise RunError(f"{path} holds an unfinished sweep: resume it, choose another --run, or use --overwrite")
     if path.exists() and (not path.is_dir() or _things(path)):
-        raise RunError(f"{path} is there already: choose another place, or replace it with --overwrite")
+        raise RunError(f"{path} exists: choose another path, or overwrite it with --overwrite")
 
 
-def check_target(path: Path, overwrite: bool, advice: str = "choose another place") -> None:
+def check_target(path: Path, overwrite: bool, advice: str = "choose another path") -> None:
     """CacheError where the file `path` could not be written, RunError where it may not be: before any work."""
     refuse_unwritable(path.parent, advice)
     refuse_other_kind(path, folder=False)
@@ -92,4 +90,4 @@ def refuse_other_kind(path: Path, folder: bool) -> None:
     """RunError where `path` is a file and a folder is wanted, or the other way round."""
     if os.path.lexists(path) and path.is_dir() != folder:  # a name that is too long is said by whoever writes it
         kinds = ("a file", "a folder") if folder else ("a folder", "a file")
-        raise RunError(f"{path} is {kinds[0]}, expected {kinds[1]} or nothing there: choose another place")
+        raise RunError(f"{path} is {kinds[0]}, expected {kinds[1]} or nothing there: choose another path")

@@ -61,12 +61,12 @@ def _listening(config: ServeConfig) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise PipelineError(f"--host {config.host} is no address of this machine: {error.strerror}") from error
+        raise PipelineError(f"--host {config.host} is not an address of this machine: {error.strerror}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()
         place = f"--host {config.host} --port {config.port}"
-        raise PipelineError(f"{place} cannot be listened at ({error.strerror}): choose another") from error
+        raise PipelineError(f"{place} cannot be listened on ({error.strerror}): choose another") from error
     return listener

@@ -86,7 +86,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
         # Only now: what cannot be must not cost a run, nor begin one.
         journal = _journal(config, _asked(config, space, rows, device), replace_it)
         if journal.scores:
-            logger.info(f"going on from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
+            logger.info(f"resuming from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
         images = rows.index.split("valid")
         labels, digests = rows.index.labels(images), [image.digest for image in images]
         metric = Metric.of_images(config.choose_by, labels, digests)

@@ -441,7 +441,7 @@ def test_new_images_need_no_training_images_beside_them(model: Path, trained: Pa
 @pytest.mark.real
 def test_a_model_and_its_onnx_file_are_two_files(trained: Path, tmp_path: Path) -> None:
     """Said before anything is computed."""
-    with pytest.raises(ConfigError, match="choose another place"):
+    with pytest.raises(ConfigError, match="choose another path"):
         export(ExportConfig(trained / "run", tmp_path / "m", onnx=tmp_path / "m"))
 
 

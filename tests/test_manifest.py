@@ -138,7 +138,7 @@ def test_a_cache_being_made_is_a_cache_at_every_moment(tmp_path: Path, monkeypat
 
 def test_opening_what_is_no_cache_says_what_is_there(tmp_path: Path) -> None:
     """Opening never makes a cache."""
-    with pytest.raises(CacheError, match="an empty place"):
+    with pytest.raises(CacheError, match="an empty path"):
         FeatureCache.open(tmp_path / "none")
     with pytest.raises(CacheError, match="without a manifest"):
         FeatureCache.open(tmp_path)

@@ -51,7 +51,7 @@ from pipeline.train import train_head
 
 @pytest.fixture
 def features(run_extract: Extract, tmp_path: Path) -> Path:
-    """A cache of whole rows, clean and of one pass."""
+    """A cache of full features, clean and of one pass."""
     run_extract(passes=1)
     return tmp_path / "features"
 
@@ -241,7 +241,7 @@ def test_heads_that_agree_on_all_images_lose_nothing() -> None:
 
 
 def test_runs_know_their_rows(features: Path, reduced: Path, tmp_path: Path) -> None:
-    """A run of whole rows is not scored on reduced ones, nor the other way round, nor on those of another basis."""
+    """A run of full features is not scored on reduced ones, nor the other way round, nor on those of another basis."""
     train_head(train_config(features, tmp_path / "whole"))
     train_head(replace(train_config(reduced, tmp_path / "small"), basis=None))
     reduce_it(features, out=tmp_path / "other", basis="pool+pca:5")
@@ -267,7 +267,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(features: Path, reduced: Path, 
         ReduceConfig(features, tmp_path / "x", basis="full")
     with pytest.raises(PipelineError, match="use full, alone or with"):
         train_head(train_config(reduced, tmp_path / "run", basis="pyramid"))
-    with pytest.raises(CacheError, match="of whole rows: name another folder"):
+    with pytest.raises(CacheError, match="of full features: name another folder"):
         reduce_it(features, cache=features, out=shutil.copytree(features, tmp_path / "copy"))
     with pytest.raises(MissingRows):
         train_head(train_config(reduced, tmp_path / "run", basis="full", passes=2))

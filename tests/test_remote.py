@@ -347,7 +347,7 @@ def reduced(path: Path, basis: bytes = b"the arrays of a basis") -> Path:
 
 
 def test_what_rows_were_reduced_by_is_copied_and_must_agree(tmp_path: Path) -> None:
-    """Before the manifest; a cache of whole rows, or of another basis, is of another kind, both ways."""
+    """Before the manifest; a cache of full features, or of another basis, is of another kind, both ways."""
     cache, whole = reduced(tmp_path / "a"), cache_of(tmp_path / "whole", 2)
     push(cache, URL)
     assert list(stored())[:3] == ["basis.safetensors", "reduction.json", "manifest.json"]
@@ -403,7 +403,7 @@ def test_a_damaged_manifest_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("features", "features is no URL: expected one such as s3://bucket/features"),
+        ("features", "features is not a URL, e.g. s3://bucket/features"),
         ("nosuch://a/b", "nosuch://a/b cannot be used: Protocol not known: nosuch"),
         ("memory://nothing/here", "memory://nothing/here holds no feature cache: push one there first"),
         ("nosuch://me:secret@host/b", r"nosuch://me:\*\*\*@host/b cannot be used"),

@@ -203,9 +203,9 @@ def test_the_page_answers_what_a_user_asks(trained: Path) -> None:
     """Seven sections but the sweep's; no test figure before test was looked at, then one, and how often."""
     result = report(ReportConfig(trained))
     page = looked_over(trained / REPORT_FILE)
-    for heading in ("How good", "Where it fails", "Is the data clean", "How sure", "What it cost", "What next"):
+    for heading in ("Accuracy", "Errors", "Data quality", "Calibration", "Cost", "Next steps"):
         assert heading in page.text
-    assert "The sweep" not in page.text
+    assert "Retrained with" not in page.text
     assert "headgraft evaluate" in page.text
     assert "test images were evaluated" not in page.text
     assert "95 % interval over images" in page.text

@@ -257,9 +257,9 @@ def test_a_reason_speaks_of_what_is_wrong(server: Server, picture: bytes) -> Non
 def test_a_place_that_is_taken_is_said_at_once(server: Server) -> None:
     """In one sentence."""
     port = server.address.rsplit(":", 1)[1]
-    with pytest.raises(PipelineError, match="cannot be listened at"):
+    with pytest.raises(PipelineError, match="cannot be listened on"):
         serve(ServeConfig("tests/data/model-1.safetensors", port=int(port)))  # type: ignore[arg-type]
-    with pytest.raises(PipelineError, match="no address of this machine"):
+    with pytest.raises(PipelineError, match="not an address of this machine"):
         serve(ServeConfig("tests/data/model-1.safetensors", host="300.1.1.1"))  # type: ignore[arg-type]
 
 

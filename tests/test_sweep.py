@@ -296,7 +296,7 @@ def test_an_unfinished_sweep_is_named_where_a_run_is_wanted(features: Path, monk
     run = features.parent / "run"
     with pytest.raises(RunError, match="a sweep that is not finished: run the same sweep again"):
         evaluate(EvaluateConfig(run))
-    with pytest.raises(RunError, match="a sweep that is not finished: go on with it"):
+    with pytest.raises(RunError, match="an unfinished sweep: resume it"):
         train_head(TrainConfig(features, run))
     assert (run / "journal.jsonl").is_file()
 

@@ -228,7 +228,7 @@ def test_a_run_of_another_cache_is_refused(features: Path, run_extract: Extract,
     run_extract(passes=1)
     with pytest.raises(RunError, match="changed since"):
         evaluate(EvaluateConfig(tmp_path / "run"))
-    with pytest.raises(CacheError, match="an empty place"):
+    with pytest.raises(CacheError, match="an empty path"):
         evaluate(EvaluateConfig(tmp_path / "run", cache=tmp_path / "nowhere"))
 
 

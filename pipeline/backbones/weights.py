@@ -75,7 +75,7 @@ def tensor_digest(tensors: TensorMap) -> str:
 def load_weights_file(path: Path) -> dict[str, Tensor]:
     """Read a `.safetensors`, or a `.pth` without running code; WeightsError if it is neither."""
     if path.exists() and not path.is_file():
-        raise WeightsError(f"{path} is no regular file, expected a .safetensors file, or a state dict of torch.save")
+        raise WeightsError(f"{path} is not a regular file, expected a .safetensors file, or a state dict of torch.save")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

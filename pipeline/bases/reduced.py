@@ -85,7 +85,7 @@ def reduction_basis(cache: FeatureCache) -> Basis | None:
             raise ValueError(f"it makes rows of {made[-1]}, expected {reduction.out_features}")
     except (PipelineError, ValueError, IndexError, RuntimeError) as error:
         raise DamagedCache(
-            f"{cache.path / BASIS_FILE} is not the basis of these rows ({error}): reduce anew"
+            f"{cache.path / BASIS_FILE} is not the basis of these rows ({error}): reduce again"
         ) from error
     return basis
 
@@ -99,7 +99,7 @@ def _arrays(cache: FeatureCache, reduction: Reduction) -> tuple[dict[str, Tensor
         if images is not None and (images.dtype != torch.uint8 or images.ndim != 2 or images.shape[1] != _BYTES):
             raise ValueError(f"{_IMAGES} of {images.dtype} {tuple(images.shape)}")
     except (SafetensorError, ValueError) as error:
-        raise DamagedCache(f"{cache.path / BASIS_FILE} is no basis of these rows ({error}): reduce again") from error
+        raise DamagedCache(f"{cache.path / BASIS_FILE} is not the basis of its rows ({error}): reduce again") from error
     return arrays, images
 
 

@@ -68,7 +68,7 @@ class TrainingSet:
             )
         if not index.split("train"):
             raise RunError(
-                f"set {index.name!r} has no training images: mend those that could not be decoded, extract again"
+                f"set {index.name!r} has no training images: fix those that could not be decoded, and extract again"
             )
         if len({image.key for image in index.split("train")}) < 2:
             raise RunError(

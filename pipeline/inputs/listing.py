@@ -110,7 +110,7 @@ class _Walk:
         for folder in map(inner_of, splits.loose):
             self.count_outside(folder, entries_of(folder))
         if splits.others:
-            notes.append(f"folders that are no split are not read: {shown([path.name for path in splits.others])}")
+            notes.append(f"folders that are not a split are not read: {shown([path.name for path in splits.others])}")
 
     def list_split(self, folder: Path, split: str) -> None:
         """The class folders of `folder`, or of the folder of the same name that is all it has."""

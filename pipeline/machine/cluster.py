@@ -184,11 +184,11 @@ class Workers(Generic[U, T]):
     def _come(self, reference: Any) -> Any:
         """A worker that is there now."""
         actor = self._coming.pop(reference)
-        self._get(reference, "a worker could not begin")
+        self._get(reference, "a worker could not start")
         return actor
 
     def _result(self, reference: Any, unit: U) -> T:
-        went = f"{self.name_of(unit)} brought down the worker that had it, and {RETRIES} more"
+        went = f"{self.name_of(unit)} crashed its worker, and {RETRIES} retries too"
         result: T = self._get(reference, went)
         return result
 
@@ -200,4 +200,4 @@ class Workers(Generic[U, T]):
             raise error.cause from None
         except known.RayError as error:
             reason = first_line(error)[:300]
-            raise PipelineError(f"{went} ({reason}): mend that, then run the same command to go on") from error
+            raise PipelineError(f"{went} ({reason}): fix that, then rerun the command to resume") from error

@@ -157,7 +157,7 @@ class Bundle:
                 both = torch.logaddexp(result[places], other)
                 result[places] = torch.log_softmax(both / (self.flip_temperature or 1.0), 1)
         if not result[[place for place in range(len(paths)) if place not in failed]].isfinite().all():
-            raise BundleError(f"{self.path} gives probabilities that are no numbers: its weights are too large")
+            raise BundleError(f"{self.path} produced NaN or infinite probabilities: its weights are too large")
         return result, failed
 
     def log_probs_of_all(self, backbone: Backbone, paths: Sequence[Path], mirrored: bool = False) -> Tensor:

@@ -46,9 +46,9 @@ def card_fault(card: dict[str, Any], outputs: int) -> str:
     if base.backbone != card["backbone"] or base.precision not in PRECISIONS:
         return f"backbone {card['backbone']!r} in {base.precision}, unlike its manifest or this program"
     if not _are_texts(card["classes"]) or not len(set(card["classes"])) == len(card["classes"]) == outputs:
-        return f"{len(card['classes'])} classes for {outputs} outputs, or classes that are no distinct texts"
+        return f"{len(card['classes'])} classes for {outputs} outputs, or classes that are not distinct text"
     if not _are_texts([*card["names"].keys(), *card["names"].values()]):
-        return "names that are no texts"
+        return "display names that are not text"
     if not all(isinstance(e, dict) and sorted(e) == ["digest", "path", "reason"] for e in card["skipped"]):
         return "skipped files without path, digest and reason"
     return _fault_of_history(card)

@@ -47,7 +47,7 @@ def load_bundle(path: str | Path) -> Bundle:
     """Read a model file; BundleError if it is not one that `export` wrote."""
     path = Path(path)
     if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "no regular file"
+        kind = "a folder" if path.is_dir() else "not a regular file"
         raise BundleError(f"{path} is {kind}, expected a model file: make one from a run with export")
     try:
         with safe_open(path, "pt") as file:

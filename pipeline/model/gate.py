@@ -168,7 +168,7 @@ def _expected(
     if same_kind and not cache.reduction:
         return _log_probs(trained, trained.run.basis, cache.read(keys)), {}
     if not same_kind:
-        logger.info("the cache came from another kind of device: comparison rows are computed here")
+        logger.info("cache was built on different hardware: recomputing reference features locally")
     whole = _rows_here(cache, images, root, network)
     expected = _log_probs(trained, trained.run.whole_basis, whole)
     return expected, _beside_reduced(trained, images, whole, expected, same_kind) if cache.reduction else {}

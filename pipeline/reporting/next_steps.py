@@ -45,12 +45,10 @@ def next_steps(found: Found) -> list[Step]:
 def _steps(found: Found) -> Iterator[Step]:
     cache = f"--cache {shlex.quote(str(found.cache))} --set {shlex.quote(found.set)}"
     if found.across:
-        yield Step(
-            "Remove pictures that stand in two splits, or with two labels: they make scores better than they are"
-        )
+        yield Step("Remove images that are in two splits, or have two labels: they inflate the scores")
     if found.label_issues:
         yield Step(
-            "Look at the possible label errors; after correcting labels extract again, which computes no features"
+            "Check the possible label errors; after correcting labels run extract again, which computes no features"
         )
     if not found.swept or found.baseline > found.top1:
         run = shlex.quote(f"{found.run}-sweep")
@@ -58,11 +56,11 @@ def _steps(found: Found) -> Iterator[Step]:
     if found.passes == 0 or (found.passes < 8 and found.train_images < _FEW * found.classes):
         more = max(1, 2 * found.passes)
         yield Step(
-            "Add augmented passes, which help most with few images a class",
+            "Add augmented passes, which help most with few images per class",
             f"headgraft extract {shlex.quote(found.data)} {cache}{found.settings} --passes {more}",
         )
     run = shlex.quote(str(found.run))
     if not found.tested:
-        yield Step("When nothing is left to choose, look at the test images, once", f"headgraft evaluate {run}")
-    sure = ", which also makes it as sure as it is right" if found.surer else ""
+        yield Step("When all choices are made, evaluate on the test images, once", f"headgraft evaluate {run}")
+    sure = ", which also calibrates its probabilities" if found.surer else ""
     yield Step(f"Export one model from image files to classes{sure}", f"headgraft export {run} model.safetensors")

@@ -69,16 +69,16 @@ def _frame(found: Findings) -> dict[str, Any]:
         f"headgraft {version('headgraft')}, {datetime.now(UTC):%Y-%m-%d}",
     )
     names = {
-        "good": "How good",
-        "sweep": "The sweep",
-        "fails": "Where it fails",
-        "clean": "Is the data clean",
-        "sure": "How sure",
-        "cost": "What it cost",
-        "next": "What next",
+        "good": "Accuracy",
+        "sweep": "Sweep",
+        "fails": "Errors",
+        "clean": "Data quality",
+        "sure": "Calibration",
+        "cost": "Cost",
+        "next": "Next steps",
     }
     shown = [(key, name) for key, name in names.items() if key != "sweep" or found.sweep]
-    title = f"{run.path.absolute().name}: {found.scores['top1'].value:.1%} of validation"
+    title = f"{run.path.absolute().name}: validation accuracy {found.scores['top1'].value:.1%}"
     return {"title": title, "summary": " · ".join(parts), "sections": shown, "name": found.name, "classes": run.classes}
 
 
@@ -145,13 +145,13 @@ def _led_to(drawn: Iterable[Cell], pairs: Iterable[Pair], rows: Iterable[ClassRo
 
 
 def _mistakes(found: Findings) -> list[int]:
-    """Places of the images that are taken for another class, the surest first."""
+    """Places of the misclassified images, the most confident first."""
     order = np.argsort(-found.valid.confidence, kind="stable")
     return [int(place) for place in order if not found.valid.hits[place]]
 
 
 def _hits(found: Findings) -> list[int]:
-    """Places of the images that are recognised, the least sure first."""
+    """Places of the correctly classified images, the least confident first."""
     order = np.argsort(found.valid.confidence, kind="stable")
     return [int(place) for place in order if found.valid.hits[place]][:PICTURES]
 
@@ -224,8 +224,8 @@ def _head_cost(found: Findings) -> str:
     heads = len(result["heads"])
     each = result["seconds"] / heads
     return (
-        f"{counted(heads, 'head')} in {result['seconds']:.1f} s to the choice, {each:.2f} s each, of them "
-        f"{result['basis_seconds']:.1f} s for bases; {result['retrain_seconds']:.1f} s to train the choice anew."
+        f"{counted(heads, 'head')} in {result['seconds']:.1f} s until the choice, {each:.2f} s each, of them "
+        f"{result['basis_seconds']:.1f} s for bases; {result['retrain_seconds']:.1f} s to retrain the choice."
     )
 
 

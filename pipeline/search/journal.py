@@ -134,7 +134,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _damaged(path: Path, error: object) -> RunError:
-    return RunError(f"{path} is not the journal of a sweep ({error}): begin the sweep anew with --overwrite")
+    return RunError(f"{path} is not the journal of a sweep ({error}): restart the sweep with --overwrite")
 
 
 def _refuse_other(folder: Path, first: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -144,6 +144,6 @@ def _refuse_other(folder: Path, first: dict[str, Any], asked: dict[str, Any]) ->
     if names:
         lines = "\n".join(f"  {name}: it has {before.get(name)!r}, asked for {asked.get(name)!r}" for name in names)
         raise RunError(
-            f"{folder} holds a sweep that was begun with other settings:\n{lines}\n"
-            "Ask for the same to go on with it, choose another --run, or begin anew with --overwrite."
+            f"{folder} holds a sweep that was started with other settings:\n{lines}\n"
+            "Use the same settings to resume it, choose another --run, or restart with --overwrite."
         )

@@ -167,7 +167,7 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
             with waiting.take(len(files)), waiting_bytes.take(sum(file.size or 0 for file in files)):
                 predictions, failed = await predict_all(files, top_k)
         except Busy:
-            reason = "too many images wait already: come back in a second"
+            reason = "queue full, retry in a second"
             raise HTTPException(503, reason, {"Retry-After": str(RETRY_AFTER)}) from None
         except asyncio.CancelledError:  # the grace that the server gives is over
             raise HTTPException(503, "the service is being stopped") from None

@@ -79,7 +79,7 @@ def bench_rate(scratch: Path, count: int, pairs: int) -> None:
         print("  " + ", ".join(f"{value:.2f}" for value in lines[-1]), flush=True)
     plain_steady, ray_steady, plain_all, ray_all = map(median, zip(*lines, strict=True))
     print(f"plain {plain_steady:.2f} images/s, Ray {ray_steady:.2f}: {ray_steady / plain_steady:.1%}")
-    print(f"with the start {plain_all:.2f} and {ray_all:.2f}: {ray_all / plain_all:.1%}", flush=True)
+    print(f"including startup {plain_all:.2f} and {ray_all:.2f}: {ray_all / plain_all:.1%}", flush=True)
 
 
 def bench_sweep(scratch: Path, cache: Path, name: str | None) -> None:
