@@ -42,7 +42,7 @@ from pipeline.model.fresh import answer
 from pipeline.reduce import ReduceResult, paired_loss, reduce_cache
 from pipeline.report import report
 from pipeline.reporting.duplicates import identical_files, near_duplicates
-from pipeline.reporting.suspects import label_issues
+from pipeline.reporting.label_issues import label_issues
 from pipeline.run import Run
 from pipeline.run_folder import REPORT_FILE
 from pipeline.sweep import sweep

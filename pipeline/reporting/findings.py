@@ -20,7 +20,7 @@ from pipeline.reporting.duplicates import NearDuplicates, Pair, identical_files,
 from pipeline.reporting.predictions import Predictions, accuracies, predict_split
 from pipeline.reporting.record import run_fault, sweep_fault
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
-from pipeline.reporting.suspects import LabelIssues, label_issues
+from pipeline.reporting.label_issues import LabelIssues, label_issues
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RESULTS_FILE, RUN_FILE
 from pipeline.search.baselines import Baselines, baselines

@@ -18,7 +18,7 @@ from pipeline.reporting.confusion import Cell, Pair
 from pipeline.reporting.costs import PHASES
 from pipeline.reporting.findings import MOST_COMPARED, Findings
 from pipeline.reporting.next_steps import Found, next_steps
-from pipeline.reporting.suspects import FOLDS
+from pipeline.reporting.label_issues import FOLDS
 from pipeline.search.leaderboard import ranked
 from pipeline.statistics.calibration import BINS
 from pipeline.statistics.intervals import METHOD, Interval
@@ -31,11 +31,11 @@ def page_facts(found: Findings, root: Path) -> dict[str, Any]:
     """Everything the templates name but pictures."""
     return {
         **_frame(found),
-        **_how_good(found),
+        **_accuracy(found),
         **_sweep(found),
-        **_where_it_fails(found),
-        **_clean(found, root),
-        **_how_sure(found),
+        **_errors(found),
+        **_data_quality(found, root),
+        **_calibration(found),
         **_cost(found),
         "next_steps": next_steps(_grounds(found)),
     }
@@ -82,7 +82,7 @@ def _frame(found: Findings) -> dict[str, Any]:
     return {"title": title, "summary": " · ".join(parts), "sections": shown, "name": found.name, "classes": run.classes}
 
 
-def _how_good(found: Findings) -> dict[str, Any]:
+def _accuracy(found: Findings) -> dict[str, Any]:
     record = found.run.record
     epochs = record.get("epochs", [])
     return {
@@ -114,7 +114,7 @@ def _sweep(found: Findings) -> dict[str, Any]:
     }
 
 
-def _where_it_fails(found: Findings) -> dict[str, Any]:
+def _errors(found: Findings) -> dict[str, Any]:
     confused = found.confusion
     at = {label: number for number, label in enumerate(confused.order)}
     counts = np.bincount(found.valid.truth, minlength=found.valid.num_classes)
@@ -156,7 +156,7 @@ def _hits(found: Findings) -> list[int]:
     return [int(place) for place in order if found.valid.hits[place]][:PICTURES]
 
 
-def _clean(found: Findings, root: Path) -> dict[str, Any]:
+def _data_quality(found: Findings, root: Path) -> dict[str, Any]:
     rows, index, issues = class_rows(found), found.index, found.label_issues
     return {
         "label_issues": issues.found[:LABEL_ISSUES],
@@ -192,7 +192,7 @@ def _shown_pairs(found: Findings) -> list[tuple[Any, ImageRecord, ImageRecord]]:
     return [(pair, records[pair.a], records[pair.b]) for pair in pairs]
 
 
-def _how_sure(found: Findings) -> dict[str, Any]:
+def _calibration(found: Findings) -> dict[str, Any]:
     return {
         "bins": BINS,
         "calibration": found.calibration,

@@ -20,7 +20,7 @@ from cache.index import SetIndex
 from cache.store import FeatureCache
 from pipeline.reporting.duplicates import near_duplicates
 from pipeline.reporting.rows import clean_rows, narrow
-from pipeline.reporting.suspects import label_issues
+from pipeline.reporting.label_issues import label_issues
 
 SHARE = 0.05  # of the labels
 BURST = 8  # images
