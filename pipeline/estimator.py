@@ -16,9 +16,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from pipeline.config import LARGEST_SEED, TRAIN_BOUNDS, HeadSettings
 from pipeline.errors import ConfigError
-from pipeline.heads.group import HeadGroup, Member, Shape
+from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape
 from pipeline.heads.head import head_from_tensors
-from pipeline.heads.seeds import order_of
+from pipeline.heads.seeds import shuffle_rng
 from pipeline.options import require_count
 
 Array = npt.NDArray[np.float32]
@@ -123,10 +123,10 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         rows, labels = torch.from_numpy(X), torch.from_numpy(places)
         weighed = None if weights is None else torch.from_numpy(weights)
         steps = self.epochs * math.ceil(len(rows) / self.batch_size)
-        member = Member(self.lr, self.weight_decay, self.dropout, seed)
-        group = HeadGroup.new([member], Shape(rows.shape[1], self.hidden, len(self.classes_), steps))
+        member = HeadHyperparameters(self.lr, self.weight_decay, self.dropout, seed)
+        group = HeadGroup.new([member], HeadShape(rows.shape[1], self.hidden, len(self.classes_), steps))
         for epoch in range(1, self.epochs + 1):
-            for batch in torch.randperm(len(rows), generator=order_of(seed, epoch)).split(self.batch_size):
+            for batch in torch.randperm(len(rows), generator=shuffle_rng(seed, epoch)).split(self.batch_size):
                 group.step(rows[batch], labels[batch], None if weighed is None else weighed[batch])
         if not group.finite().all():
             raise ValueError(f"the weights became NaN or infinite: lower lr, now {self.lr}, or standardise the rows")

@@ -25,12 +25,12 @@ from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.machine.device import available_cpus
 from pipeline.model.bundle import Bundle
 from pipeline.model.file import BUNDLE_FORMAT, load_bundle, write_bundle
-from pipeline.model.gate import Trained, check_files, check_parity, chosen_images, device_of
 from pipeline.model.onnx import require_packages, write_onnx
+from pipeline.model.parity import Trained, check_files, check_parity, chosen_images, device_of
 from pipeline.model.prior import class_prior
 from pipeline.run import Run
 from pipeline.run_folder import check_target
-from pipeline.statistics.calibration import at_temperature, calibrate, cooled, error_of, floor_of
+from pipeline.statistics.calibration import at_temperature, calibrate, error_of, floor_of, temperature_scaled
 from pipeline.statistics.scoring import score
 
 logger = logging.getLogger("headgraft.export")
@@ -88,7 +88,7 @@ def export(config: ExportConfig) -> ExportResult:
     run = prior.corrected(run, calibration.temperature) if prior else run
     root = root_now(index, config.data)
     tensors = _backbone_tensors(cache, index)
-    head = cooled(run.folded_head(), calibration.temperature)
+    head = temperature_scaled(run.folded_head(), calibration.temperature)
     if config.tta == "flip":
         bundle = Bundle(config.model, _card(run, cache, index, names, calibration), tensors, head)
         calibration = _of_flip(calibration, bundle, index, root, prior.from_wanted if prior else None)
@@ -128,7 +128,7 @@ def _of_validation(run: Run, cache: FeatureCache, index: SetIndex, shift: Tensor
     found = calibrate(*run.log_probs(cache, index, "valid"), index, shift)
     if found.temperature is None:
         logger.warning("no validation image that is not in train is misclassified: the temperature stays 1")
-    errors, floors = (found.ece, found.cooled_ece), (found.floor, found.cooled_floor)
+    errors, floors = (found.ece, found.scaled_ece), (found.floor, found.scaled_floor)
     return Calibration(found.temperature or 1.0, {"valid": errors}, {"valid": floors})
 
 
@@ -157,8 +157,8 @@ def _of_flip(known: Calibration, bundle: Bundle, index: SetIndex, root: Path, sh
     found = calibrate(log_probs, torch.from_numpy(index.labels(images)), index, shift)
     return replace(
         known,
-        ece={**known.ece, "valid_flip": (found.ece, found.cooled_ece)},
-        floor={**known.floor, "valid_flip": (found.floor, found.cooled_floor)},
+        ece={**known.ece, "valid_flip": (found.ece, found.scaled_ece)},
+        floor={**known.floor, "valid_flip": (found.floor, found.scaled_floor)},
         flip_temperature=found.temperature or 1.0,
     )
 

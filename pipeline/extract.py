@@ -17,7 +17,7 @@ from pipeline.console import counted, named
 from pipeline.errors import PipelineError
 from pipeline.extraction.advice import advice
 from pipeline.extraction.checks import stored_manifest
-from pipeline.extraction.engine import Engine, engine_of
+from pipeline.extraction.executor import Engine, executor_of
 from pipeline.extraction.extractor import Tally
 from pipeline.extraction.plan import ExtractionPlan, Workload, announce, make_plan, workload_of
 from pipeline.inputs.remarks import Remarks
@@ -59,7 +59,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
     DecodeError listing every file that cannot be decoded, unless `skip_bad` records them.
     """
     start = time.perf_counter()
-    with engine_of(config) as engine:
+    with executor_of(config) as engine:
         plan = make_plan(config, engine.place)
         if config.hash_only:
             result = _list(plan)

@@ -26,8 +26,8 @@ class ReportResult:
     """The fields of the command's JSON: `valid` and `test` are of `{value, low, high}`, test empty where not scored.
 
     `unchecked` says why no label could be checked, "" where they were; `unchecked_classes` are those whose labels
-    cannot be checked, with their images. `heads_to_pay` heads, or `epochs_to_pay` epochs of them, cost as much without
-    a cache as the cache did.
+    cannot be checked, with their images. `break_even_heads` heads, or `break_even_epochs` epochs of them, cost as much
+    without a cache as the cache did.
     """
 
     report: str
@@ -42,8 +42,8 @@ class ReportResult:
     unchecked_classes: dict[str, int]
     duplicates: dict[str, Any]
     calibration: dict[str, float | None]
-    heads_to_pay: int
-    epochs_to_pay: int
+    break_even_heads: int
+    break_even_epochs: int
     seconds: float = 0.0
 
 
@@ -115,6 +115,6 @@ def _result(found: Findings, target: str, size: int, pictures: int, missing: int
         unchecked_classes=unchecked,
         duplicates={**pairs, **found.duplicates.threshold.as_json()},
         calibration=asdict(found.calibration),
-        heads_to_pay=found.payback.heads,
-        epochs_to_pay=found.payback.epochs_of_first,
+        break_even_heads=found.payback.heads,
+        break_even_epochs=found.payback.epochs_of_first,
     )

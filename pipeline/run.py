@@ -31,7 +31,7 @@ from pipeline.bases.trainset import TrainingSet
 from pipeline.config import TrainConfig
 from pipeline.console import reason
 from pipeline.errors import RunError
-from pipeline.heads.fit import Fitted, products_on
+from pipeline.heads.fit import Fitted, matmul_dtype_on
 from pipeline.heads.group import CPU
 from pipeline.heads.head import head_from_tensors, hidden_units
 from pipeline.run_folder import BASIS_FILE, HEAD_FILE, JOURNAL_FILE, REDUCTION_FILE, RUN_FILE, RUN_FILES
@@ -227,7 +227,7 @@ def new_run(config: TrainConfig, trainset: TrainingSet, fitted: Fitted, basis: B
         "valid_loss": fitted.valid_loss,
         "classes_without_validation": len(trainset.classes_without_validation),
         "seconds": fitted.seconds,
-        "products": str(products_on(CPU) or torch.float32).removeprefix("torch."),
+        "products": str(matmul_dtype_on(CPU) or torch.float32).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "scored": [],
     }

@@ -24,15 +24,15 @@ from pipeline.machine.memory import allowed_bytes
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, claimed_run, prepare_sweep
 from pipeline.search.baselines import baselines
+from pipeline.search.basis_cache import BasisCache
 from pipeline.search.choice import choose, default_settings, describe, final, finalists, merged, run_of
-from pipeline.search.crew import AloneCrew, Crew, RayCrew
-from pipeline.search.held import Bases
+from pipeline.search.executor import Executor, LocalExecutor, RayExecutor
+from pipeline.search.halving import SuccessiveHalving, Trial
 from pipeline.search.journal import Journal
 from pipeline.search.leaderboard import result_files
 from pipeline.search.proposals import Search, start_search
-from pipeline.search.race import Contender, Race
 from pipeline.search.selection import Corrected, Metric, corrected
-from pipeline.search.space import Space, contenders, default_space
+from pipeline.search.space import Space, default_space, first_trials
 
 logger = logging.getLogger("headgraft.sweep")
 
@@ -77,9 +77,9 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     space = given or default_space(rows.default_basis, len(rows.index.classes), most_directions(rows))
     epochs = config.epochs or default_epochs(len(rows.index.split("train")), HeadSettings.batch_size)
     config = replace(config, epochs=epochs)
-    known = contenders(space, default_settings(rows))[: config.heads]
+    known = first_trials(space, default_settings(rows))[: config.heads]
     search = start_search(config, space, known)
-    bases = Bases(rows, allowed_bytes(config.memory))
+    bases = BasisCache(rows, allowed_bytes(config.memory))
     if not replace_it:
         prepare_sweep(config.run, overwrite=False)  # which removes nothing: refused before a cluster starts
     with _crew(config, rows, device) as crew:
@@ -90,7 +90,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
         images = rows.index.split("valid")
         labels, digests = rows.index.labels(images), [image.digest for image in images]
         metric = Metric.of_images(config.choose_by, labels, digests)
-        race = Race(bases, journal, metric, epochs, config.seed, config.halving, _deadline(config), crew)
+        race = SuccessiveHalving(bases, journal, metric, epochs, config.seed, config.halving, _deadline(config), crew)
         heads = _all_tried(race, search, known)
     chosen = choose(heads, race)
     result = SweepResult(str(config.run), rows.index.name, rows.passes, config.choose_by, rows.leaks)
@@ -130,24 +130,24 @@ def _device(config: SweepConfig) -> torch.device:
 
 
 @contextmanager
-def _crew(config: SweepConfig, rows: TrainingSet, device: torch.device) -> Iterator[Crew]:
+def _crew(config: SweepConfig, rows: TrainingSet, device: torch.device) -> Iterator[Executor]:
     """Who trains the heads."""
     if config.engine != "ray":
-        yield AloneCrew(device)
+        yield LocalExecutor(device)
         return
-    with connected(config) as ray, RayCrew(ray, config, rows) as crew:
+    with connected(config) as ray, RayExecutor(ray, config, rows) as crew:
         yield crew
 
 
-def _all_tried(race: Race, search: Search, known: Sequence[HeadSettings]) -> list[Contender]:
+def _all_tried(race: SuccessiveHalving, search: Search, known: Sequence[HeadSettings]) -> list[Trial]:
     """The `known` heads, which no halving stops, and every one that the search proposes besides, with its score.
 
     Without those that a time limit left untried.
     """
-    heads = [Contender(number, settings, kept=True) for number, settings in enumerate(known)]
+    heads = [Trial(number, settings, kept=True) for number, settings in enumerate(known)]
     waiting = list(heads)
     while not race.over and ((batch := search.ask()) or waiting):
-        new = [Contender(len(heads) + place, settings) for place, settings in enumerate(batch)]
+        new = [Trial(len(heads) + place, settings) for place, settings in enumerate(batch)]
         heads += new
         race.run([*waiting, *new])
         waiting = []
@@ -155,7 +155,9 @@ def _all_tried(race: Race, search: Search, known: Sequence[HeadSettings]) -> lis
     return [head for head in heads if head.score.epochs]
 
 
-def _finish(config: SweepConfig, chosen: Contender, heads: Sequence[Contender], race: Race, result: SweepResult) -> Run:
+def _finish(
+    config: SweepConfig, chosen: Trial, heads: Sequence[Trial], race: SuccessiveHalving, result: SweepResult
+) -> Run:
     """Retrain the choice and the default; the run to keep."""
     start = time.perf_counter()
     ended = final(config, chosen.settings, race)
@@ -183,7 +185,7 @@ def _finish(config: SweepConfig, chosen: Contender, heads: Sequence[Contender], 
     return run_of(together if config.merge else ended.winners[0], race.bases)
 
 
-def _corrected(heads: Sequence[Contender], race: Race, seed: int) -> Corrected | None:
+def _corrected(heads: Sequence[Trial], race: SuccessiveHalving, seed: int) -> Corrected | None:
     """Of the choice among the heads that trained longest; None without the default head among them, or images."""
     last, images = finalists(heads), len(race.metric.labels)
     hits = {head.settings: head.score.unpacked(images) for head in last}
@@ -210,7 +212,7 @@ def _asked(config: SweepConfig, space: Space, rows: TrainingSet, device: torch.d
     }
 
 
-def _entries(heads: Sequence[Contender], race: Race) -> list[dict[str, Any]]:
+def _entries(heads: Sequence[Trial], race: SuccessiveHalving) -> list[dict[str, Any]]:
     return [
         {
             "config": asdict(head.settings),

@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.bases.basis import Basis, Scale
-from pipeline.bases.directions import Blocks, principal, principal_of_rows, spread_of
+from pipeline.bases.directions import Blocks, principal, principal_of_rows, scatter_of
 from pipeline.bases.fit import fit_basis, region_stage, start_basis
 from pipeline.basis_name import BasisName
 from pipeline.errors import PipelineError
@@ -221,7 +221,7 @@ def test_principal_directions_are_those_of_scikit_learn(few: int, monkeypatch: p
     blocks = in_blocks(rows, torch.arange(300) % 3)
     expected = PCA(3, svd_solver="full").fit_transform(rows.numpy())
     monkeypatch.setattr("pipeline.bases.directions._FEW", few)
-    for stages in (principal(spread_of(blocks, 3), 3), principal_of_rows(blocks, 3)):
+    for stages in (principal(scatter_of(blocks, 3), 3), principal_of_rows(blocks, 3)):
         z = Basis("", tuple(stages)).transform(rows).numpy()
         assert np.isclose(z.var(0).mean(), 1, atol=1e-2)
         for column in range(3):

@@ -15,10 +15,10 @@ from pipeline.statistics.calibration import (
     FOLDS,
     at_temperature,
     calibrate,
-    cooled,
     error_of,
     fit_temperature,
     floor_of,
+    temperature_scaled,
 )
 
 
@@ -121,7 +121,7 @@ def test_training_images_in_validation_do_not_make_the_head_surer() -> None:
     assert found.temperature == pytest.approx(2.5, rel=0.15)
     all_of_them = calibrate(sure, labels, index_of(500, 500))
     assert all_of_them.temperature is None
-    assert all_of_them.cooled_ece == pytest.approx(all_of_them.ece)
+    assert all_of_them.scaled_ece == pytest.approx(all_of_them.ece)
 
 
 def test_the_error_after_a_temperature_is_of_images_it_was_not_fitted_on() -> None:
@@ -135,7 +135,7 @@ def test_the_error_after_a_temperature_is_of_images_it_was_not_fitted_on() -> No
     ])  # fmt: skip
     truth = torch.cat([labels[fold == n] for n in range(FOLDS)])
     found = calibrate(log_probs, labels, index)
-    assert found.cooled_ece == pytest.approx(error_of(expected, truth), abs=1e-6)
+    assert found.scaled_ece == pytest.approx(error_of(expected, truth), abs=1e-6)
     assert found.ece == pytest.approx(error_of(log_probs, labels), abs=1e-6)
     assert found == calibrate(log_probs, labels, index)
 
@@ -145,5 +145,5 @@ def test_a_cooled_head_gives_what_the_temperature_would() -> None:
     head = build_head(HeadConfig(6, 5, 4)).eval()
     x = torch.randn(9, 6)
     with torch.inference_mode():
-        assert torch.allclose(cooled(head, 1.7)(x), at_temperature(head(x), 1.7), atol=1e-6)
-    assert torch.equal(cooled(head, 1.7).state_dict()["0.weight"], head.state_dict()["0.weight"])
+        assert torch.allclose(temperature_scaled(head, 1.7)(x), at_temperature(head(x), 1.7), atol=1e-6)
+    assert torch.equal(temperature_scaled(head, 1.7).state_dict()["0.weight"], head.state_dict()["0.weight"])

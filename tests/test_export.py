@@ -36,7 +36,7 @@ from pipeline.export import export
 from pipeline.extract import extract
 from pipeline.inputs.display_names import read_names
 from pipeline.model.file import load_bundle
-from pipeline.model.gate import chosen_images
+from pipeline.model.parity import chosen_images
 from pipeline.predict import find_images, predict
 from pipeline.run import Run
 from pipeline.statistics.calibration import Fit

@@ -17,7 +17,7 @@ from pipeline.export import export
 from pipeline.inputs.decode import Decoding
 from pipeline.inputs.grey import narrow_range
 from pipeline.model.file import load_bundle
-from pipeline.model.fresh import answer
+from pipeline.model.parity_worker import answer
 from pipeline.train import train_head
 
 
@@ -77,7 +77,7 @@ def test_the_exported_model_decodes_as_the_cache_did(
     run_extract(data=narrow, cache=tmp_path / "features", grey_range="4095")
     train_head(train_config(tmp_path / "features", tmp_path / "run", epochs=30))
     # A fresh process does not know the tiny backbone.
-    monkeypatch.setattr("pipeline.model.gate._ask_fresh_process", lambda asked: json.loads(json.dumps(answer(asked))))
+    monkeypatch.setattr("pipeline.model.parity._ask_fresh_process", lambda asked: json.loads(json.dumps(answer(asked))))
     export(ExportConfig(tmp_path / "run", tmp_path / "model.safetensors"))
     bundle = load_bundle(tmp_path / "model.safetensors")
     assert bundle.preprocessing.policy == Decoding(4095)

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
-from pipeline.heads.group import HeadGroup, HeadState, Member, Shape
+from pipeline.heads.dropout import DrawnDropout, DropoutMask, HashedDropout
+from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
 from pipeline.heads.head import HeadConfig, build_head
-from pipeline.heads.noise import DrawnNoise, HashedNoise, Noise
-from pipeline.heads.seeds import dropout_of, weights_of
+from pipeline.heads.seeds import dropout_rng, init_rng
 
 MEMBERS = [
-    Member(lr=1e-2, seed=1),
-    Member(lr=3e-3, weight_decay=0.1, dropout=0.2, seed=2),
-    Member(lr=1e-3, weight_decay=0.01, dropout=0.0, seed=1),
+    HeadHyperparameters(lr=1e-2, seed=1),
+    HeadHyperparameters(lr=3e-3, weight_decay=0.1, dropout=0.2, seed=2),
+    HeadHyperparameters(lr=1e-3, weight_decay=0.01, dropout=0.0, seed=1),
 ]
 STEPS = 12
-SHAPE = Shape(in_features=8, hidden=5, num_classes=3, steps=STEPS)
+SHAPE = HeadShape(in_features=8, hidden=5, num_classes=3, steps=STEPS)
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -34,17 +34,17 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def trained(
-    members: list[Member], dtype: torch.dtype = torch.float64, together: bool = False
+    members: list[HeadHyperparameters], dtype: torch.dtype = torch.float64, together: bool = False
 ) -> tuple[HeadGroup, Tensor]:
     """A group after all steps, and the losses (steps, G); `together` is how it is done anywhere but on a CPU."""
     group = HeadGroup([HeadState.new(member, SHAPE, dtype) for member in members], SHAPE, together=together)
     return group, torch.stack([group.step(x.to(dtype), labels) for x, labels in batches()])
 
 
-def by_hand(member: Member) -> tuple[dict[str, Tensor], Tensor]:
+def by_hand(member: HeadHyperparameters) -> tuple[dict[str, Tensor], Tensor]:
     """The same head by automatic differentiation, torch's AdamW and its cosine schedule."""
-    noise = dropout_of(member.seed)
-    head = build_head(HeadConfig(8, 5, 3, member.dropout), weights_of(member.seed)).double()
+    noise = dropout_rng(member.seed)
+    head = build_head(HeadConfig(8, 5, 3, member.dropout), init_rng(member.seed)).double()
     optimizer = torch.optim.AdamW(head.parameters(), lr=member.lr, weight_decay=member.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     losses = []
@@ -137,18 +137,20 @@ def test_log_probabilities_are_those_of_each_head() -> None:
             assert torch.allclose(found[number], head(x))
 
 
-def drawn(seeds: list[int], dropouts: list[float]) -> Noise:
+def drawn(seeds: list[int], dropouts: list[float]) -> DropoutMask:
     """Head by head."""
-    return DrawnNoise(seeds, dropouts, [None] * len(seeds))
+    return DrawnDropout(seeds, dropouts, [None] * len(seeds))
 
 
-def hashed(seeds: list[int], dropouts: list[float]) -> Noise:
+def hashed(seeds: list[int], dropouts: list[float]) -> DropoutMask:
     """All at once."""
-    return HashedNoise(seeds, dropouts, torch.device("cpu"))
+    return HashedDropout(seeds, dropouts, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("noise", [drawn, hashed])
-def test_dropout_keeps_the_mean_and_is_drawn_head_by_head(noise: Callable[[list[int], list[float]], Noise]) -> None:
+def test_dropout_keeps_the_mean_and_is_drawn_head_by_head(
+    noise: Callable[[list[int], list[float]], DropoutMask],
+) -> None:
     """Half of the units doubled, none at rate 0; equal seeds draw alike, others do not, nor does the next step."""
     made = noise([1, 1, 2, 3], [0.5, 0.5, 0.5, 0.0])
     kept = made.keep(torch.empty(4, 200, 50), 0)

@@ -16,8 +16,8 @@ from cache.store import FeatureCache
 from pipeline.config import ExtractConfig
 from pipeline.extract import extract
 from pipeline.reporting.duplicates import near_duplicates
-from pipeline.reporting.rows import CleanRows
 from pipeline.reporting.label_issues import FOLDS, label_issues, out_of_fold, stratified_folds
+from pipeline.reporting.rows import CleanRows
 from pipeline.search.ridge import Moments
 from pipeline.statistics.groups import Groups, join
 

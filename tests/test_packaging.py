@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 
 from pipeline.errors import ParityError, PipelineError
 from pipeline.machine.cluster import _refuse_other_packages
-from pipeline.model.gate import _ask_fresh_process
+from pipeline.model.parity import _ask_fresh_process
 
 
 @pytest.mark.parametrize("name", ["cache", "pipeline", "cli"])

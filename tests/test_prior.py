@@ -13,9 +13,9 @@ from pipeline.config import ExportConfig, ExtractConfig
 from pipeline.errors import ConfigError
 from pipeline.export import export
 from pipeline.extract import extract
-from pipeline.heads.group import HeadGroup, HeadState, Member, Shape
+from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
 from pipeline.heads.head import HeadConfig, build_head, head_from_tensors, with_class_prior
-from pipeline.heads.seeds import order_of
+from pipeline.heads.seeds import shuffle_rng
 from pipeline.model.file import load_bundle
 from pipeline.model.prior import class_prior
 from pipeline.run import Run
@@ -49,10 +49,10 @@ def test_a_balanced_head_is_calibrated_for_the_frequencies_it_met() -> None:
 
     (rows, labels), (others, truth) = drawn(4000), drawn(4000)
     weights = len(labels) / (3 * torch.bincount(labels, minlength=3))
-    shape = Shape(2, 32, 3, 10 * math.ceil(4000 / 64))
-    group = HeadGroup([HeadState.new(Member(1e-2, 0.0, 0.0, 0), shape)], shape, weights)
+    shape = HeadShape(2, 32, 3, 10 * math.ceil(4000 / 64))
+    group = HeadGroup([HeadState.new(HeadHyperparameters(1e-2, 0.0, 0.0, 0), shape)], shape, weights)
     for epoch in range(1, 11):
-        order = torch.randperm(4000, generator=order_of(0, epoch)).split(64)
+        order = torch.randperm(4000, generator=shuffle_rng(0, epoch)).split(64)
         group.epoch((rows[part], labels[part]) for part in order)
     head = head_from_tensors(group.weights(0))
     counts = torch.bincount(labels, minlength=3).double()

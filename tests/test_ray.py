@@ -176,7 +176,7 @@ def test_what_a_worker_refuses_is_said_as_here(run_extract: Extract, data: Path,
         return whole(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.extraction.engine.compute_units", changing)
+        patch.setattr("pipeline.extraction.executor.compute_units", changing)
         with pytest.raises(PipelineError, match=r"image_0\.jpg changed while it was being extracted") as error:
             run_extract(**ON_RAY)
     assert "\n" not in str(error.value)

@@ -38,7 +38,7 @@ from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.extract import extract
 from pipeline.model.file import load_bundle
-from pipeline.model.fresh import answer
+from pipeline.model.parity_worker import answer
 from pipeline.reduce import ReduceResult, paired_loss, reduce_cache
 from pipeline.report import report
 from pipeline.reporting.duplicates import identical_files, near_duplicates
@@ -74,7 +74,7 @@ def gate_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(request: dict[str, object]) -> object:
         return json.loads(json.dumps(answer(json.loads(json.dumps(request)))))
 
-    monkeypatch.setattr("pipeline.model.gate._ask_fresh_process", ask)
+    monkeypatch.setattr("pipeline.model.parity._ask_fresh_process", ask)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.errors import ConfigError
 from pipeline.search.proposals import start_search
-from pipeline.search.space import NARROW_RATE, Range, Space, contenders, default_space
+from pipeline.search.space import NARROW_RATE, Range, Space, default_space, first_trials
 
 GOOD = """
 basis = ["pool", "pyramid+white+lda:4"]
@@ -160,9 +160,9 @@ def test_optuna_is_told_the_epoch_of_a_score_and_which_heads_were_stopped(tmp_pa
 def test_contenders_are_the_default_and_one_in_each_basis() -> None:
     """Once each; at a higher rate where the basis is narrow."""
     default = HeadSettings("full")
-    assert contenders(Space({"lr": (1.0,)}), default) == [default]
-    assert contenders(Space({"basis": ("full", "pool")}), default) == [default, HeadSettings("pool")]
-    assert contenders(Space({"basis": ("full+lda",)}), default) == [default, HeadSettings("full+lda", lr=NARROW_RATE)]
+    assert first_trials(Space({"lr": (1.0,)}), default) == [default]
+    assert first_trials(Space({"basis": ("full", "pool")}), default) == [default, HeadSettings("pool")]
+    assert first_trials(Space({"basis": ("full+lda",)}), default) == [default, HeadSettings("full+lda", lr=NARROW_RATE)]
 
 
 def test_the_default_space_suits_the_classes_and_rows() -> None:

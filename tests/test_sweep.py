@@ -27,11 +27,11 @@ from pipeline.reporting.record import sweep_fault
 from pipeline.run import Run
 from pipeline.search import crew
 from pipeline.search.baselines import INVERSE_PENALTIES, SHRINKAGES, baselines
+from pipeline.search.basis_cache import BasisCache
 from pipeline.search.choice import choose
-from pipeline.search.held import Bases
+from pipeline.search.halving import SuccessiveHalving, Trial, rungs
 from pipeline.search.journal import Journal, Score
 from pipeline.search.leaderboard import table
-from pipeline.search.race import Contender, Race, rungs
 from pipeline.search.selection import Metric
 from pipeline.search.space import NARROW_RATE
 from pipeline.sweep import SweepResult, sweep
@@ -154,9 +154,11 @@ def test_a_search_that_finds_nothing_better_ends_in_the_default_head(
 def test_the_most_accurate_heads_go_on_beside_those_that_are_kept(features: Path, tmp_path: Path) -> None:
     """Of equally accurate ones those of lower loss."""
     journal = Journal.open(tmp_path / "journal", {})
-    race = Race(opened(features), journal, Metric("top1", np.zeros(8, np.int64), np.arange(8)), epochs=20, seed=0)
-    heads = [Contender(n, HeadSettings("pool"), score_of(n % 4, loss=9 - n)) for n in range(8)]
-    heads += [Contender(8, HeadSettings("full"), score_of(0), kept=True)]
+    race = SuccessiveHalving(
+        opened(features), journal, Metric("top1", np.zeros(8, np.int64), np.arange(8)), epochs=20, seed=0
+    )
+    heads = [Trial(n, HeadSettings("pool"), score_of(n % 4, loss=9 - n)) for n in range(8)]
+    heads += [Trial(8, HeadSettings("full"), score_of(0), kept=True)]
     assert [head.number for head in race._survivors(heads, 3)] == [8, 7, 3, 6]
 
 
@@ -321,7 +323,7 @@ def test_what_is_wrong_with_the_rows_costs_no_run(features: Path) -> None:
 def test_a_sweep_short_of_memory_trains_fewer_heads_at_once(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And keeps no states of heads that wait: the same results, by training from the start again."""
     whole = sweep(config(features, run=features.parent / "whole", memory=1.0))
-    monkeypatch.setattr("pipeline.search.crew.free_bytes", lambda device: 20_000)
+    monkeypatch.setattr("pipeline.search.executor.free_bytes", lambda device: 20_000)
     assert sweep(config(features, memory=1.0)).heads == whole.heads
     monkeypatch.setattr("pipeline.heads.fit.available_bytes", lambda: 100)
     with pytest.raises(RunError, match="choose a smaller --hidden"):
@@ -331,7 +333,7 @@ def test_a_sweep_short_of_memory_trains_fewer_heads_at_once(features: Path, monk
 def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the heads that trained longest; without any there is nothing to choose."""
     now = iter(range(10_000))
-    monkeypatch.setattr("pipeline.search.race.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("pipeline.search.halving.time.monotonic", lambda: next(now))
     monkeypatch.setattr("pipeline.sweep.time.monotonic", lambda: next(now))
     monkeypatch.setattr(crew, "_LARGEST_GROUP", 1)
     result = sweep(config(features, time_limit=8.0))
@@ -342,22 +344,22 @@ def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.Monke
         sweep(config(features, run=features.parent / "none", time_limit=0.5))
 
 
-def opened(features: Path) -> Bases:
+def opened(features: Path) -> BasisCache:
     """Bases of the only set."""
-    return Bases(TrainingSet.open(features, None, None), 1 << 30)
+    return BasisCache(TrainingSet.open(features, None, None), 1 << 30)
 
 
 def test_ties_go_to_the_smaller_head(features: Path) -> None:
     """And among equally small ones to that of lower loss; one that trained longer is preferred to a better one."""
     heads = [
-        Contender(0, HeadSettings("pyramid+lda:1", 8), score_of(6, 4, 0.9)),
-        Contender(1, HeadSettings("pyramid+lda:1", 4), score_of(6, 4, 0.8)),
-        Contender(2, HeadSettings("pyramid", 4), score_of(6, 4, 0.1)),
-        Contender(3, HeadSettings("pyramid+lda:1", 4), score_of(6, 4, 0.9)),
-        Contender(4, HeadSettings("pyramid+lda:1", 4), score_of(8, 1, 0.1)),
+        Trial(0, HeadSettings("pyramid+lda:1", 8), score_of(6, 4, 0.9)),
+        Trial(1, HeadSettings("pyramid+lda:1", 4), score_of(6, 4, 0.8)),
+        Trial(2, HeadSettings("pyramid", 4), score_of(6, 4, 0.1)),
+        Trial(3, HeadSettings("pyramid+lda:1", 4), score_of(6, 4, 0.9)),
+        Trial(4, HeadSettings("pyramid+lda:1", 4), score_of(8, 1, 0.1)),
     ]
     metric = Metric("top1", np.zeros(8, np.int64), np.arange(8))
-    race = Race(opened(features), Journal.open(features.parent / "journal", {}), metric, epochs=4, seed=0)
+    race = SuccessiveHalving(opened(features), Journal.open(features.parent / "journal", {}), metric, epochs=4, seed=0)
     assert choose(heads, race).number == 1
 
 
@@ -368,10 +370,10 @@ def test_a_head_is_the_same_in_any_company(features: Path, tmp_path: Path, monke
     def scores(largest: int, halving: bool) -> list[float]:
         monkeypatch.setattr(crew, "_LARGEST_GROUP", largest)
         journal = Journal.open(tmp_path / f"{largest}{halving}", {})
-        heads = [Contender(number, one) for number, one in enumerate(settings)]
+        heads = [Trial(number, one) for number, one in enumerate(settings)]
         bases = opened(features)
         metric = Metric("top1", bases.data("pyramid").valid_labels.numpy(), np.arange(8))
-        Race(bases, journal, metric, epochs=8, seed=0, halving=halving).run(heads)
+        SuccessiveHalving(bases, journal, metric, epochs=8, seed=0, halving=halving).run(heads)
         return [head.score.valid_loss for head in heads if head.score.epochs == 8]
 
     alone = scores(1, halving=False)

@@ -101,12 +101,12 @@ def load_tensors(name: str, weights: str | None) -> dict[str, Tensor]:
     else:
         raise WeightsError(f"--weights {weights}: expected {spec.weights.name} or an existing file")
     tensors = {key: value.float().contiguous() for key, value in tensors.items() if key.startswith("features.")}
-    if wrong := misfit(name, tensors):
+    if wrong := state_dict_mismatch(name, tensors):
         raise WeightsError(f"the weights do not fit {name}: {wrong}")
     return tensors
 
 
-def misfit(name: str, tensors: dict[str, Tensor]) -> str:
+def state_dict_mismatch(name: str, tensors: dict[str, Tensor]) -> str:
     """The first tensor that backbone `name` lacks, or has in another shape, in words; "" where all fit."""
     with torch.device("meta"):
         wanted = {key: value.shape for key, value in build_trunk(name).state_dict().items()}

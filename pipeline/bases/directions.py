@@ -31,7 +31,7 @@ def principal_of_rows(blocks: Blocks, components: int) -> list[Stage]:
 
 
 @dataclass(frozen=True)
-class Spread:
+class ScatterMatrices:
     """How rows of several classes lie: C classes, R features; what all directions of these rows are made from."""
 
     count: int  # rows
@@ -41,16 +41,18 @@ class Spread:
     within: Tensor  # (R, R): covariance within classes
 
 
-def spread_of(blocks: Blocks, num_classes: int) -> Spread:
+def scatter_of(blocks: Blocks, num_classes: int) -> ScatterMatrices:
     """Of rows and labels; PipelineError where the rows are wider than `WIDEST`."""
     products, sums, counts = _moments(blocks, num_classes)
     count, mean = counts.sum(), sums.sum(0) / counts.sum()
     means = sums / counts.clamp_min(1).unsqueeze(1)
     apart = (means - mean) * (counts / count).sqrt().unsqueeze(1)
-    return Spread(int(count), mean, apart, products / count - mean.outer(mean), (products - sums.T @ means) / count)
+    return ScatterMatrices(
+        int(count), mean, apart, products / count - mean.outer(mean), (products - sums.T @ means) / count
+    )
 
 
-def principal(spread: Spread, components: int) -> list[Stage]:
+def principal(spread: ScatterMatrices, components: int) -> list[Stage]:
     """The first `components` principal directions, all scaled alike to a mean variance of 1."""
     _refuse_more(components, min(spread.count, len(spread.mean)))
     variances, directions = _eigenvectors(spread.total, components)
@@ -84,7 +86,7 @@ def _refuse_more(components: int, most: int) -> None:
         )
 
 
-def discriminant(spread: Spread, shrinkage: float) -> list[Stage]:
+def discriminant(spread: ScatterMatrices, shrinkage: float) -> list[Stage]:
     """Linear discriminants (Fisher, 1936; Rao, 1948), one fewer than classes, scaled alike to a mean variance of 1.
 
     To the covariance within classes, `shrinkage` times its mean diagonal is added. With L Lᵀ the sum, L^(-ᵀ) whitens:
@@ -97,9 +99,9 @@ def discriminant(spread: Spread, shrinkage: float) -> list[Stage]:
     lower, failed = torch.linalg.cholesky_ex(within)
     if failed:
         raise PipelineError(f"+lda:{shrinkage:g} shrinks the covariance of these rows too little: choose more")
-    apart = torch.linalg.solve_triangular(lower, spread.apart.T, upper=False)  # (R, C)
+    apart = torch.linalg.solve_triangular(lower, spread.between.T, upper=False)  # (R, C)
     order, _, _ = torch.linalg.svd(apart, full_matrices=False)
-    count = min(len(spread.apart) - 1, len(spread.mean))
+    count = min(len(spread.between) - 1, len(spread.mean))
     directions = torch.linalg.solve_triangular(lower.T, order[:, :count], upper=True)
     scale = (directions * (spread.total @ directions)).sum(0).mean().clamp_min(1e-12).sqrt()
     return [Scale(spread.mean, torch.ones_like(spread.mean)), Project((directions / scale).contiguous())]

@@ -12,12 +12,12 @@ from pipeline.bases.basis import Basis, Mix, Regions, Scale, Stage
 from pipeline.bases.directions import (
     WIDEST,
     Blocks,
-    Spread,
+    ScatterMatrices,
     discriminant,
     principal,
     principal_of_rows,
+    scatter_of,
     side_by_side,
-    spread_of,
 )
 from pipeline.basis_name import BasisName
 from pipeline.errors import PipelineError
@@ -80,7 +80,7 @@ class Shared:
 
     regions: dict[str, Tensor] = field(default_factory=dict)  # rows in them, (M, R0)
     first: dict[BasisName, tuple[list[Stage], Tensor]] = field(default_factory=dict)  # stages, rows after them (M, R1)
-    spreads: dict[BasisName, Spread] = field(default_factory=dict)  # of the training rows among these
+    spreads: dict[BasisName, ScatterMatrices] = field(default_factory=dict)  # of the training rows among these
 
     @property
     def bytes(self) -> int:
@@ -108,7 +108,7 @@ def fit_basis(
         return lambda: ((before.transform(rows), labels) for rows, labels in these())
 
     width = started_width(start, row_shape)
-    stages += directions(name, width, lambda: spread_of(after(blocks), num_classes), after(sample or blocks))
+    stages += directions(name, width, lambda: scatter_of(after(blocks), num_classes), after(sample or blocks))
     return Basis(start.name, (*start.stages, *stages))
 
 
@@ -117,7 +117,7 @@ def started_width(start: Basis, row_shape: Shape) -> int:
     return start.transform(torch.zeros(1, int(np.prod(row_shape)))).shape[1]
 
 
-def directions(name: BasisName, width: int, spread: Callable[[], Spread], rows: Blocks) -> list[Stage]:
+def directions(name: BasisName, width: int, spread: Callable[[], ScatterMatrices], rows: Blocks) -> list[Stage]:
     """Last stages of a basis on rows (n, width) of this spread: discriminants, principal directions or both, if any."""
     if name.discriminant is None and name.components is not None and width > WIDEST:
         return principal_of_rows(rows, name.components)

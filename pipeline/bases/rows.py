@@ -19,7 +19,7 @@ from cache.manifest import json_digest
 from cache.projections import load_projection, save_projection
 from cache.store import FeatureCache, Positions
 from pipeline.bases.basis import Basis, Stage
-from pipeline.bases.directions import Blocks, Spread, spread_of
+from pipeline.bases.directions import Blocks, ScatterMatrices, scatter_of
 from pipeline.bases.fit import (
     BASIS_VERSION,
     Shared,
@@ -265,9 +265,9 @@ def _fit_and_apply(
         shared.first[first] = stages, _apply(stages, rows)
     stages, rows = shared.first[first]
 
-    def spread() -> Spread:
+    def spread() -> ScatterMatrices:
         if first not in shared.spreads:
-            shared.spreads[first] = spread_of(_in_blocks(rows, fit_on, labels), num_classes)
+            shared.spreads[first] = scatter_of(_in_blocks(rows, fit_on, labels), num_classes)
         return shared.spreads[first]
 
     last = directions(name, rows.shape[1], spread, _in_blocks(rows, fit_on, labels))

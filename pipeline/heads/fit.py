@@ -16,9 +16,9 @@ from pipeline.bases.stream import StreamedData
 from pipeline.config import FEWEST_EPOCHS, MOST_EPOCHS, STEPS, HeadSettings, TrainConfig
 from pipeline.console import size
 from pipeline.errors import RunError
-from pipeline.heads.group import CPU, HeadGroup, HeadState, Member, Shape
+from pipeline.heads.group import CPU, HeadGroup, HeadHyperparameters, HeadShape, HeadState
 from pipeline.heads.head import head_from_tensors
-from pipeline.heads.seeds import order_of
+from pipeline.heads.seeds import shuffle_rng
 from pipeline.machine.device import computes_bfloat16
 from pipeline.machine.memory import available_bytes
 
@@ -72,8 +72,8 @@ def fit_head(config: TrainConfig, data: Data, level: int = logging.DEBUG) -> Fit
     refuse_beyond_memory(settings, data)
     count = config.epochs or default_epochs(data.num_images, config.batch_size)
     shape = shape_of(settings, data, count)
-    state = HeadState.new(member_of(settings, config.seed), shape)
-    group = HeadGroup([state], shape, class_weights(settings, data), products_on(CPU))
+    state = HeadState.new(hyperparameters_of(settings, config.seed), shape)
+    group = HeadGroup([state], shape, class_weights(settings, data), matmul_dtype_on(CPU))
     for number in range(1, count + 1):
         epoch = _epoch(number, group, data, config)
         epochs.append(epoch)
@@ -86,14 +86,14 @@ def fit_head(config: TrainConfig, data: Data, level: int = logging.DEBUG) -> Fit
     return Fitted(head, epochs, epoch.valid_accuracy, epoch.valid_loss, time.perf_counter() - start)
 
 
-def products_on(device: torch.device) -> torch.dtype | None:
+def matmul_dtype_on(device: torch.device) -> torch.dtype | None:
     """What heads multiply in: bfloat16 where `device` computes in that, at up to twice the speed, else float32."""
     return torch.bfloat16 if computes_bfloat16(device) else None
 
 
 def _epoch(number: int, group: HeadGroup, data: Data, config: TrainConfig) -> Epoch:
     start = time.perf_counter()
-    loss = float(group.epoch(data.batches(config.batch_size, order_of(config.seed, number))))
+    loss = float(group.epoch(data.batches(config.batch_size, shuffle_rng(config.seed, number))))
     hits, losses = group.score(data.validation())
     accuracy, valid_loss = float(hits.double().mean()), float(losses)
     if not math.isfinite(loss + valid_loss):
@@ -113,15 +113,15 @@ def score_head(head: nn.Sequential, data: Data) -> tuple[npt.NDArray[np.bool_], 
     return ordered.numpy(), loss / len(ordered)
 
 
-def member_of(settings: HeadSettings, seed: int) -> Member:
+def hyperparameters_of(settings: HeadSettings, seed: int) -> HeadHyperparameters:
     """How a head of these settings is trained in its group."""
-    return Member(settings.lr, settings.weight_decay, settings.dropout, seed)
+    return HeadHyperparameters(settings.lr, settings.weight_decay, settings.dropout, seed)
 
 
-def shape_of(settings: HeadSettings, data: Data, epochs: int) -> Shape:
+def shape_of(settings: HeadSettings, data: Data, epochs: int) -> HeadShape:
     """What a head of these settings shares with its group."""
     steps = epochs * math.ceil(data.num_images / settings.batch_size)
-    return Shape(data.in_features, settings.hidden, data.num_classes, steps)
+    return HeadShape(data.in_features, settings.hidden, data.num_classes, steps)
 
 
 def class_weights(settings: HeadSettings, data: Data) -> Tensor | None:

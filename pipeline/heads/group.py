@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.heads.dropout import DrawnDropout, DropoutMask, HashedDropout
 from pipeline.heads.head import HeadConfig, build_head
-from pipeline.heads.noise import DrawnNoise, HashedNoise, Noise
-from pipeline.heads.optimizer import AllHeads, HeadByHead
-from pipeline.heads.seeds import weights_of
+from pipeline.heads.optimizer import PerHeadAdamW, VectorizedAdamW
+from pipeline.heads.seeds import init_rng
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Member:
+class HeadHyperparameters:
     """How one head of a group is trained. `seed` is of its weights and dropout, not of the order of rows."""
 
     lr: float
@@ -31,7 +31,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Shape:
+class HeadShape:
     """What all heads of a group share: R inputs, H hidden units, C classes, and the steps of their schedule."""
 
     in_features: int
@@ -44,10 +44,10 @@ class Shape:
 class HeadState:
     """One head in the middle of its training: what it takes to go on exactly as if nothing had happened."""
 
-    member: Member
+    member: HeadHyperparameters
     tensors: dict[str, Tensor]
     moments: tuple[dict[str, Tensor], dict[str, Tensor]]  # AdamW's first and second
-    taken: int
+    step: int
     noise: Any = None  # state of the generator of its dropout, where it has one that has been drawn from
 
     def to(self, device: torch.device) -> "HeadState":
@@ -56,10 +56,10 @@ class HeadState:
         return replace(self, tensors=tensors, moments=(moments[0], moments[1]))
 
     @classmethod
-    def new(cls, member: Member, shape: Shape, dtype: torch.dtype = torch.float32) -> "HeadState":
+    def new(cls, member: HeadHyperparameters, shape: HeadShape, dtype: torch.dtype = torch.float32) -> "HeadState":
         """Before the first step."""
         config = HeadConfig(shape.in_features, shape.hidden, shape.num_classes, member.dropout)
-        head = build_head(config, weights_of(member.seed))
+        head = build_head(config, init_rng(member.seed))
         tensors = {name: tensor.to(dtype) for name, tensor in head.state_dict().items()}
         zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         return cls(member, tensors, (zeros, zeros), 0)
@@ -70,46 +70,48 @@ class HeadGroup:
 
     AdamW, each learning rate falling to 0 over the steps of `shape` as a cosine. `class_weights` (C,) weigh the loss of
     each row by its label, as `NLLLoss` does. `products` is what multiplications are computed in, the dtype of the
-    weights unless said. `together` is how dropout is drawn and weights are stepped: for all heads in the same few
+    weights unless said. `vectorized` is how dropout is drawn and weights are stepped: for all heads in the same few
     operations, as suits anything but a CPU, or head by head. Rows and labels may lie on any device.
     """
 
     def __init__(
         self,
         states: Sequence[HeadState],
-        shape: Shape,
+        shape: HeadShape,
         class_weights: Tensor | None = None,
         products: torch.dtype | None = None,
         device: torch.device = CPU,
-        together: bool | None = None,
+        vectorized: bool | None = None,
     ) -> None:
         self.members = tuple(state.member for state in states)
         self.device = device
         self.shape = shape
-        self.taken = states[0].taken
+        self.step = states[0].step
         self.class_weights = None if class_weights is None else class_weights.to(device)
         self.products = products
         self.tensors = _stacked([state.tensors for state in states], device)
         first, second = (_stacked([state.moments[number] for state in states], device) for number in (0, 1))
         self._moments = first, second
         self._gradients = {name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()}
-        if together is None:
-            together = device.type != "cpu"
-        self._noise = self._noise_of(states, together)
+        if vectorized is None:
+            vectorized = device.type != "cpu"
+        self._noise = self._noise_of(states, vectorized)
         arrays = (self.tensors, self._gradients, first, second)
         decays = [member.weight_decay for member in self.members]
-        self._optimizer = (AllHeads if together else HeadByHead)(arrays, self.taken, decays)
+        self._optimizer = (VectorizedAdamW if vectorized else PerHeadAdamW)(arrays, self.step, decays)
 
     @classmethod
-    def new(cls, members: Sequence[Member], shape: Shape, dtype: torch.dtype = torch.float32) -> "HeadGroup":
+    def new(
+        cls, members: Sequence[HeadHyperparameters], shape: HeadShape, dtype: torch.dtype = torch.float32
+    ) -> "HeadGroup":
         """A group before its first step."""
         return cls([HeadState.new(member, shape, dtype) for member in members], shape)
 
-    def _noise_of(self, states: Sequence[HeadState], together: bool) -> Noise:
+    def _noise_of(self, states: Sequence[HeadState], vectorized: bool) -> DropoutMask:
         seeds, dropouts = zip(*((member.seed, member.dropout) for member in self.members), strict=True)
-        if together:
-            return HashedNoise(seeds, dropouts, self.device)
-        return DrawnNoise(seeds, dropouts, [state.noise for state in states])
+        if vectorized:
+            return HashedDropout(seeds, dropouts, self.device)
+        return DrawnDropout(seeds, dropouts, [state.noise for state in states])
 
     def __len__(self) -> int:
         """G, heads."""
@@ -118,13 +120,13 @@ class HeadGroup:
     def step(self, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step.
 
-        The mean is weighted by `class_weights`. `weights` (B,) of the rows, in their place, are taken as they are: 1 on
+        The mean is weighted by `class_weights`. `weights` (B,) of the rows, in their place, are step as they are: 1 on
         average over all rows, not within the batch.
         """
         _, _, w2, b2 = self.tensors.values()
         w2 = w2.to(x.dtype)
         hidden = self._first(x).relu_()  # (G, B, H)
-        kept = self._noise.keep(hidden, self.taken)
+        kept = self._noise.sample(hidden, self.step)
         seen = hidden * kept
         log_probs = torch.log_softmax(torch.bmm(seen, w2.mT).to(b2.dtype) + b2.unsqueeze(1), 2)  # (G, B, C)
         target = labels.expand(len(self), -1).unsqueeze(2)
@@ -159,9 +161,9 @@ class HeadGroup:
 
     def _update(self) -> None:
         """Every head's step along its gradient; its rate falls to 0 over the schedule as a cosine."""
-        share = (1 + math.cos(math.pi * self.taken / self.shape.steps)) / 2
+        share = (1 + math.cos(math.pi * self.step / self.shape.steps)) / 2
         self._optimizer.step([member.lr * share for member in self.members])
-        self.taken += 1
+        self.step += 1
 
     def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """A step on every batch of (rows, labels); the mean loss of each head over all rows, (G,) float64."""
@@ -208,7 +210,7 @@ class HeadGroup:
         """A copy of one head as it is now."""
         first, second = ({name: part[number].clone() for name, part in moments.items()} for moments in self._moments)
         state = self._noise.state(number)
-        return HeadState(self.members[number], self.weights(number), (first, second), self.taken, state)
+        return HeadState(self.members[number], self.weights(number), (first, second), self.step, state)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:

@@ -16,12 +16,12 @@ _OPTIONS: Any = {"beta1": _FIRST, "beta2": _SECOND, "eps": _EPSILON, "amsgrad": 
 Arrays = dict[str, Tensor]  # each (G, ...)
 
 
-class HeadByHead:
+class PerHeadAdamW:
     """torch's own, fused. As a function: the class imports torch's compiler, a second at every start."""
 
-    def __init__(self, arrays: tuple[Arrays, Arrays, Arrays, Arrays], taken: int, decays: Sequence[float]) -> None:
+    def __init__(self, arrays: tuple[Arrays, Arrays, Arrays, Arrays], step: int, decays: Sequence[float]) -> None:
         names = list(arrays[0])
-        steps = [[torch.tensor(float(taken)) for _ in names] for _ in decays]
+        steps = [[torch.tensor(float(step)) for _ in names] for _ in decays]
         parts = [[[array[name][number] for name in names] for array in arrays] for number in range(len(decays))]
         self._heads: list[Any] = [(*part, [], step) for part, step in zip(parts, steps, strict=True)]
         self._decays = decays
@@ -32,12 +32,12 @@ class HeadByHead:
             adamw(*head, lr=rate, weight_decay=decay, **_OPTIONS)
 
 
-class AllHeads:
+class VectorizedAdamW:
     """The same numbers, in a few operations for all heads."""
 
-    def __init__(self, arrays: tuple[Arrays, Arrays, Arrays, Arrays], taken: int, decays: Sequence[float]) -> None:
+    def __init__(self, arrays: tuple[Arrays, Arrays, Arrays, Arrays], step: int, decays: Sequence[float]) -> None:
         self._arrays = [tuple(array[name] for array in arrays) for name in arrays[0]]
-        self._taken = taken
+        self._taken = step
         self._decays = decays
 
     def step(self, rates: Sequence[float]) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from cache.files import write_atomically
-from pipeline.backbones.backbone import misfit, row_shape
+from pipeline.backbones.backbone import row_shape, state_dict_mismatch
 from pipeline.console import first_line
 from pipeline.errors import BundleError
 from pipeline.heads.head import head_from_tensors
@@ -90,7 +90,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _misfit(bundle: Bundle) -> str:
     """What of the backbone or between it and the head is of another shape or type; "" where all fit."""
     name, size = bundle.card["backbone"], bundle.card["preprocessing"]["input_size"]
-    wrong = misfit(name, bundle.backbone_tensors)
+    wrong = state_dict_mismatch(name, bundle.backbone_tensors)
     tensors = [*bundle.backbone_tensors.values(), *bundle.head.state_dict().values()]
     types = {str(tensor.dtype) for tensor in tensors} - {"torch.float32"}
     if wrong or types:

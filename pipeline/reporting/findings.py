@@ -17,10 +17,10 @@ from pipeline.inputs.images import count_leaks
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne, payback, stage_one
 from pipeline.reporting.duplicates import NearDuplicates, Pair, identical_files, near_duplicates
+from pipeline.reporting.label_issues import LabelIssues, label_issues
 from pipeline.reporting.predictions import Predictions, accuracies, predict_split
 from pipeline.reporting.record import run_fault, sweep_fault
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
-from pipeline.reporting.label_issues import LabelIssues, label_issues
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RESULTS_FILE, RUN_FILE
 from pipeline.search.baselines import Baselines, baselines

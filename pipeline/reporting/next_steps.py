@@ -30,7 +30,7 @@ class Found:
     classes: int
     top1: float
     baseline: float
-    surer: bool
+    calibrates: bool
     label_issues: int
     across: int
     swept: bool
@@ -62,5 +62,5 @@ def _steps(found: Found) -> Iterator[Step]:
     run = shlex.quote(str(found.run))
     if not found.tested:
         yield Step("When all choices are made, evaluate on the test images, once", f"headgraft evaluate {run}")
-    sure = ", which also calibrates its probabilities" if found.surer else ""
+    sure = ", which also calibrates its probabilities" if found.calibrates else ""
     yield Step(f"Export one model from image files to classes{sure}", f"headgraft export {run} model.safetensors")

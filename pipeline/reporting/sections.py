@@ -17,8 +17,8 @@ from pipeline.reporting.classes import ClassRow, class_rows
 from pipeline.reporting.confusion import Cell, Pair
 from pipeline.reporting.costs import PHASES
 from pipeline.reporting.findings import MOST_COMPARED, Findings
-from pipeline.reporting.next_steps import Found, next_steps
 from pipeline.reporting.label_issues import FOLDS
+from pipeline.reporting.next_steps import Found, next_steps
 from pipeline.search.leaderboard import ranked
 from pipeline.statistics.calibration import BINS
 from pipeline.statistics.intervals import METHOD, Interval
@@ -241,7 +241,7 @@ def _grounds(found: Findings) -> Found:
         classes=len(found.run.classes),
         top1=found.scores["top1"].value,
         baseline=found.known.best,
-        surer=found.calibration.cooled_ece < found.calibration.ece > found.calibration.floor,
+        calibrates=found.calibration.scaled_ece < found.calibration.ece > found.calibration.floor,
         label_issues=len(found.label_issues.found),
         across=len(found.across),
         swept=found.sweep is not None,

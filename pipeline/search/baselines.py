@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from pipeline.bases.directions import WIDEST, Spread, spread_of
+from pipeline.bases.directions import WIDEST, ScatterMatrices, scatter_of
 
 SHRINKAGES = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)  # times the mean variance within classes
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1)
@@ -100,7 +100,7 @@ def _discriminant(data: Data) -> dict[float, float]:
 
     Friedman, Regularized discriminant analysis, JASA 1989, with gamma = G / (1 + G).
     """
-    spread = spread_of(data.all_views, data.num_classes)
+    spread = scatter_of(data.all_views, data.num_classes)
     shares = torch.bincount(data.train_labels, minlength=data.num_classes) / len(data.train_labels)
     fits = {shrinkage: _fit(spread, shares, shrinkage) for shrinkage in SHRINKAGES}
     hits = dict.fromkeys(SHRINKAGES, 0)
@@ -110,7 +110,7 @@ def _discriminant(data: Data) -> dict[float, float]:
     return {shrinkage: count / len(data.valid_labels) for shrinkage, count in hits.items()}
 
 
-def _fit(spread: Spread, shares: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
+def _fit(spread: ScatterMatrices, shares: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
     """Weights (R, C) and biases (C,) over centred rows; a class without images is never named."""
     means = spread.apart / shares.clamp_min(1e-12).sqrt().unsqueeze(1)  # (C, R), less the mean of all
     within = spread.within.double()

@@ -14,14 +14,14 @@ from pipeline.errors import RunError
 from pipeline.heads.fit import Data, Fitted, fit_head, score_head
 from pipeline.heads.head import merge_heads
 from pipeline.run import Run, new_run
-from pipeline.search.held import Bases
-from pipeline.search.race import Contender, Race
+from pipeline.search.basis_cache import BasisCache
+from pipeline.search.halving import SuccessiveHalving, Trial
 from pipeline.search.selection import Difference, Hits, Metric, difference
 
 logger = logging.getLogger("headgraft.search")
 
 
-def choose(heads: Sequence[Contender], race: Race) -> Contender:
+def choose(heads: Sequence[Trial], race: SuccessiveHalving) -> Trial:
     """The most accurate head of those that trained longest; of equals the smaller, then the one of lower loss."""
     if not heads:
         raise RunError("no head was trained within --time-limit: allow more")
@@ -31,13 +31,13 @@ def choose(heads: Sequence[Contender], race: Race) -> Contender:
     return min(equals, key=lambda head: (_size(head.settings, race.bases), head.score.valid_loss, head.number))
 
 
-def finalists(heads: Sequence[Contender]) -> list[Contender]:
+def finalists(heads: Sequence[Trial]) -> list[Trial]:
     """Those that trained longest."""
     longest = max(head.score.epochs for head in heads)
     return [head for head in heads if head.score.epochs == longest]
 
 
-def _size(settings: HeadSettings, bases: Bases) -> int:
+def _size(settings: HeadSettings, bases: BasisCache) -> int:
     """Weights of the head in its basis."""
     data = bases.data(settings.basis)
     return settings.hidden * (data.in_features + data.num_classes)
@@ -57,7 +57,7 @@ class Trained:
     hits: Hits
 
 
-def retrain(config: SweepConfig, settings: HeadSettings, race: Race) -> list[Trained]:
+def retrain(config: SweepConfig, settings: HeadSettings, race: SuccessiveHalving) -> list[Trained]:
     """Heads of the same settings, with the seeds after the sweep's own."""
     bases = race.bases
     first = TrainConfig(
@@ -121,7 +121,7 @@ class Final:
         return settings, {"config": asdict(settings), "mean": float(np.mean(values)), "std": std, "seeds": len(values)}
 
 
-def final(config: SweepConfig, chosen: HeadSettings, race: Race) -> Final:
+def final(config: SweepConfig, chosen: HeadSettings, race: SuccessiveHalving) -> Final:
     """Retrain the choice and, unless they are the same, the default settings; which is better, paired by image."""
     default = default_settings(race.bases.rows)
     known = retrain(config, default, race)
@@ -137,6 +137,6 @@ def default_settings(trainset: TrainingSet) -> HeadSettings:
     return HeadSettings(basis=trainset.default_basis)
 
 
-def run_of(one: Trained, bases: Bases) -> Run:
+def run_of(one: Trained, bases: BasisCache) -> Run:
     """The run of a head, not yet saved."""
     return new_run(one.config, bases.rows, one.fitted, bases.basis(one.config.settings.basis))

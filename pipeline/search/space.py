@@ -163,7 +163,7 @@ def _steps(source: str, name: str, domain: Domain) -> tuple[Value, ...]:
     return tuple(dict.fromkeys(as_kind(name, domain.at(n / (domain.steps - 1))) for n in range(domain.steps)))
 
 
-def contenders(space: Space, default: HeadSettings) -> list[HeadSettings]:
+def first_trials(space: Space, default: HeadSettings) -> list[HeadSettings]:
     """Heads that every sweep of `space` tries and never stops: the default one, and one like it in each basis."""
     bases = space.domains.get("basis", ())
     names = [str(name) for name in bases] if isinstance(bases, tuple) else []

@@ -28,15 +28,15 @@ class Fit:
         ece: calibration error of the head as it is, 0 to 1.
         floor: what it would be on average if the probabilities were right, see `floor_of`.
         temperature: that of least loss; None where every image is classified correctly.
-        cooled_ece: calibration error of temperature-scaled probabilities, each fold by a temperature of the others.
-        cooled_floor: its floor.
+        scaled_ece: calibration error of temperature-scaled probabilities, each fold by a temperature of the others.
+        scaled_floor: its floor.
     """
 
     ece: float
     floor: float
     temperature: float | None
-    cooled_ece: float
-    cooled_floor: float
+    scaled_ece: float
+    scaled_floor: float
 
 
 def calibrate(log_probs: Tensor, labels: Tensor, index: SetIndex, shift: Tensor | None = None) -> Fit:
@@ -58,8 +58,8 @@ def calibrate(log_probs: Tensor, labels: Tensor, index: SetIndex, shift: Tensor 
         ece=error_of(before, labels),
         floor=floor_of(before),
         temperature=fit_temperature(log_probs[fresh], labels[fresh], shift),
-        cooled_ece=error_of(scaled, labels),
-        cooled_floor=floor_of(scaled),
+        scaled_ece=error_of(scaled, labels),
+        scaled_floor=floor_of(scaled),
     )
 
 
@@ -83,7 +83,7 @@ def fit_temperature(log_probs: Tensor, labels: Tensor, shift: Tensor | None = No
     return math.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-4}).x)
 
 
-def cooled(head: nn.Sequential, temperature: float) -> nn.Sequential:
+def temperature_scaled(head: nn.Sequential, temperature: float) -> nn.Sequential:
     """The head with its logits over `temperature`, in its last layer."""
     tensors = dict(head.state_dict())
     for name in ("3.weight", "3.bias"):

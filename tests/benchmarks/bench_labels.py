@@ -19,8 +19,8 @@ from beside import hardware, say
 from cache.index import SetIndex
 from cache.store import FeatureCache
 from pipeline.reporting.duplicates import near_duplicates
-from pipeline.reporting.rows import clean_rows, narrow
 from pipeline.reporting.label_issues import label_issues
+from pipeline.reporting.rows import clean_rows, narrow
 
 SHARE = 0.05  # of the labels
 BURST = 8  # images
@@ -28,7 +28,7 @@ MOST, FEWEST = 100, 6  # images of the largest and the smallest class of the lon
 FIRST = 20  # of the list, for precision
 
 Labels = npt.NDArray[np.int64]
-Noise = Callable[[Labels, np.random.Generator], Labels]
+DropoutMask = Callable[[Labels, np.random.Generator], Labels]
 
 
 class Noises:
@@ -90,7 +90,7 @@ def cases(cache: FeatureCache, index: SetIndex, seed: int) -> dict[str, tuple[Se
         if name == "imbalanced":
             kept = long_tail(labels, len(index.classes), generator)
         noises = Noises(features[kept], len(index.classes))
-        noise: Noise = noises.uniform if name == "imbalanced" else getattr(noises, name)
+        noise: DropoutMask = noises.uniform if name == "imbalanced" else getattr(noises, name)
         changed = noise(labels[kept], generator)
         images = [rows.images[place] for place in kept.tolist()]
         wrong = {images[place].path for place in np.flatnonzero(changed != labels[kept]).tolist()}

@@ -18,21 +18,21 @@ from scipy.stats import spearmanr
 
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
-from pipeline.heads.fit import default_epochs, member_of, products_on, shape_of
+from pipeline.heads.fit import default_epochs, hyperparameters_of, matmul_dtype_on, shape_of
 from pipeline.heads.group import CPU, HeadGroup, HeadState
-from pipeline.heads.seeds import order_of
+from pipeline.heads.seeds import shuffle_rng
 from pipeline.machine.device import available_cpus
+from pipeline.search.basis_cache import BasisCache
 from pipeline.search.choice import default_settings
-from pipeline.search.held import Bases
 from pipeline.search.proposals import start_search
-from pipeline.search.space import contenders, default_space
+from pipeline.search.space import default_space, first_trials
 from pipeline.sweep import most_directions
 
 Hits = npt.NDArray[np.bool_]
 GROUP, HALVES, DRAWS = 16, 200, 500
 
 
-def hits_by_epoch(bases: Bases, heads: Sequence[HeadSettings], epochs: int, seed: int) -> Hits:
+def hits_by_epoch(bases: BasisCache, heads: Sequence[HeadSettings], epochs: int, seed: int) -> Hits:
     """(M, E, V): whether each head is right about each validation image after each epoch."""
     found = np.empty((len(heads), epochs, len(bases.rows.index.split("valid"))), bool)
     for settings in dict.fromkeys((head.basis, head.batch_size) for head in heads):
@@ -41,10 +41,10 @@ def hits_by_epoch(bases: Bases, heads: Sequence[HeadSettings], epochs: int, seed
         for start in range(0, len(alike), GROUP):
             some = alike[start : start + GROUP]
             shape = shape_of(heads[some[0]], data, epochs)
-            states = [HeadState.new(member_of(heads[n], seed), shape) for n in some]
-            group = HeadGroup(states, shape, None, products_on(CPU))
+            states = [HeadState.new(hyperparameters_of(heads[n], seed), shape) for n in some]
+            group = HeadGroup(states, shape, None, matmul_dtype_on(CPU))
             for epoch in range(1, epochs + 1):
-                group.epoch(data.batches(settings[1], order_of(seed, epoch)))
+                group.epoch(data.batches(settings[1], shuffle_rng(seed, epoch)))
                 found[some, epoch - 1] = group.score(data.validation())[0].numpy()
         say(f"{settings[0]}: {len(alike)} heads")
     return found
@@ -90,10 +90,10 @@ def main() -> None:
     rows = TrainingSet.open(options.cache, options.set, options.passes)
     default = default_settings(rows)
     space = default_space(default.basis, len(rows.index.classes), most_directions(rows))
-    known = contenders(space, default)
+    known = first_trials(space, default)
     heads = [*known, *start_search(SweepConfig(options.cache, Path(), heads=options.heads), space, known).ask()]
     epochs = default_epochs(len(rows.index.split("train")), default.batch_size)
-    hits = hits_by_epoch(Bases(rows, 8 << 30), heads, epochs, seed=0)
+    hits = hits_by_epoch(BasisCache(rows, 8 << 30), heads, epochs, seed=0)
     accuracy = hits.mean(2)
     report_rungs(accuracy)
     report_epochs(hits)

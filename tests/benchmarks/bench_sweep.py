@@ -18,9 +18,9 @@ from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings
 from pipeline.heads.fit import Data
 from pipeline.machine.device import available_cpus
-from pipeline.search.held import Bases
+from pipeline.search.basis_cache import BasisCache
+from pipeline.search.halving import SuccessiveHalving, Trial
 from pipeline.search.journal import Journal
-from pipeline.search.race import Contender, Race
 from pipeline.search.selection import Metric
 
 BASIS = "pyramid+white+lda:4"
@@ -28,7 +28,7 @@ HEADS, EPOCHS = 16, 4  # where the others vary
 
 
 @dataclass
-class Given(Bases):
+class Given(BasisCache):
     """These rows, in whatever basis is asked for."""
 
     given: HeadData | None = None
@@ -42,7 +42,7 @@ def bench_linear(cache: Path, name: str | None, passes: int) -> None:
     """Seconds by heads, by training images and by epochs, and a line through each."""
     torch.set_num_threads(available_cpus())
     rows = TrainingSet.open(cache, name, passes)
-    data = Bases(rows, 8 << 30).data(BASIS)
+    data = BasisCache(rows, 8 << 30).data(BASIS)
     assert isinstance(data, HeadData)
     metric = Metric("top1", data.valid_labels.numpy(), np.arange(len(data.valid_labels)))
 
@@ -51,9 +51,9 @@ def bench_linear(cache: Path, name: str | None, passes: int) -> None:
         settings = HeadSettings(BASIS, batch_size=128, lr=3e-3)
         with tempfile.TemporaryDirectory() as folder:
             journal = Journal.open(Path(folder), {})
-            race = Race(Given(rows, 0, given=part), journal, metric, epochs, 0, halving=False)
+            race = SuccessiveHalving(Given(rows, 0, given=part), journal, metric, epochs, 0, halving=False)
             start = time.perf_counter()
-            race.run([Contender(number, settings) for number in range(heads)])
+            race.run([Trial(number, settings) for number in range(heads)])
         return time.perf_counter() - start
 
     seconds()  # the first is slower

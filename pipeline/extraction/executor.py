@@ -35,12 +35,12 @@ class Engine(Protocol):
         """Say how long that would take."""
 
 
-def engine_of(config: ExtractConfig) -> Engine:
+def executor_of(config: ExtractConfig) -> Engine:
     """The engine that is asked for."""
-    return RayEngine(config) if config.engine == "ray" else LocalEngine()
+    return RayExecutor(config) if config.engine == "ray" else LocalExecutor()
 
 
-class LocalEngine:
+class LocalExecutor:
     """This process."""
 
     def __enter__(self) -> Self:
@@ -64,7 +64,7 @@ class LocalEngine:
             start_backbone(plan, work.missing)
 
 
-class RayEngine:
+class RayExecutor:
     """Workers of a Ray cluster, connected to when they are needed first."""
 
     def __init__(self, config: ExtractConfig) -> None:

@@ -18,17 +18,17 @@ from pipeline.heads.fit import (
     Data,
     bytes_of_training,
     class_weights,
-    member_of,
-    products_on,
+    hyperparameters_of,
+    matmul_dtype_on,
     refuse_beyond_memory,
     shape_of,
 )
 from pipeline.heads.group import CPU, HeadGroup, HeadState
-from pipeline.heads.seeds import order_of
+from pipeline.heads.seeds import shuffle_rng
 from pipeline.machine.cluster import Workers
 from pipeline.machine.device import available_cpus, free_bytes, resolve_device
 from pipeline.machine.memory import allowed_bytes
-from pipeline.search.held import Bases
+from pipeline.search.basis_cache import BasisCache
 from pipeline.search.journal import Score
 
 _LEAST_FREE = 1 << 30  # bytes that states of waiting heads leave alone
@@ -61,26 +61,30 @@ class Group:
         return replace(self, **own)
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Trains groups. A head is the same in any company, so who trains it, and beside which others, changes nothing."""
 
-    def share(self, heads: int, settings: HeadSettings, bases: Bases) -> int:
+    def share(self, heads: int, settings: HeadSettings, bases: BasisCache) -> int:
         """Into groups of how many to divide `heads` of one shape; RunError where there is no room for one."""
 
-    def train(self, groups: Iterable[Group], bases: Bases, stop: Stop) -> Iterator[tuple[Group, Sequence[Outcome]]]:
+    def train(
+        self, groups: Iterable[Group], bases: BasisCache, stop: Stop
+    ) -> Iterator[tuple[Group, Sequence[Outcome]]]:
         """Groups with what became of each of their heads, as they are done; after `stop`, no more are begun."""
 
 
 @dataclass(frozen=True)
-class AloneCrew:
+class LocalExecutor:
     """This process, one group after the other."""
 
     device: torch.device = CPU
 
-    def share(self, heads: int, settings: HeadSettings, bases: Bases) -> int:
+    def share(self, heads: int, settings: HeadSettings, bases: BasisCache) -> int:
         return min(heads, largest_group(settings, bases.data(settings.basis), self.device))
 
-    def train(self, groups: Iterable[Group], bases: Bases, stop: Stop) -> Iterator[tuple[Group, Sequence[Outcome]]]:
+    def train(
+        self, groups: Iterable[Group], bases: BasisCache, stop: Stop
+    ) -> Iterator[tuple[Group, Sequence[Outcome]]]:
         for group in groups:
             if stop():
                 return
@@ -106,10 +110,10 @@ def train_group(group: Group, data: Data, device: torch.device) -> list[Outcome]
     settings = group.settings[0]
     shape = shape_of(settings, data, group.of)
     pairs = zip(group.settings, group.states, strict=True)
-    states = [state or HeadState.new(member_of(its, group.seed), shape) for its, state in pairs]
-    heads = HeadGroup(states, shape, class_weights(settings, data), products_on(device), device)
+    states = [state or HeadState.new(hyperparameters_of(its, group.seed), shape) for its, state in pairs]
+    heads = HeadGroup(states, shape, class_weights(settings, data), matmul_dtype_on(device), device)
     for epoch in range(group.done + 1, group.epochs + 1):
-        heads.epoch(data.batches(settings.batch_size, order_of(group.seed, epoch)))
+        heads.epoch(data.batches(settings.batch_size, shuffle_rng(group.seed, epoch)))
     scored, losses = heads.score(data.validation())
     hits = torch.empty_like(scored)
     hits[:, data.valid_order] = scored  # in the order of the index, whatever data they were scored on
@@ -120,25 +124,27 @@ def train_group(group: Group, data: Data, device: torch.device) -> list[Outcome]
     return outcomes
 
 
-class RayCrew:
+class RayExecutor:
     """Workers of a Ray cluster that sees the cache at the same place as this machine; a context manager."""
 
     def __init__(self, ray: Any, config: SweepConfig, rows: TrainingSet) -> None:
         given = (config, config.cache.absolute(), rows.index.name, rows.index.digest, rows.passes)
         self._workers = Workers[Group, list[Outcome]](ray, HeadWorker, given, config, _name_of)
 
-    def __enter__(self) -> "RayCrew":
+    def __enter__(self) -> "RayExecutor":
         self._workers.__enter__()
         return self
 
     def __exit__(self, *raised: Any) -> None:
         self._workers.__exit__(*raised)
 
-    def share(self, heads: int, settings: HeadSettings, bases: Bases) -> int:
+    def share(self, heads: int, settings: HeadSettings, bases: BasisCache) -> int:
         bases.data(settings.basis)  # fitted once, here: workers find the rows in it beside the shards
         return max(1, -(-heads // self._workers.count))
 
-    def train(self, groups: Iterable[Group], bases: Bases, stop: Stop) -> Iterator[tuple[Group, Sequence[Outcome]]]:
+    def train(
+        self, groups: Iterable[Group], bases: BasisCache, stop: Stop
+    ) -> Iterator[tuple[Group, Sequence[Outcome]]]:
         for group, outcomes in self._workers.run(list(groups), stop):
             room = free_bytes(CPU) > _LEAST_FREE
             yield group, [(score, state if room else None) for score, state in outcomes]
@@ -157,7 +163,7 @@ class HeadWorker:
         return resolve_device(config.device if config.gpus_per_worker else "cpu")
 
     @cached_property
-    def _bases(self) -> Bases:
+    def _bases(self) -> BasisCache:
         config, cache, name, set_digest, passes = self._given
         cpus = config.cpus
         torch.set_num_threads(cpus)
@@ -166,7 +172,7 @@ class HeadWorker:
         if index.digest != set_digest:
             raise RunError(f"set {name!r} of {cache} changed while heads were trained on it: run the sweep again")
         share = min(1.0, cpus / available_cpus())  # of this machine, among the workers on it
-        return Bases(TrainingSet(opened, index, passes, {}), int(share * allowed_bytes(config.memory)))
+        return BasisCache(TrainingSet(opened, index, passes, {}), int(share * allowed_bytes(config.memory)))
 
     def ready(self) -> None:
         """Returns when it can train; CacheError where the cache is not to be seen from here."""

@@ -11,7 +11,7 @@ from pipeline.heads.fit import Data
 
 
 @dataclass
-class Bases:
+class BasisCache:
     """Those of `rows` in each basis that is asked for; `memory` bytes may be held. `seconds` is what they took."""
 
     rows: TrainingSet

@@ -12,16 +12,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.heads.seeds import dropout_of
+from pipeline.heads.seeds import dropout_rng
 
 _VALUES = 1 << 16
 
 
-class Noise(Protocol):
+class DropoutMask(Protocol):
     """The random numbers of G heads."""
 
-    def keep(self, hidden: Tensor, taken: int) -> Tensor:
-        """What hidden units (G, B, H) are multiplied by after `taken` steps: 0, or what keeps the mean."""
+    def sample(self, hidden: Tensor, step: int) -> Tensor:
+        """What hidden units (G, B, H) are multiplied by after `step` steps: 0, or what keeps the mean."""
 
     def state(self, number: int) -> Any:
         """What it takes to go on with the numbers of one head."""
@@ -32,17 +32,17 @@ def least_kept(dropout: float) -> int:
     return min(round(dropout * _VALUES), _VALUES - 1)
 
 
-class DrawnNoise:
+class DrawnDropout:
     """From SFC64, head by head."""
 
     def __init__(self, seeds: Sequence[int], dropouts: Sequence[float], states: Sequence[Any]) -> None:
         self._least = [least_kept(dropout) for dropout in dropouts]
-        self._generators = [dropout_of(seed) for seed in seeds]
+        self._generators = [dropout_rng(seed) for seed in seeds]
         for generator, state in zip(self._generators, states, strict=True):
             generator.state = generator.state if state is None else state
 
-    def keep(self, hidden: Tensor, taken: int) -> Tensor:
-        """What hidden units (G, B, H) are multiplied by; `taken` does not matter, as each head draws on."""
+    def sample(self, hidden: Tensor, step: int) -> Tensor:
+        """What hidden units (G, B, H) are multiplied by; `step` does not matter, as each head draws on."""
         kept, count = torch.empty_like(hidden), hidden[0].numel()
         for number, (least, generator) in enumerate(zip(self._least, self._generators, strict=True)):
             drawn = generator.random_raw(-(-count // 4)).view(np.uint16)[:count] >= least
@@ -54,7 +54,7 @@ class DrawnNoise:
         return self._generators[number].state
 
 
-class HashedNoise:
+class HashedDropout:
     """A hash of seed, step and place: the finalizer of MurmurHash3 (Appleby, 2011), in 32-bit integers."""
 
     def __init__(self, seeds: Sequence[int], dropouts: Sequence[float], device: torch.device) -> None:
@@ -63,10 +63,10 @@ class HashedNoise:
         self._least = torch.from_numpy((least - _VALUES // 2).astype(np.int16)).to(device).unsqueeze(1)
         self._scale = torch.from_numpy(_VALUES / (_VALUES - least)).to(device).unsqueeze(1)
 
-    def keep(self, hidden: Tensor, taken: int) -> Tensor:
+    def sample(self, hidden: Tensor, step: int) -> Tensor:
         """What hidden units (G, B, H) are multiplied by."""
         count = hidden[0].numel()
-        keys = torch.from_numpy(_keys(self._seeds, taken)).to(hidden.device).unsqueeze(1)
+        keys = torch.from_numpy(_keys(self._seeds, step)).to(hidden.device).unsqueeze(1)
         places = torch.arange(-(-count // 2), dtype=torch.int32, device=hidden.device).mul_(_GOLDEN)
         drawn = _mix(places ^ keys).view(torch.int16)[:, :count]  # two numbers in each, from -2^15
         return ((drawn >= self._least) * self._scale.to(hidden.dtype)).view_as(hidden)
@@ -94,9 +94,9 @@ def _mix(x: Tensor) -> Tensor:
     return x
 
 
-def _keys(seeds: npt.NDArray[np.uint32], taken: int) -> npt.NDArray[np.int32]:
+def _keys(seeds: npt.NDArray[np.uint32], step: int) -> npt.NDArray[np.int32]:
     """One for each head and step, far apart for neighbours."""
-    step = np.full(len(seeds), taken, np.uint32)
+    step = np.full(len(seeds), step, np.uint32)
     mixed = _mix(torch.from_numpy(seeds.view(np.int32).copy())) ^ torch.from_numpy(step.view(np.int32)) * _GOLDEN
     keys: npt.NDArray[np.int32] = _mix(mixed).numpy()
     return keys

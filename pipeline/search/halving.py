@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pipeline.config import HeadSettings
 from pipeline.console import counted
 from pipeline.heads.group import HeadState
-from pipeline.search.crew import AloneCrew, Crew, Group
-from pipeline.search.held import Bases
+from pipeline.search.basis_cache import BasisCache
+from pipeline.search.executor import Executor, Group, LocalExecutor
 from pipeline.search.journal import UNTRIED, Journal, Score
 from pipeline.search.selection import Metric
 
@@ -26,7 +26,7 @@ _FIRST = 0.15  # of the epochs: earlier, scores say little of the end (docs/perf
 
 
 @dataclass
-class Contender:
+class Trial:
     """A head of the sweep; `number` is its place in it. One that is `kept` trains to the end whatever its scores."""
 
     number: int
@@ -37,24 +37,24 @@ class Contender:
 
 
 @dataclass
-class Race:
+class SuccessiveHalving:
     """What all heads of a sweep have in common. `deadline` is a time of `time.monotonic`; `crew` trains the heads."""
 
-    bases: Bases
+    bases: BasisCache
     journal: Journal
     metric: Metric
     epochs: int
     seed: int
     halving: bool = True
     deadline: float = float("inf")
-    crew: Crew = field(default_factory=AloneCrew)
+    crew: Executor = field(default_factory=LocalExecutor)
 
     @property
     def over(self) -> bool:
         """Whether its time is up."""
         return time.monotonic() >= self.deadline
 
-    def run(self, heads: Sequence[Contender]) -> None:
+    def run(self, heads: Sequence[Trial]) -> None:
         """Train `heads`, fewer and fewer of them; fills in their scores."""
         left = list(heads)
         free = sum(not head.kept for head in heads)
@@ -68,22 +68,22 @@ class Race:
             best = max(self.accuracy(head) for head in left)
             logger.info(f"{counted(len(left), 'head')}, {counted(epochs, 'epoch')}: best {best:.2%}")
 
-    def accuracy(self, head: Contender) -> float:
+    def accuracy(self, head: Trial) -> float:
         """Of the validation images, by the metric of the sweep; 0 before the first epoch."""
         if not head.score.epochs:
             return 0.0
         return float(self.metric.of(head.score.unpacked(len(self.metric.labels))))
 
-    def rank(self, head: Contender) -> tuple[float, float]:
+    def rank(self, head: Trial) -> tuple[float, float]:
         """The higher the better: accuracy, and of equally accurate ones the lower loss."""
         return self.accuracy(head), -head.score.valid_loss
 
-    def _survivors(self, heads: Sequence[Contender], count: int) -> list[Contender]:
+    def _survivors(self, heads: Sequence[Trial], count: int) -> list[Trial]:
         """Those that are kept, and the best `count` of the others."""
         others = sorted((head for head in heads if not head.kept), key=self.rank, reverse=True)
         return [*(head for head in heads if head.kept), *others[:count]]
 
-    def _advance(self, heads: Sequence[Contender], epochs: int) -> None:
+    def _advance(self, heads: Sequence[Trial], epochs: int) -> None:
         """Bring heads to `epochs`, from the journal or by training."""
         for head in heads:
             known = self.journal.scores.get(head.number, {}).get(epochs)
@@ -96,7 +96,7 @@ class Race:
                 by_number[number].score, by_number[number].state = score, state
                 self.journal.record(number, score)
 
-    def _groups(self, heads: Sequence[Contender], epochs: int) -> Iterator[Group]:
+    def _groups(self, heads: Sequence[Trial], epochs: int) -> Iterator[Group]:
         """Heads of one shape and progress, as many of them as may train side by side; made as they are asked for."""
         for alike in _alike(heads):
             size = self.crew.share(len(alike), alike[0].settings, self.bases)
@@ -113,7 +113,7 @@ class Race:
                 )
 
 
-def _progress(heads: Sequence[Contender], epochs: int) -> str:
+def _progress(heads: Sequence[Trial], epochs: int) -> str:
     """How many of `heads` came to `epochs`."""
     there = sum(head.score.epochs >= epochs for head in heads)
     return f"{there} of {counted(len(heads), 'head')} reached epoch {epochs}"
@@ -133,9 +133,9 @@ def rungs(heads: int, epochs: int) -> list[tuple[int, int]]:
     return [(count, end) for place, (count, end) in enumerate(cuts) if end not in ends[:place]]
 
 
-def _alike(heads: Sequence[Contender]) -> list[list[Contender]]:
+def _alike(heads: Sequence[Trial]) -> list[list[Trial]]:
     """Heads by what a group shares: rows, shape and progress; one basis after the other."""
-    alike: dict[tuple[object, ...], list[Contender]] = {}
+    alike: dict[tuple[object, ...], list[Trial]] = {}
     for head in sorted(heads, key=lambda head: (head.settings.basis, head.settings.batch_size, head.settings.hidden)):
         known = head.settings
         progress = head.score.epochs if head.state else 0

@@ -41,7 +41,7 @@ OTHER_BATCHES = (1, 3)  # sizes that some of the images are computed in as well
 IN_OTHER_BATCHES = 12  # images
 # The fresh process imports the packages of this one, whatever files of these names lie where it is run.
 _FRESH = "import sys; sys.path.insert(0, sys.argv[1]); import cache, pipeline; del sys.path[0]; " + (
-    "from pipeline.model.fresh import main; main()"
+    "from pipeline.model.parity_worker import main; main()"
 )
 
 
