@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from textwrap import fill
 from statistics import mean, median, stdev
 from typing import Any
 
@@ -154,7 +155,7 @@ def _many_heads() -> list[list[object]]:
 def where() -> str:
     """On what it was measured, and when."""
     found = results("speed")
-    return f"Measured on {found['date']}: {found['hardware']}."
+    return fill(f"Measured on {found['date']}: {found['hardware']}.", 120, break_on_hyphens=False)
 
 
 TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in (defaults, sweeps, baselines, speed, where)}
