@@ -3,8 +3,8 @@
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from textwrap import fill
 from statistics import mean, median, stdev
+from textwrap import fill
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
