@@ -300,7 +300,8 @@ def evaluate(as_json: bool, **options: Any) -> None:
         for name, key in scores.items()
         if key in r.intervals
     ]
-    text = f"{r.split}, {r.images} images: {', '.join(shown)}, calibration error {r.ece:.3f} (floor {r.ece_floor:.3f})"
+    images = f"{r.split}, {r.images} images of {counted(r.classes, 'class')}"
+    text = f"{images}: {', '.join(shown)}, calibration error {r.ece:.3f} (floor {r.ece_floor:.3f})"
     _emit(r, as_json, f"{text}; in brackets 95 % intervals over images")
 
 

@@ -22,7 +22,7 @@ from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run import JOURNAL_FILE, Run, claimed_run, prepare_sweep
 from pipeline.search.baselines import baselines
-from pipeline.search.choice import choose, default_settings, describe, final, finalists, merged, run_of_trained
+from pipeline.search.choice import choose, default_settings, describe, final, merged, run_of_trained
 from pipeline.search.crew import AloneCrew, Crew, RayCrew
 from pipeline.search.held import Bases
 from pipeline.search.journal import Journal
@@ -182,9 +182,12 @@ def _finish(
 
 
 def _corrected(heads: Sequence[Contender], race: Race, seed: int) -> Corrected | None:
-    """Of the choice among the heads that trained longest; None without the default head among them, or images."""
-    last, images = finalists(heads), len(race.metric.labels)
-    hits = {head.settings: head.score.unpacked(images) for head in last}
+    """Of the choice among all heads, each as it was when it ended or was stopped; None without the default or images.
+
+    Not of those that trained longest alone: the same images chose these.
+    """
+    images = len(race.metric.labels)
+    hits = {head.settings: head.score.unpacked(images) for head in heads}
     default = hits.get(default_settings(race.bases.rows))
     return None if default is None else corrected(np.stack(list(hits.values())), race.metric, default, seed)
 

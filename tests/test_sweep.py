@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from cache.errors import HeadgraftError
 from cache.store import FeatureCache
-from pipeline.bases.rows import HeadData
+from pipeline.bases.rows import HeadData, label_tensor
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import EvaluateConfig, HeadSettings, SweepConfig, TrainConfig
 from pipeline.console import silent
@@ -33,7 +33,7 @@ from pipeline.search.held import Bases
 from pipeline.search.journal import Journal, Score
 from pipeline.search.leaderboard import table
 from pipeline.search.race import Contender, Race, rungs
-from pipeline.search.selection import Metric
+from pipeline.search.selection import Metric, corrected
 from pipeline.search.space import NARROW_RATE
 from pipeline.sweep import SweepResult, sweep
 from pipeline.train import train_head
@@ -433,6 +433,23 @@ def test_baselines_that_cannot_be_fitted_are_left_out(features: Path, monkeypatc
     result = sweep(config(features, heads=3, seeds=1))
     assert (result.baselines["discriminant"], result.baselines["logistic"]) == (None, None)
     assert "top-1, in basis" in table(asdict(result))
+
+
+def test_the_corrected_figure_is_over_all_heads(features: Path) -> None:
+    """Those that were stopped among them, as the journal has them."""
+    result = sweep(config(features, heads=8, seeds=1))
+    run = config(features).run
+    scores = [max(by_epochs.items())[1] for _, by_epochs in sorted(Journal.read(run).scores.items())]
+    assert len({score.epochs for score in scores}) > 1
+    cache = FeatureCache.open(features)
+    index = cache.index()
+    images = index.split("valid")
+    metric = Metric.of_images("top1", label_tensor(index, images).numpy(), [image.digest for image in images])
+    hits = np.stack([score.unpacked(len(images)) for score in scores])
+    found = corrected(hits, metric, hits[0])
+    assert found is not None
+    assert result.searched["corrected"] == pytest.approx(found.accuracy)
+    assert result.best["difference"]["corrected"] == pytest.approx(found.above)
 
 
 def test_one_validation_image_gives_no_corrected_figure(data: Path, run_extract: Extract, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def advice(plan: Plan) -> list[str]:
     images = len({image.key for image in plan.images.images if image.split == "train"})
     few = images < FEW * len(plan.images.classes)
     brought = (
-        "each up to 8 brought something on flowers with 10 images a class"
+        "each up to 4 brought something on flowers with 10 images a class"
         if few
         else "the first brought a point, further ones nothing, on flowers with 64 images a class"
     )

@@ -32,6 +32,7 @@ class Found:
     baseline: float
     surer: bool
     label_issues: int
+    leaks: int
     across: int
     swept: bool
     tested: bool
@@ -44,9 +45,11 @@ def next_steps(found: Found) -> list[Step]:
 
 def _steps(found: Found) -> Iterator[Step]:
     cache = f"--cache {shlex.quote(str(found.cache))} --set {shlex.quote(found.set)}"
+    if found.leaks:
+        yield Step("Remove files that are in two splits, or have two labels: they make scores better than they are")
     if found.across:
         yield Step(
-            "Remove pictures that stand in two splits, or with two labels: they make scores better than they are"
+            "Look at the near-duplicates in two splits or with two labels: where both show one picture, remove one"
         )
     if found.label_issues:
         yield Step(
