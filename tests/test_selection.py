@@ -45,7 +45,7 @@ def test_the_best_of_equal_heads_looks_better_than_it_is_and_is_corrected(shared
 def test_heads_that_halving_stopped_count_too() -> None:
     """The same images stopped them: corrected over all heads there is no gain, over the last of them there is."""
     generator, metric = np.random.default_rng(0), metric_of()
-    over_all, over_last = [], []
+    over_all, over_last = list[float](), list[float]()
     for _ in range(12):
         hits = equally_good(generator, HEADS, 0.5)
         last = np.argsort(hits.mean(1))[-4:]
