@@ -326,7 +326,8 @@ def evaluate(as_json: bool, **options: Any) -> None:
         for name, key in scores.items()
         if key in r.intervals
     ]
-    text = f"{r.split}, {r.images} images: {', '.join(shown)}, calibration error {r.ece:.3f} (floor {r.ece_floor:.3f})"
+    images = f"{r.split}, {r.images} images of {counted(r.classes, 'class')}"
+    text = f"{images}: {', '.join(shown)}, calibration error {r.ece:.3f} (floor {r.ece_floor:.3f})"
     _emit(r, as_json, f"{text}; in brackets 95 % intervals over images")
 
 
@@ -379,7 +380,7 @@ def report(as_json: bool, **options: Any) -> None:
 @_option(ExportConfig, "overwrite", "Overwrite an existing model.")
 @_json
 def export(as_json: bool, **options: Any) -> None:
-    """Export RUN as one MODEL file, backbone and head, verified against the trained head."""
+    """Export RUN as one MODEL file, backbone and head. It is verified against the trained head."""
     from pipeline.export import export as run
     from pipeline.model.markdown import errors_in_words
 
@@ -575,7 +576,7 @@ def cache_pack(as_json: bool, cache: Path, file: Path, name: str | None, passes:
 @_option(ReduceConfig, "memory", "Memory for features in GB.  [default: half of free RAM]", type=float)
 @_json
 def cache_reduce(as_json: bool, **options: Any) -> None:
-    """Project CACHE into a smaller cache, and measure the loss of accuracy."""
+    """Project CACHE into a smaller cache. The loss of accuracy is measured."""
     from pipeline.reduce import reduce_cache
 
     result = reduce_cache(ReduceConfig(**options))
@@ -662,7 +663,7 @@ def weights() -> None:
 @weights.command("list")
 @_json
 def weights_list(as_json: bool) -> None:
-    """List the backbones, their weights, and whether they are on this machine."""
+    """List backbones, and whether their weights are on this machine."""
     from pipeline.backbones.backbone import BACKBONES
 
     known = [spec.weights for spec in BACKBONES.values()]

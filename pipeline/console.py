@@ -26,7 +26,7 @@ class Terminal(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.terminal = sys.stderr.isatty()
+        self.terminal = bool(sys.stderr and sys.stderr.isatty())  # it may have been closed
         self.bar: Any = None  # rich's console, while it draws a bar
 
     def emit(self, record: logging.LogRecord) -> None:

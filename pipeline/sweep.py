@@ -25,7 +25,7 @@ from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, claimed_run, prepare_sweep
 from pipeline.search.baselines import baselines
 from pipeline.search.basis_cache import BasisCache
-from pipeline.search.choice import choose, default_settings, describe, final, finalists, merged, run_of
+from pipeline.search.choice import choose, default_settings, describe, final, merged, run_of
 from pipeline.search.executor import Executor, LocalExecutor, RayExecutor
 from pipeline.search.halving import SuccessiveHalving, Trial
 from pipeline.search.journal import Journal
@@ -82,7 +82,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     bases = BasisCache(rows, allowed_bytes(config.memory))
     if not replace_it:
         prepare_sweep(config.run, overwrite=False)  # which removes nothing: refused before a cluster starts
-    with _crew(config, rows, device) as crew:
+    with _executor(config, rows, device) as executor:
         # Only now: what cannot be must not cost a run, nor begin one.
         journal = _journal(config, _asked(config, space, rows, device), replace_it)
         if journal.scores:
@@ -90,7 +90,9 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
         images = rows.index.split("valid")
         labels, digests = rows.index.labels(images), [image.digest for image in images]
         metric = Metric.of_images(config.choose_by, labels, digests)
-        race = SuccessiveHalving(bases, journal, metric, epochs, config.seed, config.halving, _deadline(config), crew)
+        race = SuccessiveHalving(
+            bases, journal, metric, epochs, config.seed, config.halving, _deadline(config), executor
+        )
         heads = _all_tried(race, search, known)
     chosen = choose(heads, race)
     result = SweepResult(str(config.run), rows.index.name, rows.passes, config.choose_by, rows.leaks)
@@ -130,13 +132,13 @@ def _device(config: SweepConfig) -> torch.device:
 
 
 @contextmanager
-def _crew(config: SweepConfig, rows: TrainingSet, device: torch.device) -> Iterator[Executor]:
+def _executor(config: SweepConfig, rows: TrainingSet, device: torch.device) -> Iterator[Executor]:
     """Who trains the heads."""
     if config.engine != "ray":
         yield LocalExecutor(device)
         return
-    with connected(config) as ray, RayExecutor(ray, config, rows) as crew:
-        yield crew
+    with connected(config) as ray, RayExecutor(ray, config, rows) as executor:
+        yield executor
 
 
 def _all_tried(race: SuccessiveHalving, search: Search, known: Sequence[HeadSettings]) -> list[Trial]:
@@ -186,9 +188,12 @@ def _finish(
 
 
 def _corrected(heads: Sequence[Trial], race: SuccessiveHalving, seed: int) -> Corrected | None:
-    """Of the choice among the heads that trained longest; None without the default head among them, or images."""
-    last, images = finalists(heads), len(race.metric.labels)
-    hits = {head.settings: head.score.unpacked(images) for head in last}
+    """Of the choice among all heads, each as it was when it ended or was stopped; None without the default or images.
+
+    Not of those that trained longest alone: the same images chose these.
+    """
+    images = len(race.metric.labels)
+    hits = {head.settings: head.score.unpacked(images) for head in heads}
     default = hits.get(default_settings(race.bases.rows))
     return None if default is None else corrected(np.stack(list(hits.values())), race.metric, default, seed)
 

@@ -206,7 +206,8 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
     assert epochs[0].keys() == {"epoch", "train_loss", "valid_accuracy", "valid_loss", "seconds"}
 
     found = invoke_json("evaluate", tmp_path / "run")
-    assert found.keys() == {"images", "split", "top1", "top5", "mean_per_class", "ece", "ece_floor", "intervals"}
+    names = {"images", "classes", "split", "top1", "top5", "mean_per_class", "ece", "ece_floor", "intervals"}
+    assert found.keys() == names
     assert (found["images"], found["split"], found["top5"]) == (4, "test", None)
     assert found["intervals"].keys() == {"top1", "mean_per_class"}  # type: ignore[attr-defined]
     said = invoke("evaluate", tmp_path / "run").stdout

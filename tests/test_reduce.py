@@ -18,6 +18,7 @@ from cache.check import verify
 from cache.errors import CacheError, DamagedCache, HeadgraftError, MissingRows
 from cache.info import in_words, info
 from cache.layout import BASIS_FILE, REDUCTION_FILE
+from cache.prune import forget
 from cache.reduction import Reduction, save_basis
 from cache.remote import pull, push
 from cache.shard import Shard
@@ -387,8 +388,11 @@ def test_the_images_a_reduction_was_fitted_on_travel_with_it(
     assert reduction is not None
     assert basis is not None
     replace(reduction, digest=save_basis(tmp_path / "pulled", save(basis.tensors()))).save(tmp_path / "pulled")
+    with pytest.raises(RunError, match="4 images"):  # the training images of the set it was fitted on
+        TrainingSet.open(tmp_path / "pulled", "other", None)
+    forget(tmp_path / "pulled", "data")
     with pytest.raises(DamagedCache, match=r"does not name the images .* cache reduce again"):
-        TrainingSet.open(tmp_path / "pulled", "data", None)
+        TrainingSet.open(tmp_path / "pulled", "other", None)
 
 
 @pytest.mark.real

@@ -108,13 +108,14 @@ def test_a_payback_counts_views() -> None:
 def test_advice_follows_from_what_was_found() -> None:
     """What is wrong comes first; what was done is not advised again."""
     ground = Found(
-        Path("run"), Path("c"), "s", "d", " --seed 3", 0, 100, 10, 0.9, 0.95, True, 3, 1, swept=False, tested=False
+        Path("run"), Path("c"), "s", "d", " --seed 3", 0, 100, 10, 0.9, 0.95, True, 3, 2, 1, swept=False, tested=False
     )
     texts = [step.text + step.command for step in next_steps(ground)]
-    assert "two splits" in texts[0]
+    assert texts[0].startswith("Remove files")
+    assert texts[1].startswith("Check the near-duplicates")
     assert any("headgraft sweep" in text for text in texts)
     assert any("--seed 3 --passes 1" in text for text in texts)
-    done = replace(ground, passes=8, across=0, label_issues=0, swept=True, tested=True, baseline=0.5)
+    done = replace(ground, passes=8, leaks=0, across=0, label_issues=0, swept=True, tested=True, baseline=0.5)
     assert [step.command.split()[1] for step in next_steps(done)] == ["export"]
 
 
@@ -327,7 +328,7 @@ def test_skipped_files_and_duplicates_are_listed(data: Path, run_extract: Extrac
     assert result.duplicates["detection_rate"] is None
     assert "1 false pairs of different classes expected (" in page.text
     assert "detection rate unknown" in page.text
-    assert "Remove pictures that stand in two splits" in page.text
+    assert "Remove files that are in two splits" in page.text
 
 
 @pytest.mark.parametrize(

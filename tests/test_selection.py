@@ -42,6 +42,21 @@ def test_the_best_of_equal_heads_looks_better_than_it_is_and_is_corrected(shared
     assert abs(np.mean(above)) < 0.003  # no better than the first of these heads
 
 
+def test_heads_that_halving_stopped_count_too() -> None:
+    """The same images stopped them: corrected over all heads there is no gain, over the last of them there is."""
+    generator, metric = np.random.default_rng(0), metric_of()
+    over_all, over_last = list[float](), list[float]()
+    for _ in range(12):
+        hits = equally_good(generator, HEADS, 0.5)
+        last = np.argsort(hits.mean(1))[-4:]
+        for found, some in ((over_all, hits), (over_last, hits[last])):
+            result = corrected(some, metric, hits[0])
+            assert result is not None
+            found.append(result.above)
+    assert abs(np.mean(over_all)) < 0.003
+    assert np.mean(over_last) > 0.004
+
+
 def test_a_head_that_is_far_better_needs_no_correction() -> None:
     """It is chosen on every sample."""
     hits = np.zeros((3, IMAGES), bool)

@@ -25,14 +25,13 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.reporting.record import sweep_fault
 from pipeline.run import Run
-from pipeline.search import crew
 from pipeline.search.baselines import INVERSE_PENALTIES, SHRINKAGES, baselines
 from pipeline.search.basis_cache import BasisCache
 from pipeline.search.choice import choose
 from pipeline.search.halving import SuccessiveHalving, Trial, rungs
 from pipeline.search.journal import Journal, Score
 from pipeline.search.leaderboard import table
-from pipeline.search.selection import Metric
+from pipeline.search.selection import Metric, corrected
 from pipeline.search.space import NARROW_RATE
 from pipeline.sweep import SweepResult, sweep
 from pipeline.train import train_head
@@ -255,7 +254,7 @@ def test_a_killed_sweep_goes_on_without_repeating_what_was_done(
 
 def test_a_line_cut_short_by_a_kill_is_dropped(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The head it was of trains again; anything else that is no journal is refused."""
-    monkeypatch.setattr(crew, "_LARGEST_GROUP", 1)
+    monkeypatch.setattr(executor, "_LARGEST_GROUP", 1)
     calls = iter(range(100))
     real = Journal.record
     monkeypatch.setattr(
@@ -335,7 +334,7 @@ def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.Monke
     now = iter(range(10_000))
     monkeypatch.setattr("pipeline.search.halving.time.monotonic", lambda: next(now))
     monkeypatch.setattr("pipeline.sweep.time.monotonic", lambda: next(now))
-    monkeypatch.setattr(crew, "_LARGEST_GROUP", 1)
+    monkeypatch.setattr(executor, "_LARGEST_GROUP", 1)
     result = sweep(config(features, time_limit=8.0))
     trained = [head for head in result.heads if head["epochs"]]
     assert 0 < len(trained) == len(result.heads) < 10
@@ -368,7 +367,7 @@ def test_a_head_is_the_same_in_any_company(features: Path, tmp_path: Path, monke
     settings = [HeadSettings("pyramid", 8, lr=rate, batch_size=8) for rate in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)]
 
     def scores(largest: int, halving: bool) -> list[float]:
-        monkeypatch.setattr(crew, "_LARGEST_GROUP", largest)
+        monkeypatch.setattr(executor, "_LARGEST_GROUP", largest)
         journal = Journal.open(tmp_path / f"{largest}{halving}", {})
         heads = [Trial(number, one) for number, one in enumerate(settings)]
         bases = opened(features)
@@ -434,6 +433,23 @@ def test_baselines_that_cannot_be_fitted_are_left_out(features: Path, monkeypatc
     result = sweep(config(features, heads=3, seeds=1))
     assert (result.baselines["discriminant"], result.baselines["logistic"]) == (None, None)
     assert "top-1, in basis" in table(asdict(result))
+
+
+def test_the_corrected_figure_is_over_all_heads(features: Path) -> None:
+    """Those that were stopped among them, as the journal has them."""
+    result = sweep(config(features, heads=8, seeds=1))
+    run = config(features).run
+    scores = [max(by_epochs.items())[1] for _, by_epochs in sorted(Journal.read(run).scores.items())]
+    assert len({score.epochs for score in scores}) > 1
+    cache = FeatureCache.open(features)
+    index = cache.index()
+    images = index.split("valid")
+    metric = Metric.of_images("top1", index.labels(images), [image.digest for image in images])
+    hits = np.stack([score.unpacked(len(images)) for score in scores])
+    found = corrected(hits, metric, hits[0])
+    assert found is not None
+    assert result.searched["corrected"] == pytest.approx(found.accuracy)
+    assert result.best["difference"]["corrected"] == pytest.approx(found.above)
 
 
 def test_one_validation_image_gives_no_corrected_figure(data: Path, run_extract: Extract, tmp_path: Path) -> None:

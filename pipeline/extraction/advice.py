@@ -10,7 +10,7 @@ def advice(plan: ExtractionPlan) -> str:
     """One line."""
     images = len({image.key for image in plan.images.images if image.split == "train"})
     brought = (
-        "each up to 8 brought something on flowers with 10 images a class"
+        "each up to 4 brought something on flowers with 10 images a class"
         if images < FEW * len(plan.images.classes)
         else "the first brought a point, further ones nothing, on flowers with 64 images a class"
     )

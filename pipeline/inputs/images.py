@@ -90,7 +90,8 @@ class ImageSet:
         classes = tuple(known) or tuple(sorted({image.label for image in images if image.split == "train"}))
         if not known:
             _refuse_other_classes(data, {(image.label, image.split) for image in images})
-            for line in (_split_line(images, has_splits), *_remarks(classes, images)):
+            logger.info(_split_line(images, has_splits))
+            for line in _remarks(classes, images):
                 logger.warning(line)
         return cls(
             data.absolute(),
@@ -280,7 +281,7 @@ def _split_line(images: Sequence[ImageRecord], has_splits: bool) -> str:
     counts = ", ".join(f"{split} {count[split]}" for split in SPLITS)
     kinds = Counter(extension(Path(image.path)) for image in images).most_common()
     shown_kinds = f" ({', '.join(f'{kind} {number}' for kind, number in kinds)})" if len(kinds) > 1 else ""
-    rule = ", split by --split-seed: a tenth of each class, at least one image, to valid and to test each"
+    rule = ", split by --split-seed: a tenth of each class, at least one image, to valid, and as many to test"
     return f"images read: {counts}{shown_kinds}" + ("" if has_splits else rule)
 
 

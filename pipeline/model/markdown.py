@@ -98,13 +98,14 @@ def _calibration(card: dict[str, Any]) -> list[str]:
 
 
 def errors_in_words(calibration: dict[str, Any]) -> str:
-    """The calibration errors of a card, by split, each with its floor where the card has that."""
-    floors = calibration.get("floor", {})
-    each = (
-        f"{split.replace('_', ' ')} {before:.3f} before and {after:.3f} after"
-        + (f" (floor {floors[split][1]:.3f})" if split in floors else "")
-        for split, (before, after) in calibration["ece"].items()
-    )
+    """The calibration errors of a card, by split, before and after, each with its floor where the card has that."""
+
+    def shown(split: str, place: int) -> str:
+        floors = calibration.get("floor", {})
+        floor = f" (floor {floors[split][place]:.3f})" if split in floors else ""
+        return f"{calibration['ece'][split][place]:.3f}{floor}"
+
+    each = (f"{one.replace('_', ' ')} {shown(one, 0)} before and {shown(one, 1)} after" for one in calibration["ece"])
     return f"calibration error: {', '.join(each)}"
 
 

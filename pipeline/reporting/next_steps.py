@@ -32,6 +32,7 @@ class Found:
     baseline: float
     calibrates: bool
     label_issues: int
+    leaks: int
     across: int
     swept: bool
     tested: bool
@@ -44,8 +45,12 @@ def next_steps(found: Found) -> list[Step]:
 
 def _steps(found: Found) -> Iterator[Step]:
     cache = f"--cache {shlex.quote(str(found.cache))} --set {shlex.quote(found.set)}"
+    if found.leaks:
+        yield Step("Remove files that are in two splits, or have two labels: they make scores better than they are")
     if found.across:
-        yield Step("Remove images that are in two splits, or have two labels: they inflate the scores")
+        yield Step(
+            "Check the near-duplicates in two splits or with two labels: where both show one picture, remove one"
+        )
     if found.label_issues:
         yield Step(
             "Check the possible label errors; after correcting labels run extract again, which computes no features"

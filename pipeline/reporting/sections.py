@@ -243,7 +243,8 @@ def _grounds(found: Findings) -> Found:
         baseline=found.known.best,
         calibrates=found.calibration.scaled_ece < found.calibration.ece > found.calibration.floor,
         label_issues=len(found.label_issues.found),
-        across=len(found.across),
+        leaks=found.leaks["across_splits"] + found.leaks["two_labels"],
+        across=sum(not pair.identical for pair in found.across),
         swept=found.sweep is not None,
         tested=found.test is not None,
     )

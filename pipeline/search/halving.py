@@ -38,7 +38,7 @@ class Trial:
 
 @dataclass
 class SuccessiveHalving:
-    """What all heads of a sweep have in common. `deadline` is a time of `time.monotonic`; `crew` trains the heads."""
+    """What all heads of a sweep have in common. `deadline` is a time of `time.monotonic`; `executor` trains the heads."""
 
     bases: BasisCache
     journal: Journal
@@ -47,7 +47,7 @@ class SuccessiveHalving:
     seed: int
     halving: bool = True
     deadline: float = float("inf")
-    crew: Executor = field(default_factory=LocalExecutor)
+    executor: Executor = field(default_factory=LocalExecutor)
 
     @property
     def over(self) -> bool:
@@ -91,7 +91,7 @@ class SuccessiveHalving:
                 head.score, head.state = known, None
         waiting = [head for head in heads if head.score.epochs < epochs]
         by_number = {head.number: head for head in waiting}
-        for group, outcomes in self.crew.train(self._groups(waiting, epochs), self.bases, lambda: self.over):
+        for group, outcomes in self.executor.train(self._groups(waiting, epochs), self.bases, lambda: self.over):
             for number, (score, state) in zip(group.numbers, outcomes, strict=True):
                 by_number[number].score, by_number[number].state = score, state
                 self.journal.record(number, score)
@@ -99,7 +99,7 @@ class SuccessiveHalving:
     def _groups(self, heads: Sequence[Trial], epochs: int) -> Iterator[Group]:
         """Heads of one shape and progress, as many of them as may train side by side; made as they are asked for."""
         for alike in _alike(heads):
-            size = self.crew.share(len(alike), alike[0].settings, self.bases)
+            size = self.executor.share(len(alike), alike[0].settings, self.bases)
             for start in range(0, len(alike), size):
                 some = alike[start : start + size]
                 yield Group(

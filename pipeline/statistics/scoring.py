@@ -13,13 +13,14 @@ from pipeline.statistics.intervals import accuracies
 
 @dataclass
 class Scores:
-    """The fields of the command's JSON: fractions over `images` files; `ece` over 15 equal-width bins.
+    """The fields of the command's JSON: fractions over `images` files of `classes` classes; `ece` over 15 equal bins.
 
     `ece_floor` is what it would be on average if the probabilities were right.
     `top5` is None with five classes or fewer. `intervals` has (low, high) of each accuracy, 95 % over images.
     """
 
     images: int
+    classes: int
     split: str
     top1: float
     top5: float | None
@@ -38,6 +39,7 @@ def score(log_probs: Tensor, labels: Tensor, split: str, groups: Sequence[str | 
     found = accuracies(log_probs.double().numpy(), labels.numpy(), groups)
     return Scores(
         images=len(labels),
+        classes=len(labels.unique()),
         split=split,
         top1=found["top1"].value,
         top5=found["top5"].value if "top5" in found else None,

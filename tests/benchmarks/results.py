@@ -1,7 +1,7 @@
 """The figures of README.md and docs/results.md, measured and written to docs/results/, from where both are written.
 
 `make results CACHE=features` with a cache of the flowers at 224 pixels: set `flowers102` with an augmented pass and, as
-set `official`, the data set's own split. About 20 minutes on two cores, with nothing else running.
+set `official`, the data set's own split. About 35 minutes on two cores, with nothing else running.
 """
 
 import argparse
