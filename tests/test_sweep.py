@@ -254,7 +254,7 @@ def test_a_killed_sweep_goes_on_without_repeating_what_was_done(
 
 def test_a_line_cut_short_by_a_kill_is_dropped(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The head it was of trains again; anything else that is no journal is refused."""
-    monkeypatch.setattr(executor, "_LARGEST_GROUP", 1)
+    monkeypatch.setattr("pipeline.search.executor._LARGEST_GROUP", 1)
     calls = iter(range(100))
     real = Journal.record
     monkeypatch.setattr(
@@ -334,7 +334,7 @@ def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.Monke
     now = iter(range(10_000))
     monkeypatch.setattr("pipeline.search.halving.time.monotonic", lambda: next(now))
     monkeypatch.setattr("pipeline.sweep.time.monotonic", lambda: next(now))
-    monkeypatch.setattr(executor, "_LARGEST_GROUP", 1)
+    monkeypatch.setattr("pipeline.search.executor._LARGEST_GROUP", 1)
     result = sweep(config(features, time_limit=8.0))
     trained = [head for head in result.heads if head["epochs"]]
     assert 0 < len(trained) == len(result.heads) < 10
@@ -367,7 +367,7 @@ def test_a_head_is_the_same_in_any_company(features: Path, tmp_path: Path, monke
     settings = [HeadSettings("pyramid", 8, lr=rate, batch_size=8) for rate in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)]
 
     def scores(largest: int, halving: bool) -> list[float]:
-        monkeypatch.setattr(executor, "_LARGEST_GROUP", largest)
+        monkeypatch.setattr("pipeline.search.executor._LARGEST_GROUP", largest)
         journal = Journal.open(tmp_path / f"{largest}{halving}", {})
         heads = [Trial(number, one) for number, one in enumerate(settings)]
         bases = opened(features)

@@ -38,7 +38,7 @@ class Trial:
 
 @dataclass
 class SuccessiveHalving:
-    """What all heads of a sweep have in common. `deadline` is a time of `time.monotonic`; `executor` trains the heads."""
+    """What all heads of a sweep have in common; `deadline` is a time of `time.monotonic`."""
 
     bases: BasisCache
     journal: Journal
