@@ -1,1 +1,1 @@
-"""Stage one: what a run will do, and doing it."""
+"""Feature extraction: its plan, and doing it."""

@@ -1,1 +1,1 @@
-"""What leaves: the card of a model file, its calibration, and the gate it goes through."""
+"""The exported model: its file, its card, and the parity check against the run."""

@@ -1,1 +1,1 @@
-"""A sweep: what is searched, how heads race, how one is chosen."""
+"""Sweeps: the search space, successive halving, the choice."""

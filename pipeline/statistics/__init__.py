@@ -1,1 +1,1 @@
-"""Heads: what they are, and how one or many are trained."""
+"""How good predictions are: accuracies with intervals, calibration, groups of images that are not independent."""
