@@ -75,13 +75,13 @@ def reduce_cache(config: ReduceConfig) -> ReduceResult:
         raise ConfigError("--out is the cache itself: name another folder")
     check_writable(config.out)
     check_place(config.out)
-    rows = TrainingSet.open(config.cache, config.set, None)
-    whole = rows.cache
+    trainset = TrainingSet.open(config.cache, config.set, None)
+    whole = trainset.cache
     if whole.reduction:
         raise CacheError(f"{whole.path} is reduced already, by {whole.reduction.basis}: reduce the cache it came from")
-    fitted = _fitted(config, rows)  # before anything is made: not all that may be asked for can be
+    fitted = _fitted(config, trainset)  # before anything is made: not all that may be asked for can be
     with writing(config.out):
-        out, basis = _opened(config, rows, fitted)
+        out, basis = _opened(config, trainset, fitted)
         computed = _write_rows(whole, out, basis)
         out = FeatureCache.open(config.out)
         merge_small_shards(out.shards)
@@ -91,7 +91,7 @@ def reduce_cache(config: ReduceConfig) -> ReduceResult:
     assert out.reduction is not None
     accuracy = out.reduction.accuracy
     if config.seeds and accuracy.get("seeds") != config.seeds:
-        accuracy = _measure(config, rows)
+        accuracy = _measure(config, trainset)
         with writing(config.out):
             replace(out.reduction, accuracy=accuracy).save(config.out)
     return ReduceResult(
@@ -110,12 +110,12 @@ def reduce_cache(config: ReduceConfig) -> ReduceResult:
     )
 
 
-def _fitted(config: ReduceConfig, rows: TrainingSet) -> Basis | None:
+def _fitted(config: ReduceConfig, trainset: TrainingSet) -> Basis | None:
     """The basis; None where an earlier run of the same has left it. CacheError where `out` is another cache."""
     if not _begun(config.out):  # what may lie there is of a run that was stopped before any row
-        return load_data(rows, config.basis, allowed_bytes(config.memory))[0]
+        return load_data(trainset, config.basis, allowed_bytes(config.memory))[0]
     known = Reduction.load(config.out)
-    if known and known.source == source_of(rows, config.basis):
+    if known and known.source == source_of(trainset, config.basis):
         return None
     found = f"reduced by {known.basis}, fitted on other rows or as another basis" if known else "of full features"
     raise CacheError(f"{config.out} holds a cache {found}: name another folder with --out")
@@ -125,28 +125,30 @@ def _begun(out: Path) -> bool:
     return (out / layout.MANIFEST_FILE).is_file()
 
 
-def _opened(config: ReduceConfig, rows: TrainingSet, fitted: Basis | None) -> tuple[FeatureCache, Basis]:
+def _opened(config: ReduceConfig, trainset: TrainingSet, fitted: Basis | None) -> tuple[FeatureCache, Basis]:
     """The cache to write to, and the basis that lies in it."""
     if fitted and _begun(config.out):
         raise CacheError(f"another process began {config.out} meanwhile: run the same command again")
     if fitted:
-        _describe(config.out, rows, fitted, source_of(rows, config.basis)).save(config.out)
-    out = FeatureCache.create(config.out, rows.cache.manifest)  # after the reduction: never a cache of full features
+        _describe(config.out, trainset, fitted, source_of(trainset, config.basis)).save(config.out)
+    out = FeatureCache.create(
+        config.out, trainset.cache.manifest
+    )  # after the reduction: never full features
     kept = reduction_basis(out)
     assert kept is not None
     return out, kept
 
 
-def _describe(out: Path, rows: TrainingSet, basis: Basis, source: str) -> Reduction:
+def _describe(out: Path, trainset: TrainingSet, basis: Basis, source: str) -> Reduction:
     """The record of the reduction, its basis kept in `out`."""
-    width, index = rows.cache.in_features, rows.index
+    width, index = trainset.cache.in_features, trainset.index
     reduced = basis.transform(torch.zeros(1, width)).shape[1]
     train = index.split("train")
     fitted_on = {
         "set": index.name,
         "set_digest": index.digest,
         "train_images": len(train),
-        "passes": rows.passes,
+        "passes": trainset.passes,
         "labels": uses_labels(basis.name),
     }
     digest = save_basis(out, packed_basis(basis, train))
@@ -179,13 +181,13 @@ def _made_by(part: Part) -> str:
     return json.dumps(dict(part.shard.header.provenance), sort_keys=True)
 
 
-def _measure(config: ReduceConfig, rows: TrainingSet) -> dict[str, Any]:
+def _measure(config: ReduceConfig, trainset: TrainingSet) -> dict[str, Any]:
     """Validation accuracy of the default head on whole and on reduced rows, over the same seeds and images."""
-    reduced = TrainingSet.open(config.out, rows.index.name, rows.passes)
-    hits = {name: _hits(config, of) for name, of in (("whole", rows), ("reduced", reduced))}
+    reduced = TrainingSet.open(config.out, trainset.index.name, trainset.passes)
+    hits = {name: _hits(config, of) for name, of in (("whole", trainset), ("reduced", reduced))}
     found = {
         name: {"basis": of.default_basis, "mean": float(hits[name].mean()), "std": _deviation(hits[name].mean(1))}
-        for name, of in (("whole", rows), ("reduced", reduced))
+        for name, of in (("whole", trainset), ("reduced", reduced))
     }
     return {**found, **paired_loss(hits["whole"], hits["reduced"]), "seeds": config.seeds}
 
@@ -212,13 +214,13 @@ def _deviation(values: Floats) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def _hits(config: ReduceConfig, rows: TrainingSet) -> Bools:
+def _hits(config: ReduceConfig, trainset: TrainingSet) -> Bools:
     """Whether heads of S seeds are right about the N validation images, (S, N)."""
-    _, data = load_data(rows, rows.default_basis, allowed_bytes(config.memory))
+    _, data = load_data(trainset, trainset.default_basis, allowed_bytes(config.memory))
     found = []
     for seed in range(config.seeds):
-        asked = TrainConfig(rows.cache.path, config.out, basis=rows.default_basis, seed=seed)
+        asked = TrainConfig(trainset.cache.path, config.out, basis=trainset.default_basis, seed=seed)
         found.append(score_head(fit_head(asked, data).head, data)[0])
         accuracy = f"validation accuracy {found[-1].mean():.2%}"
-        logger.info(f"{rows.cache.in_features} features, basis {rows.default_basis}, seed {seed}: {accuracy}")
+        logger.info(f"{trainset.cache.in_features} features, basis {trainset.default_basis}, seed {seed}: {accuracy}")
     return np.array(found)

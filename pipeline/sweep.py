@@ -73,30 +73,30 @@ def sweep(config: SweepConfig) -> SweepResult:
 def _sweep(config: SweepConfig, given: Space | None, device: torch.device, replace_it: bool) -> SweepResult:
     start = time.perf_counter()
     torch.set_num_threads(available_cpus())
-    rows = TrainingSet.open(config.cache, config.set, config.passes)
-    space = given or default_space(rows.default_basis, len(rows.index.classes), most_directions(rows))
-    epochs = config.epochs or default_epochs(len(rows.index.split("train")), HeadSettings.batch_size)
+    trainset = TrainingSet.open(config.cache, config.set, config.passes)
+    space = given or default_space(trainset.default_basis, len(trainset.index.classes), most_directions(trainset))
+    epochs = config.epochs or default_epochs(len(trainset.index.split("train")), HeadSettings.batch_size)
     config = replace(config, epochs=epochs)
-    known = first_trials(space, default_settings(rows))[: config.heads]
+    known = first_trials(space, default_settings(trainset))[: config.heads]
     search = start_search(config, space, known)
-    bases = BasisCache(rows, allowed_bytes(config.memory))
+    bases = BasisCache(trainset, allowed_bytes(config.memory))
     if not replace_it:
         prepare_sweep(config.run, overwrite=False)  # which removes nothing: refused before a cluster starts
-    with _executor(config, rows, device) as executor:
+    with _executor(config, trainset, device) as executor:
         # Only now: what cannot be must not cost a run, nor begin one.
-        journal = _journal(config, _asked(config, space, rows, device), replace_it)
+        journal = _journal(config, _asked(config, space, trainset, device), replace_it)
         if journal.scores:
             logger.info(f"resuming from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
-        images = rows.index.split("valid")
-        labels, digests = rows.index.labels(images), [image.digest for image in images]
+        images = trainset.index.split("valid")
+        labels, digests = trainset.index.labels(images), [image.digest for image in images]
         metric = Metric.of_images(config.choose_by, labels, digests)
         race = SuccessiveHalving(
             bases, journal, metric, epochs, config.seed, config.halving, _deadline(config), executor
         )
         heads = _all_tried(race, search, known)
     chosen = choose(heads, race)
-    result = SweepResult(str(config.run), rows.index.name, rows.passes, config.choose_by, rows.leaks)
-    result.classes_without_validation = len(rows.classes_without_validation)
+    result = SweepResult(str(config.run), trainset.index.name, trainset.passes, config.choose_by, trainset.leaks)
+    result.classes_without_validation = len(trainset.classes_without_validation)
     result.heads = _entries(heads, race)
     result.seconds, result.basis_seconds = time.perf_counter() - start, bases.seconds
     logger.info(f"best of {counted(len(heads), 'head')} after {result.seconds:.1f} s: {describe(chosen.settings)}")
@@ -132,12 +132,12 @@ def _device(config: SweepConfig) -> torch.device:
 
 
 @contextmanager
-def _executor(config: SweepConfig, rows: TrainingSet, device: torch.device) -> Iterator[Executor]:
+def _executor(config: SweepConfig, trainset: TrainingSet, device: torch.device) -> Iterator[Executor]:
     """Who trains the heads."""
     if config.engine != "ray":
         yield LocalExecutor(device)
         return
-    with connected(config) as ray, RayExecutor(ray, config, rows) as executor:
+    with connected(config) as ray, RayExecutor(ray, config, trainset) as executor:
         yield executor
 
 
@@ -194,7 +194,7 @@ def _corrected(heads: Sequence[Trial], race: SuccessiveHalving, seed: int) -> Co
     """
     images = len(race.metric.labels)
     hits = {head.settings: head.score.unpacked(images) for head in heads}
-    default = hits.get(default_settings(race.bases.rows))
+    default = hits.get(default_settings(race.bases.trainset))
     return None if default is None else corrected(np.stack(list(hits.values())), race.metric, default, seed)
 
 
@@ -202,18 +202,18 @@ def _deadline(config: SweepConfig) -> float:
     return float("inf") if config.time_limit is None else time.monotonic() + config.time_limit
 
 
-def _asked(config: SweepConfig, space: Space, rows: TrainingSet, device: torch.device) -> dict[str, Any]:
+def _asked(config: SweepConfig, space: Space, trainset: TrainingSet, device: torch.device) -> dict[str, Any]:
     """All that decides the results: a sweep goes on only where none of it changed."""
     names = ("heads", "epochs", "search", "halving", "choose_by", "seed")
     return {
-        "set": rows.index.name,
-        "passes": rows.passes,
+        "set": trainset.index.name,
+        "passes": trainset.passes,
         **{name: getattr(config, name) for name in names},
         "device": device.type,
         "space": space.describe(),
-        "base_digest": rows.cache.manifest.base.digest,
-        **({"reduction": rows.cache.basis_digest} if rows.cache.reduction else {}),
-        "set_digest": rows.index.digest,
+        "base_digest": trainset.cache.manifest.base.digest,
+        **({"reduction": trainset.cache.basis_digest} if trainset.cache.reduction else {}),
+        "set_digest": trainset.index.digest,
     }
 
 

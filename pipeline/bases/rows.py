@@ -99,19 +99,19 @@ class HeadData:
 
 
 def load_data(
-    rows: TrainingSet, name: str, memory: int, shared: Shared | None = None
+    trainset: TrainingSet, name: str, memory: int, shared: Shared | None = None
 ) -> tuple[Basis, HeadData | StreamedData]:
     """Fit basis `name` on the set's training rows and project training and validation rows; kept in the cache.
 
     Where that takes more than `memory` bytes, the basis is fitted block by block, and rows are read in each epoch.
     `shared` keeps, for further bases of the same rows, what they have in common.
     """
-    train, valid = rows.index.split("train"), rows.index.split("valid")
-    count, each = len(train) * len(rows.views) + len(valid), _row_bytes(rows.cache, name)
+    train, valid = trainset.index.split("train"), trainset.index.split("valid")
+    count, each = len(train) * len(trainset.views) + len(valid), _row_bytes(trainset.cache, name)
     if count * each > memory:
         logger.info(f"{count} rows of {each} bytes are more than {size(memory)} of memory: they are read in each epoch")
-        return _streamed(rows, name, memory)
-    return _in_memory(rows, name, shared or Shared())
+        return _streamed(trainset, name, memory)
+    return _in_memory(trainset, name, shared or Shared())
 
 
 def _row_bytes(cache: FeatureCache, name: str) -> int:
@@ -120,12 +120,12 @@ def _row_bytes(cache: FeatureCache, name: str) -> int:
     return 4 * width * (2 if BasisName.parse(name).components is None else 4)
 
 
-def _streamed(rows: TrainingSet, name: str, memory: int) -> tuple[Basis, StreamedData]:
+def _streamed(trainset: TrainingSet, name: str, memory: int) -> tuple[Basis, StreamedData]:
     """A basis fitted shard by shard, its components on a sample that half the memory holds; a window in a quarter."""
-    cache, index = rows.cache, rows.index
+    cache, index = trainset.cache, trainset.index
     train, valid = index.split("train"), index.split("valid")
     digests, labels = pack_digests(image.digest for image in train), torch.from_numpy(index.labels(train))
-    views = [np.full(len(train), view, layout.VIEW_DTYPE) for view in rows.views]
+    views = [np.full(len(train), view, layout.VIEW_DTYPE) for view in trainset.views]
     keys = np.concatenate([join_keys(digests, view) for view in views])
     start = start_basis(name, cache.row_shape)
 
@@ -152,19 +152,19 @@ def _streamed(rows: TrainingSet, name: str, memory: int) -> tuple[Basis, Streame
         pack_digests(image.digest for image in valid),
         torch.from_numpy(index.labels(valid)),
         len(index.classes),
-        rows.views,
+        trainset.views,
         width,
         window=max(1, memory // 4 // (4 * width)),
     )
 
 
-def _in_memory(rows: TrainingSet, name: str, shared: Shared) -> tuple[Basis, HeadData]:
-    index, views = rows.index, rows.views
+def _in_memory(trainset: TrainingSet, name: str, shared: Shared) -> tuple[Basis, HeadData]:
+    index, views = trainset.index, trainset.views
     train, valid = index.split("train"), index.split("valid")
-    keys = _keys_of(rows)
+    keys = _keys_of(trainset)
     place = {key: number for number, key in enumerate(keys)}
     train_rows = torch.tensor([[place[image.key, view] for view in views] for image in train])
-    basis, projected = _projected(rows, keys, train_rows, name, shared)
+    basis, projected = _projected(trainset, keys, train_rows, name, shared)
     return basis, HeadData(
         rows=projected,
         train_rows=train_rows,
@@ -175,31 +175,31 @@ def _in_memory(rows: TrainingSet, name: str, shared: Shared) -> tuple[Basis, Hea
     )
 
 
-def _keys_of(rows: TrainingSet) -> list[RowKey]:
+def _keys_of(trainset: TrainingSet) -> list[RowKey]:
     """Distinct keys that training reads: every view of the training images, then the clean one of validation."""
-    train = [(image.key, view) for image in rows.index.split("train") for view in rows.views]
-    return list(dict.fromkeys([*train, *((image.key, layout.CLEAN_VIEW) for image in rows.index.split("valid"))]))
+    train = [(image.key, view) for image in trainset.index.split("train") for view in trainset.views]
+    return list(dict.fromkeys([*train, *((image.key, layout.CLEAN_VIEW) for image in trainset.index.split("valid"))]))
 
 
-def source_of(rows: TrainingSet, name: str) -> str:
+def source_of(trainset: TrainingSet, name: str) -> str:
     """The digest of everything that basis `name` of these rows is made from."""
-    return _source(rows, name, _keys_of(rows))
+    return _source(trainset, name, _keys_of(trainset))
 
 
-def _source(rows: TrainingSet, name: str, keys: list[RowKey]) -> str:
-    labels = sorted((image.digest, image.label, image.split) for image in rows.index.images)
+def _source(trainset: TrainingSet, name: str, keys: list[RowKey]) -> str:
+    labels = sorted((image.digest, image.label, image.split) for image in trainset.index.images)
     key_digest = hashlib.sha256(b"".join(digest + view.encode() for digest, view in keys)).hexdigest()
     fitting = [BASIS_VERSION, asdict(BasisName.parse(name))]
-    reduced = [rows.cache.basis_digest] if rows.cache.reduction else []
-    return json_digest([*fitting, rows.cache.manifest.base.digest, rows.recipe, labels, key_digest, *reduced])
+    reduced = [trainset.cache.basis_digest] if trainset.cache.reduction else []
+    return json_digest([*fitting, trainset.cache.manifest.base.digest, trainset.recipe, labels, key_digest, *reduced])
 
 
 def _projected(
-    source_rows: TrainingSet, keys: list[RowKey], train_rows: Tensor, name: str, shared: Shared
+    trainset: TrainingSet, keys: list[RowKey], train_rows: Tensor, name: str, shared: Shared
 ) -> tuple[Basis, Tensor]:
     """The basis, fitted on the rows of `keys` at `train_rows` (N, P), and all of them in it (M, R)."""
-    cache, index = source_rows.cache, source_rows.index
-    source = _source(source_rows, name, keys)
+    cache, index = trainset.cache, trainset.index
+    source = _source(trainset, name, keys)
     if kept := _kept(cache, source, name, keys):
         return kept
     start = time.perf_counter()

@@ -12,9 +12,9 @@ from pipeline.heads.fit import Data
 
 @dataclass
 class BasisCache:
-    """Those of `rows` in each basis that is asked for; `memory` bytes may be held. `seconds` is what they took."""
+    """Those of `trainset` in each basis that is asked for; `memory` bytes may be held. `seconds` is what they took."""
 
-    rows: TrainingSet
+    trainset: TrainingSet
     memory: int
     seconds: float = 0.0
     _held: dict[str, tuple[Basis, Data]] = field(default_factory=dict, repr=False)
@@ -32,7 +32,7 @@ class BasisCache:
         if name not in self._held:
             start = time.perf_counter()
             self._make_room()
-            self._held[name] = load_data(self.rows, name, self.memory, self._shared)
+            self._held[name] = load_data(self.trainset, name, self.memory, self._shared)
             self.seconds += time.perf_counter() - start
         self._held[name] = self._held.pop(name)  # the one used last goes last
         return self._held[name]

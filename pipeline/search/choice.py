@@ -63,8 +63,8 @@ def retrain(config: SweepConfig, settings: HeadSettings, race: SuccessiveHalving
     first = TrainConfig(
         config.cache,
         config.run,
-        bases.rows.index.name,
-        bases.rows.passes,
+        bases.trainset.index.name,
+        bases.trainset.passes,
         epochs=config.epochs,
         memory=config.memory,
         **asdict(settings),
@@ -123,7 +123,7 @@ class Final:
 
 def final(config: SweepConfig, chosen: HeadSettings, race: SuccessiveHalving) -> Final:
     """Retrain the choice and, unless they are the same, the default settings; which is better, paired by image."""
-    default = default_settings(race.bases.rows)
+    default = default_settings(race.bases.trainset)
     known = retrain(config, default, race)
     if chosen == default:
         return Final(known, known, Difference(0.0, 0.0, 0.0), race.metric)
@@ -139,4 +139,4 @@ def default_settings(trainset: TrainingSet) -> HeadSettings:
 
 def run_of(one: Trained, bases: BasisCache) -> Run:
     """The run of a head, not yet saved."""
-    return new_run(one.config, bases.rows, one.fitted, bases.basis(one.config.settings.basis))
+    return new_run(one.config, bases.trainset, one.fitted, bases.basis(one.config.settings.basis))

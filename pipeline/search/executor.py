@@ -127,8 +127,8 @@ def train_group(group: Group, data: Data, device: torch.device) -> list[Outcome]
 class RayExecutor:
     """Workers of a Ray cluster that sees the cache at the same place as this machine; a context manager."""
 
-    def __init__(self, ray: Any, config: SweepConfig, rows: TrainingSet) -> None:
-        given = (config, config.cache.absolute(), rows.index.name, rows.index.digest, rows.passes)
+    def __init__(self, ray: Any, config: SweepConfig, trainset: TrainingSet) -> None:
+        given = (config, config.cache.absolute(), trainset.index.name, trainset.index.digest, trainset.passes)
         self._workers = Workers[Group, list[Outcome]](ray, HeadWorker, given, config, _name_of)
 
     def __enter__(self) -> "RayExecutor":

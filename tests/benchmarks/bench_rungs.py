@@ -34,7 +34,7 @@ GROUP, HALVES, DRAWS = 16, 200, 500
 
 def hits_by_epoch(bases: BasisCache, heads: Sequence[HeadSettings], epochs: int, seed: int) -> Hits:
     """(M, E, V): whether each head is right about each validation image after each epoch."""
-    found = np.empty((len(heads), epochs, len(bases.rows.index.split("valid"))), bool)
+    found = np.empty((len(heads), epochs, len(bases.trainset.index.split("valid"))), bool)
     for settings in dict.fromkeys((head.basis, head.batch_size) for head in heads):
         alike = [n for n, head in enumerate(heads) if (head.basis, head.batch_size) == settings]
         data = bases.data(settings[0])
@@ -87,13 +87,13 @@ def main() -> None:
     options = parser.parse_args()
     print(hardware(), flush=True)
     torch.set_num_threads(available_cpus())
-    rows = TrainingSet.open(options.cache, options.set, options.passes)
-    default = default_settings(rows)
-    space = default_space(default.basis, len(rows.index.classes), most_directions(rows))
+    trainset = TrainingSet.open(options.cache, options.set, options.passes)
+    default = default_settings(trainset)
+    space = default_space(default.basis, len(trainset.index.classes), most_directions(trainset))
     known = first_trials(space, default)
     heads = [*known, *start_search(SweepConfig(options.cache, Path(), heads=options.heads), space, known).ask()]
-    epochs = default_epochs(len(rows.index.split("train")), default.batch_size)
-    hits = hits_by_epoch(BasisCache(rows, 8 << 30), heads, epochs, seed=0)
+    epochs = default_epochs(len(trainset.index.split("train")), default.batch_size)
+    hits = hits_by_epoch(BasisCache(trainset, 8 << 30), heads, epochs, seed=0)
     accuracy = hits.mean(2)
     report_rungs(accuracy)
     report_epochs(hits)

@@ -133,9 +133,9 @@ def _train(folder: Path, laps: Laps, name: str, memory: float | None) -> None:
         folder / "cache", folder / "run", basis="full", hidden=16, epochs=1, batch_size=256, memory=memory
     )
     with laps.lap(f"{name}: set opened, folder compared"):
-        rows = TrainingSet.open(config.cache, None, config.passes)
+        trainset = TrainingSet.open(config.cache, None, config.passes)
     with laps.lap(f"{name}: rows in the basis"):
-        _, data = load_data(rows, config.settings.basis, allowed_bytes(memory))
+        _, data = load_data(trainset, config.settings.basis, allowed_bytes(memory))
     with laps.lap(f"{name}: first epoch"):
         fit_head(config, data)
 

@@ -41,8 +41,8 @@ class Given(BasisCache):
 def bench_linear(cache: Path, name: str | None, passes: int) -> None:
     """Seconds by heads, by training images and by epochs, and a line through each."""
     torch.set_num_threads(available_cpus())
-    rows = TrainingSet.open(cache, name, passes)
-    data = BasisCache(rows, 8 << 30).data(BASIS)
+    trainset = TrainingSet.open(cache, name, passes)
+    data = BasisCache(trainset, 8 << 30).data(BASIS)
     assert isinstance(data, HeadData)
     metric = Metric("top1", data.valid_labels.numpy(), np.arange(len(data.valid_labels)))
 
@@ -51,7 +51,7 @@ def bench_linear(cache: Path, name: str | None, passes: int) -> None:
         settings = HeadSettings(BASIS, batch_size=128, lr=3e-3)
         with tempfile.TemporaryDirectory() as folder:
             journal = Journal.open(Path(folder), {})
-            race = SuccessiveHalving(Given(rows, 0, given=part), journal, metric, epochs, 0, halving=False)
+            race = SuccessiveHalving(Given(trainset, 0, given=part), journal, metric, epochs, 0, halving=False)
             start = time.perf_counter()
             race.run([Trial(number, settings) for number in range(heads)])
         return time.perf_counter() - start
