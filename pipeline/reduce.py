@@ -131,9 +131,7 @@ def _opened(config: ReduceConfig, trainset: TrainingSet, fitted: Basis | None) -
         raise CacheError(f"another process began {config.out} meanwhile: run the same command again")
     if fitted:
         _describe(config.out, trainset, fitted, source_of(trainset, config.basis)).save(config.out)
-    out = FeatureCache.create(
-        config.out, trainset.cache.manifest
-    )  # after the reduction: never full features
+    out = FeatureCache.create(config.out, trainset.cache.manifest)  # after the reduction: never full features
     kept = reduction_basis(out)
     assert kept is not None
     return out, kept

@@ -167,13 +167,13 @@ def test_a_model_that_differs_from_the_run_is_not_written(
 @pytest.mark.real
 def test_a_model_that_depends_on_the_batch_is_not_written(trained: Path, tmp_path: Path) -> None:
     """The gate runs some images in batches of other sizes; the file would have to predict the same."""
-    from pipeline.model import gate
+    from pipeline.model import parity
 
-    valid = gate.chosen_images(Run.load(trained / "run").open_cache(None).index().split("valid"))
+    valid = parity.chosen_images(Run.load(trained / "run").open_cache(None).index().split("valid"))
     expected = torch.log_softmax(torch.eye(8, 4), 1)
     with pytest.raises(ParityError, match="differs from itself in batches of 3: on valid/"):
-        gate._compare(expected + 0.002 * torch.eye(8, 4), expected, valid, "itself in batches of 3", 1e-3)
-    assert gate._compare(expected, expected, valid, "itself", 1e-3) == 0
+        parity._compare(expected + 0.002 * torch.eye(8, 4), expected, valid, "itself in batches of 3", 1e-3)
+    assert parity._compare(expected, expected, valid, "itself", 1e-3) == 0
 
 
 def predicts_the_same(script: str, file: Path, model: Path, paths: list[Path], folder: Path, tolerance: float) -> None:

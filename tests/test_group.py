@@ -1,4 +1,4 @@
-"""Heads trained together: each as it would be alone."""
+"""Heads trained vectorized: each as it would be alone."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,10 +34,10 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def trained(
-    members: list[HeadHyperparameters], dtype: torch.dtype = torch.float64, together: bool = False
+    members: list[HeadHyperparameters], dtype: torch.dtype = torch.float64, vectorized: bool = False
 ) -> tuple[HeadGroup, Tensor]:
-    """A group after all steps, and the losses (steps, G); `together` is how it is done anywhere but on a CPU."""
-    group = HeadGroup([HeadState.new(member, SHAPE, dtype) for member in members], SHAPE, together=together)
+    """A group after all steps, and the losses (steps, G); `vectorized` is how it is done anywhere but on a CPU."""
+    group = HeadGroup([HeadState.new(member, SHAPE, dtype) for member in members], SHAPE, vectorized=vectorized)
     return group, torch.stack([group.step(x.to(dtype), labels) for x, labels in batches()])
 
 
@@ -61,12 +61,12 @@ def by_hand(member: HeadHyperparameters) -> tuple[dict[str, Tensor], Tensor]:
     return {name: tensor.detach() for name, tensor in head.state_dict().items()}, torch.stack(losses)
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("vectorized", [False, True])
 @pytest.mark.parametrize("number", range(3))
-def test_a_head_in_a_group_is_the_head_alone(number: int, together: bool) -> None:
+def test_a_head_in_a_group_is_the_head_alone(number: int, vectorized: bool) -> None:
     """In float64 to 1e-10, whatever the others' settings are; the first and the last share a seed and stay apart."""
-    group, losses = trained(MEMBERS, together=together)
-    alone, own = trained([MEMBERS[number]], together=together)
+    group, losses = trained(MEMBERS, vectorized=vectorized)
+    alone, own = trained([MEMBERS[number]], vectorized=vectorized)
     assert (losses[:, number] - own[:, 0]).abs().max() < 1e-10
     for name, tensor in alone.weights(0).items():
         assert (group.weights(number)[name] - tensor).abs().max() < 1e-10
@@ -76,7 +76,7 @@ def test_a_head_in_a_group_is_the_head_alone(number: int, together: bool) -> Non
 def test_all_heads_at_once_step_as_head_by_head() -> None:
     """Gradients, AdamW and schedule are the same to 1e-10; only what dropout leaves out is drawn otherwise."""
     members = [replace(member, dropout=0.0) for member in MEMBERS]
-    (one, losses), (other, others) = (trained(members, together=together) for together in (False, True))
+    (one, losses), (other, others) = (trained(members, vectorized=vectorized) for vectorized in (False, True))
     assert (losses - others).abs().max() < 1e-10
     for name, tensor in one.tensors.items():
         assert (tensor - other.tensors[name]).abs().max() < 1e-10
@@ -97,7 +97,7 @@ def test_a_group_stays_on_its_device() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 def test_a_group_on_cuda_is_the_group_on_the_cpu() -> None:
     """The same noise, and the same steps to rounding."""
-    cpu, losses = trained(MEMBERS, together=True)
+    cpu, losses = trained(MEMBERS, vectorized=True)
     states = [HeadState.new(member, SHAPE, torch.float64) for member in MEMBERS]
     cuda = HeadGroup(states, SHAPE, device=torch.device("cuda"))
     found = torch.stack([cuda.step(x.cuda(), labels.cuda()) for x, labels in batches()])
@@ -153,8 +153,8 @@ def test_dropout_keeps_the_mean_and_is_drawn_head_by_head(
 ) -> None:
     """Half of the units doubled, none at rate 0; equal seeds draw alike, others do not, nor does the next step."""
     made = noise([1, 1, 2, 3], [0.5, 0.5, 0.5, 0.0])
-    kept = made.keep(torch.empty(4, 200, 50), 0)
-    after = made.keep(torch.empty(4, 200, 50), 1)
+    kept = made.sample(torch.empty(4, 200, 50), 0)
+    after = made.sample(torch.empty(4, 200, 50), 1)
     assert 0.45 < float((kept[0] == after[0]).double().mean()) < 0.55
     assert abs(float(kept[0].mean()) - 1) < 0.05
     assert set(kept[0].unique().tolist()) == {0, 2}
@@ -185,7 +185,7 @@ def test_hashed_noise_is_as_good_as_random(seed: int) -> None:
     """Uniform, with no link between neighbouring units, steps or seeds."""
     shape = (2, 512, 512)
     pair = hashed([seed, seed ^ 1], [0.25, 0.25])
-    kept = torch.cat([pair.keep(torch.empty(shape), step) for step in (0, 1)]).flatten(1) > 0
+    kept = torch.cat([pair.sample(torch.empty(shape), step) for step in (0, 1)]).flatten(1) > 0
     means = kept.double().mean(1)
     assert (means - 0.75).abs().max() < 5 * (0.1875 / kept.shape[1]) ** 0.5
     x = kept.double() - 0.75
@@ -193,15 +193,15 @@ def test_hashed_noise_is_as_good_as_random(seed: int) -> None:
     assert max(abs(float(link.mean())) for link in links) < 5 * 0.1875 / kept.shape[1] ** 0.5
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_a_head_goes_on_in_another_group_as_if_nothing_had_happened(together: bool) -> None:
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_a_head_goes_on_in_another_group_as_if_nothing_had_happened(vectorized: bool) -> None:
     """Stopped, put beside others and carried on: its weights, moments, dropout and schedule come with it."""
-    whole, losses = trained(MEMBERS, together=together)
+    whole, losses = trained(MEMBERS, vectorized=vectorized)
     states = [HeadState.new(member, SHAPE, torch.float64) for member in MEMBERS]
-    first = HeadGroup(states, SHAPE, together=together)
+    first = HeadGroup(states, SHAPE, vectorized=vectorized)
     for x, labels in batches()[:5]:
         first.step(x, labels)
-    second = HeadGroup([first.state(2), first.state(0)], SHAPE, together=together)
+    second = HeadGroup([first.state(2), first.state(0)], SHAPE, vectorized=vectorized)
     later = torch.stack([second.step(x, labels) for x, labels in batches()[5:]])
     assert (later - losses[5:, [2, 0]]).abs().max() < 1e-10
     for place, number in enumerate((2, 0)):

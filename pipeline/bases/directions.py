@@ -36,7 +36,7 @@ class ScatterMatrices:
 
     count: int  # rows
     mean: Tensor  # (R,)
-    apart: Tensor  # (C, R): class means less the mean, times the square root of the class's share of the rows
+    between: Tensor  # (C, R): class means less the mean, times the square root of the class's share of the rows
     total: Tensor  # (R, R): covariance of all rows
     within: Tensor  # (R, R): covariance within classes
 
@@ -46,9 +46,9 @@ def scatter_of(blocks: Blocks, num_classes: int) -> ScatterMatrices:
     products, sums, counts = _moments(blocks, num_classes)
     count, mean = counts.sum(), sums.sum(0) / counts.sum()
     means = sums / counts.clamp_min(1).unsqueeze(1)
-    apart = (means - mean) * (counts / count).sqrt().unsqueeze(1)
+    between = (means - mean) * (counts / count).sqrt().unsqueeze(1)
     return ScatterMatrices(
-        int(count), mean, apart, products / count - mean.outer(mean), (products - sums.T @ means) / count
+        int(count), mean, between, products / count - mean.outer(mean), (products - sums.T @ means) / count
     )
 
 

@@ -96,7 +96,7 @@ def _mix(x: Tensor) -> Tensor:
 
 def _keys(seeds: npt.NDArray[np.uint32], step: int) -> npt.NDArray[np.int32]:
     """One for each head and step, far apart for neighbours."""
-    step = np.full(len(seeds), step, np.uint32)
-    mixed = _mix(torch.from_numpy(seeds.view(np.int32).copy())) ^ torch.from_numpy(step.view(np.int32)) * _GOLDEN
+    steps = np.full(len(seeds), step, np.uint32)
+    mixed = _mix(torch.from_numpy(seeds.view(np.int32).copy())) ^ torch.from_numpy(steps.view(np.int32)) * _GOLDEN
     keys: npt.NDArray[np.int32] = _mix(mixed).numpy()
     return keys

@@ -47,7 +47,7 @@ class HeadState:
     member: HeadHyperparameters
     tensors: dict[str, Tensor]
     moments: tuple[dict[str, Tensor], dict[str, Tensor]]  # AdamW's first and second
-    step: int
+    step_count: int
     noise: Any = None  # state of the generator of its dropout, where it has one that has been drawn from
 
     def to(self, device: torch.device) -> "HeadState":
@@ -86,7 +86,7 @@ class HeadGroup:
         self.members = tuple(state.member for state in states)
         self.device = device
         self.shape = shape
-        self.step = states[0].step
+        self.step_count = states[0].step_count
         self.class_weights = None if class_weights is None else class_weights.to(device)
         self.products = products
         self.tensors = _stacked([state.tensors for state in states], device)
@@ -98,7 +98,7 @@ class HeadGroup:
         self._noise = self._noise_of(states, vectorized)
         arrays = (self.tensors, self._gradients, first, second)
         decays = [member.weight_decay for member in self.members]
-        self._optimizer = (VectorizedAdamW if vectorized else PerHeadAdamW)(arrays, self.step, decays)
+        self._optimizer = (VectorizedAdamW if vectorized else PerHeadAdamW)(arrays, self.step_count, decays)
 
     @classmethod
     def new(
@@ -126,7 +126,7 @@ class HeadGroup:
         _, _, w2, b2 = self.tensors.values()
         w2 = w2.to(x.dtype)
         hidden = self._first(x).relu_()  # (G, B, H)
-        kept = self._noise.sample(hidden, self.step)
+        kept = self._noise.sample(hidden, self.step_count)
         seen = hidden * kept
         log_probs = torch.log_softmax(torch.bmm(seen, w2.mT).to(b2.dtype) + b2.unsqueeze(1), 2)  # (G, B, C)
         target = labels.expand(len(self), -1).unsqueeze(2)
@@ -161,9 +161,9 @@ class HeadGroup:
 
     def _update(self) -> None:
         """Every head's step along its gradient; its rate falls to 0 over the schedule as a cosine."""
-        share = (1 + math.cos(math.pi * self.step / self.shape.steps)) / 2
+        share = (1 + math.cos(math.pi * self.step_count / self.shape.steps)) / 2
         self._optimizer.step([member.lr * share for member in self.members])
-        self.step += 1
+        self.step_count += 1
 
     def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """A step on every batch of (rows, labels); the mean loss of each head over all rows, (G,) float64."""
@@ -210,7 +210,7 @@ class HeadGroup:
         """A copy of one head as it is now."""
         first, second = ({name: part[number].clone() for name, part in moments.items()} for moments in self._moments)
         state = self._noise.state(number)
-        return HeadState(self.members[number], self.weights(number), (first, second), self.step, state)
+        return HeadState(self.members[number], self.weights(number), (first, second), self.step_count, state)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:

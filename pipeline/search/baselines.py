@@ -112,7 +112,7 @@ def _discriminant(data: Data) -> dict[float, float]:
 
 def _fit(spread: ScatterMatrices, shares: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
     """Weights (R, C) and biases (C,) over centred rows; a class without images is never named."""
-    means = spread.apart / shares.clamp_min(1e-12).sqrt().unsqueeze(1)  # (C, R), less the mean of all
+    means = spread.between / shares.clamp_min(1e-12).sqrt().unsqueeze(1)  # (C, R), less the mean of all
     within = spread.within.double()
     size = within.diagonal().mean().maximum(1e-5 * spread.total.diagonal().mean()).clamp_min(1e-12)
     within.diagonal().add_(shrinkage * size)
