@@ -42,7 +42,7 @@ def _refuse_unused(config: EvaluateConfig, why: str, unused: tuple[str, ...]) ->
 def _evaluate_run(config: EvaluateConfig) -> Scores:
     run = Run.load(config.target)
     cache = run.open_cache(config.cache)
-    index = cache.index(run.record["set"])
+    index = cache.index(run.record.set)
     images = index.split(config.split)
     if not images:
         raise RunError(f"set {index.name!r} has no {config.split} images")

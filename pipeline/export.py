@@ -79,7 +79,7 @@ def export(config: ExportConfig) -> ExportResult:
     torch.set_num_threads(available_cpus())
     run = Run.load(config.run)
     cache = run.open_cache(config.cache)
-    index = cache.index(run.record["set"])
+    index = cache.index(run.record.set)
     prior = class_prior(run, index, config.class_prior)
     names = read_names(config.names, run.classes) if config.names else {}
     shift = prior.of_training_images if prior else None
@@ -93,7 +93,7 @@ def export(config: ExportConfig) -> ExportResult:
         bundle = Bundle(config.model, _card(run, cache, index, names, calibration), tensors, head)
         calibration = _of_flip(calibration, bundle, index, root, prior.from_wanted if prior else None)
     with _beside(config.model) as temporary, _beside(config.onnx or config.model) as graph:
-        run.record["scored"] += looks  # saved when there is something to show for them
+        run.record.scored += looks  # saved when there is something to show for them
         card = {**_card(run, cache, index, names, calibration), "class_prior": config.class_prior}
         write_bundle(temporary, tensors, head, card)
         trained = Trained(run, calibration.temperature, cache, tensors)
@@ -197,13 +197,13 @@ def _card(
         "preprocessing": Preprocessing.of(cache.manifest.base).as_card(),
         "basis": run.whole_basis.name,
         "manifest": asdict(cache.manifest),
-        "set_digest": record["set_digest"],
+        "set_digest": record.set_digest,
         "skipped": [asdict(image) for image in index.skipped],
         "set": index.name,
         "images": {split: len(index.split(split)) for split in ("train", "valid", "test")},
         "split_seed": index.split_seed,
-        "training": record["config"],
-        "scores": {"valid_accuracy": record["valid_accuracy"], "scored": record["scored"]},
+        "training": asdict(record.config),
+        "scores": {"valid_accuracy": record.valid_accuracy, "scored": record.scored},
         "calibration": asdict(calibration),
-        "versions": record["versions"],
+        "versions": record.versions,
     }

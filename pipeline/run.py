@@ -30,30 +30,16 @@ from pipeline.bases.reduced import chained, reduction_basis
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import TrainConfig
 from pipeline.console import reason
-from pipeline.errors import RunError
+from pipeline.errors import ConfigError, RunError
 from pipeline.heads.fit import Fitted, matmul_dtype_on
 from pipeline.heads.group import CPU
 from pipeline.heads.head import head_from_tensors, hidden_units
 from pipeline.run_folder import BASIS_FILE, HEAD_FILE, JOURNAL_FILE, REDUCTION_FILE, RUN_FILE, RUN_FILES
+from pipeline.run_record import RUN_FORMAT, ReducedBy, RunConfig, RunRecord
 
 logger = logging.getLogger("headgraft.run")
 
-RUN_FORMAT = 1
 _PATIENCE = 5.0  # seconds: others write records and pages in less
-
-_TYPES = {
-    "base_digest": str,
-    "basis": str,
-    "cache": str,
-    "classes": list,
-    "config": dict,
-    "files": dict,
-    "scored": list,
-    "set": str,
-    "set_digest": str,
-    "valid_accuracy": float,
-    "versions": dict,
-}
 
 
 @dataclass
@@ -64,7 +50,7 @@ class Run:
     """
 
     path: Path
-    record: dict[str, Any]
+    record: RunRecord
     basis: Basis
     head: nn.Sequential = field(repr=False)
     reduction: Basis | None = None
@@ -72,7 +58,7 @@ class Run:
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the head's outputs."""
-        return tuple(self.record["classes"])
+        return tuple(self.record.classes)
 
     @property
     def whole_basis(self) -> Basis:
@@ -104,8 +90,8 @@ class Run:
         contents = {HEAD_FILE: save(head), BASIS_FILE: save(self.basis.tensors())}
         if self.reduction:
             contents[REDUCTION_FILE] = save(self.reduction.tensors())
-        self.record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-        contents |= {**(sweep or {}), RUN_FILE: _as_json(self.record)}
+        self.record.files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+        contents |= {**(sweep or {}), RUN_FILE: _as_json(self.record.as_json())}
         kept = {*contents, *([JOURNAL_FILE] if sweep else [])} - {RUN_FILE}
         write_together(self.path, contents, [name for name in RUN_FILES if name not in kept])
 
@@ -126,7 +112,7 @@ class Run:
                 record = json.loads(_read_or_nothing(self.path / RUN_FILE))
             except ValueError:
                 record = {}
-            if record.get("files") != self.record["files"]:
+            if record.get("files") != self.record.files:
                 raise RunError(f"{self.path} was replaced by another run meanwhile: run the same command again")
             yield record
 
@@ -148,51 +134,50 @@ class Run:
                 raise RunError(f"{path} holds an unfinished sweep: rerun the same sweep to resume it")
             raise RunError(f"{path} holds no {RUN_FILE}, expected a run: make one with train-head --run {path}")
         try:
-            record = json.loads(read_regular(path / RUN_FILE))
-            if record.get("format") != RUN_FORMAT:
-                found = str(record.get("format", "no number"))[:20]
+            stored = json.loads(read_regular(path / RUN_FILE))
+            if stored.get("format") != RUN_FORMAT:
+                found = str(stored.get("format", "no number"))[:20]
                 raise RunError(f"{path} is a run of format {found}, expected {RUN_FORMAT}: train it again")
-            if missing := sorted(name for name, kind in _TYPES.items() if not isinstance(record.get(name), kind)):
-                raise ValueError(f"{RUN_FILE} has no usable {missing[0]}")
-            names = (HEAD_FILE, BASIS_FILE, *([REDUCTION_FILE] if record.get("reduction") else []))
+            record = RunRecord.of(stored)
+            names = (HEAD_FILE, BASIS_FILE, *([REDUCTION_FILE] if record.reduction else []))
             contents = {name: read_regular(path / name) for name in names}
             for name, data in contents.items():
-                if hashlib.sha256(data).hexdigest() != record["files"][name]:
+                if hashlib.sha256(data).hexdigest() != record.files[name]:
                     raise ValueError(f"{name} is not the one it was trained with")
-            basis = Basis.from_tensors(record["basis"], load(contents[BASIS_FILE]))
+            basis = Basis.from_tensors(record.basis, load(contents[BASIS_FILE]))
             reduction = _reduction(record, contents)
             tensors = load(contents[HEAD_FILE])
             head = head_from_tensors({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
             bases = [one.tensors().values() for one in (basis, reduction) if one]
             if not all(tensor.isfinite().all() for tensor in chain(*bases, head.state_dict().values())):
                 raise ValueError("a weight that is not finite")
-            if not len(set(record["classes"])) == len(record["classes"]) == head[3].out_features:
-                raise ValueError(f"{head[3].out_features} outputs for {len(record['classes'])} distinct classes")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+            if not len(set(record.classes)) == len(record.classes) == head[3].out_features:
+                raise ValueError(f"{head[3].out_features} outputs for {len(record.classes)} distinct classes")
+        except (OSError, ValueError, LookupError, AttributeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise RunError(f"{path} is not a whole run ({error}): train it again with --overwrite") from error
         return cls(path, record, basis, head, reduction)
 
     def open_cache(self, cache: Path | None) -> FeatureCache:
         """The cache the run was trained from, at `cache` or where the run recorded it; another one is refused."""
-        opened = FeatureCache.open(cache or self.record["cache"])
+        opened = FeatureCache.open(cache or self.record.cache)
         found = opened.manifest.base.digest
-        if found != self.record["base_digest"]:
+        if found != self.record.base_digest:
             raise RunError(
                 f"{opened.path} is not the cache of {self.path}: its manifest is {found[:16]}, the run's was "
-                f"{self.record['base_digest'][:16]}; name the right one with --cache"
+                f"{self.record.base_digest[:16]}; name the right one with --cache"
             )
-        if opened.basis_digest != self.record.get("reduction", {}).get("digest", ""):
+        if opened.basis_digest != (self.record.reduction.digest if self.record.reduction else ""):
             raise RunError(
                 f"the rows of {opened.path} are not reduced as those that {self.path} was trained on: "
                 "name the right cache with --cache"
             )
-        index = opened.index(self.record["set"])
-        if index.digest != self.record["set_digest"]:
+        index = opened.index(self.record.set)
+        if index.digest != self.record.set_digest:
             raise RunError(
                 f"set {index.name!r} of {opened.path} changed since {self.path} was trained: "
                 "train again with --overwrite, or extract again as it was (--split-seed)"
             )
-        if list(index.classes) != self.record["classes"] or self._width(opened.in_features) != self.head[0].in_features:
+        if list(index.classes) != self.record.classes or self._width(opened.in_features) != self.head[0].in_features:
             raise RunError(f"{self.path} has other classes or a head for another basis: train again with --overwrite")
         return opened
 
@@ -207,37 +192,41 @@ class Run:
 def new_run(config: TrainConfig, trainset: TrainingSet, fitted: Fitted, basis: Basis) -> Run:
     """The run of a trained head, not yet saved."""
     manifest, reduction = trainset.cache.manifest, trainset.cache.reduction
-    settings = {name: value for name, value in asdict(config).items() if name not in ("cache", "run", "overwrite")}
-    record = {
-        "format": RUN_FORMAT,
-        "cache": str(trainset.cache.path.absolute()),
-        "base_digest": manifest.base.digest,
-        "augmentation_digest": trainset.recipe,
-        "set_digest": trainset.index.digest,
-        **({"reduction": {"basis": reduction.basis, "digest": reduction.digest}} if reduction else {}),
-        "classes": list(trainset.index.classes),
-        "config": {**settings, "passes": trainset.passes, "hidden": hidden_units(fitted.head)},
-        "run": str(config.run),
-        "set": trainset.index.name,
-        "basis": basis.name,
-        "precision": manifest.base.precision,
-        "leaks": trainset.leaks,
-        "epochs": [asdict(epoch) for epoch in fitted.epochs],
-        "valid_accuracy": fitted.valid_accuracy,
-        "valid_loss": fitted.valid_loss,
-        "classes_without_validation": len(trainset.classes_without_validation),
-        "seconds": fitted.seconds,
-        "products": str(matmul_dtype_on(CPU) or torch.float32).removeprefix("torch."),
-        "versions": {"torch": torch.__version__, "numpy": np.__version__},
-        "scored": [],
-    }
+    settings = {**asdict(config.settings), "hidden": hidden_units(fitted.head)}
+    record = RunRecord(
+        cache=str(trainset.cache.path.absolute()),
+        base_digest=manifest.base.digest,
+        augmentation_digest=trainset.recipe,
+        set_digest=trainset.index.digest,
+        classes=list(trainset.index.classes),
+        config=RunConfig(
+            **settings,
+            set=config.set,
+            passes=trainset.passes,
+            epochs=config.epochs or len(fitted.epochs),
+            seed=config.seed,
+            memory=config.memory,
+        ),
+        run=str(config.run),
+        set=trainset.index.name,
+        basis=basis.name,
+        precision=manifest.base.precision,
+        leaks=trainset.leaks,
+        epochs=fitted.epochs,
+        valid_accuracy=fitted.valid_accuracy,
+        valid_loss=fitted.valid_loss,
+        seconds=fitted.seconds,
+        versions={"torch": torch.__version__, "numpy": np.__version__},
+        scored=[],
+        classes_without_validation=len(trainset.classes_without_validation),
+        products=str(matmul_dtype_on(CPU) or torch.float32).removeprefix("torch."),
+        reduction=ReducedBy(reduction.basis, reduction.digest) if reduction else None,
+    )
     return Run(config.run, record, basis, fitted.head, reduction_basis(trainset.cache))
 
 
-def _reduction(record: dict[str, Any], contents: dict[str, bytes]) -> Basis | None:
-    if REDUCTION_FILE not in contents:
-        return None
-    return Basis.from_tensors(record["reduction"]["basis"], load(contents[REDUCTION_FILE]))
+def _reduction(record: RunRecord, contents: dict[str, bytes]) -> Basis | None:
+    return Basis.from_tensors(record.reduction.basis, load(contents[REDUCTION_FILE])) if record.reduction else None
 
 
 def _read_or_nothing(file: Path) -> bytes:

@@ -103,7 +103,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     run = _finish(config, chosen, heads, race, result)
     basis = result.best["config"]["basis"]
     result.baselines = asdict(baselines(bases.data(basis), basis))
-    run.record["sweep"] = {**result.best, "heads": len(heads), "baselines": result.baselines}
+    run.record.sweep = {**result.best, "heads": len(heads), "baselines": result.baselines}
     run.save(result_files(asdict(result)))  # last: with run.json, the sweep is finished
     return result
 

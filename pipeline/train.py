@@ -53,7 +53,6 @@ def _train(config: TrainConfig) -> TrainResult:
     config = replace(config, basis=config.basis or trainset.default_basis, epochs=epochs)
     basis, data = load_data(trainset, config.settings.basis, allowed_bytes(config.memory))
     run = new_run(config, trainset, fit_head(config, data, logging.INFO), basis)
-    run.record["seconds"] = time.perf_counter() - start
+    run.record.seconds = time.perf_counter() - start
     run.save()
-    found = {field.name: run.record[field.name] for field in fields(TrainResult)}
-    return TrainResult(**{**found, "epochs": [Epoch(**epoch) for epoch in found["epochs"]]})
+    return TrainResult(**{field.name: getattr(run.record, field.name) for field in fields(TrainResult)})

@@ -141,7 +141,7 @@ def watched(run: Path) -> Iterator[list[str]]:
             try:
                 Run.load(run)
             except RunError as error:
-                if "holds no run.json" not in str(error) and "not finished" not in str(error):
+                if "holds no run.json" not in str(error) and "unfinished" not in str(error):
                     wrong.append(str(error))
             time.sleep(0.001)
 
@@ -166,12 +166,12 @@ def test_of_two_at_one_run_the_later_replaces_the_earlier(first: str, later: str
     assert wrong == []
     assert [line for line in said if f"process {process.pid} on " in line and f"is writing {run}" in line]
     loaded = Run.load(run)
-    assert ("sweep" in loaded.record) == (later == "sweep")
+    assert (loaded.record.sweep is not None) == (later == "sweep")
     assert sorted(file.name for file in run.iterdir()) == (SWEEP if later == "sweep" else RUN)
     if later == "sweep":
         assert json.loads((run / "journal.jsonl").read_text().splitlines()[0])["asked"]["seed"] == 2
     else:
-        assert loaded.record["config"]["seed"] == 2
+        assert loaded.record.config.seed == 2
 
 
 def test_the_later_of_two_equal_sweeps_takes_the_results_of_the_earlier(
@@ -183,7 +183,9 @@ def test_the_later_of_two_equal_sweeps_takes_the_results_of_the_earlier(
     monkeypatch.setattr(Journal, "record", None)
     second(asked, go_file(asked).touch)
     assert process.communicate()[1] == ""
-    assert Run.load(run).record["sweep"]["heads"] == 5
+    kept = Run.load(run).record.sweep
+    assert kept is not None
+    assert kept["heads"] == 5
     assert sorted(file.name for file in run.iterdir()) == SWEEP
 
 
@@ -220,7 +222,7 @@ def test_a_sweep_that_is_killed_while_others_wait_can_be_resumed(
     run.mkdir()
     (run / "journal.jsonl").write_text("".join(lines[:4]))
     process = hold(run)
-    with pytest.raises(RunError, match="a sweep that is not finished"):
+    with pytest.raises(RunError, match="an unfinished sweep"):
         second(config("train", features, run), process.kill)
     process.communicate()
     process, kept, record = hold(run), [], Journal.record
@@ -244,7 +246,7 @@ def test_a_run_that_was_there_before_is_not_waited_for(features: Path, run: Path
         second(config("train", features, run), lambda: pytest.fail("it waits"))
     process.kill()
     process.communicate()
-    assert Run.load(run).record["config"]["seed"] == 0
+    assert Run.load(run).record.config.seed == 0
 
 
 def test_a_run_that_is_finished_just_before_the_claim_is_replaced(
@@ -259,7 +261,7 @@ def test_a_run_that_is_finished_just_before_the_claim_is_replaced(
 
     monkeypatch.setattr("pipeline.run.claimed", late)
     train_head(config("train", features, run, seed=2))  # type: ignore[arg-type]
-    assert Run.load(run).record["config"]["seed"] == 2
+    assert Run.load(run).record.config.seed == 2
 
 
 def test_a_claim_that_fails_leaves_nothing(features: Path, run: Path) -> None:
@@ -324,7 +326,7 @@ def test_evaluations_at_once_are_all_recorded(features: Path, run: Path) -> None
         thread.start()
     for thread in scored:
         thread.join()
-    assert len(Run.load(run).record["scored"]) == 4
+    assert len(Run.load(run).record.scored) == 4
 
 
 def test_what_is_found_of_a_run_is_not_written_into_another(
@@ -363,7 +365,7 @@ def test_a_run_that_is_being_replaced_is_scored_and_not_recorded(
         with pytest.raises(CacheBusy, match=f"process {os.getpid()} on .* is writing {run}"):
             report(ReportConfig(run, cache=features / "none"))
     assert f"process {os.getpid()} on " in said[0]
-    assert Run.load(run).record["scored"] == []
+    assert Run.load(run).record.scored == []
 
 
 @pytest.mark.parametrize("call", ["replace", "unlink"])
@@ -375,7 +377,7 @@ def test_a_kill_at_any_step_of_writing_leaves_a_run_or_none(
     (run / "report.html").write_text("of the sweep")
     train_head(config("train", features, run.with_name("other"), seed=9))  # type: ignore[arg-type]
     kept = shutil.copytree(run, run.with_name("kept"))
-    real, found = getattr(os, call), []
+    real, found = getattr(os, call), list[int | str]()
 
     class Killed(BaseException):
         """Nothing catches it."""
@@ -397,10 +399,12 @@ def test_a_kill_at_any_step_of_writing_leaves_a_run_or_none(
                 other.save()
         try:
             loaded = Run.load(run)
-            found.append(loaded.record["config"]["seed"])
-            assert ("sweep" in loaded.record) == (run / "sweep.json").is_file() == (run / "report.html").is_file()
+            found.append(loaded.record.config.seed)
+            assert (
+                (loaded.record.sweep is not None) == (run / "sweep.json").is_file() == (run / "report.html").is_file()
+            )
         except RunError as error:
-            assert "holds no run.json" in str(error) or "not finished" in str(error)
+            assert "holds no run.json" in str(error) or "unfinished" in str(error)
             found.append("none")
     assert found[-1] == 9
     assert "none" in found

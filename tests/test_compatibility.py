@@ -61,13 +61,13 @@ def test_a_run_is_evaluated_and_trained_again(written: Path, tmp_path: Path, cac
     """From the cache it was trained on, wherever that is now."""
     record = Run.load(written / run).record
     valid = evaluate(EvaluateConfig(written / run, cache=written / cache, split="valid"))
-    assert valid.top1 == record["valid_accuracy"]
+    assert valid.top1 == record.valid_accuracy
     if run == "run":
         scored = evaluate(EvaluateConfig(written / run, cache=written / cache))
         assert scored.top1 == EXPECTED["top1"]
         assert scored.ece == pytest.approx(EXPECTED["ece"])
     again = train_head(train_config(written / cache, tmp_path / "again", basis=basis))
-    assert Run.load(tmp_path / "again").record["set_digest"] == record["set_digest"]
+    assert Run.load(tmp_path / "again").record.set_digest == record.set_digest
     assert len(again.epochs) == 3
 
 

@@ -267,11 +267,11 @@ def test_a_temperature_is_folded_into_the_last_layer(trained: Path, tmp_path: Pa
 @pytest.mark.real
 def test_export_scores_test_images_only_when_it_is_asked_to(trained: Path, tmp_path: Path) -> None:
     """And records that; a set without them is refused."""
-    before = Run.load(trained / "run").record["scored"]
+    before = Run.load(trained / "run").record.scored
     export(ExportConfig(trained / "run", tmp_path / "plain.safetensors"))
-    assert Run.load(trained / "run").record["scored"] == before
+    assert Run.load(trained / "run").record.scored == before
     asked = export(ExportConfig(trained / "run", tmp_path / "test.safetensors", test=True))
-    (one,) = Run.load(trained / "run").record["scored"][len(before) :]
+    (one,) = Run.load(trained / "run").record.scored[len(before) :]
     assert (one["split"], one["images"]) == ("test", 4)
     assert asked.calibration.ece["test"][0] == pytest.approx(one["ece"])
     assert asked.calibration.floor["test"][0] == pytest.approx(one["ece_floor"])
@@ -371,10 +371,10 @@ def test_an_existing_model_is_refused_unless_overwritten(model: Path, trained: P
 @pytest.mark.real
 def test_images_that_the_gate_needs_must_be_there_and_unchanged(trained: Path, tmp_path: Path) -> None:
     """A folder without them, or with another image, is refused and names --data or the file."""
-    looks = Run.load(trained / "run").record["scored"]
+    looks = Run.load(trained / "run").record.scored
     with pytest.raises(RunError, match="--data"):
         export(ExportConfig(trained / "run", tmp_path / "m.safetensors", data=tmp_path))
-    assert Run.load(trained / "run").record["scored"] == looks  # nothing was shown of the test images
+    assert Run.load(trained / "run").record.scored == looks  # nothing was shown of the test images
     shutil.copytree(trained / "data", tmp_path / "data")
     draw_image(tmp_path / "data" / "valid" / "1" / "image_0.jpg", 900)
     with pytest.raises(RunError, match="not the image that was extracted"):

@@ -159,8 +159,9 @@ def test_a_head_of_it_leaves_like_any_other(reduced: Path, tmp_path: Path) -> No
     run = tmp_path / "run"
     train_head(replace(train_config(reduced, run), basis=None))
     loaded = Run.load(run)
-    assert loaded.record["basis"] == "full"
-    assert loaded.record["reduction"]["basis"] == "pool+pca:6"
+    assert loaded.record.basis == "full"
+    assert loaded.record.reduction is not None
+    assert loaded.record.reduction.basis == "pool+pca:6"
     assert loaded.folded_head()[0].in_features == 32
     assert 0 <= evaluate(EvaluateConfig(run)).top1 <= 1
     result = export(ExportConfig(run, tmp_path / "model.safetensors"))
@@ -328,7 +329,7 @@ def test_labels_of_held_out_images_do_not_come_in_with_the_rows(
             train()
     assert not list((tmp_path / "run").glob("*.json*"))
     train_head(train_config(out, tmp_path / "run", set="data", basis="full"))
-    assert Run.load(tmp_path / "run").record["leaks"]["in_reduction"] == 0
+    assert Run.load(tmp_path / "run").record.leaks["in_reduction"] == 0
 
 
 def test_held_out_images_without_their_labels_are_said_and_recorded(
@@ -339,7 +340,7 @@ def test_held_out_images_without_their_labels_are_said_and_recorded(
     said: list[str] = []
     logged(said, train_head, train_config(reduced, tmp_path / "run", set="other", basis="full"))
     assert any("fitted on 4 images" in line and "without their labels" in line for line in said)
-    assert Run.load(tmp_path / "run").record["leaks"]["in_reduction"] == 4
+    assert Run.load(tmp_path / "run").record.leaks["in_reduction"] == 4
     cache = FeatureCache.open(reduced)
     index = cache.index("other")
     assert label_issues(cache, index, identical_files(index).groups).found is not None
@@ -353,7 +354,7 @@ def test_an_image_that_a_set_has_in_two_splits_is_a_leak_of_the_set(
     run_extract(passes=1)
     reduce_it(tmp_path / "features", basis="pool+lda")
     train_head(train_config(tmp_path / "reduced", tmp_path / "run", basis="full"))
-    leaks = Run.load(tmp_path / "run").record["leaks"]
+    leaks = Run.load(tmp_path / "run").record.leaks
     assert leaks == {"across_splits": 1, "two_labels": 0, "in_reduction": 0}
 
 

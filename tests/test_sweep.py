@@ -110,9 +110,10 @@ def test_a_sweep_ends_in_a_run_that_evaluates(features: Path) -> None:
     assert result.baselines["majority"] == 0.25
     assert 0 < result.basis_seconds < result.seconds
     run = Run.load(features.parent / "run")
-    assert run.record["sweep"]["heads"] == 10
-    assert run.record["config"]["seed"] == 1
-    assert evaluate(EvaluateConfig(run.path, split="valid")).top1 == run.record["valid_accuracy"]
+    assert run.record.sweep is not None
+    assert run.record.sweep["heads"] == 10
+    assert run.record.config.seed == 1
+    assert evaluate(EvaluateConfig(run.path, split="valid")).top1 == run.record.valid_accuracy
 
 
 def test_the_default_head_and_one_in_each_basis_are_never_stopped(features: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_search_that_finds_nothing_better_ends_in_the_default_head(
     assert lost.best["mean"] == lost.default["mean"] >= lost.searched["mean"]
     assert lost.best["difference"]["value"] == pytest.approx(lost.searched["mean"] - lost.default["mean"])
     run = Run.load(features.parent / "run")
-    assert run.record["config"]["basis"] == HeadSettings.basis
+    assert run.record.config.basis == HeadSettings.basis
     assert "the default head is the best of 4 heads" in table(asdict(lost))
     (features.parent / "space.toml").write_text('basis = "pool"\nhidden = 16\nbatch_size = 8\nlr = [1e-2, 2e-2]\n')
     for module in ("pipeline.sweep", "pipeline.search.choice"):
@@ -179,7 +180,7 @@ def test_the_seeds_of_the_choice_merge_into_one_head(features: Path) -> None:
     run = features.parent / "run"
     best = sweep(config(features, merge=True, seeds=3)).best
     merged = Run.load(run)
-    assert merged.record["config"]["hidden"] == best["merged"]["hidden"] == 3 * best["config"]["hidden"]
+    assert merged.record.config.hidden == best["merged"]["hidden"] == 3 * best["config"]["hidden"]
     assert evaluate(EvaluateConfig(run, split="valid")).top1 == best["merged"]["valid_accuracy"]
     settings = {name: value for name, value in best["config"].items() if name != "class_weights"}
     heads = []
@@ -295,7 +296,7 @@ def test_an_unfinished_sweep_is_named_where_a_run_is_wanted(features: Path, monk
     with pytest.raises(KeyboardInterrupt):
         sweep(config(features))
     run = features.parent / "run"
-    with pytest.raises(RunError, match="a sweep that is not finished: run the same sweep again"):
+    with pytest.raises(RunError, match="an unfinished sweep: run the same sweep again"):
         evaluate(EvaluateConfig(run))
     with pytest.raises(RunError, match="an unfinished sweep: resume it"):
         train_head(TrainConfig(features, run))
@@ -304,7 +305,7 @@ def test_an_unfinished_sweep_is_named_where_a_run_is_wanted(features: Path, monk
 
 def test_overwriting_keeps_to_runs(features: Path, data: Path) -> None:
     """A folder of images stays as it is."""
-    with pytest.raises(RunError, match="no part of a run"):
+    with pytest.raises(RunError, match="not part of a run"):
         sweep(config(features, run=data, overwrite=True))
     with pytest.raises(RunError, match="is there already"):
         sweep(config(features, run=data))
@@ -316,7 +317,9 @@ def test_what_is_wrong_with_the_rows_costs_no_run(features: Path) -> None:
     for wrong in ({"cache": features.parent / "none"}, {"set": "other"}, {"passes": 9}):
         with pytest.raises(HeadgraftError):
             sweep(config(features, overwrite=True, **wrong))
-    assert Run.load(features.parent / "run").record["sweep"]["heads"] == 2
+    kept = Run.load(features.parent / "run").record.sweep
+    assert kept is not None
+    assert kept["heads"] == 2
 
 
 def test_a_sweep_short_of_memory_trains_fewer_heads_at_once(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:

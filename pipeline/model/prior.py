@@ -48,7 +48,7 @@ def class_prior(run: Run, index: SetIndex, prior: str) -> ClassPrior | None:
     counts = torch.bincount(torch.from_numpy(index.labels(index.split("train"))), minlength=len(index.classes)).double()
     frequencies = {"train": counts.clamp_min(1) / counts.clamp_min(1).sum()}  # as class weights count
     frequencies["uniform"] = torch.full_like(counts, 1 / len(counts))
-    weights = run.record["config"].get("class_weights", "none")
+    weights = run.record.config.class_weights
     trained = frequencies["uniform" if weights == "balanced" else "train"]
     if torch.allclose(trained, frequencies[prior]):
         same = counts.min() == counts.max()

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from pipeline.heads.fit import Epoch
 from pipeline.reporting.predictions import Predictions
 from pipeline.statistics.calibration import BINS
 
@@ -36,16 +37,16 @@ _SETTINGS = {"lr": "Learning rate", "hidden": "Hidden units", "basis": "Basis"}
 _PERCENT = PercentFormatter(1, decimals=None)
 
 
-def learning_curves(epochs: Sequence[dict[str, Any]]) -> list[Markup]:
+def learning_curves(epochs: Sequence[Epoch]) -> list[Markup]:
     """Losses, and validation accuracy, by epoch."""
-    numbers = [epoch["epoch"] for epoch in epochs]
+    numbers = [epoch.epoch for epoch in epochs]
     with mpl.rc_context(_STYLE):
         left, right = _chart("Loss"), _chart("Validation accuracy")
-        left.plot(numbers, [epoch["train_loss"] for epoch in epochs], color=FIRST, marker=".", label="training")
-        left.plot(numbers, [epoch["valid_loss"] for epoch in epochs], color=SECOND, marker=".", label="validation")
+        left.plot(numbers, [epoch.train_loss for epoch in epochs], color=FIRST, marker=".", label="training")
+        left.plot(numbers, [epoch.valid_loss for epoch in epochs], color=SECOND, marker=".", label="validation")
         left.set(xlabel="epoch", ylim=(0, None))
         left.legend()
-        accuracy = [epoch["valid_accuracy"] for epoch in epochs]
+        accuracy = [epoch.valid_accuracy for epoch in epochs]
         right.plot(numbers, accuracy, color=SECOND, marker=".")
         right.set(xlabel="epoch")
         right.yaxis.set_major_formatter(_PERCENT)

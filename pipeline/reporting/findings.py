@@ -19,10 +19,10 @@ from pipeline.reporting.costs import Payback, StageOne, payback, stage_one
 from pipeline.reporting.duplicates import NearDuplicates, Pair, identical_files, near_duplicates
 from pipeline.reporting.label_issues import LabelIssues, label_issues
 from pipeline.reporting.predictions import Predictions, accuracies, predict_split
-from pipeline.reporting.record import run_fault, sweep_fault
+from pipeline.reporting.record import sweep_fault
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
 from pipeline.run import Run
-from pipeline.run_folder import JOURNAL_FILE, RESULTS_FILE, RUN_FILE
+from pipeline.run_folder import JOURNAL_FILE, RESULTS_FILE
 from pipeline.search.baselines import Baselines, baselines
 from pipeline.search.journal import Journal
 from pipeline.search.selection import Metric
@@ -78,7 +78,7 @@ class Findings:
     @property
     def looks(self) -> int:
         """How often the test images were scored."""
-        return sum(entry["split"] == "test" for entry in self.run.record["scored"])
+        return sum(entry["split"] == "test" for entry in self.run.record.scored)
 
     @property
     def across(self) -> list[Pair]:
@@ -87,12 +87,10 @@ class Findings:
 
 
 def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) -> Findings:
-    """Look at the run, its cache and its set; RunError where what they wrote down cannot be."""
-    if wrong := run_fault(run.record):
-        raise RunError(f"{run.path / RUN_FILE} has {wrong}: put it back, or train it again with --overwrite")
+    """Look at the run, its cache and its set; RunError where what a sweep wrote down cannot be."""
     logger.info("scoring the validation images")
     valid = predict_split(run, cache, index, "valid")
-    looked_at = any(entry["split"] == "test" for entry in run.record["scored"]) and bool(index.split("test"))
+    looked_at = any(entry["split"] == "test" for entry in run.record.scored) and bool(index.split("test"))
     test = predict_split(run, cache, index, "test") if looked_at else None
     sweep = _sweep(run, valid)
     compared = len(index.images) <= MOST_COMPARED
@@ -101,7 +99,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
     logger.info("looking for label issues")
     refusal = unchecked(cache, index)
     issues = LabelIssues([], 0, {}) if refusal else label_issues(cache, index, duplicates.groups)
-    config = run.record["config"]
+    config = run.record.config
     return Findings(
         run=run,
         cache=cache,
@@ -118,7 +116,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
         duplicates=duplicates,
         leaks=count_leaks(index),
         stage_one=stage_one(cache),
-        payback=payback(index, config["passes"], config["epochs"]),
+        payback=payback(index, config.passes, config.epochs),
         test=test,
         test_scores=accuracies(test, duplicates.groups.numbers(test.images)) if test else {},
         sweep=sweep,
@@ -134,7 +132,7 @@ def _baselines(run: Run, cache: FeatureCache, index: SetIndex) -> Baselines:
 
 def _sweep(run: Run, valid: Predictions) -> Sweep | None:
     """What is beside a run that a sweep chose; RunError where it is not what a sweep left."""
-    if "sweep" not in run.record:
+    if run.record.sweep is None:
         return None
     try:
         result = json.loads(read_regular(run.path / RESULTS_FILE))

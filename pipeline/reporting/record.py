@@ -1,4 +1,4 @@
-"""What a run and a sweep wrote down, looked over before a page is made of it: a person may have edited it."""
+"""What a sweep wrote down, looked over before a page is made of it: a person may have edited it."""
 
 import math
 from typing import Any
@@ -6,28 +6,13 @@ from typing import Any
 from pipeline.config import METRICS, HeadSettings
 from pipeline.errors import ConfigError
 
-_EPOCH = ("train_loss", "valid_accuracy", "valid_loss")
 _SWEEP = ("seconds", "basis_seconds", "retrain_seconds")
 _BEST = ("mean", "std")
 _DIFFERENCE = ("value", "low", "high")
 
 
-def run_fault(record: dict[str, Any]) -> str:
-    """What of run.json no training writes; "" where all of it can be shown."""
-    config, epochs = record["config"], record.get("epochs")
-    if not _count(config.get("passes")) or not _count(config.get("epochs"), 1):
-        return "no usable config"
-    if not _settings(config):
-        return "no usable config"
-    if not isinstance(epochs, list) or not all(_has(one, _EPOCH) and _count(one.get("epoch"), 1) for one in epochs):
-        return "no usable epochs"
-    if not all(isinstance(one, dict) and isinstance(one.get("split"), str) for one in record["scored"]):
-        return "no usable scored"
-    return "" if _number(record.get("seconds")) else "no usable seconds"
-
-
 def sweep_fault(result: Any) -> str:
-    """The same of sweep.json."""
+    """What of sweep.json no sweep writes; "" where all of it can be shown."""
     if not isinstance(result, dict) or not _has(result, _SWEEP):
         return "no usable seconds"
     best: Any = result.get("best")

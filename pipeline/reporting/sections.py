@@ -59,13 +59,13 @@ def wanted_pictures(found: Findings) -> Iterator[ImageRecord]:
 
 
 def _frame(found: Findings) -> dict[str, Any]:
-    run, config, base = found.run, found.run.record["config"], found.cache.manifest.base
+    run, config, base = found.run, found.run.record.config, found.cache.manifest.base
     counts = " / ".join(f"{count:,}" for count in found.index.counts().values())
     parts = (
         f"set {found.index.name}: {len(run.classes)} classes, {counts} images for training, validation and test",
         f"{base.backbone} at {base.input_size} pixels in {base.precision}",
-        counted(config["passes"], "augmented pass"),
-        f"basis {run.whole_basis.name}, {config['hidden']} hidden units",
+        counted(config.passes, "augmented pass"),
+        f"basis {run.whole_basis.name}, {config.hidden} hidden units",
         f"headgraft {version('headgraft')}, {datetime.now(UTC):%Y-%m-%d}",
     )
     names = {
@@ -83,8 +83,7 @@ def _frame(found: Findings) -> dict[str, Any]:
 
 
 def _accuracy(found: Findings) -> dict[str, Any]:
-    record = found.run.record
-    epochs = record.get("epochs", [])
+    epochs = found.run.record.epochs
     return {
         "valid": found.valid,
         "scores": _renamed(found.scores),
@@ -219,7 +218,7 @@ def _cost(found: Findings) -> dict[str, Any]:
 
 def _head_cost(found: Findings) -> str:
     if found.sweep is None:
-        return f"One head in {found.run.record['seconds']:.1f} s, with its basis."
+        return f"One head in {found.run.record.seconds:.1f} s, with its basis."
     result = found.sweep.result
     heads = len(result["heads"])
     each = result["seconds"] / heads
@@ -236,7 +235,7 @@ def _grounds(found: Findings) -> Found:
         set=found.index.name,
         data=found.index.data,
         settings=_settings(found),
-        passes=found.run.record["config"]["passes"],
+        passes=found.run.record.config.passes,
         train_images=len(found.index.split("train")),
         classes=len(found.run.classes),
         top1=found.scores["top1"].value,

@@ -1,0 +1,110 @@
+"""run.json: what a head was trained from, with which settings, and how that went."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+from msgspec import Meta
+
+from cache.records import Count, Digest, Seconds, convert
+from pipeline.config import HeadSettings
+from pipeline.heads.fit import Epoch
+
+RUN_FORMAT: Literal[1] = 1
+_OF_EARLIER_VERSIONS = ("kept_epoch",)  # fields that they wrote; in `config`: "dense"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(HeadSettings):
+    """Settings of the head, and the rows it was trained on.
+
+    Attributes:
+        set: as it was asked for; None for the only one.
+        passes: augmented passes.
+        epochs: that it was trained for.
+        seed: of weights, shuffling and dropout.
+        memory: GB for features; None for half of what was free.
+    """
+
+    set: str | None = None
+    passes: Count
+    epochs: Annotated[int, Meta(ge=1, le=1 << 31)]
+    seed: int
+    memory: float | None = None
+
+
+@dataclass(frozen=True)
+class ReducedBy:
+    """The basis that the rows of the cache were reduced by."""
+
+    basis: str
+    digest: Digest
+
+
+@dataclass
+class RunRecord:
+    """The fields of run.json.
+
+    Attributes:
+        cache: absolute path of the cache.
+        base_digest: of the manifest's base.
+        augmentation_digest: of the recipe of the augmented passes; "" without any.
+        set_digest: of the image set as it was.
+        classes: in the order of the head's outputs.
+        config: settings of the head.
+        run: path of the run, as it was asked for.
+        set: name of the image set.
+        basis: name of the basis.
+        precision: that features were computed in.
+        leaks: images across splits, with two labels, or seen by a reduction.
+        epochs: one after the other; none of a merged head.
+        valid_accuracy: after the last epoch, a fraction.
+        valid_loss: after the last epoch.
+        seconds: of the command.
+        versions: of libraries.
+        scored: evaluations.
+        classes_without_validation: their number.
+        products: dtype that the head multiplied in; "" where that is not known.
+        reduction: of a reduced cache.
+        sweep: what a sweep says of its choice.
+        files: SHA-256 of the files beside it.
+    """
+
+    cache: str
+    base_digest: Digest
+    augmentation_digest: str
+    set_digest: Digest
+    classes: list[str]
+    config: RunConfig
+    run: str
+    set: str
+    basis: str
+    precision: str
+    leaks: dict[str, Count]
+    epochs: list[Epoch]
+    valid_accuracy: float
+    valid_loss: float
+    seconds: Seconds
+    versions: dict[str, str]
+    scored: list[dict[str, Any]]
+    classes_without_validation: Count = 0
+    products: str = ""
+    reduction: ReducedBy | None = None
+    sweep: dict[str, Any] | None = None
+    files: dict[str, Digest] = field(default_factory=dict)
+    format: Literal[1] = RUN_FORMAT
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Self:
+        """Of parsed JSON; ValueError, or ConfigError of a setting, for what no training writes."""
+        kept = {name: value for name, value in stored.items() if name not in _OF_EARLIER_VERSIONS}
+        config = kept.get("config")
+        if isinstance(config, dict):
+            kept["config"] = {name: value for name, value in config.items() if name != "dense"}
+        found = convert(kept, cls)
+        if not all(isinstance(one.get("split"), str) for one in found.scored):
+            raise ValueError("an evaluation without its split")
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what there is not."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
