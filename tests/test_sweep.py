@@ -296,7 +296,7 @@ def test_an_unfinished_sweep_is_named_where_a_run_is_wanted(features: Path, monk
     with pytest.raises(KeyboardInterrupt):
         sweep(config(features))
     run = features.parent / "run"
-    with pytest.raises(RunError, match="an unfinished sweep: run the same sweep again"):
+    with pytest.raises(RunError, match="an unfinished sweep: rerun the same sweep"):
         evaluate(EvaluateConfig(run))
     with pytest.raises(RunError, match="an unfinished sweep: resume it"):
         train_head(TrainConfig(features, run))
@@ -307,7 +307,7 @@ def test_overwriting_keeps_to_runs(features: Path, data: Path) -> None:
     """A folder of images stays as it is."""
     with pytest.raises(RunError, match="not part of a run"):
         sweep(config(features, run=data, overwrite=True))
-    with pytest.raises(RunError, match="is there already"):
+    with pytest.raises(RunError, match="exists: choose another path"):
         sweep(config(features, run=data))
 
 
