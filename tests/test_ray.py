@@ -130,7 +130,7 @@ def test_a_unit_that_kills_its_workers_is_named(
     """One sentence, and what others made is kept."""
     monkeypatch.setattr("pipeline.machine.cluster.RETRIES", 0)
     (workers / "die").touch()
-    with pytest.raises(PipelineError, match=r"the unit of .* from .*image_.* on brought down"):
+    with pytest.raises(PipelineError, match=r"the unit of .* from .*image_.* on crashed its worker"):
         run_extract(**ON_RAY)
     (workers / "die").unlink()
     assert run_extract(**ON_RAY).rows == 24
