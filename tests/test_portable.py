@@ -1,4 +1,4 @@
-"""Systems without file locks, resource limits and /proc: reading a cache, training, predicting and serving work."""
+"""Systems without file locks, resource limits and /proc, and programs that use the library."""
 
 import json
 import shutil
@@ -48,3 +48,12 @@ def test_nothing_rests_on_linux_alone(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["rows"], found["predicted"]) == (36, 4)
     assert [line.split(":")[0] for line in found["lines"]] == ["this system has no file locks that Headgraft uses"]
+
+
+def test_the_library_prints_nothing_unless_asked() -> None:
+    """Its log goes where its user sends it; the command line shows it."""
+    script = "import cache, logging; logging.getLogger('headgraft.cache').warning('seen')"
+    for asked, shown in (("", ""), ("import logging; logging.basicConfig(format='%(message)s');", "seen\n")):
+        command = [sys.executable, "-c", asked + script]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        assert done.stderr == shown
