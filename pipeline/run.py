@@ -136,7 +136,7 @@ class Run:
         try:
             stored = json.loads(read_regular(path / RUN_FILE))
             if stored.get("format") != RUN_FORMAT:
-                found = str(stored.get("format", "no number"))[:20]
+                found = str(stored.get("format", "none"))[:20]
                 raise RunError(f"{path} is a run of format {found}, expected {RUN_FORMAT}: train it again")
             record = RunRecord.of(stored)
             names = (HEAD_FILE, BASIS_FILE, *([REDUCTION_FILE] if record.reduction else []))

@@ -213,7 +213,7 @@ def _projected(
         try:
             save_projection(cache.path, source, save({"rows": rows.contiguous(), **basis.tensors()}))
         except (CacheError, OSError) as error:  # they can be made again, so that a read-only cache can be trained on
-            logger.warning(f"{cache.path} does not keep the rows in this basis: {reason(error)}")
+            logger.warning(f"{cache.path} does not keep the projected features: {reason(error)}")
     seconds = time.perf_counter() - start
     logger.info(f"basis {name}: {rows.shape[1]} of {cache.in_features} dimensions, {len(rows)} rows, {seconds:.1f} s")
     return basis, rows
