@@ -265,6 +265,7 @@ def test_a_sweep_is_shown_head_by_head(run_extract: Extract, tmp_path: Path, mer
     assert "9 heads in" in page.text
     assert page.text.count("pyramid") > 1
     assert ("has no curve of its own" in page.text) == merge
+    assert "kept. Retrained with 2 other seeds" in " ".join(page.text.split())
     (tmp_path / "run" / "sweep.json").write_text("{}")
     with pytest.raises(RunError, match=r"sweep.json or journal.jsonl is not what the sweep left"):
         report(ReportConfig(tmp_path / "run"))
