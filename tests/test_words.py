@@ -40,9 +40,10 @@ def sentences(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text("utf-8"))
     quiet: set[ast.AST] = set()
     for node in ast.walk(tree):
-        holds = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if holds and node.body and isinstance(node.body[0], ast.Expr) and path.name != "cli.py":
-            quiet.add(node.body[0].value)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and path.name != "cli.py":
+                quiet.add(first.value)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in quiet and " " in node.value:
             yield node.value
