@@ -86,13 +86,6 @@ class Shard:
         """The key of each row; made anew each time."""
         return unpack_keys(self.packed_keys)
 
-    @property
-    def views(self) -> set[str]:
-        """Which there are."""
-        letters = self.packed_keys.view(np.uint8).reshape(len(self), -1)[:, 32:]
-        views = np.unique(np.ascontiguousarray(letters).view(layout.VIEW_DTYPE))
-        return {view.decode("ascii") for view in views.tolist()}
-
     @classmethod
     def open(cls, path: Path, name: str = "") -> "Shard":
         """Check length, then digest, then structure, and map the rows; a difference raises DamagedCache.
