@@ -58,14 +58,14 @@ class ObjectStore:
                 return None
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """The files of a folder, by name, and their bytes; names that start with a dot are left out."""
+        """Bytes of the files of a folder, by name; those that start with a dot are left out."""
         with self._asked(f"list {self.named(folder)}"):
             try:
                 entries = self.system.ls(f"{self.root}/{folder}", detail=True)
             except FileNotFoundError:
                 return {}
             files = {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
-        return {name: size for name, size in sorted(files.items()) if name and not name.startswith(".")}
+        return {f"{folder}/{name}": size for name, size in sorted(files.items()) if name and not name.startswith(".")}
 
     def write(self, name: str, data: bytes) -> None:
         """Put a file there whole, in place of one of its name."""

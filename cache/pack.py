@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from cache.errors import CacheError, MissingRows
-from cache.files import refuse_unwritable, sync_folder, temporary_name
+from cache.files import refuse_unwritable, replacing
 from cache.index import ImageRecord, SetIndex
 from cache.manifest import canonical_json
 from cache.store import FeatureCache
@@ -59,19 +59,9 @@ def pack(
             f"run extract with --passes {passes}, or pack with --passes {known}"
         )
     rows = _rows(index, known if passes is None else passes)
-    temporary = file.with_name(temporary_name())
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
         offset = _write_all_but_features(temporary, cache, index, rows)
         _write_features(temporary, offset, cache, rows)
-        os.replace(temporary, file)
-        sync_folder(file.absolute().parent)
-    except OSError as error:
-        raise CacheError(
-            f"could not write {file}: {error.strerror or error}; make room, or name another place"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return PackResult(str(file), index.name, len(rows), file.stat().st_size)
 
 

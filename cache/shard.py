@@ -1,5 +1,6 @@
 """One immutable shard: an HDF5 file named by the digest of its bytes, written once, read through a memory map."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,14 @@ class Shard:
 
         `name` is what to check it against, where the file does not have that name yet.
         """
-        _check_bytes(path, name or path.name)
+        try:
+            _check_bytes(path, name or path.name)
+        except FileNotFoundError as error:
+            raise DamagedCache(
+                f"{path} went while it was being read, as when a writer merges shards: run this again"
+            ) from error
+        except OSError as error:
+            raise DamagedCache(f"{path} cannot be read: {error.strerror}") from error
         try:
             with h5py.File(path, "r") as file:
                 header = _read_header(file)
@@ -126,16 +134,9 @@ def _check_bytes(path: Path, name: str) -> None:
     found = path.stat().st_size
     if found != size:
         raise DamagedCache(f"{path} has {found} bytes, its name says {size}")
-    if _file_digest(path) != digest:
-        raise DamagedCache(f"{path} is damaged: its bytes do not have the digest in its name")
-
-
-def _file_digest(path: Path) -> str:
-    state = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 22):
-            state.update(block)
-    return state.hexdigest()
+        if hashlib.file_digest(file, xxhash.xxh3_128).hexdigest() != digest:
+            raise DamagedCache(f"{path} is damaged: its bytes do not have the digest in its name")
 
 
 def _read_header(file: h5py.File) -> ShardHeader:

@@ -371,7 +371,7 @@ def test_what_rows_were_reduced_by_is_checked(tmp_path: Path, name: str) -> None
     """Where it is damaged there, nothing is kept here."""
     push(reduced(tmp_path / "a"), URL)
     damage(name, flipped(stored()[name], 10))
-    with pytest.raises(DamagedCache, match=f"{URL} is damaged, and nothing of it was kept: .*{name}"):
+    with pytest.raises(DamagedCache, match=f"{URL}/{name} is not "):
         pull(URL, tmp_path / "b")
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["writer.lock"]
 
