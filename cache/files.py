@@ -176,6 +176,15 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def remove(files: Iterable[Path]) -> None:
+    """Remove files, durably; one that is gone already is no error."""
+    files = list(files)
+    for file in files:
+        file.unlink(missing_ok=True)
+    for folder in {file.parent for file in files}:
+        sync_folder(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in `folder` durable, where the system can open a folder at all."""
     if os.name == "nt":

@@ -1,7 +1,7 @@
 """One image set's index: which files it has, their digests, labels and splits, and the order of its classes."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -192,9 +192,3 @@ def _is_possible(path: str, from_csv: bool) -> bool:
 def index_path(folder: Path, name: str) -> Path:
     """Where the index of set `name` lies."""
     return folder / f"{layout.check_set_name(name)}.json"
-
-
-def list_sets(folder: Path) -> list[str]:
-    """Names of the sets indexed in `folder`."""
-    files: Iterable[Path] = folder.glob("*.json") if folder.is_dir() else ()
-    return sorted(path.name.removesuffix(".json") for path in files if not path.name.startswith("."))

@@ -42,26 +42,19 @@ def sealed(body: dict[str, Any], indent: int | None = None) -> bytes:
     return json.dumps(stored, indent=indent).encode("ascii")
 
 
-def _unseal(stored: dict[str, Any]) -> tuple[object, object]:
-    return stored.pop("format"), stored.pop("sha256")
-
-
 def read_sealed(
-    data: bytes,
-    parse: Callable[[dict[str, Any]], T],
-    path: Path | str,
-    what: str,
-    advice: str,
-    unseal: Callable[[dict[str, Any]], tuple[object, object]] = _unseal,
+    data: bytes, parse: Callable[[dict[str, Any]], T], path: Path | str, what: str, advice: str, seal: str = "sha256"
 ) -> T:
-    """What `parse` makes of a sealed file's bytes; `unseal` takes format version and digest out of the parsed JSON.
+    """What `parse` makes of the bytes of a sealed file; `seal` is the field with its digest.
 
     DamagedCache where the digest does not hold or `parse` raises ValueError, CacheError for another format version.
     Messages call the file `path` and `what` it should be, and end in `advice`.
     """
     try:
         stored = json.loads(data)
-        version, digest = unseal(stored)
+        digest = stored.pop(seal)
+        # Unlike other files, a manifest has its version in what the digest covers.
+        version = stored.pop("format") if seal == "sha256" else stored["base"]["format"]
         expected = json_digest(stored)  # ValueError for NaN, RecursionError for nesting without end
         found = parse(stored) if (version, digest) == (FORMAT_VERSION, expected) else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -160,7 +153,7 @@ class Manifest:
     @classmethod
     def from_json(cls, data: bytes, path: Path | str) -> Self:
         """The manifest of the bytes of manifest.json, which `path` names in messages."""
-        return read_sealed(data, cls.parse, path, "a manifest", _RESTORE, _unseal_manifest)
+        return read_sealed(data, cls.parse, path, "a manifest", _RESTORE, "digest")
 
     @classmethod
     def parse(cls, stored: Mapping[str, Any]) -> Self:
@@ -170,11 +163,6 @@ class Manifest:
         if math.prod(base.row_shape) > LARGEST_ROW or base.resize < base.input_size:
             raise ValueError(f"rows of {base.row_shape}, {base.input_size} pixels of {base.resize}")
         return found
-
-
-def _unseal_manifest(stored: dict[str, Any]) -> tuple[object, object]:
-    """Format version and digest; unlike other files, a manifest has its version in what the digest covers."""
-    return stored["base"]["format"], stored.pop("digest")
 
 
 def _differences(found: Base | Augmentation, asked: Base | Augmentation) -> list[str]:

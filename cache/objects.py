@@ -83,7 +83,8 @@ class ObjectStore:
     def _put(self, name: str, put: Callable[[str], None]) -> None:
         place = f"{self.root}/{name}"
         with self._asked(f"write {self.named(name)}"):
-            if not self._is_folder:
+            protocol = self.system.protocol
+            if _FOLDERS.isdisjoint((protocol,) if isinstance(protocol, str) else protocol):
                 put(place)
                 return
             folder = place.rpartition("/")[0]
@@ -96,11 +97,6 @@ class ObjectStore:
                 with suppress(Exception):  # it may not be there, and what went wrong is said already
                     self.system.rm_file(beside)
                 raise
-
-    @property
-    def _is_folder(self) -> bool:
-        protocol = self.system.protocol
-        return not _FOLDERS.isdisjoint((protocol,) if isinstance(protocol, str) else protocol)
 
     @contextmanager
     def _asked(self, what: str) -> Iterator[None]:

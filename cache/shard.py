@@ -3,8 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import xxhash
 from cache import layout
 from cache.errors import DamagedCache
 from cache.files import write_atomically
-from cache.keys import PackedKeys, RowKey, join_keys, unpack_keys
+from cache.keys import Digests, PackedKeys, RowKey, join_keys, split_keys, unpack_keys
 
 Float16Array = npt.NDArray[np.float16]
 
@@ -38,19 +38,23 @@ class ShardHeader:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_shard(folder: Path, header: ShardHeader, keys: Sequence[RowKey], rows: Float16Array) -> Path:
-    """Write `rows` (N, D) under `keys` as one new shard in `folder` and return its path.
+def write_shard(folder: Path, header: ShardHeader, keys: PackedKeys, rows: Float16Array) -> Path:
+    """Write `rows` (N, D) under `keys` (N,) as one new shard in `folder` and return its path.
 
-    The HDF5 image is built in memory: a full disk under HDF5's own writes ends the interpreter.
+    Without an augmented view among them, the shard names no augmentation.
     """
-    image = _hdf5_image(header, keys, rows)
+    digests, views = split_keys(keys)
+    if (views == layout.CLEAN_VIEW.encode()).all():
+        header = replace(header, augmentation_digest="")
+    image = _hdf5_image(header, digests, views, rows)
     path = folder / layout.shard_name(xxhash.xxh3_128_hexdigest(image), len(image))
     if not path.exists():
         write_atomically(path, image)
     return path
 
 
-def _hdf5_image(header: ShardHeader, keys: Sequence[RowKey], rows: Float16Array) -> bytes:
+def _hdf5_image(header: ShardHeader, digests: Digests, views: npt.NDArray[np.bytes_], rows: Float16Array) -> bytes:
+    """Built in memory: a full disk under HDF5's own writes ends the interpreter."""
     options = {"driver": "core", "backing_store": False, "libver": ("v110", "v110")}
     aligned = {"alignment_threshold": layout.ALIGNMENT, "alignment_interval": layout.ALIGNMENT}
     with h5py.File("shard", "w", **options, **aligned) as file:
@@ -60,9 +64,7 @@ def _hdf5_image(header: ShardHeader, keys: Sequence[RowKey], rows: Float16Array)
         file.attrs[layout.ATTR_ROW_SHAPE] = np.array(header.row_shape, dtype="<i8")
         file.attrs[layout.ATTR_BASIS] = header.basis
         file.attrs[layout.ATTR_PROVENANCE] = json.dumps(dict(header.provenance), sort_keys=True)
-        digests = np.frombuffer(b"".join(digest for digest, _ in keys), dtype=np.uint8)
-        file.create_dataset(layout.DIGESTS, data=digests.reshape(len(keys), 32))
-        views = np.array([view.encode("ascii") for _, view in keys], dtype=layout.VIEW_DTYPE)
+        file.create_dataset(layout.DIGESTS, data=digests)
         file.create_dataset(layout.VIEWS, data=views)
         file.create_dataset(layout.FEATURES, data=np.ascontiguousarray(rows, dtype=layout.FEATURE_DTYPE))
         file.flush()
@@ -95,17 +97,12 @@ class Shard:
         """
         try:
             _check_bytes(path, name or path.name)
-        except FileNotFoundError as error:
-            raise DamagedCache(
-                f"{path} went while it was being read, as when a writer merges shards: run this again"
-            ) from error
-        except OSError as error:
-            raise DamagedCache(f"{path} cannot be read: {error.strerror}") from error
-        try:
             with h5py.File(path, "r") as file:
                 header = _read_header(file)
                 keys = _read_keys(file, augmented=header.augmentation_digest != "")
                 offset, shape = _mappable(file, path.stat().st_size)
+        except FileNotFoundError as error:
+            raise DamagedCache(f"{path} is gone, as when a writer merged shards: run this again") from error
         except _NO_SHARD as error:
             raise DamagedCache(f"{path} is not a shard of this format: {error}") from error
         if shape != (len(keys), math.prod(header.row_shape)):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cache import layout
 from cache.errors import CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
 from cache.files import is_temporary
-from cache.index import SetIndex, index_path, list_sets
+from cache.index import SetIndex, index_path
 from cache.keys import KeyTable, PackedKeys, RowKey, keys_of, pack_digests, pack_keys
 from cache.manifest import Manifest
 from cache.reduction import Reduction
@@ -112,18 +112,12 @@ class FeatureCache:
         return ShardHeader(manifest.base.digest, self.row_shape, manifest.recipes[-1], self.basis_digest, provenance)
 
     @property
-    def projections(self) -> Path:
-        """The folder of rows already reduced by a basis."""
-        return self.path / layout.PROJECTION_FOLDER
-
-    @property
     def bytes(self) -> int:
         """Bytes of all shards."""
         return sum(path.stat().st_size for path in self._shard_paths())
 
     def _shard_paths(self) -> list[Path]:
-        folder = self.path / layout.SHARD_FOLDER
-        return sorted(path for path in folder.glob("*.h5") if not path.name.startswith("."))
+        return sorted((self.path / layout.SHARD_FOLDER).glob("[!.]*.h5"))
 
     @cached_property
     def examined(self) -> tuple[tuple[Shard, ...], dict[Path, CacheError]]:
@@ -191,11 +185,6 @@ class FeatureCache:
         """Those of `keys` that have no row, in their order."""
         return keys[self._places.find(keys)[0] < 0]
 
-    def missing(self, keys: Sequence[RowKey]) -> list[RowKey]:
-        """Those of `keys` that have no row, in their order."""
-        shards, _ = self._places.find(pack_keys(keys))
-        return [keys[number] for number in np.flatnonzero(shards < 0).tolist()]
-
     def parts(self, keys: PackedKeys) -> list["Part"]:
         """Where `keys` are, shard by shard. MissingRows if one is nowhere.
 
@@ -203,9 +192,7 @@ class FeatureCache:
         """
         shards, rows = self._places.find(keys)
         if absent := int((shards < 0).sum()):
-            raise MissingRows(
-                f"{absent} of {len(keys)} rows are not in {self.path}: run extract again on the same data"
-            )
+            raise MissingRows(f"{absent} of {len(keys)} rows are not in {self.path}: extract the same data again")
         order = np.lexsort((rows, shards))
         cuts = np.flatnonzero(np.diff(shards[order])) + 1
         parts = np.split(order, cuts) if len(keys) else []
@@ -242,10 +229,17 @@ class FeatureCache:
 
     def sets(self) -> list[str]:
         """Names of the image sets."""
-        return list_sets(self.path / layout.SET_FOLDER)
+        return sorted(file.stem for file in (self.path / layout.SET_FOLDER).glob("[!.]*.json"))
 
     def index(self, name: str | None = None) -> SetIndex:
         """The index of set `name`, or of the only set; UnknownSet lists the choice."""
+        name = self.set_name(name)
+        if name not in self._indexes:
+            self._indexes[name] = SetIndex.load(index_path(self.path / layout.SET_FOLDER, name))
+        return self._indexes[name]
+
+    def set_name(self, name: str | None) -> str:
+        """`name`, or that of the only set; UnknownSet lists the choice."""
         names = self.sets()
         if name is None and len(names) == 1:
             name = names[0]
@@ -253,9 +247,7 @@ class FeatureCache:
             found = ", ".join(names) or "none yet: run extract"
             asked = "more than one set" if name is None else f"no set {name!r}"
             raise UnknownSet(f"{self.path} has {asked if names else 'no set'}; name one with --set (sets: {found})")
-        if name not in self._indexes:
-            self._indexes[name] = SetIndex.load(index_path(self.path / layout.SET_FOLDER, name))
-        return self._indexes[name]
+        return name
 
     @cached_property
     def _indexes(self) -> dict[str, SetIndex]:
@@ -284,6 +276,18 @@ class FeatureCache:
         while len(train) and (self._places.find(keys_of(train, layout.pass_view(passes + 1)))[0] >= 0).all():
             passes += 1
         return passes
+
+    def passes(self, index: SetIndex, asked: int | None) -> int:
+        """As many augmented passes as were asked for; else all there are, or were: one that is lost is an error."""
+        known = index.passes
+        if asked is None or asked > known:
+            known = max(known, self.complete_passes(index))
+        if asked is not None and asked > known:
+            raise MissingRows(
+                f"set {index.name!r} of {self.path} has {known} augmented pass{'es' * (known != 1)}, {asked} asked "
+                f"for: run extract with --passes {asked}, or ask for --passes {known}"
+            )
+        return known if asked is None else asked
 
 
 def check_place(path: Path) -> None:

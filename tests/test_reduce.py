@@ -40,12 +40,13 @@ from pipeline.export import export
 from pipeline.extract import extract
 from pipeline.model.file import load_bundle
 from pipeline.model.parity_worker import answer
-from pipeline.reduce import ReduceResult, paired_loss, reduce_cache
+from pipeline.reduce import ReduceResult, reduce_cache
 from pipeline.report import report
 from pipeline.reporting.duplicates import identical_files, near_duplicates
 from pipeline.reporting.label_issues import label_issues
 from pipeline.run import Run
 from pipeline.run_folder import REPORT_FILE
+from pipeline.statistics.paired import paired_loss
 from pipeline.sweep import sweep
 from pipeline.train import train_head
 
@@ -99,7 +100,7 @@ def test_every_row_is_there_in_its_basis(features: Path, reduced: Path) -> None:
     assert small.manifest == whole.manifest
     assert small.index() == whole.index()
     assert verify(reduced).bad == []
-    assert "to 6 by pool+pca:6; what that costs was not measured" in in_words(info(reduced))
+    assert "to 6 by pool+pca:6; what that costs was not measured" in in_words(info(FeatureCache.open(reduced)))
 
 
 def test_shards_are_of_the_same_format(reduced: Path) -> None:
@@ -212,7 +213,7 @@ def test_what_is_lost_is_measured_and_kept(features: Path) -> None:
     assert kept is not None
     assert kept.accuracy == accuracy == reduce_it(features, seeds=2).accuracy
     assert reduce_it(features, seeds=1).accuracy["seeds"] == 1
-    assert f"costs {100 * accuracy['lost']:.2f} points of validation accuracy" in in_words(info(out))
+    assert f"costs {100 * accuracy['lost']:.2f} points of validation accuracy" in in_words(info(FeatureCache.open(out)))
 
 
 def test_an_interval_of_the_loss_is_over_seeds_and_images() -> None:
