@@ -46,7 +46,9 @@ def writing(cache: Path, part: tuple[int, int] | None = None, quiet: bool = Fals
             held.enter_context(_alone(cache, quiet))
         else:
             held.enter_context(_locked(cache, layout.LOCK_FILE, quiet, shared=True))
-            held.enter_context(_locked(cache, layout.part_lock(*part), quiet=True))
+            number, parts = part
+            what = f"part {number}/{parts} of {cache}"
+            held.enter_context(_locked(cache, layout.part_lock(number, parts), quiet=True, what=what))
         check_writable(cache)
         _clear(_folders(cache))
         yield
@@ -108,8 +110,10 @@ def _alone(folder: Path, quiet: bool = False, remove: bool = False) -> Iterator[
 
 
 @contextmanager
-def _locked(folder: Path, name: str, quiet: bool = False, shared: bool = False, remove: bool = False) -> Iterator[None]:
-    """Hold a lock of the folder, made if it is not there; CacheBusy where another holds it, or just removed it.
+def _locked(
+    folder: Path, name: str, quiet: bool = False, shared: bool = False, remove: bool = False, what: str = ""
+) -> Iterator[None]:
+    """Hold a lock of the folder, or of `what`, made if it is not there; CacheBusy where another has it or removed it.
 
     A `shared` lock others may share. With `remove`, the lock file is removed when it is released.
     """
@@ -120,12 +124,12 @@ def _locked(folder: Path, name: str, quiet: bool = False, shared: bool = False, 
         handle = os.open(folder / name, flags, 0o666)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not folder.exists():  # whoever held it removed the folder just now
-            raise _busy(folder, name) from error
+            raise _busy(folder, what or folder) from error
         raise unwritable(folder, error) from error
     try:
         held = _flock(folder, handle, shared, quiet)
         if not held or (remove and os.fstat(handle).st_nlink == 0):  # removed between opening and locking it
-            raise _busy(folder, name)
+            raise _busy(folder, what or folder)
         try:
             yield
         finally:
@@ -153,8 +157,7 @@ def _flock(cache: Path, handle: int, shared: bool, quiet: bool) -> bool:
     return True
 
 
-def _busy(folder: Path, lock: str) -> CacheBusy:
-    what = folder if lock == layout.LOCK_FILE else f"this part of {folder}"
+def _busy(folder: Path, what: object) -> CacheBusy:
     return CacheBusy(f"{_holder(folder)} is writing {what}: wait until it ends, then run this again")
 
 

@@ -110,5 +110,4 @@ def _create_features(packed: h5py.File, rows: int, width: int) -> h5py.Dataset:
     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     created.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     created.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    space = h5py.h5s.create_simple((rows, width))
-    return h5py.Dataset(h5py.h5d.create(packed.id, b"features", h5py.h5t.IEEE_F32LE, space, created))
+    return packed.create_dataset("features", (rows, width), "<f4", dcpl=created)

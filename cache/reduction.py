@@ -1,7 +1,6 @@
 """What makes a cache a reduced one: the basis all its rows were reduced by, and what that cost in accuracy."""
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -73,15 +72,6 @@ class Reduction:
         """DamagedCache, which names `path`, where these are not the bytes of the basis."""
         if hashlib.sha256(data).hexdigest() != self.digest:
             raise DamagedCache(f"{path} is not the basis that the rows were reduced by: {_ADVICE}")
-
-
-def what_decides(data: bytes | None) -> object:
-    """What decides rows in a file beside the manifest: in reduction.json all but the accuracy, which may come later."""
-    try:
-        stored = json.loads(data or b"")
-        return {name: value for name, value in stored.items() if name not in ("accuracy", "sha256")}
-    except (ValueError, AttributeError, RecursionError):
-        return data  # the arrays of a basis, or nothing
 
 
 def save_basis(cache: Path, data: bytes) -> str:

@@ -4,17 +4,19 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from cache import layout
-from cache.copies import Folder, Place, Refused, copy_index, receive_shard, send_shard
-from cache.errors import CacheError, ManifestMismatch
+from cache.errors import CacheError, DamagedCache, ManifestMismatch
+from cache.files import replacing
+from cache.index import SetIndex
 from cache.lock import check_writable, writing
 from cache.manifest import Manifest
-from cache.objects import ObjectStore
-from cache.reduction import Reduction, what_decides
+from cache.objects import Folder, ObjectStore, Place
+from cache.reduction import Reduction
+from cache.shard import Shard
 from cache.store import FeatureCache, check_place
 
 logger = logging.getLogger("headgraft.cache")
@@ -43,6 +45,10 @@ class CopyResult:
     seconds: float
 
 
+class Refused(CacheError):
+    """A file that is not copied, and why; others are."""
+
+
 def push(path: Path, url: str, overwrite: bool = False) -> CopyResult:
     """Copy to `url` what the cache has and it lacks; run again to resume. Nothing there is deleted.
 
@@ -57,10 +63,10 @@ def push(path: Path, url: str, overwrite: bool = False) -> CopyResult:
     manifest = FeatureCache.open(path).manifest
     _settle(folder, store, manifest, "Push to another URL.")
     missing = _missing("send", shards, _shards(store))
-    copied, refused = _copy_all(partial(send_shard, folder, store, manifest), missing)
+    copied, refused = _copy_all(partial(_send_shard, folder, store, manifest), missing)
     _settle(folder, store, manifest, "Push to another URL.")  # another push may have begun there at the same moment
     sendable = [] if refused else indexes
-    sets, kept = _copy_all(lambda name: copy_index(store, indexes[name], overwrite, name), sendable)
+    sets, kept = _copy_all(lambda name: _copy_index(store, indexes[name], overwrite, name), sendable)
     if refused:
         kept = dict.fromkeys(indexes, "rows that it names could not be sent")
     return _result(path, store, shards, missing, copied, sets, refused | kept, start)
@@ -85,8 +91,8 @@ def pull(url: str, path: Path, overwrite: bool = False) -> CopyResult:
                 (path / name).unlink(missing_ok=True)  # of a pull that was stopped
         FeatureCache.create(path, _settle(store, folder, manifest, "Pull into another folder."))
         missing = _missing("receive", shards, _shards(folder))
-        copied, refused = _copy_all(lambda name: receive_shard(folder, store, manifest, missing[name], name), missing)
-        sets, kept = _copy_all(lambda name: copy_index(folder, indexes[name], overwrite, name), indexes)
+        copied, refused = _copy_all(lambda name: _receive_shard(folder, store, manifest, missing[name], name), missing)
+        sets, kept = _copy_all(lambda name: _copy_index(folder, indexes[name], overwrite, name), indexes)
     return _result(path, store, shards, missing, copied, sets, refused | kept, start)
 
 
@@ -114,15 +120,14 @@ def _settle(source: Place, target: Place, manifest: Manifest, advice: str) -> Ma
 
     It is written before any shard, so that nobody copies gigabytes to be refused at the end.
     """
-    stored, files = _manifest_at(target), _reduction_files(source)
+    stored, reduction = _manifest_at(target), _reduction_at(source)
     merged = stored.merged_with(manifest, target.url, advice) if stored else manifest
-    if stored is None:
-        for name, data in files.items():
-            if data is not None:
-                target.write(name, data)
-    elif differ := [name for name, data in files.items() if what_decides(data) != what_decides(target.read(name))]:
+    if stored is None and reduction:
+        for name in layout.COPIED_FILES:
+            target.write(name, source.read(name) or b"")
+    elif stored and reduction != _reduction_at(target):
         raise ManifestMismatch(
-            f"{source.url} and {target.url} differ in {', '.join(differ)}, so their rows are not of one kind: "
+            f"{source.url} and {target.url} are not reduced alike, so their rows are not of one kind: "
             "name another folder or another URL"
         )
     if merged != stored:
@@ -130,13 +135,14 @@ def _settle(source: Place, target: Place, manifest: Manifest, advice: str) -> Ma
     return merged
 
 
-def _reduction_files(place: Place) -> dict[str, bytes | None]:
-    """What a reduced cache has beside its manifest, checked."""
-    files = {name: place.read(name) for name in layout.COPIED_FILES}
-    if record := files[layout.REDUCTION_FILE]:
-        reduction = Reduction.from_json(record, place.named(layout.REDUCTION_FILE))
-        reduction.check_basis(files[layout.BASIS_FILE] or b"", place.named(layout.BASIS_FILE))
-    return files
+def _reduction_at(place: Place) -> Reduction | None:
+    """What rows there were reduced by, checked, without what that cost: it may be measured later."""
+    record = place.read(layout.REDUCTION_FILE)
+    if record is None:
+        return None
+    reduction = Reduction.from_json(record, place.named(layout.REDUCTION_FILE))
+    reduction.check_basis(place.read(layout.BASIS_FILE) or b"", place.named(layout.BASIS_FILE))
+    return replace(reduction, accuracy={})
 
 
 def _missing(what: str, shards: Sizes, there: Sizes) -> Sizes:
@@ -167,6 +173,57 @@ def _copy_all(copy: Callable[[str], bool], names: Collection[str]) -> tuple[list
                 last = time.monotonic()
                 logger.info(f"{done} of {len(names)} files")
     return copied, refused
+
+
+def _send_shard(folder: Folder, store: ObjectStore, manifest: Manifest, name: str) -> bool:
+    """Send one shard, checked as a reader checks it; `name` is its place in the cache."""
+    file = folder.path / name
+    _check_shard(file, file.name, manifest)
+    store.send(file, name)
+    return True
+
+
+def _receive_shard(folder: Folder, store: ObjectStore, manifest: Manifest, size: int, name: str) -> bool:
+    """Fetch one shard, of `size` bytes there; it gets its name when it is on the disk and checked."""
+    file = folder.path / name
+    promised = layout.parse_shard_name(file.name)
+    if promised is None:
+        raise Refused("it is not named as a shard is")
+    if promised[1] != size:
+        raise Refused(f"it has {size} bytes there, its name says {promised[1]}")
+    with replacing(file) as temporary:
+        store.fetch(name, temporary)
+        _check_shard(temporary, file.name, manifest)
+    return True
+
+
+def _check_shard(file: Path, name: str, manifest: Manifest) -> None:
+    """Refused where a file is not the shard of this name, or none of this cache."""
+    try:
+        header = Shard.open(file, name).header
+    except DamagedCache as error:
+        raise Refused(str(error).replace(str(file), "it", 1)) from error
+    if header.base_digest != manifest.base.digest or header.augmentation_digest not in manifest.recipes:
+        raise Refused("it was made with other settings than the rest")
+
+
+def _copy_index(target: Place, data: bytes, overwrite: bool, name: str) -> bool:
+    """Copy an index, `data` its bytes and `name` its place in the cache; False where the target's says all of it."""
+    try:
+        set_name = layout.check_set_name(Path(name).stem)
+        index = SetIndex.from_json(data, set_name, "it")
+    except CacheError as error:
+        raise Refused(str(error)) from error
+    try:
+        found = SetIndex.from_json(target.read(name) or b"", set_name, target.named(name))
+    except DamagedCache:  # there is none, or it is of no use to anyone
+        found = None
+    if found and found.says_all_of(index):
+        return False
+    if found and not overwrite:
+        raise Refused(f"{target.url} has another index of this set, which stays: replace it with --overwrite")
+    target.write(name, data)
+    return True
 
 
 def _result(

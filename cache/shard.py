@@ -144,13 +144,10 @@ def _read_header(file: h5py.File) -> ShardHeader:
     provenance = json.loads(file.attrs[layout.ATTR_PROVENANCE])
     if not row_shape or min(row_shape) < 1 or not isinstance(provenance, dict):
         raise ValueError("a row shape without features, or provenance that is not an object")
-    return ShardHeader(
-        base_digest=str(file.attrs[layout.ATTR_BASE]),
-        row_shape=row_shape,
-        augmentation_digest=str(file.attrs[layout.ATTR_AUGMENTATION]),
-        basis=str(file.attrs[layout.ATTR_BASIS]),
-        provenance=provenance,
+    base, augmentation, basis = (
+        str(file.attrs[name]) for name in (layout.ATTR_BASE, layout.ATTR_AUGMENTATION, layout.ATTR_BASIS)
     )
+    return ShardHeader(base, row_shape, augmentation, basis, provenance)
 
 
 def _read_keys(file: h5py.File, augmented: bool) -> PackedKeys:

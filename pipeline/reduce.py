@@ -28,7 +28,7 @@ from pipeline.errors import ConfigError
 from pipeline.heads.fit import fit_head, score_head
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
-from pipeline.statistics.paired import Bools, deviation, paired_loss
+from pipeline.statistics.intervals import Bools, deviation, paired_loss
 
 logger = logging.getLogger("headgraft.reduce")
 
@@ -81,12 +81,6 @@ def reduce_cache(config: ReduceConfig) -> ReduceResult:
         for name in whole.sets():
             out.save_index(whole.index(name))
         out = out.reopened()
-    assert out.reduction is not None
-    accuracy = out.reduction.accuracy
-    if config.seeds and accuracy.get("seeds") != config.seeds:
-        accuracy = _measure(config, trainset, replace(trainset, cache=out))
-        with writing(config.out):
-            replace(out.reduction, accuracy=accuracy).save(config.out)
     return ReduceResult(
         cache=str(config.cache),
         out=str(config.out),
@@ -98,7 +92,7 @@ def reduce_cache(config: ReduceConfig) -> ReduceResult:
         reused=len(out) - computed,
         bytes=out.bytes,
         source_bytes=whole.bytes,
-        accuracy=accuracy,
+        accuracy=_accuracy(config, trainset, replace(trainset, cache=out)),
         seconds=time.perf_counter() - start,
     )
 
@@ -167,15 +161,25 @@ def _made_by(part: Part) -> str:
     return json.dumps(dict(part.shard.header.provenance), sort_keys=True)
 
 
-def _measure(config: ReduceConfig, whole: TrainingSet, reduced: TrainingSet) -> dict[str, Any]:
-    """Validation accuracy of the default head on whole and on reduced rows, over the same seeds and images."""
+def _accuracy(config: ReduceConfig, whole: TrainingSet, reduced: TrainingSet) -> dict[str, Any]:
+    """Validation accuracy of the default head on whole and on reduced rows, over the same seeds and images.
+
+    It is kept with the reduction, and measured again only with another number of seeds.
+    """
+    reduction = reduced.cache.reduction
+    assert reduction is not None
+    if config.seeds in (0, reduction.accuracy.get("seeds")):
+        return reduction.accuracy
     found: dict[str, Any] = {}
     hits = []
     for name, trainset in (("whole", whole), ("reduced", reduced)):
         hits.append(_hits(config, trainset))
         accuracies = hits[-1].mean(axis=1)
         found[name] = {"basis": trainset.default_basis, "mean": float(hits[-1].mean()), "std": deviation(accuracies)}
-    return {**found, **paired_loss(*hits), "seeds": config.seeds}
+    found |= {**paired_loss(*hits), "seeds": config.seeds}
+    with writing(config.out):
+        replace(reduction, accuracy=found).save(config.out)
+    return found
 
 
 def _hits(config: ReduceConfig, trainset: TrainingSet) -> Bools:

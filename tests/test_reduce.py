@@ -46,7 +46,7 @@ from pipeline.reporting.duplicates import identical_files, near_duplicates
 from pipeline.reporting.label_issues import label_issues
 from pipeline.run import Run
 from pipeline.run_folder import REPORT_FILE
-from pipeline.statistics.paired import paired_loss
+from pipeline.statistics.intervals import paired_loss
 from pipeline.sweep import sweep
 from pipeline.train import train_head
 
