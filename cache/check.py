@@ -8,7 +8,7 @@ from pathlib import Path
 from cache import layout
 from cache.errors import CacheError
 from cache.files import remove, sync_folder
-from cache.index import SetIndex, index_path
+from cache.index import SetIndex
 from cache.keys import KeyTable
 from cache.lock import writing
 from cache.projections import damaged_projections
@@ -54,7 +54,7 @@ def verify(path: Path, changes: Changes | None = None) -> VerifyResult:
     bad = {file: str(error) for file, error in damaged.items()}
     bad |= dict.fromkeys(damaged_projections(path), "checksum mismatch")
     for name, index in indexes.items():
-        file = index_path(path / layout.SET_FOLDER, name)
+        file = path / layout.SET_FOLDER / f"{name}.json"
         if isinstance(index, CacheError):
             bad[file] = str(index)
             continue
@@ -76,7 +76,7 @@ def repair(path: Path) -> RepairResult:
     with writing(path):
         remove(damaged_projections(path))
         bad_sets = [name for name, index in cache.indexes().items() if isinstance(index, CacheError)]
-        moved = [*cache.examined[1], *(index_path(path / layout.SET_FOLDER, name) for name in bad_sets)]
+        moved = [*cache.examined[1], *(path / layout.SET_FOLDER / f"{name}.json" for name in bad_sets)]
         place = path / layout.DAMAGED_FOLDER
         for file in moved:
             place.mkdir(exist_ok=True)

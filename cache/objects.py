@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import CacheError, install_hint
-from cache.files import read_regular, temporary_name, write_atomically
+from cache.files import read_undamaged, temporary_name, write_atomically
 
 # Where a file being written can be seen, so that it is written beside its place and moved there. An object store shows
 # an object when all of it has arrived; to move one there is to copy it.
@@ -127,7 +127,7 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """All bytes of a file; None where there is none."""
         file = self.path / name
-        return read_regular(file) if file.exists() else None
+        return read_undamaged(file, "restore it, or run cache repair") if file.exists() else None
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the files of a folder, by name; one that a writer removes meanwhile counts none."""

@@ -65,10 +65,10 @@ def push(path: Path, url: str, overwrite: bool = False) -> CopyResult:
     missing = _missing("send", shards, _shards(store))
     copied, refused = _copy_all(partial(_send_shard, folder, store, manifest), missing)
     _settle(folder, store, manifest, "Push to another URL.")  # another push may have begun there at the same moment
-    sendable = [] if refused else indexes
-    sets, kept = _copy_all(lambda name: _copy_index(store, indexes[name], overwrite, name), sendable)
     if refused:
-        kept = dict.fromkeys(indexes, "rows that it names could not be sent")
+        sets, kept = list[str](), dict.fromkeys(indexes, "rows that it names could not be sent")
+    else:
+        sets, kept = _copy_all(lambda name: _copy_index(store, indexes[name], overwrite, name), indexes)
     return _result(path, store, shards, missing, copied, sets, refused | kept, start)
 
 
@@ -89,9 +89,9 @@ def pull(url: str, path: Path, overwrite: bool = False) -> CopyResult:
         if not (path / layout.MANIFEST_FILE).exists():
             for name in layout.COPIED_FILES:
                 (path / name).unlink(missing_ok=True)  # of a pull that was stopped
-        FeatureCache.create(path, _settle(store, folder, manifest, "Pull into another folder."))
+        ours = FeatureCache.create(path, _settle(store, folder, manifest, "Pull into another folder.")).manifest
         missing = _missing("receive", shards, _shards(folder))
-        copied, refused = _copy_all(lambda name: _receive_shard(folder, store, manifest, missing[name], name), missing)
+        copied, refused = _copy_all(lambda name: _receive_shard(folder, store, ours, missing[name], name), missing)
         sets, kept = _copy_all(lambda name: _copy_index(folder, indexes[name], overwrite, name), indexes)
     return _result(path, store, shards, missing, copied, sets, refused | kept, start)
 

@@ -326,6 +326,7 @@ def test_a_damaged_index_is_refused_there_and_replaced_here(tmp_path: Path) -> N
     assert push(cache, URL).sets == ("flowers",)
     assert stored()["sets/flowers.json"] == whole
     (cache / "sets" / "flowers.json").write_bytes(b"{}")
+    assert [refused["file"] for refused in push(cache, URL).refused] == ["sets/flowers.json"]
     assert pull(URL, cache).sets == ("flowers",)
 
 
