@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from cache import layout
@@ -28,8 +29,9 @@ class CacheInfo:
     reduction: dict[str, Any] | None = None
 
 
-def info(cache: FeatureCache) -> CacheInfo:
+def info(cache: FeatureCache | Path) -> CacheInfo:
     """What the manifest, the indexes and every shard's keys say; a bad shard raises DamagedCache."""
+    cache = FeatureCache.open(cache) if isinstance(cache, Path) else cache
     rows = Counter(view for _, view in unpack_keys(cache.keys))
     manifest = cache.manifest
     return CacheInfo(

@@ -216,7 +216,7 @@ def test_a_full_disk_leaves_no_packed_file(cache: Path, tmp_path: Path, monkeypa
 
 def test_info_says_what_is_there(cache: Path) -> None:
     """Backbone, preprocessing, passes, rows and sets, in words and in numbers."""
-    found = info(FeatureCache.open(cache))
+    found = info(cache)
     assert found.rows == {"pass:0": 24, "pass:1": 12}
     (entry,) = found.sets
     assert (entry["set"], entry["images"], entry["passes"], entry["missing"]) == ("data", 24, 1, 0)
