@@ -499,16 +499,16 @@ def cache() -> None:
 def cache_info(as_json: bool, cache: Path, duplicates: bool, name: str | None, threshold: float | None) -> None:
     """Show the contents of CACHE."""
     from cache.info import in_words, info
+    from cache.store import FeatureCache
 
     for option, value in (("--set", name), ("--threshold", threshold)):
         if value is not None and not duplicates:
             raise ConfigError(f"{option} is for --duplicates: add that, or leave {option} out")
-    found, listed, lines = info(cache), {}, []
+    opened = FeatureCache.open(cache)
+    found, listed, lines = info(opened), {}, []
     if duplicates:
-        from cache.store import FeatureCache
         from pipeline.reporting.duplicates import near_duplicates
 
-        opened = FeatureCache.open(cache)
         near = near_duplicates(opened, opened.index(name), threshold)
         listed = {"duplicates": [asdict(pair) for pair in near.pairs], "near_duplicates": near.threshold.as_json()}
         lines = [f"near-duplicates {counted(len(near.pairs), 'pair')}; {near.threshold}", *map(str, near.pairs)]

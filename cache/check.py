@@ -1,19 +1,19 @@
 """verify: is every file of a cache what was written; repair: set aside what is not."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 
 from cache import layout
 from cache.errors import CacheError
-from cache.files import sync_folder
+from cache.files import remove, sync_folder
 from cache.index import SetIndex
-from cache.keys import KeyTable, PackedKeys
+from cache.keys import KeyTable
 from cache.lock import writing
-from cache.projections import intact, projection_files
-from cache.shard import Shard
+from cache.projections import damaged_projections
 from cache.store import FeatureCache
+from cache.writer import by_kind
 
 Changes = Callable[[SetIndex], list[str]]  # how a set's images differ from its index, in words
 
@@ -47,82 +47,48 @@ def verify(path: Path, changes: Changes | None = None) -> VerifyResult:
     can be told.
     """
     cache = FeatureCache.open(path)
-    indexes = {name: _index_or_fault(cache, name) for name in cache.sets()}  # before the shards: those only grow
-    sound, bad = cache.examined
-    rows = sum(len(KeyTable(list(enumerate(keys)))) for keys in _keys_by_kind(sound))
-    result = VerifyResult(str(path), len(sound) + len(bad), rows)
-    result.bad += [_entry(path, file, str(error)) for file, error in bad.items()]
-    result.bad += [_entry(path, file, "its bytes lost their digest") for file in _damaged_projections(path)]
+    indexes = cache.indexes()  # before the shards: those only grow
+    sound, damaged = cache.examined
+    rows = sum(len(KeyTable([(0, shard.packed_keys) for shard in kind])) for kind in by_kind(sound))
+    result = VerifyResult(str(path), len(sound) + len(damaged), rows)
+    bad = {file: str(error) for file, error in damaged.items()}
+    bad |= dict.fromkeys(damaged_projections(path), "checksum mismatch")
     for name, index in indexes.items():
         file = path / layout.SET_FOLDER / f"{name}.json"
         if isinstance(index, CacheError):
-            result.bad.append(_entry(path, file, str(index)))
+            bad[file] = str(index)
             continue
         if lost := cache.lost(index):
             result.missing[name] = lost
-            reason = f"{lost} of the rows it had are in no sound shard: run extract again"
-            result.bad.append(_entry(path, file, reason))
+            bad[file] = f"{lost} of the rows it had are in no sound shard: run extract again"
         if changes and (changed := changes(index)):
             result.changed[name] = changed
+    result.bad = [{"shard": file.relative_to(path).as_posix(), "reason": reason} for file, reason in bad.items()]
     return result
 
 
-def _keys_by_kind(shards: Iterable[Shard]) -> Iterable[list[PackedKeys]]:
-    """Keys of shards whose rows are of one shape and basis."""
-    kinds: dict[tuple[object, ...], list[PackedKeys]] = {}
-    for shard in shards:
-        kinds.setdefault((shard.header.row_shape, shard.header.basis), []).append(shard.packed_keys)
-    return kinds.values()
-
-
-def _index_or_fault(cache: FeatureCache, name: str) -> SetIndex | CacheError:
-    try:
-        return cache.index(name)
-    except CacheError as error:
-        return error
-
-
 def repair(path: Path) -> RepairResult:
-    """Move shards and indexes that fail `verify` into `damaged/`, remove projections that do.
+    """Move shards and indexes that cannot be used into `damaged/`, remove projections that cannot.
 
     What remains can be used; rows that were only in a bad shard are counted and can be extracted again.
     """
-    FeatureCache.open(path)  # where there is no cache, nothing is made, not even a lock
+    cache = FeatureCache.open(path)  # where there is no cache, nothing is made, not even a lock
     with writing(path):
-        for file in _damaged_projections(path):
-            file.unlink(missing_ok=True)
-        bad = [path / entry["shard"] for entry in verify(path).bad]
-        moved = [file for file in bad if file.suffix == ".h5" or _is_damaged_index(file)]
+        remove(damaged_projections(path))
+        bad_sets = [name for name, index in cache.indexes().items() if isinstance(index, CacheError)]
+        moved = [*cache.examined[1], *(path / layout.SET_FOLDER / f"{name}.json" for name in bad_sets)]
         place = path / layout.DAMAGED_FOLDER
         for file in moved:
             place.mkdir(exist_ok=True)
             file.replace(_free_name(place / file.name))
             sync_folder(file.parent)
-        result = verify(path)
-    return RepairResult(str(path), [{"shard": _inside(path, file)} for file in moved], str(place), result.missing)
+        missing = verify(path).missing
+    return RepairResult(
+        str(path), [{"shard": file.relative_to(path).as_posix()} for file in moved], str(place), missing
+    )
 
 
 def _free_name(file: Path) -> Path:
     """Beside what was set aside under this name before, nothing of which is lost."""
     names = (file.with_name(f"{file.stem}-{number}{file.suffix}") for number in count(2))
     return next(name for name in chain((file,), names) if not name.exists())
-
-
-def _is_damaged_index(file: Path) -> bool:
-    try:
-        SetIndex.load(file)
-    except CacheError:
-        return True
-    return False
-
-
-def _damaged_projections(path: Path) -> list[Path]:
-    return [file for file in projection_files(path) if not intact(file)]
-
-
-def _inside(path: Path, file: Path) -> str:
-    return file.relative_to(path).as_posix()
-
-
-def _entry(path: Path, file: Path, reason: str) -> dict[str, str]:
-    return {"shard": _inside(path, file), "reason": reason}

@@ -8,16 +8,15 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
 from uuid import uuid4
 
 import psutil
 
-from cache.errors import CacheError
+from cache.errors import CacheError, DamagedCache
 from cache.layout import TEMPORARY_SUFFIX
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux: process numbers mean something until the next boot
@@ -64,9 +63,25 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def read_undamaged(path: Path, advice: str) -> bytes:
+    """The bytes of a file of the cache; DamagedCache where they cannot be read."""
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise DamagedCache(f"{path} cannot be read ({error.strerror}); {advice}") from error
+
+
 def unwritable(folder: Path, error: OSError, advice: str = "choose another path") -> CacheError:
     """The message for a folder that the system lets nobody write in."""
     return CacheError(f"cannot write in {folder}: {error.strerror or error}; {advice}")
+
+
+def unwritten(path: Path, error: OSError) -> CacheError:
+    """The message for a file that could not be written; no rows are lost by that."""
+    return CacheError(
+        f"could not write {path}: {error.strerror or error}; "
+        "what was written before is kept: make room or fix the disk, then rerun the command"
+    )
 
 
 def refuse_unwritable(folder: Path, advice: str = "choose another path") -> None:
@@ -87,8 +102,19 @@ def refuse_unwritable(folder: Path, advice: str = "choose another path") -> None
         shutil.rmtree(trial, ignore_errors=True)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path for what takes the place of `path` when the block ends, durably; on an error nothing changes.
+
+    The folder is made if it does not exist. CacheError where the system refuses, in the block too.
+    """
+    with _replacing_together(path.parent, [path.name]) as temporaries:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporaries[path.name]
+
+
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path`: temporary file beside it, fsync, rename, fsync of the folder.
+    """Write `data` to `path`, durably: a reader sees all of it, or what was there before.
 
     CacheError where the system refuses; a file that was there before is kept.
     """
@@ -101,23 +127,27 @@ def write_together(folder: Path, contents: Mapping[str, bytes | memoryview], rem
     The files `removed` are removed just before that, so the folder is incomplete for some milliseconds only. Errors as
     of `write_atomically`.
     """
-    temporaries = {name: folder / temporary_name() for name in contents}
-    try:
+    with _replacing_together(folder, contents, removed) as temporaries:
         for name, temporary in temporaries.items():
             with open(temporary, "xb") as file:
                 file.write(contents[name])
-                file.flush()
-                os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing_together(folder: Path, names: Iterable[str], removed: Iterable[str] = ()) -> Iterator[dict[str, Path]]:
+    """Temporary paths by name; renamed in this order when all are durable and `removed` is gone."""
+    temporaries = {name: folder / temporary_name() for name in names}
+    try:
+        yield temporaries
+        for temporary in temporaries.values():
+            _sync(temporary)
         for name in removed:
             (folder / name).unlink(missing_ok=True)
         for name, temporary in temporaries.items():
             os.replace(temporary, folder / name)
         sync_folder(folder)
     except OSError as error:
-        raise CacheError(
-            f"could not write {folder / ', '.join(contents)}: {error.strerror or error}; "
-            "what was written before is kept: make room or fix the disk, then rerun the command"
-        ) from error
+        raise unwritten(folder / ", ".join(temporaries), error) from error
     finally:
         for temporary in temporaries.values():
             with suppress(OSError):  # as on a disk that became read-only: the error above says so
@@ -125,31 +155,34 @@ def write_together(folder: Path, contents: Mapping[str, bytes | memoryview], rem
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append a line to a file, durably; one that a kill cut short before stays a line of its own."""
-    with open(path, "a+b") as file:
-        torn = file.tell() > 0 and _last_byte(file) != b"\n"
-        file.write(b"\n" * torn + line + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _last_byte(file: BinaryIO) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1)
-
-
-def keep(temporary: Path, path: Path) -> None:
-    """Give a file that was written under a temporary name beside it its own: fsync, rename, fsync of the folder.
+    """Append a line to a file, durably; one that a kill cut short before stays a line of its own.
 
     CacheError where the system refuses.
     """
     try:
-        with open(temporary, "rb") as file:
+        with open(path, "a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = b"\n" * (file.read(1) != b"\n") + line
+            file.write(line + b"\n")
+            file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
     except OSError as error:
-        raise CacheError(f"could not write {path}: {error.strerror or error}; run the same command again") from error
+        raise unwritten(path, error) from error
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def remove(files: Iterable[Path]) -> None:
+    """Remove files, durably; one that is gone already is no error."""
+    files = list(files)
+    for file in files:
+        file.unlink(missing_ok=True)
+    for folder in {file.parent for file in files}:
+        sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

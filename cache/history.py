@@ -1,13 +1,15 @@
 """What filling a cache took: a line of JSON for each time that rows were computed. No part of any identity."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
+
 from cache import layout
-from cache.errors import CacheError
 from cache.files import append_line, read_regular
-from cache.records import Count, Seconds, convert
+from cache.records import Count, Seconds
 
 
 @dataclass(frozen=True)
@@ -43,28 +45,15 @@ class Extraction:
 
 def record_extraction(cache: Path, entry: Extraction) -> None:
     """Append `entry` to the history of the cache folder; CacheError where the disk does not keep it."""
-    path = cache / layout.HISTORY_FILE
-    try:
-        append_line(path, json.dumps(asdict(entry), separators=(",", ":")).encode())
-    except OSError as error:
-        raise CacheError(f"could not write {path}: {error.strerror}; the rows are kept: run extract again") from error
+    append_line(cache / layout.HISTORY_FILE, json.dumps(asdict(entry), separators=(",", ":")).encode())
 
 
 def read_history(cache: Path) -> tuple[list[Extraction], int]:
     """The entries, oldest first, and how many lines are none: cut short by a kill, say. Empty where none was kept."""
     path = cache / layout.HISTORY_FILE
-    if not path.is_file():
-        return [], 0
-    found = [_entry(line) for line in read_regular(path).splitlines()]
-    entries = [entry for entry in found if entry is not None]
-    return entries, len(found) - len(entries)
-
-
-def _entry(line: bytes) -> Extraction | None:
-    try:
-        stored = json.loads(line)
-        if isinstance(stored, dict):
-            stored.pop("dense", None)  # what versions wrote that had dense views
-        return convert(stored, Extraction)
-    except (ValueError, RecursionError):
-        return None
+    lines = read_regular(path).splitlines() if path.is_file() else []
+    entries = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):  # ValidationError is a ValueError
+            entries.append(msgspec.convert(json.loads(line), Extraction))  # earlier versions wrote one field more
+    return entries, len(lines) - len(entries)

@@ -1,23 +1,24 @@
 """One image set's index: which files it has, their digests, labels and splits, and the order of its classes."""
 
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
 from cache import layout
-from cache.errors import CacheError, DamagedCache
-from cache.files import read_regular, write_atomically
+from cache.files import read_undamaged, write_atomically
 from cache.keys import PackedKeys, RowKey, keys_of, pack_digests
-from cache.manifest import json_digest
-from cache.records import Count, Digest, convert
+from cache.manifest import json_digest, read_sealed, sealed
+from cache.records import Count, Digest
 
+_ADVICE = "run extract again to write it"
 SPLITS = ("train", "valid", "test")
 
 
@@ -70,7 +71,7 @@ class SetIndex:
     classes: tuple[str, ...]
     images: tuple[ImageRecord, ...]
     skipped: tuple[SkippedImage, ...] = ()
-    passes: int = 0
+    passes: Annotated[int, Meta(ge=0, le=layout.MOST_PASSES)] = 0
 
     @property
     def digest(self) -> str:
@@ -109,40 +110,28 @@ class SetIndex:
     def save(self, folder: Path) -> None:
         """Write the index whole or not at all."""
         body = {**asdict(replace(self, images=())), "images": _columns(self.images)}
-        data = json.dumps({"format": layout.FORMAT_VERSION, **body, "sha256": json_digest(body)})
-        write_atomically(index_path(folder, self.name), data.encode("ascii"))
+        write_atomically(index_path(folder, self.name), sealed(body))
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read an index and check it against its digest."""
-        try:
-            data = read_regular(path)
-        except OSError as error:
-            raise DamagedCache(f"{path} is not an index ({error!r}); run extract again to write it") from error
-        return cls.from_json(data, path.stem, path)
+        return cls.from_json(read_undamaged(path, _ADVICE), path.stem, path)
 
     @classmethod
     def from_json(cls, data: bytes, name: str, path: Path | str) -> Self:
         """The index of set `name` from the bytes of its file, which `path` names in messages."""
-        try:
-            stored: dict[str, Any] = json.loads(data)
-            version, digest = stored.pop("format"), stored.pop("sha256")
-            expected = json_digest(stored)  # no NaN, and no nesting without end
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedCache(f"{path} is not an index ({error!r}); run extract again to write it") from error
-        if version != layout.FORMAT_VERSION:
-            raise CacheError(f"{path} is of format {version!r}, expected {layout.FORMAT_VERSION}; run extract again")
-        if digest != expected:
-            raise DamagedCache(f"{path} was changed after it was written; run extract again to write it")
-        stored.pop("dense", None)  # what versions wrote that had dense views
-        try:
-            file = convert(stored, _File)
-        except ValueError as error:
-            raise DamagedCache(f"{path} is not an index ({error}); run extract again to write it") from error
-        if wrong := _impossible(file, name):
-            raise DamagedCache(f"{path} has {wrong}, which no index has; run extract again to write it")
-        named = {field.name: getattr(file, field.name) for field in fields(file)}
-        return cls(**{**named, "images": _records(file.images)})
+        return read_sealed(data, partial(cls._parse, name), path, "an index", _ADVICE)
+
+    @classmethod
+    def _parse(cls, name: str, stored: dict[str, Any]) -> Self:
+        """ValueError for what no data set gives, or leads out of it. Unknown fields are ignored."""
+        images = msgspec.convert(stored.pop("images"), _Columns)
+        found = msgspec.convert({**stored, "images": []}, cls)
+        if found.name != name:
+            raise ValueError(f"it is of set {found.name!r}")
+        if wrong := _impossible(found, images):
+            raise ValueError(f"it has {wrong}")
+        return replace(found, images=_records(images))
 
 
 @dataclass(frozen=True)
@@ -157,20 +146,6 @@ class _Columns:
     mtime_ns: list[int]
 
 
-@dataclass(frozen=True)
-class _File:
-    """The fields of an index file, but for its format and digest."""
-
-    name: str
-    data: str
-    root: str
-    split_seed: int
-    classes: tuple[str, ...]
-    images: _Columns
-    skipped: tuple[SkippedImage, ...]
-    passes: Annotated[int, Meta(ge=0, le=layout.MOST_PASSES)]
-
-
 def _columns(images: Sequence[ImageRecord]) -> dict[str, list[Any]]:
     return {field.name: [getattr(image, field.name) for image in images] for field in fields(ImageRecord)}
 
@@ -182,31 +157,29 @@ def _records(columns: _Columns) -> tuple[ImageRecord, ...]:
     return tuple(map(ImageRecord, *parts))
 
 
-def _impossible(file: _File, name: str) -> str:
+def _impossible(found: SetIndex, images: _Columns) -> str:
     """What no data set gives, or leads out of it; "" where all is possible."""
-    columns, classes = file.images, frozenset(file.classes)
-    if file.name != name or not all(map(_is_file_name, (file.data, file.root, *file.classes))):
-        return "another set's name, or no texts as data, root and classes"
-    if not classes or len(classes) != len(file.classes):
+    classes, from_csv = frozenset(found.classes), found.data != found.root  # a CSV may name files anywhere
+    texts = (found.data, found.root, *found.classes, *(text for image in found.skipped for text in astuple(image)))
+    if bad := next((text for text in texts if not _is_file_name(text)), None):
+        return f"the text {bad!r}"[:300]
+    if not classes or len(classes) != len(found.classes):
         return "no classes, or one twice"
-    if len({len(getattr(columns, field.name)) for field in fields(columns)}) > 1:
+    if len({len(getattr(images, field.name)) for field in fields(images)}) > 1:
         return "columns of different lengths"
-    if len(set(columns.path)) != len(columns.path):
+    if len(set(images.path)) != len(images.path):
         return "one path twice"
-    from_csv = file.data != file.root  # which may name files anywhere
-    if bad := next((path for path in columns.path if not _is_possible(path, from_csv)), None):
+    if bad := next((path for path in images.path if not _is_possible(path, from_csv)), None):
         return f"the path {bad!r}"[:300]
-    if other := next((label for label in columns.label if label not in classes), None):
-        return f"the label {other!r}, which is not among its classes"[:300]
-    if not all(_is_file_name(text) for image in file.skipped for text in astuple(image)):
-        return "skipped files with invalid text"
+    if bad := next((label for label in images.label if label not in classes), None):
+        return f"the label {bad!r}, which is not among its classes"[:300]
     return ""
 
 
-def _is_file_name(value: object) -> bool:
-    """Whether `value` is a text that a file system can name a file by: no NUL, no half characters but stray bytes."""
+def _is_file_name(text: str) -> bool:
+    """Whether a file system can name a file by `text`: no NUL, no half characters but stray bytes."""
     try:
-        return isinstance(value, str) and b"\0" not in value.encode("utf-8", "surrogateescape")  # under any locale
+        return b"\0" not in text.encode("utf-8", "surrogateescape")  # under any locale
     except UnicodeEncodeError:
         return False
 
@@ -219,9 +192,3 @@ def _is_possible(path: str, from_csv: bool) -> bool:
 def index_path(folder: Path, name: str) -> Path:
     """Where the index of set `name` lies."""
     return folder / f"{layout.check_set_name(name)}.json"
-
-
-def list_sets(folder: Path) -> list[str]:
-    """Names of the sets indexed in `folder`."""
-    files: Iterable[Path] = folder.glob("*.json") if folder.is_dir() else ()
-    return sorted(path.name.removesuffix(".json") for path in files if not path.name.startswith("."))

@@ -1,12 +1,15 @@
 """What a cache holds, in numbers and in words."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cache import layout
 from cache.errors import CacheError
+from cache.index import SetIndex
 from cache.keys import unpack_keys
+from cache.projections import projection_files
 from cache.store import FeatureCache
 
 
@@ -26,32 +29,28 @@ class CacheInfo:
     reduction: dict[str, Any] | None = None
 
 
-def info(path: Path) -> CacheInfo:
-    """Read the manifest, the indexes and every shard's keys; a bad shard raises DamagedCache."""
-    cache = FeatureCache.open(path)
-    rows: dict[str, int] = {}
-    for view in sorted((view for _, view in unpack_keys(cache.keys)), key=layout.pass_number):
-        rows[view] = rows.get(view, 0) + 1
+def info(cache: FeatureCache | Path) -> CacheInfo:
+    """What the manifest, the indexes and every shard's keys say; a bad shard raises DamagedCache."""
+    cache = FeatureCache.open(cache) if isinstance(cache, Path) else cache
+    rows = Counter(view for _, view in unpack_keys(cache.keys))
     manifest = cache.manifest
     return CacheInfo(
-        cache=str(path),
+        cache=str(cache.path),
         format=manifest.base.format,
         base=asdict(manifest.base),
         augmentation=asdict(manifest.augmentation) if manifest.augmentation else None,
-        rows=rows,
+        rows={view: rows[view] for view in sorted(rows, key=layout.pass_number)},
         shards=len(cache.shards),
         bytes=cache.bytes,
-        projections=sum(not file.name.startswith(".") for file in cache.projections.glob("*")),
-        sets=[_set(cache, name) for name in cache.sets()],
+        projections=len(projection_files(cache.path)),
+        sets=[_set(cache, name, index) for name, index in cache.indexes().items()],
         reduction=asdict(cache.reduction) if cache.reduction else None,
     )
 
 
-def _set(cache: FeatureCache, name: str) -> dict[str, Any]:
-    try:
-        index = cache.index(name)
-    except CacheError as error:
-        return {"set": name, "error": str(error)}
+def _set(cache: FeatureCache, name: str, index: SetIndex | CacheError) -> dict[str, Any]:
+    if isinstance(index, CacheError):
+        return {"set": name, "error": str(index)}
     return {
         "set": name,
         "data": index.data,

@@ -32,10 +32,17 @@ def join_keys(digests: Digests, views: npt.NDArray[np.bytes_]) -> PackedKeys:
     return np.concatenate([digests, letters], axis=1).view(_PACKED).reshape(len(views))
 
 
+def split_keys(packed: PackedKeys) -> tuple[Digests, npt.NDArray[np.bytes_]]:
+    """Digests (N, 32) and views (N,) S16 of keys."""
+    letters = np.ascontiguousarray(packed).view(np.uint8).reshape(len(packed), _PACKED.itemsize)
+    views = np.ascontiguousarray(letters[:, 32:]).view(layout.VIEW_DTYPE).reshape(len(packed))
+    return np.ascontiguousarray(letters[:, :32]), views
+
+
 def digest_ends(packed: PackedKeys) -> npt.NDArray[np.uint64]:
     """The last eight bytes of the digest of each key, as a big-endian number, (N,)."""
-    letters = np.ascontiguousarray(packed).view(np.uint8).reshape(len(packed), _PACKED.itemsize)
-    return np.ascontiguousarray(letters[:, 24:32]).view(">u8").reshape(len(packed)).astype(np.uint64)
+    digests, _ = split_keys(packed)
+    return np.ascontiguousarray(digests[:, 24:]).view(">u8").reshape(len(packed)).astype(np.uint64)
 
 
 def keys_of(digests: Digests, view: str) -> PackedKeys:
@@ -52,16 +59,11 @@ class KeyTable:
     """In which of several key arrays, and where in it, each key is found first."""
 
     def __init__(self, parts: Sequence[tuple[int, PackedKeys]]) -> None:
-        keys = np.concatenate([np.empty(0, _PACKED), *(part for _, part in parts)])
-        order = np.argsort(keys, kind="stable")
-        ordered = keys[order]
-        first = np.ones(len(keys), dtype=bool)
-        first[1:] = ordered[1:] != ordered[:-1]
-        numbers = [np.full(len(part), number, dtype=np.int32) for number, part in parts]
-        rows = [np.arange(len(part), dtype=np.int32) for _, part in parts]
-        self._keys = ordered[first]
-        self._parts = np.concatenate([np.empty(0, np.int32), *numbers])[order[first]]
-        self._rows = np.concatenate([np.empty(0, np.int32), *rows])[order[first]]
+        self._keys, first = np.unique(np.concatenate([np.empty(0, _PACKED), *(k for _, k in parts)]), return_index=True)
+        numbers = [np.full(len(keys), number, dtype=np.int32) for number, keys in parts]
+        rows = [np.arange(len(keys), dtype=np.int32) for _, keys in parts]
+        self._parts = np.concatenate([np.empty(0, np.int32), *numbers])[first]
+        self._rows = np.concatenate([np.empty(0, np.int32), *rows])[first]
 
     def __len__(self) -> int:
         """Distinct keys."""

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from cache import layout
@@ -40,7 +41,14 @@ def writing(cache: Path, part: tuple[int, int] | None = None, quiet: bool = Fals
     With `part` (i, n), others may write beside this one, each another part. Where the file system has no locks, that
     is logged unless `quiet`, and the work goes on.
     """
-    with _alone(cache, quiet=quiet) if part is None else _beside_others(cache, *part, quiet):
+    with ExitStack() as held:
+        if part is None:
+            held.enter_context(_alone(cache, quiet))
+        else:
+            held.enter_context(_locked(cache, layout.LOCK_FILE, quiet, shared=True))
+            number, parts = part
+            what = f"part {number}/{parts} of {cache}"
+            held.enter_context(_locked(cache, layout.part_lock(number, parts), quiet=True, what=what))
         check_writable(cache)
         _clear(_folders(cache))
         yield
@@ -60,19 +68,18 @@ def claimed(folder: Path, patience: float = math.inf) -> Iterator[None]:
     After `patience` seconds CacheBusy says who holds it. A killed process holds nothing. In the end nothing of the
     claim is left, nor the folder if it was made here and is empty.
     """
-    made, waited, end = not os.path.lexists(folder), False, time.monotonic() + patience
+    made, end = not os.path.lexists(folder), time.monotonic() + patience
     try:
         with ExitStack() as held:
-            while True:
+            for tries in count():
                 try:
                     held.enter_context(_alone(folder, remove=True))
                     break
                 except CacheBusy:
                     if time.monotonic() >= end:
                         raise
-                if not waited:
+                if not tries:
                     logger.info(f"{_holder(folder)} is writing {folder}: waiting until it ends")
-                waited = True
                 time.sleep(_SECONDS_BETWEEN_TRIES)
             _clear([folder])
             yield
@@ -89,22 +96,10 @@ def check_writable(cache: Path) -> None:
 
 
 @contextmanager
-def _beside_others(cache: Path, number: int, parts: int, quiet: bool) -> Iterator[None]:
-    """The cache's lock shared with other parts, the part's own alone."""
-    with ExitStack() as held:
-        if not held.enter_context(_locked(cache, layout.LOCK_FILE, quiet, shared=True)):
-            raise _busy(cache)
-        if not held.enter_context(_locked(cache, layout.part_lock(number, parts), quiet=True)):
-            raise CacheBusy(f"part {number}/{parts} of {cache} is already being computed by another process")
-        yield
-
-
-@contextmanager
-def _alone(cache: Path, quiet: bool = False, remove: bool = False) -> Iterator[None]:
-    with _locked(cache, layout.LOCK_FILE, quiet, remove=remove) as held:
-        if not held:
-            raise _busy(cache)
-        holder = cache / layout.HOLDER_FILE
+def _alone(folder: Path, quiet: bool = False, remove: bool = False) -> Iterator[None]:
+    """Hold the folder's lock alone, and say so to others in a file."""
+    with _locked(folder, layout.LOCK_FILE, quiet, remove=remove):
+        holder = folder / layout.HOLDER_FILE
         try:
             about = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             with suppress(CacheError):  # only a courtesy to others: what a full disk means, the first shard will say
@@ -115,40 +110,33 @@ def _alone(cache: Path, quiet: bool = False, remove: bool = False) -> Iterator[N
 
 
 @contextmanager
-def _locked(cache: Path, name: str, quiet: bool, shared: bool = False, remove: bool = False) -> Iterator[bool]:
-    """Hold a lock of the cache, made if it is not there; yields False where another holds it, or just removed it.
+def _locked(
+    folder: Path, name: str, quiet: bool = False, shared: bool = False, remove: bool = False, what: str = ""
+) -> Iterator[None]:
+    """Hold a lock of the folder, or of `what`, made if it is not there; CacheBusy where another has it or removed it.
 
     A `shared` lock others may share. With `remove`, the lock file is removed when it is released.
     """
-    file, held = cache / name, False
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        handle = _open(file)
-    except OSError as error:
-        raise unwritable(cache, error) from error
-    if handle is None:
-        yield False
-        return
-    try:
-        held = _flock(cache, handle, shared, quiet)
-        if held and remove and os.fstat(handle).st_nlink == 0:  # removed between opening and locking it
-            held = False
-        yield held
-    finally:
-        if held and remove:
-            file.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _open(file: Path) -> int | None:
-    """A handle of the lock file; None where its folder was removed just now."""
-    try:
+        folder.mkdir(parents=True, exist_ok=True)
         # Open for both: over NFS a shared lock needs a file open for reading, and one held alone for writing.
-        return os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
-    except FileNotFoundError:
-        if file.parent.exists():
-            raise
-        return None
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        handle = os.open(folder / name, flags, 0o666)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not folder.exists():  # whoever held it removed the folder just now
+            raise _busy(folder, what or folder) from error
+        raise unwritable(folder, error) from error
+    try:
+        held = _flock(folder, handle, shared, quiet)
+        if not held or (remove and os.fstat(handle).st_nlink == 0):  # removed between opening and locking it
+            raise _busy(folder, what or folder)
+        try:
+            yield
+        finally:
+            if remove:
+                (folder / name).unlink(missing_ok=True)
+    finally:
+        os.close(handle)
 
 
 def _flock(cache: Path, handle: int, shared: bool, quiet: bool) -> bool:
@@ -169,12 +157,12 @@ def _flock(cache: Path, handle: int, shared: bool, quiet: bool) -> bool:
     return True
 
 
-def _busy(cache: Path) -> CacheBusy:
-    return CacheBusy(f"{_holder(cache)} is writing {cache}: wait until it ends, then run this again")
+def _busy(folder: Path, what: object) -> CacheBusy:
+    return CacheBusy(f"{_holder(folder)} is writing {what}: wait until it ends, then run this again")
 
 
 def _holder(cache: Path) -> str:
-    """Who holds the lock, in words; it wrote so itself."""
+    """Who holds the folder alone, as it wrote itself."""
     try:
         about = json.loads(read_regular(cache / layout.HOLDER_FILE))
         return f"process {about['process']} on {about['machine']} (since {about['since']})"

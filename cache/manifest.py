@@ -4,22 +4,25 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from msgspec import Meta
 
 from cache.errors import CacheError, DamagedCache, ManifestMismatch
-from cache.files import read_regular, write_atomically
+from cache.files import read_undamaged, write_atomically
 from cache.layout import FEATURE_DTYPE, FORMAT_VERSION, LARGEST_SIDE
 from cache.records import Count, Digest, convert
+
+T = TypeVar("T")
 
 LARGEST_ROW = 1 << 24  # features
 Side = Annotated[int, Meta(ge=1, le=2 * LARGEST_SIDE)]  # pixels
 Number = int | float  # as it was written: digests tell 0 from 0.0
 Positive = Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0)]
+_RESTORE = "restore it, or extract again into another folder"
 _ADVICE = "Ask for what the cache has, or extract into another folder (--cache DIR)."
 
 
@@ -31,6 +34,39 @@ def canonical_json(value: object) -> bytes:
 def json_digest(value: object) -> str:
     """SHA-256 (64 hex digits) of `value` in canonical JSON."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sealed(body: dict[str, Any], indent: int | None = None) -> bytes:
+    """The bytes of a file with `body`, its format version and its digest."""
+    stored = {"format": FORMAT_VERSION, **body, "sha256": json_digest(body)}
+    return json.dumps(stored, indent=indent).encode("ascii")
+
+
+def read_sealed(
+    data: bytes, parse: Callable[[dict[str, Any]], T], path: Path | str, what: str, advice: str, seal: str = "sha256"
+) -> T:
+    """What `parse` makes of the bytes of a sealed file; `seal` is the field with its digest.
+
+    DamagedCache where the digest does not hold or `parse` raises ValueError, CacheError for another format version.
+    Messages call the file `path` and `what` it should be, and end in `advice`.
+    """
+    try:
+        stored = json.loads(data)
+        digest = stored.pop(seal)
+        # Unlike other files, a manifest has its version in what the digest covers.
+        version = stored.pop("format") if seal == "sha256" else stored["base"]["format"]
+        expected = json_digest(stored)  # ValueError for NaN, RecursionError for nesting without end
+        found = parse(stored) if (version, digest) == (FORMAT_VERSION, expected) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCache(f"{path} is not {what} ({type(error).__name__}: {error}); {advice}") from error
+    if version != FORMAT_VERSION:
+        raise CacheError(
+            f"{path} is of format {version!r}, this program reads format {FORMAT_VERSION}: "
+            "use the version of headgraft that wrote it"
+        )
+    if found is None:
+        raise DamagedCache(f"{path} was changed after it was written; {advice}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -82,6 +118,11 @@ class Manifest:
     base: Base
     augmentation: Augmentation | None = None
 
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """What shards of the cache may name as their augmentation."""
+        return ("", self.augmentation.digest) if self.augmentation else ("",)
+
     def merged_with(self, asked: "Manifest", where: Path | str, advice: str = _ADVICE) -> "Manifest":
         """This manifest, able to hold rows of `asked` too; a difference is refused field by field, with advice."""
         lines = _differences(self.base, asked.base)
@@ -107,29 +148,12 @@ class Manifest:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read manifest.json; a damaged one, or one of another format version, is an error that says so."""
-        return cls.from_json(read_regular(path), path)
+        return cls.from_json(read_undamaged(path, _RESTORE), path)
 
     @classmethod
     def from_json(cls, data: bytes, path: Path | str) -> Self:
         """The manifest of the bytes of manifest.json, which `path` names in messages."""
-        try:
-            stored = json.loads(data)
-            digest, base = stored.pop("digest"), stored["base"]
-            version = base["format"]
-            expected = json_digest(stored)  # no NaN, and no nesting without end
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedCache(f"{path} is not a manifest ({error!r}); restore it, or extract again") from error
-        if version != FORMAT_VERSION:
-            raise CacheError(
-                f"{path} is of format {version!r}, this program reads format {FORMAT_VERSION}: "
-                "use the version of headgraft that wrote it, or extract into another folder"
-            )
-        if digest != expected:
-            raise DamagedCache(f"{path} was changed after it was written; restore it, or extract again")
-        try:
-            return cls.parse(stored)
-        except ValueError as error:
-            raise DamagedCache(f"{path} is not a manifest ({error}); restore it, or extract again") from error
+        return read_sealed(data, cls.parse, path, "a manifest", _RESTORE, "digest")
 
     @classmethod
     def parse(cls, stored: Mapping[str, Any]) -> Self:
@@ -141,11 +165,6 @@ class Manifest:
         return found
 
 
-def is_digest(value: object) -> bool:
-    """Whether `value` is a SHA-256 as 64 lower-case hex digits."""
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
 def _differences(found: Base | Augmentation, asked: Base | Augmentation) -> list[str]:
     pairs = ((f.name, getattr(found, f.name), getattr(asked, f.name)) for f in fields(found))
     return [
@@ -155,4 +174,4 @@ def _differences(found: Base | Augmentation, asked: Base | Augmentation) -> list
 
 def _short(value: object) -> str:
     """As a person reads it: of a digest the first digits."""
-    return f"{str(value)[:12]}…" if is_digest(value) else repr(value)
+    return f"{str(value)[:12]}…" if re.fullmatch("[0-9a-f]{64}", str(value)) else repr(value)

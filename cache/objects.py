@@ -1,4 +1,4 @@
-"""The files of a cache at a URL that fsspec can reach: an object store such as S3, or a folder elsewhere.
+"""Places of a cache's files: its folder, or a URL that fsspec can reach, an object store such as S3 or a folder there.
 
 Whatever goes wrong there is one sentence. Nothing is deleted, and a file is under its name whole or not at all.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import CacheError, install_hint
-from cache.files import temporary_name
+from cache.files import read_undamaged, temporary_name, write_atomically
 
 # Where a file being written can be seen, so that it is written beside its place and moved there. An object store shows
 # an object when all of it has arrived; to move one there is to copy it.
@@ -58,14 +58,14 @@ class ObjectStore:
                 return None
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """The files of a folder, by name, and their bytes; names that start with a dot are left out."""
+        """Bytes of the files of a folder, by name; those that start with a dot are left out."""
         with self._asked(f"list {self.named(folder)}"):
             try:
                 entries = self.system.ls(f"{self.root}/{folder}", detail=True)
             except FileNotFoundError:
                 return {}
             files = {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
-        return {name: size for name, size in sorted(files.items()) if name and not name.startswith(".")}
+        return {f"{folder}/{name}": size for name, size in sorted(files.items()) if name and not name.startswith(".")}
 
     def write(self, name: str, data: bytes) -> None:
         """Put a file there whole, in place of one of its name."""
@@ -83,7 +83,8 @@ class ObjectStore:
     def _put(self, name: str, put: Callable[[str], None]) -> None:
         place = f"{self.root}/{name}"
         with self._asked(f"write {self.named(name)}"):
-            if not self._is_folder:
+            protocol = self.system.protocol
+            if _FOLDERS.isdisjoint((protocol,) if isinstance(protocol, str) else protocol):
                 put(place)
                 return
             folder = place.rpartition("/")[0]
@@ -97,11 +98,6 @@ class ObjectStore:
                     self.system.rm_file(beside)
                 raise
 
-    @property
-    def _is_folder(self) -> bool:
-        protocol = self.system.protocol
-        return not _FOLDERS.isdisjoint((protocol,) if isinstance(protocol, str) else protocol)
-
     @contextmanager
     def _asked(self, what: str) -> Iterator[None]:
         """Only calls of fsspec go in here: each library behind it has errors of its own, of no common kind."""
@@ -111,6 +107,39 @@ class ObjectStore:
             raise CacheError(
                 f"could not {what}: {_reason(error)}; what was copied before is kept: fix that, then rerun the command"
             ) from error
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A cache's own folder, whose files are read and written by their names in it, as those of an ObjectStore are."""
+
+    path: Path
+
+    @property
+    def url(self) -> str:
+        """As it is shown."""
+        return str(self.path)
+
+    def named(self, name: str) -> str:
+        """A file's own path, for messages."""
+        return str(self.path / name)
+
+    def read(self, name: str) -> bytes | None:
+        """All bytes of a file; None where there is none."""
+        file = self.path / name
+        return read_undamaged(file, "restore it, or run cache repair") if file.exists() else None
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of the files of a folder, by name; one that a writer removes meanwhile counts none."""
+        files = sorted((self.path / folder).glob("[!.]*"))
+        return {f"{folder}/{file.name}": file.stat().st_size if file.exists() else 0 for file in files}
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a file there whole, in place of one of its name."""
+        write_atomically(self.path / name, data)
+
+
+Place = Folder | ObjectStore
 
 
 def _reason(error: BaseException) -> str:

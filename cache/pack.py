@@ -9,13 +9,14 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-from cache.errors import CacheError, MissingRows
-from cache.files import refuse_unwritable, sync_folder, temporary_name
+from cache import layout
+from cache.errors import CacheError
+from cache.files import refuse_unwritable, replacing
 from cache.index import ImageRecord, SetIndex
+from cache.keys import RowKey
 from cache.manifest import canonical_json
 from cache.store import FeatureCache
 
-_ZEROS = 1 << 24  # bytes written at once
 _TEXT = h5py.string_dtype("utf-8")
 
 
@@ -27,12 +28,6 @@ class PackResult:
     set: str
     rows: int
     bytes: int
-
-
-@dataclass(frozen=True)
-class _Row:
-    image: ImageRecord
-    view: str
 
 
 def pack(
@@ -52,79 +47,57 @@ def pack(
     index = cache.index(name)
     if not index.images:
         raise CacheError(f"set {index.name!r} of {path} has no images: there is nothing to pack")
-    known = max(index.passes, cache.complete_passes(index))
-    if passes is not None and passes > known:
-        raise MissingRows(
-            f"set {index.name!r} of {path} has {known} augmented passes, {passes} were asked for: "
-            f"run extract with --passes {passes}, or pack with --passes {known}"
-        )
-    rows = _rows(index, known if passes is None else passes)
-    temporary = file.with_name(temporary_name())
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        offset = _write_all_but_features(temporary, cache, index, rows)
-        _write_features(temporary, offset, cache, rows)
-        os.replace(temporary, file)
-        sync_folder(file.absolute().parent)
-    except OSError as error:
-        raise CacheError(
-            f"could not write {file}: {error.strerror or error}; make room, or name another place"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return PackResult(str(file), index.name, len(rows), file.stat().st_size)
+    passes = cache.passes(index, passes)
+    images = [image for image in index.images for _ in image.keys(passes)]
+    keys = [key for image in index.images for key in image.keys(passes)]
+    with replacing(file) as temporary:
+        offset = _write_all_but_features(temporary, cache, index, images, keys)
+        with open(temporary, "r+b") as packed:
+            for positions, block in cache.blocks(keys):
+                for position, row in zip(positions.tolist(), block.astype("<f4"), strict=True):
+                    packed.seek(offset + position * row.nbytes)
+                    packed.write(row.data)
+    return PackResult(str(file), index.name, len(keys), file.stat().st_size)
 
 
-def _rows(index: SetIndex, passes: int) -> list[_Row]:
-    return [_Row(image, view) for image in index.images for _, view in image.keys(passes)]
-
-
-def _write_all_but_features(file: Path, cache: FeatureCache, index: SetIndex, rows: Sequence[_Row]) -> int:
+def _write_all_but_features(
+    file: Path, cache: FeatureCache, index: SetIndex, images: Sequence[ImageRecord], keys: Sequence[RowKey]
+) -> int:
     """The HDF5 file with room for the features; returns their offset.
 
     A full disk under HDF5's own writes would end the interpreter: so the whole space is asked for and given back first,
     and that of the features, by far the most, is claimed again before they are written.
     """
-    size = 4 * len(rows) * cache.in_features
-    descriptive = sum(len(row.image.path.encode(errors="surrogateescape")) + 256 for row in rows) + (1 << 20)
+    size = 4 * len(keys) * cache.in_features
+    descriptive = sum(len(image.path.encode(errors="surrogateescape")) + 256 for image in images) + (1 << 20)
     with open(file, "xb") as claim:
         _claim(claim, 0, size + descriptive)
     with h5py.File(file, "w", libver=("v110", "v110")) as packed:
-        _describe(packed, cache, index, rows)
-        features = _create_features(packed, len(rows), cache.in_features)
+        packed["labels"] = index.labels(images).astype("<i4")
+        packed["passes"] = np.array([layout.pass_number(view) for _, view in keys], dtype="<i4")
+        packed["splits"] = np.array([image.split for image in images], dtype="S5")
+        packed.create_dataset("paths", data=[_text(image.path) for image in images], dtype=_TEXT)
+        packed.create_dataset("class_names", data=[_text(label) for label in index.classes], dtype=_TEXT)
+        packed.attrs["set"] = _text(index.name)
+        packed.attrs["root"] = _text(index.root)
+        packed.attrs["row_shape"] = np.array(cache.row_shape, dtype="<i8")
+        packed.attrs["manifest"] = canonical_json(asdict(cache.manifest)).decode()
+        packed.attrs["set_digest"] = index.digest
+        features = _create_features(packed, len(keys), cache.in_features)
         features.dims[0].label, features.dims[1].label = "row", "feature"
         for scale in ("labels", "paths", "splits", "passes"):
             packed[scale].make_scale(scale)
             features.dims[0].attach_scale(packed[scale])
-        offset = features.id.get_offset()
+        offset = int(features.id.get_offset())
     with open(file, "r+b") as claim:
         _claim(claim, offset, size)
-    return int(offset)
+    return offset
 
 
 def _claim(file: BinaryIO, offset: int, size: int) -> None:
-    """Have the disk keep room from `offset` on; OSError where it is full. Zeros where the system cannot be asked."""
+    """Have the disk keep room from `offset` on, where the system can be asked; OSError where it is full."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), offset, size)
-        return
-    file.seek(offset)
-    for start in range(0, size, _ZEROS):
-        file.write(bytes(min(_ZEROS, size - start)))
-
-
-def _describe(packed: h5py.File, cache: FeatureCache, index: SetIndex, rows: Sequence[_Row]) -> None:
-    place = {label: number for number, label in enumerate(index.classes)}
-    packed["labels"] = np.array([place[row.image.label] for row in rows], dtype="<i4")
-    packed["passes"] = np.array([int(row.view.removeprefix("pass:")) for row in rows], dtype="<i4")
-    packed["splits"] = np.array([row.image.split for row in rows], dtype="S5")
-    packed.create_dataset("paths", data=[_text(row.image.path) for row in rows], dtype=_TEXT)
-    packed.create_dataset("class_names", data=[_text(label) for label in index.classes], dtype=_TEXT)
-    manifest = cache.manifest
-    packed.attrs["set"] = _text(index.name)
-    packed.attrs["root"] = _text(index.root)
-    packed.attrs["row_shape"] = np.array(cache.row_shape, dtype="<i8")
-    packed.attrs["manifest"] = canonical_json(asdict(manifest)).decode()
-    packed.attrs["set_digest"] = index.digest
 
 
 def _text(name: str) -> str:
@@ -137,17 +110,4 @@ def _create_features(packed: h5py.File, rows: int, width: int) -> h5py.Dataset:
     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     created.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     created.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    space = h5py.h5s.create_simple((rows, width))
-    return h5py.Dataset(h5py.h5d.create(packed.id, b"features", h5py.h5t.IEEE_F32LE, space, created))
-
-
-def _write_features(file: Path, offset: int, cache: FeatureCache, rows: Sequence[_Row]) -> None:
-    width = 4 * cache.in_features
-    handle = os.open(file, os.O_WRONLY)
-    try:
-        for positions, block in cache.blocks([(row.image.key, row.view) for row in rows]):
-            for position, values in zip(positions, block.astype("<f4"), strict=True):
-                os.pwrite(handle, values.tobytes(), offset + int(position) * width)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return packed.create_dataset("features", (rows, width), "<f4", dcpl=created)

@@ -31,13 +31,14 @@ def load_projection(cache: Path, source: str) -> bytes | None:
 
 def projection_files(cache: Path) -> list[Path]:
     """The files kept, damaged ones among them."""
-    folder = cache / PROJECTION_FOLDER
-    return [file for file in sorted(folder.glob("*")) if file.is_file() and not file.name.startswith(".")]
+    return sorted(file for file in (cache / PROJECTION_FOLDER).glob("[!.]*") if file.is_file())
 
 
-def intact(path: Path) -> bool:
-    """Whether a kept projection has the source and the bytes that its name promises."""
-    return path.name == _name(path.name.partition("-")[0], path.read_bytes())
+def damaged_projections(cache: Path) -> list[Path]:
+    """Those that have not the source and the bytes that their names promise."""
+    return [
+        path for path in projection_files(cache) if path.name != _name(path.name.partition("-")[0], path.read_bytes())
+    ]
 
 
 def _name(source: str, data: bytes) -> str:

@@ -1,7 +1,6 @@
 """What makes a cache a reduced one: the basis all its rows were reduced by, and what that cost in accuracy."""
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -10,10 +9,11 @@ from msgspec import Meta
 
 from cache import layout
 from cache.errors import DamagedCache
-from cache.files import read_regular, write_atomically
-from cache.manifest import LARGEST_ROW, json_digest
+from cache.files import read_undamaged, write_atomically
+from cache.manifest import LARGEST_ROW, read_sealed, sealed
 from cache.records import Digest, convert
 
+_ADVICE = "restore it, or reduce the cache again"
 Width = Annotated[int, Meta(ge=1, le=LARGEST_ROW)]  # features
 
 
@@ -41,44 +41,37 @@ class Reduction:
 
     def save(self, cache: Path) -> None:
         """Write reduction.json whole or not at all; the basis must be there already."""
-        body = asdict(self)
-        data = json.dumps({"format": layout.FORMAT_VERSION, **body, "sha256": json_digest(body)}, indent=1)
-        write_atomically(cache / layout.REDUCTION_FILE, data.encode("ascii"))
+        write_atomically(cache / layout.REDUCTION_FILE, sealed(asdict(self), indent=1))
 
     @classmethod
     def load(cls, cache: Path) -> Self | None:
-        """That of the cache folder; None where its rows are whole, DamagedCache where it is not what was written."""
+        """That of the cache folder, its basis checked with it: without that its rows would say nothing.
+
+        None where its rows are whole, DamagedCache where a file is not what was written.
+        """
         path = cache / layout.REDUCTION_FILE
         if not path.exists():
             return None
-        try:
-            stored = json.loads(read_regular(path))
-            version, digest = stored.pop("format"), stored.pop("sha256")
-            if version != layout.FORMAT_VERSION or digest != json_digest(stored):
-                raise ValueError("of another format, or changed after it was written")
-            return convert(stored, cls)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedCache(f"{path} is not the record of a reduction ({error}); reduce the cache again") from error
+        reduction = cls.from_json(read_undamaged(path, _ADVICE), path)
+        reduction.read_basis(cache)
+        return reduction
+
+    @classmethod
+    def from_json(cls, data: bytes, path: Path | str) -> Self:
+        """The reduction of the bytes of reduction.json, which `path` names in messages."""
+        return read_sealed(data, lambda stored: convert(stored, cls), path, "the record of a reduction", _ADVICE)
 
     def read_basis(self, cache: Path) -> bytes:
         """The bytes of `basis.safetensors`, checked against `digest`."""
         path = cache / layout.BASIS_FILE
-        try:
-            data = read_regular(path)
-        except OSError as error:
-            raise DamagedCache(f"{path} cannot be read ({error.strerror}): restore it, or reduce again") from error
-        if hashlib.sha256(data).hexdigest() != self.digest:
-            raise DamagedCache(f"{path} is not the basis that the rows were reduced by: restore it, or reduce again")
+        data = read_undamaged(path, _ADVICE)
+        self.check_basis(data, path)
         return data
 
-
-def what_decides(data: bytes | None) -> object:
-    """What decides rows in a file beside the manifest: in reduction.json all but the accuracy, which may come later."""
-    try:
-        stored = json.loads(data or b"")
-        return {name: value for name, value in stored.items() if name not in ("accuracy", "sha256")}
-    except (ValueError, AttributeError, RecursionError):
-        return data  # the arrays of a basis, or nothing
+    def check_basis(self, data: bytes, path: Path | str) -> None:
+        """DamagedCache, which names `path`, where these are not the bytes of the basis."""
+        if hashlib.sha256(data).hexdigest() != self.digest:
+            raise DamagedCache(f"{path} is not the basis that the rows were reduced by: {_ADVICE}")
 
 
 def save_basis(cache: Path, data: bytes) -> str:

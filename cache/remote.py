@@ -2,21 +2,21 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from cache import layout
-from cache.copies import index_place, receive_index, receive_shard, send_index, send_shard, shard_place
 from cache.errors import CacheError, DamagedCache, ManifestMismatch
-from cache.files import read_regular, write_atomically
-from cache.index import index_path
+from cache.files import replacing
+from cache.index import SetIndex
 from cache.lock import check_writable, writing
 from cache.manifest import Manifest
-from cache.objects import ObjectStore
-from cache.reduction import Reduction, what_decides
+from cache.objects import Folder, ObjectStore, Place
+from cache.reduction import Reduction
+from cache.shard import Shard
 from cache.store import FeatureCache, check_place
 
 logger = logging.getLogger("headgraft.cache")
@@ -24,7 +24,7 @@ logger = logging.getLogger("headgraft.cache")
 _AT_ONCE = 4  # copies under way
 _SECONDS_BETWEEN_LINES = 10.0
 
-Sizes = Mapping[str, int]  # bytes of shards, by name
+Sizes = Mapping[str, int]  # bytes of files, by their place in the cache
 
 
 @dataclass(frozen=True)
@@ -45,33 +45,35 @@ class CopyResult:
     seconds: float
 
 
+class Refused(CacheError):
+    """A file that is not copied, and why; others are."""
+
+
 def push(path: Path, url: str, overwrite: bool = False) -> CopyResult:
-    """Copy to `url` what the cache has and it lacks; run again to go on. Nothing there is deleted.
+    """Copy to `url` what the cache has and it lacks; run again to resume. Nothing there is deleted.
 
     ManifestMismatch for a cache of other settings there. Indexes go last, and only where every shard could be sent;
     one that differs there is replaced only with `overwrite`.
     """
     start = time.perf_counter()
-    cache, store = FeatureCache.open(path), ObjectStore.open(url)
+    folder, store = Folder(path), ObjectStore.open(url)
     # Indexes, then shards, then the manifest: a writer goes the other way, so that what each rests on is seen too.
-    indexes = [(cache.index(name), read_regular(index_path(path / layout.SET_FOLDER, name))) for name in cache.sets()]
-    files = {name: _promised(name) for name in _shards_here(path)}
-    manifest = Manifest.load(path / layout.MANIFEST_FILE)
-    _settle(path, manifest, store)
-    there = store.sizes(layout.SHARD_FOLDER)
-    missing = {name: size for name, size in files.items() if there.get(name) != size}
-    _announce("send", files, missing)
-    refused = _each(partial(send_shard, path, manifest, store), missing)
-    _settle(path, manifest, store)  # again: another push, of other settings, may have begun there at the same moment
+    indexes = _indexes(folder)
+    shards = {name: _promised(name) for name in _shards(folder)}
+    manifest = FeatureCache.open(path).manifest
+    _settle(folder, store, manifest, "Push to another URL.")
+    missing = _missing("send", shards, _shards(store))
+    copied, refused = _copy_all(partial(_send_shard, folder, store, manifest), missing)
+    _settle(folder, store, manifest, "Push to another URL.")  # another push may have begun there at the same moment
     if refused:
-        outcomes: dict[str, str | None] = {i.name: "rows that it names could not be sent" for i, _ in indexes}
+        sets, kept = list[str](), dict.fromkeys(indexes, "rows that it names could not be sent")
     else:
-        outcomes = {index.name: send_index(path, store, index, data, overwrite) for index, data in indexes}
-    return _result(path, store, files, missing, refused, outcomes, start)
+        sets, kept = _copy_all(lambda name: _copy_index(store, indexes[name], overwrite, name), indexes)
+    return _result(path, store, shards, missing, copied, sets, refused | kept, start)
 
 
 def pull(url: str, path: Path, overwrite: bool = False) -> CopyResult:
-    """Copy to the cache at `path`, made if need be, what it lacks of the one at `url`; run again to go on.
+    """Copy to the cache at `path`, made if need be, what it lacks of the one at `url`; run again to resume.
 
     Every file is checked before it gets its name; one that fails is refused, the others are copied. ManifestMismatch
     for a cache of other settings at `path`. An index that differs there is replaced only with `overwrite`.
@@ -79,140 +81,168 @@ def pull(url: str, path: Path, overwrite: bool = False) -> CopyResult:
     start = time.perf_counter()
     check_writable(path)
     check_place(path)
-    store = ObjectStore.open(url)
-    manifest = _manifest_at(store)
+    folder, store = Folder(path), ObjectStore.open(url)
+    indexes, shards, manifest = _indexes(store), _shards(store), _manifest_at(store)  # in this order, as in push
     if manifest is None:
         raise CacheError(f"{store.url} holds no feature cache: push one there first, or name another URL")
     with writing(path):
-        sets = store.sizes(layout.SET_FOLDER)  # before the shards: those only grow
-        there = {name: size for name, size in store.sizes(layout.SHARD_FOLDER).items() if name.endswith(".h5")}
-        manifest = _settle_here(path, manifest, store)
-        here = _shards_here(path)
-        missing = {name: size for name, size in there.items() if here.get(name) != size}
-        _announce("receive", there, missing)
-        refused = _each(lambda name: receive_shard(path, manifest, store, name, missing[name]), missing)
-        names = [file.removesuffix(".json") for file in sets if file.endswith(".json")]
-        outcomes = {name: receive_index(path, store, name, overwrite) for name in names}
-    return _result(path, store, there, missing, refused, outcomes, start)
+        if not (path / layout.MANIFEST_FILE).exists():
+            for name in layout.COPIED_FILES:
+                (path / name).unlink(missing_ok=True)  # of a pull that was stopped
+        ours = FeatureCache.create(path, _settle(store, folder, manifest, "Pull into another folder.")).manifest
+        missing = _missing("receive", shards, _shards(folder))
+        copied, refused = _copy_all(lambda name: _receive_shard(folder, store, ours, missing[name], name), missing)
+        sets, kept = _copy_all(lambda name: _copy_index(folder, indexes[name], overwrite, name), indexes)
+    return _result(path, store, shards, missing, copied, sets, refused | kept, start)
 
 
-def _settle(path: Path, manifest: Manifest, store: ObjectStore) -> None:
-    """Have the store's manifest allow rows of this one; a cache of other settings, or of other files, is refused.
-
-    It is written before any shard, so that nobody sends gigabytes to be refused at the end.
-    """
-    stored = _manifest_at(store)
-    if stored is None:
-        for name, data in _copied_files(path).items():
-            if data is not None:
-                store.write(name, data)
-        store.write(layout.MANIFEST_FILE, manifest.as_json())
-        return
-    merged = stored.merged_with(manifest, store.url, "Push to another URL.")
-    _refuse_other_files(path, store)
-    if merged != stored:
-        store.write(layout.MANIFEST_FILE, merged.as_json())
+def _indexes(place: Place) -> dict[str, bytes]:
+    names = [name for name in place.sizes(layout.SET_FOLDER) if name.endswith(".json")]
+    return {name: place.read(name) or b"" for name in names}
 
 
-def _settle_here(path: Path, manifest: Manifest, store: ObjectStore) -> Manifest:
-    """The same for the cache at `path`; returns its manifest."""
-    file = path / layout.MANIFEST_FILE
-    if file.is_file():
-        Manifest.load(file).merged_with(manifest, path, "Pull into another folder.")
-        _refuse_other_files(path, store)
-    else:
-        _receive_files(path, store)
-    return FeatureCache.create(path, manifest).manifest
-
-
-def _receive_files(path: Path, store: ObjectStore) -> None:
-    """What a new cache has beside its manifest; nothing of it is kept where it is damaged."""
-    for name in layout.COPIED_FILES:
-        (path / name).unlink(missing_ok=True)  # of a pull that was stopped
-        if (data := store.read(name)) is not None:
-            write_atomically(path / name, data)
-    try:
-        if reduction := Reduction.load(path):
-            reduction.read_basis(path)
-    except DamagedCache as error:
-        for name in layout.COPIED_FILES:
-            (path / name).unlink(missing_ok=True)
-        raise DamagedCache(f"{store.url} is damaged, and nothing of it was kept: {error}") from error
-
-
-def _refuse_other_files(path: Path, store: ObjectStore) -> None:
-    here = _copied_files(path)
-    differ = [name for name, data in here.items() if what_decides(data) != what_decides(store.read(name))]
-    if differ:
-        raise ManifestMismatch(
-            f"{path} and {store.url} differ in {', '.join(differ)}, so their rows are not of one kind: "
-            "name another folder or another URL"
-        )
-
-
-def _copied_files(path: Path) -> dict[str, bytes | None]:
-    files = {name: path / name for name in layout.COPIED_FILES}
-    return {name: read_regular(file) if file.exists() else None for name, file in files.items()}
-
-
-def _manifest_at(store: ObjectStore) -> Manifest | None:
-    data = store.read(layout.MANIFEST_FILE)
-    return None if data is None else Manifest.from_json(data, store.named(layout.MANIFEST_FILE))
-
-
-def _shards_here(path: Path) -> dict[str, int]:
-    """Bytes that each has; one that a writer removes meanwhile counts none."""
-    files = sorted((path / layout.SHARD_FOLDER).glob("[!.]*.h5"))
-    return {file.name: file.stat().st_size if file.exists() else 0 for file in files}
+def _shards(place: Place) -> dict[str, int]:
+    return {name: size for name, size in place.sizes(layout.SHARD_FOLDER).items() if name.endswith(".h5")}
 
 
 def _promised(name: str) -> int:
-    promised = layout.parse_shard_name(name)
+    promised = layout.parse_shard_name(Path(name).name)
     return promised[1] if promised else 0
 
 
-def _each(copy: Callable[[str], str], names: Iterable[str]) -> dict[str, str]:
-    """Copy all shards, some at once; returns those that were refused, by their place in the cache, with why."""
-    names = list(names)
+def _manifest_at(place: Place) -> Manifest | None:
+    data = place.read(layout.MANIFEST_FILE)
+    return None if data is None else Manifest.from_json(data, place.named(layout.MANIFEST_FILE))
+
+
+def _settle(source: Place, target: Place, manifest: Manifest, advice: str) -> Manifest:
+    """Have the target's manifest allow rows of the source's and return it; a cache of another kind is refused.
+
+    It is written before any shard, so that nobody copies gigabytes to be refused at the end.
+    """
+    stored, reduction = _manifest_at(target), _reduction_at(source)
+    merged = stored.merged_with(manifest, target.url, advice) if stored else manifest
+    if stored is None and reduction:
+        for name in layout.COPIED_FILES:
+            target.write(name, source.read(name) or b"")
+    elif stored and reduction != _reduction_at(target):
+        raise ManifestMismatch(
+            f"{source.url} and {target.url} are not reduced alike, so their rows are not of one kind: "
+            "name another folder or another URL"
+        )
+    if merged != stored:
+        target.write(layout.MANIFEST_FILE, merged.as_json())
+    return merged
+
+
+def _reduction_at(place: Place) -> Reduction | None:
+    """What rows there were reduced by, checked, without what that cost: it may be measured later."""
+    record = place.read(layout.REDUCTION_FILE)
+    if record is None:
+        return None
+    reduction = Reduction.from_json(record, place.named(layout.REDUCTION_FILE))
+    reduction.check_basis(place.read(layout.BASIS_FILE) or b"", place.named(layout.BASIS_FILE))
+    return replace(reduction, accuracy={})
+
+
+def _missing(what: str, shards: Sizes, there: Sizes) -> Sizes:
+    """The shards of which there is none of that size."""
+    missing = {name: size for name, size in shards.items() if there.get(name) != size}
+    size, present = sum(missing.values()) / 1e6, len(shards) - len(missing)
+    logger.info(f"shards to {what}: {len(missing)}, {size:.1f} MB; there: {present}")
+    return missing
+
+
+def _copy_all(copy: Callable[[str], bool], names: Collection[str]) -> tuple[list[str], dict[str, str]]:
+    """Copy files, some at once; returns those of which there is a new copy, and why others were refused."""
+
+    def outcome(name: str) -> bool | str:
+        try:
+            return copy(name)
+        except Refused as error:
+            return str(error)
+
+    copied, refused, last = list[str](), dict[str, str](), time.monotonic()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        reasons = list(_counted(pool.map(copy, names), len(names)))
-    return {shard_place(name): reason for name, reason in zip(names, reasons, strict=True) if reason}
+        for done, (name, made) in enumerate(zip(names, pool.map(outcome, names), strict=True), 1):
+            if isinstance(made, str):
+                refused[name] = made
+            elif made:
+                copied.append(name)
+            if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                logger.info(f"{done} of {len(names)} files")
+    return copied, refused
 
 
-def _counted(outcomes: Iterable[str], total: int) -> Iterator[str]:
-    """The same outcomes; how many there were is said now and then."""
-    last = time.monotonic()
-    for done, outcome in enumerate(outcomes, 1):
-        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            logger.info(f"{done} of {total} shards")
-        yield outcome
+def _send_shard(folder: Folder, store: ObjectStore, manifest: Manifest, name: str) -> bool:
+    """Send one shard, checked as a reader checks it; `name` is its place in the cache."""
+    file = folder.path / name
+    _check_shard(file, file.name, manifest)
+    store.send(file, name)
+    return True
 
 
-def _announce(what: str, every: Sizes, missing: Sizes) -> None:
-    logger.info(
-        f"shards to {what}: {len(missing)}, {sum(missing.values()) / 1e6:.1f} MB; there: {len(every) - len(missing)}"
-    )
+def _receive_shard(folder: Folder, store: ObjectStore, manifest: Manifest, size: int, name: str) -> bool:
+    """Fetch one shard, of `size` bytes there; it gets its name when it is on the disk and checked."""
+    file = folder.path / name
+    promised = layout.parse_shard_name(file.name)
+    if promised is None:
+        raise Refused("it is not named as a shard is")
+    if promised[1] != size:
+        raise Refused(f"it has {size} bytes there, its name says {promised[1]}")
+    with replacing(file) as temporary:
+        store.fetch(name, temporary)
+        _check_shard(temporary, file.name, manifest)
+    return True
+
+
+def _check_shard(file: Path, name: str, manifest: Manifest) -> None:
+    """Refused where a file is not the shard of this name, or none of this cache."""
+    try:
+        header = Shard.open(file, name).header
+    except DamagedCache as error:
+        raise Refused(str(error).replace(str(file), "it", 1)) from error
+    if header.base_digest != manifest.base.digest or header.augmentation_digest not in manifest.recipes:
+        raise Refused("it was made with other settings than the rest")
+
+
+def _copy_index(target: Place, data: bytes, overwrite: bool, name: str) -> bool:
+    """Copy an index, `data` its bytes and `name` its place in the cache; False where the target's says all of it."""
+    try:
+        set_name = layout.check_set_name(Path(name).stem)
+        index = SetIndex.from_json(data, set_name, "it")
+    except CacheError as error:
+        raise Refused(str(error)) from error
+    try:
+        found = SetIndex.from_json(target.read(name) or b"", set_name, target.named(name))
+    except DamagedCache:  # there is none, or it is of no use to anyone
+        found = None
+    if found and found.says_all_of(index):
+        return False
+    if found and not overwrite:
+        raise Refused(f"{target.url} has another index of this set, which stays: replace it with --overwrite")
+    target.write(name, data)
+    return True
 
 
 def _result(
     path: Path,
     store: ObjectStore,
-    every: Sizes,
+    shards: Sizes,
     missing: Sizes,
+    copied: Sequence[str],
+    sets: Sequence[str],
     refused: Mapping[str, str],
-    outcomes: Mapping[str, str | None],
     start: float,
 ) -> CopyResult:
-    copied = [size for name, size in missing.items() if shard_place(name) not in refused]
-    reasons = {**refused, **{index_place(name): reason for name, reason in outcomes.items() if reason}}
     return CopyResult(
         url=store.url,
         cache=str(path),
         shards=len(copied),
-        present=len(every) - len(missing),
-        bytes=sum(copied),
-        sets=tuple(name for name, reason in outcomes.items() if reason == ""),
-        refused=tuple({"file": file, "reason": reason} for file, reason in reasons.items()),
+        present=len(shards) - len(missing),
+        bytes=sum(missing[name] for name in copied),
+        sets=tuple(Path(name).stem for name in sets),
+        refused=tuple({"file": file, "reason": reason} for file, reason in refused.items()),
         seconds=time.perf_counter() - start,
     )

@@ -1,9 +1,10 @@
 """One immutable shard: an HDF5 file named by the digest of its bytes, written once, read through a memory map."""
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import xxhash
 from cache import layout
 from cache.errors import DamagedCache
 from cache.files import write_atomically
-from cache.keys import PackedKeys, RowKey, join_keys, unpack_keys
+from cache.keys import Digests, PackedKeys, RowKey, join_keys, split_keys, unpack_keys
 
 Float16Array = npt.NDArray[np.float16]
 
@@ -37,19 +38,23 @@ class ShardHeader:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_shard(folder: Path, header: ShardHeader, keys: Sequence[RowKey], rows: Float16Array) -> Path:
-    """Write `rows` (N, D) under `keys` as one new shard in `folder` and return its path.
+def write_shard(folder: Path, header: ShardHeader, keys: PackedKeys, rows: Float16Array) -> Path:
+    """Write `rows` (N, D) under `keys` (N,) as one new shard in `folder` and return its path.
 
-    The HDF5 image is built in memory: a full disk under HDF5's own writes ends the interpreter.
+    Without an augmented view among them, the shard names no augmentation.
     """
-    image = _hdf5_image(header, keys, rows)
+    digests, views = split_keys(keys)
+    if (views == layout.CLEAN_VIEW.encode()).all():
+        header = replace(header, augmentation_digest="")
+    image = _hdf5_image(header, digests, views, rows)
     path = folder / layout.shard_name(xxhash.xxh3_128_hexdigest(image), len(image))
     if not path.exists():
         write_atomically(path, image)
     return path
 
 
-def _hdf5_image(header: ShardHeader, keys: Sequence[RowKey], rows: Float16Array) -> bytes:
+def _hdf5_image(header: ShardHeader, digests: Digests, views: npt.NDArray[np.bytes_], rows: Float16Array) -> bytes:
+    """Built in memory: a full disk under HDF5's own writes ends the interpreter."""
     options = {"driver": "core", "backing_store": False, "libver": ("v110", "v110")}
     aligned = {"alignment_threshold": layout.ALIGNMENT, "alignment_interval": layout.ALIGNMENT}
     with h5py.File("shard", "w", **options, **aligned) as file:
@@ -59,9 +64,7 @@ def _hdf5_image(header: ShardHeader, keys: Sequence[RowKey], rows: Float16Array)
         file.attrs[layout.ATTR_ROW_SHAPE] = np.array(header.row_shape, dtype="<i8")
         file.attrs[layout.ATTR_BASIS] = header.basis
         file.attrs[layout.ATTR_PROVENANCE] = json.dumps(dict(header.provenance), sort_keys=True)
-        digests = np.frombuffer(b"".join(digest for digest, _ in keys), dtype=np.uint8)
-        file.create_dataset(layout.DIGESTS, data=digests.reshape(len(keys), 32))
-        views = np.array([view.encode("ascii") for _, view in keys], dtype=layout.VIEW_DTYPE)
+        file.create_dataset(layout.DIGESTS, data=digests)
         file.create_dataset(layout.VIEWS, data=views)
         file.create_dataset(layout.FEATURES, data=np.ascontiguousarray(rows, dtype=layout.FEATURE_DTYPE))
         file.flush()
@@ -92,12 +95,14 @@ class Shard:
 
         `name` is what to check it against, where the file does not have that name yet.
         """
-        _check_bytes(path, name or path.name)
         try:
+            _check_bytes(path, name or path.name)
             with h5py.File(path, "r") as file:
                 header = _read_header(file)
                 keys = _read_keys(file, augmented=header.augmentation_digest != "")
                 offset, shape = _mappable(file, path.stat().st_size)
+        except FileNotFoundError as error:
+            raise DamagedCache(f"{path} is gone, as when a writer merged shards: run this again") from error
         except _NO_SHARD as error:
             raise DamagedCache(f"{path} is not a shard of this format: {error}") from error
         if shape != (len(keys), math.prod(header.row_shape)):
@@ -126,16 +131,9 @@ def _check_bytes(path: Path, name: str) -> None:
     found = path.stat().st_size
     if found != size:
         raise DamagedCache(f"{path} has {found} bytes, its name says {size}")
-    if _file_digest(path) != digest:
-        raise DamagedCache(f"{path} is damaged: its bytes do not have the digest in its name")
-
-
-def _file_digest(path: Path) -> str:
-    state = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 22):
-            state.update(block)
-    return state.hexdigest()
+        if hashlib.file_digest(file, xxhash.xxh3_128).hexdigest() != digest:
+            raise DamagedCache(f"{path} is damaged: its bytes do not have the digest in its name")
 
 
 def _read_header(file: h5py.File) -> ShardHeader:
@@ -146,13 +144,10 @@ def _read_header(file: h5py.File) -> ShardHeader:
     provenance = json.loads(file.attrs[layout.ATTR_PROVENANCE])
     if not row_shape or min(row_shape) < 1 or not isinstance(provenance, dict):
         raise ValueError("a row shape without features, or provenance that is not an object")
-    return ShardHeader(
-        base_digest=str(file.attrs[layout.ATTR_BASE]),
-        row_shape=row_shape,
-        augmentation_digest=str(file.attrs[layout.ATTR_AUGMENTATION]),
-        basis=str(file.attrs[layout.ATTR_BASIS]),
-        provenance=provenance,
+    base, augmentation, basis = (
+        str(file.attrs[name]) for name in (layout.ATTR_BASE, layout.ATTR_AUGMENTATION, layout.ATTR_BASIS)
     )
+    return ShardHeader(base, row_shape, augmentation, basis, provenance)
 
 
 def _read_keys(file: h5py.File, augmented: bool) -> PackedKeys:

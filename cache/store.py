@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ import numpy.typing as npt
 from cache import layout
 from cache.errors import CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
 from cache.files import is_temporary
-from cache.index import SetIndex, index_path, list_sets
+from cache.index import SetIndex, index_path
 from cache.keys import KeyTable, PackedKeys, RowKey, keys_of, pack_digests, pack_keys
 from cache.manifest import Manifest
 from cache.reduction import Reduction
-from cache.shard import Float16Array, Shard
+from cache.shard import Float16Array, Shard, ShardHeader
 
 Positions = npt.NDArray[np.intp]
 Labels = npt.NDArray[np.int64]
@@ -43,7 +43,8 @@ class Part:
 class FeatureCache:
     """A cache folder opened for reading: `manifest` says what its numbers are made from.
 
-    `reduction` says by what its rows were reduced, None where they are whole.
+    `reduction` says by what its rows were reduced, None where they are whole. Shards and indexes are read once, when
+    they are needed first; `reopened` sees what was written since.
     """
 
     path: Path
@@ -53,28 +54,42 @@ class FeatureCache:
     @classmethod
     def open(cls, path: str | Path) -> "FeatureCache":
         """Open an existing cache; CacheError if there is none at `path`."""
-        path = Path(path)
-        file = path / layout.MANIFEST_FILE
-        if not file.is_file():
-            found = "an empty path" if not path.exists() else "a folder without a manifest"
+        cache = cls.find(Path(path))
+        if cache is None:
+            found = "a folder without a manifest" if Path(path).exists() else "an empty path"
             raise CacheError(f"{path} is {found}, expected a feature cache: run extract first, or name it with --cache")
-        manifest = Manifest.load(file)
-        return cls(path, manifest, _reduction_of(path, manifest))
+        return cache
+
+    @classmethod
+    def find(cls, path: Path) -> "FeatureCache | None":
+        """The cache at `path`, None where there is none yet; DamagedCache where it is not what was written."""
+        file = path / layout.MANIFEST_FILE
+        return cls._with(path, Manifest.load(file)) if file.is_file() else None
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> "FeatureCache":
         """Open the cache at `path` for rows of `manifest`, made if it is not there; other settings are refused."""
         file = path / layout.MANIFEST_FILE
-        if file.is_file():
-            stored = Manifest.load(file)
-            manifest = stored.merged_with(manifest, path)
+        stored = Manifest.load(file) if file.is_file() else None
+        merged = stored.merged_with(manifest, path) if stored else manifest
         check_place(path)
         path.mkdir(parents=True, exist_ok=True)
-        if not file.is_file() or stored != manifest:
-            manifest.save(file)  # before the folders: at no moment is there something that is neither empty nor a cache
+        if merged != stored:
+            merged.save(file)  # before the folders: at no moment is there something that is neither empty nor a cache
         for folder in layout.FOLDERS:
             (path / folder).mkdir(exist_ok=True)
-        return cls(path, manifest, _reduction_of(path, manifest))
+        return cls._with(path, merged)
+
+    @classmethod
+    def _with(cls, path: Path, manifest: Manifest) -> "FeatureCache":
+        reduction = Reduction.load(path)
+        if reduction and reduction.in_features != math.prod(manifest.base.row_shape):
+            raise DamagedCache(f"{path} was reduced from rows of another length than its manifest's: reduce it again")
+        return cls(path, manifest, reduction)
+
+    def reopened(self) -> "FeatureCache":
+        """The same cache with the shards and indexes that it has now; manifest and basis are not read again."""
+        return replace(self)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -91,10 +106,10 @@ class FeatureCache:
         """D, the length of one row."""
         return int(np.prod(self.row_shape))
 
-    @property
-    def projections(self) -> Path:
-        """The folder of rows already reduced by a basis."""
-        return self.path / layout.PROJECTION_FOLDER
+    def header(self, provenance: Mapping[str, Any]) -> ShardHeader:
+        """What its shards of rows that `provenance` computed say."""
+        manifest = self.manifest
+        return ShardHeader(manifest.base.digest, self.row_shape, manifest.recipes[-1], self.basis_digest, provenance)
 
     @property
     def bytes(self) -> int:
@@ -102,20 +117,22 @@ class FeatureCache:
         return sum(path.stat().st_size for path in self._shard_paths())
 
     def _shard_paths(self) -> list[Path]:
-        folder = self.path / layout.SHARD_FOLDER
-        return sorted(path for path in folder.glob("*.h5") if not path.name.startswith("."))
+        return sorted((self.path / layout.SHARD_FOLDER).glob("[!.]*.h5"))
 
     @cached_property
     def examined(self) -> tuple[tuple[Shard, ...], dict[Path, CacheError]]:
         """The sound shards, and the others with what is wrong with each: the one place where shards are opened."""
-        paths = self._shard_paths()
-        # A writer may have added the recipe of its augmented rows since this was opened, always before the rows.
-        augmentation = Manifest.load(self.path / layout.MANIFEST_FILE).augmentation
-        allowed = ("", augmentation.digest) if augmentation else ("",)
         with ThreadPoolExecutor(4) as pool:
-            results = list(pool.map(lambda path: self._examine(path, allowed), paths))
-        sound = tuple(result for result in results if isinstance(result, Shard))
-        return sound, {p: r for p, r in zip(paths, results, strict=True) if not isinstance(r, Shard)}
+            opening = {path: pool.submit(Shard.open, path) for path in self._shard_paths()}
+        sound, bad = [], dict[Path, CacheError]()
+        for path, opened in opening.items():
+            try:
+                self._refuse_foreign(opened.result())
+            except CacheError as error:
+                bad[path] = error
+            else:
+                sound.append(opened.result())
+        return tuple(sound), bad
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -130,20 +147,16 @@ class FeatureCache:
             )
         return sound
 
-    def _examine(self, path: Path, recipes: Sequence[str]) -> Shard | CacheError:
-        try:
-            shard = Shard.open(path)
-        except DamagedCache as error:
-            return error
-        except FileNotFoundError:
-            return DamagedCache(f"{path} went while it was being read, as when a writer merges shards: run this again")
-        except OSError as error:
-            return DamagedCache(f"{path} cannot be read: {error.strerror}")
-        if shard.header.base_digest != self.manifest.base.digest or shard.header.augmentation_digest not in recipes:
-            return ManifestMismatch(f"{path} was made with other settings than {self.path}")
-        if shard.header.basis == self.basis_digest and shard.header.row_shape != self.row_shape:
-            return DamagedCache(f"{path} holds rows of {shard.header.row_shape}, expected {self.row_shape}")
-        return shard
+    def _refuse_foreign(self, shard: Shard) -> None:
+        """ManifestMismatch or DamagedCache for a sound shard that is none of this cache."""
+        header, manifest = shard.header, self.manifest
+        if header.augmentation_digest not in manifest.recipes:
+            # A writer may have added the recipe of its augmented rows since this was opened, always before the rows.
+            manifest = Manifest.load(self.path / layout.MANIFEST_FILE)
+        if header.base_digest != manifest.base.digest or header.augmentation_digest not in manifest.recipes:
+            raise ManifestMismatch(f"{shard.path} was made with other settings than {self.path}")
+        if header.basis == self.basis_digest and header.row_shape != self.row_shape:
+            raise DamagedCache(f"{shard.path} holds rows of {header.row_shape}, expected {self.row_shape}")
 
     def _served(self, shards: Sequence[Shard]) -> KeyTable:
         """Where each key is served from; a spare copy of a row is never looked at, nor one of another basis."""
@@ -172,11 +185,6 @@ class FeatureCache:
         """Those of `keys` that have no row, in their order."""
         return keys[self._places.find(keys)[0] < 0]
 
-    def missing(self, keys: Sequence[RowKey]) -> list[RowKey]:
-        """Those of `keys` that have no row, in their order."""
-        shards, _ = self._places.find(pack_keys(keys))
-        return [keys[number] for number in np.flatnonzero(shards < 0).tolist()]
-
     def parts(self, keys: PackedKeys) -> list["Part"]:
         """Where `keys` are, shard by shard. MissingRows if one is nowhere.
 
@@ -184,9 +192,7 @@ class FeatureCache:
         """
         shards, rows = self._places.find(keys)
         if absent := int((shards < 0).sum()):
-            raise MissingRows(
-                f"{absent} of {len(keys)} rows are not in {self.path}: run extract again on the same data"
-            )
+            raise MissingRows(f"{absent} of {len(keys)} rows are not in {self.path}: extract the same data again")
         order = np.lexsort((rows, shards))
         cuts = np.flatnonzero(np.diff(shards[order])) + 1
         parts = np.split(order, cuts) if len(keys) else []
@@ -223,10 +229,17 @@ class FeatureCache:
 
     def sets(self) -> list[str]:
         """Names of the image sets."""
-        return list_sets(self.path / layout.SET_FOLDER)
+        return sorted(file.stem for file in (self.path / layout.SET_FOLDER).glob("[!.]*.json"))
 
     def index(self, name: str | None = None) -> SetIndex:
         """The index of set `name`, or of the only set; UnknownSet lists the choice."""
+        name = self.set_name(name)
+        if name not in self._indexes:
+            self._indexes[name] = SetIndex.load(index_path(self.path / layout.SET_FOLDER, name))
+        return self._indexes[name]
+
+    def set_name(self, name: str | None) -> str:
+        """`name`, or that of the only set; UnknownSet lists the choice."""
         names = self.sets()
         if name is None and len(names) == 1:
             name = names[0]
@@ -234,10 +247,26 @@ class FeatureCache:
             found = ", ".join(names) or "none yet: run extract"
             asked = "more than one set" if name is None else f"no set {name!r}"
             raise UnknownSet(f"{self.path} has {asked if names else 'no set'}; name one with --set (sets: {found})")
-        return SetIndex.load(index_path(self.path / layout.SET_FOLDER, name))
+        return name
+
+    @cached_property
+    def _indexes(self) -> dict[str, SetIndex]:
+        """Those read so far: of a million images, one takes seconds to read."""
+        return {}
+
+    def indexes(self) -> dict[str, SetIndex | CacheError]:
+        """The index of every set, or why it cannot be used."""
+        found: dict[str, SetIndex | CacheError] = {}
+        for name in self.sets():
+            try:
+                found[name] = self.index(name)
+            except CacheError as error:
+                found[name] = error
+        return found
 
     def save_index(self, index: SetIndex) -> None:
         """Write or replace the index of one set."""
+        self._indexes.pop(index.name, None)
         index.save(self.path / layout.SET_FOLDER)
 
     def complete_passes(self, index: SetIndex) -> int:
@@ -248,15 +277,17 @@ class FeatureCache:
             passes += 1
         return passes
 
-
-def _reduction_of(path: Path, manifest: Manifest) -> Reduction | None:
-    """Of a cache folder, its basis checked with it: without that its rows would say nothing."""
-    reduction = Reduction.load(path)
-    if reduction:
-        reduction.read_basis(path)
-        if reduction.in_features != math.prod(manifest.base.row_shape):
-            raise DamagedCache(f"{path} was reduced from rows of another length than its manifest's: reduce it again")
-    return reduction
+    def passes(self, index: SetIndex, asked: int | None) -> int:
+        """As many augmented passes as were asked for; else all there are, or were: one that is lost is an error."""
+        known = index.passes
+        if asked is None or asked > known:
+            known = max(known, self.complete_passes(index))
+        if asked is not None and asked > known:
+            raise MissingRows(
+                f"set {index.name!r} of {self.path} has {known} augmented pass{'es' * (known != 1)}, {asked} asked "
+                f"for: run extract with --passes {asked}, or ask for --passes {known}"
+            )
+        return known if asked is None else asked
 
 
 def check_place(path: Path) -> None:

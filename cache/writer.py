@@ -1,17 +1,18 @@
 """Writing rows: they collect into shards that land whole; small shards are merged at the end."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from cache import layout
-from cache.files import sync_folder
-from cache.keys import KeyTable, RowKey
+from cache.files import remove
+from cache.keys import KeyTable, RowKey, pack_keys
 from cache.shard import Float16Array, Shard, ShardHeader, write_shard
 
 ROWS_PER_SHARD = 1000
@@ -32,13 +33,11 @@ class ShardWriter:
         self,
         cache: Path,
         header: ShardHeader,
-        augmentation_digest: str = "",
         rows_per_shard: int = ROWS_PER_SHARD,
         seconds_per_shard: float | None = SECONDS_PER_SHARD,
     ) -> None:
         self.folder = cache / layout.SHARD_FOLDER
         self.header = header
-        self.augmentation_digest = augmentation_digest
         self.rows_per_shard = rows_per_shard
         self.seconds_per_shard = seconds_per_shard
         self.seconds = 0.0  # spent writing
@@ -93,9 +92,7 @@ class ShardWriter:
 
     def _write(self, keys: list[RowKey], rows: list[Float16Array]) -> None:
         start = time.perf_counter()
-        augmented = any(layout.is_augmented(view) for _, view in keys)
-        header = replace(self.header, augmentation_digest=self.augmentation_digest if augmented else "")
-        write_shard(self.folder, header, keys, np.concatenate(rows))
+        write_shard(self.folder, self.header, pack_keys(keys), np.concatenate(rows))
         self.seconds += time.perf_counter() - start
 
 
@@ -110,44 +107,44 @@ def merge_small_shards(shards: Sequence[Shard]) -> int:
         if shard not in spare and len(shard) < MERGE_BELOW:
             groups.setdefault(repr(replace(shard.header, augmentation_digest="")), []).append(shard)
     batches = [batch for group in groups.values() for batch in _batches(group) if len(batch) > 1]
-    kept = {_merge(batch) for batch in batches}
-    merged = [shard for batch in batches for shard in batch]
-    for shard in (*spare, *merged):
-        if shard.path not in kept:
-            shard.path.unlink(missing_ok=True)
-    if shards:
-        sync_folder(shards[0].path.parent)
-    return len(spare) + len(merged)
+    written = {_merge(batch) for batch in batches}
+    gone = [*spare, *chain.from_iterable(batches)]
+    remove(shard.path for shard in gone if shard.path not in written)
+    return len(gone)
+
+
+def by_kind(shards: Iterable[Shard]) -> list[list[Shard]]:
+    """Shards whose rows are of one shape and basis together."""
+    kinds: dict[tuple[object, ...], list[Shard]] = {}
+    for shard in shards:
+        kinds.setdefault((shard.header.basis, shard.header.row_shape), []).append(shard)
+    return list(kinds.values())
 
 
 def spare_copies(shards: Sequence[Shard]) -> list[Shard]:
     """Shards whose every row also stands in a larger one, as a kill during a merge leaves them."""
-    kinds: dict[tuple[object, ...], list[Shard]] = {}
-    for shard in sorted(shards, key=lambda s: (-len(s), s.path.name)):
-        kinds.setdefault((shard.header.basis, shard.header.row_shape), []).append(shard)
-    return [shard for kind in kinds.values() for shard in _served_by_others(kind)]
-
-
-def _served_by_others(shards: Sequence[Shard]) -> list[Shard]:
-    """Those of `shards`, of rows of one kind, whose every row stands in one before it."""
-    used = KeyTable([(number, shard.packed_keys) for number, shard in enumerate(shards)]).used
-    return [shard for number, shard in enumerate(shards) if number not in used]
+    spare = []
+    for kind in by_kind(sorted(shards, key=lambda shard: (-len(shard), shard.path.name))):
+        used = KeyTable([(number, shard.packed_keys) for number, shard in enumerate(kind)]).used
+        spare += [shard for number, shard in enumerate(kind) if number not in used]
+    return spare
 
 
 def _batches(group: Sequence[Shard]) -> Iterator[list[Shard]]:
     batch: list[Shard] = []
     for shard in group:
         batch.append(shard)
-        if sum(len(s) for s in batch) >= ROWS_PER_SHARD:
+        if sum(map(len, batch)) >= ROWS_PER_SHARD:
             yield batch
             batch = []
     yield batch
 
 
 def _merge(batch: Sequence[Shard]) -> Path:
-    """Write one shard with the rows of `batch` and return its path."""
-    contents = [(shard.keys, shard.read()) for shard in batch]  # checked anew: what is copied gets a digest of its own
-    places = {key: row for keys, rows in contents for key, row in zip(keys, rows, strict=True)}  # shards may overlap
+    """Write one shard with the rows of `batch`, which may overlap, and return its path."""
+    keys = np.concatenate([shard.packed_keys for shard in batch])
+    rows = np.concatenate([shard.read() for shard in batch])  # checked again: what is copied gets a new digest
+    first = np.sort(np.unique(keys, return_index=True)[1])
     augmentation = max(shard.header.augmentation_digest for shard in batch)  # one manifest: "" or that one digest
     header = replace(batch[0].header, augmentation_digest=augmentation)
-    return write_shard(batch[0].path.parent, header, list(places), np.stack(list(places.values())))
+    return write_shard(batch[0].path.parent, header, keys[first], rows[first])

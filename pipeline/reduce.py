@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import time
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -10,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.stats import t as student
 
-from cache import layout
 from cache.errors import CacheError
 from cache.keys import unpack_keys
 from cache.lock import check_writable, writing
@@ -32,11 +28,9 @@ from pipeline.errors import ConfigError
 from pipeline.heads.fit import fit_head, score_head
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
+from pipeline.statistics.intervals import Bools, deviation, paired_loss
 
 logger = logging.getLogger("headgraft.reduce")
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 
 ROWS_PER_SHARD = 10_000  # of a KB or so each
 SECONDS_PER_SHARD = 60.0
@@ -81,19 +75,12 @@ def reduce_cache(config: ReduceConfig) -> ReduceResult:
         raise CacheError(f"{whole.path} is reduced already, by {whole.reduction.basis}: reduce the cache it came from")
     fitted = _fitted(config, trainset)  # before anything is made: not all that may be asked for can be
     with writing(config.out):
-        out, basis = _opened(config, trainset, fitted)
-        computed = _write_rows(whole, out, basis)
-        out = FeatureCache.open(config.out)
-        merge_small_shards(out.shards)
+        out = _begun(config, trainset, fitted)
+        computed = _write_rows(whole, out)
+        merge_small_shards(out.reopened().shards)
         for name in whole.sets():
             out.save_index(whole.index(name))
-    out = FeatureCache.open(config.out)
-    assert out.reduction is not None
-    accuracy = out.reduction.accuracy
-    if config.seeds and accuracy.get("seeds") != config.seeds:
-        accuracy = _measure(config, trainset)
-        with writing(config.out):
-            replace(out.reduction, accuracy=accuracy).save(config.out)
+        out = out.reopened()
     return ReduceResult(
         cache=str(config.cache),
         out=str(config.out),
@@ -105,36 +92,32 @@ def reduce_cache(config: ReduceConfig) -> ReduceResult:
         reused=len(out) - computed,
         bytes=out.bytes,
         source_bytes=whole.bytes,
-        accuracy=accuracy,
+        accuracy=_accuracy(config, trainset, replace(trainset, cache=out)),
         seconds=time.perf_counter() - start,
     )
 
 
 def _fitted(config: ReduceConfig, trainset: TrainingSet) -> Basis | None:
     """The basis; None where an earlier run of the same has left it. CacheError where `out` is another cache."""
-    if not _begun(config.out):  # what may lie there is of a run that was stopped before any row
+    known = FeatureCache.find(config.out)
+    if known is None:  # what may lie there is of a run that was stopped before any row
         return load_data(trainset, config.basis, allowed_bytes(config.memory))[0]
-    known = Reduction.load(config.out)
-    if known and known.source == source_of(trainset, config.basis):
+    reduction = known.reduction
+    if reduction and reduction.source == source_of(trainset, config.basis):
         return None
-    found = f"reduced by {known.basis}, fitted on other rows or as another basis" if known else "of full features"
+    found = (
+        f"reduced by {reduction.basis}, fitted on other rows or as another basis" if reduction else "of full features"
+    )
     raise CacheError(f"{config.out} holds a cache {found}: name another folder with --out")
 
 
-def _begun(out: Path) -> bool:
-    return (out / layout.MANIFEST_FILE).is_file()
-
-
-def _opened(config: ReduceConfig, trainset: TrainingSet, fitted: Basis | None) -> tuple[FeatureCache, Basis]:
-    """The cache to write to, and the basis that lies in it."""
-    if fitted and _begun(config.out):
-        raise CacheError(f"another process began {config.out} meanwhile: run the same command again")
+def _begun(config: ReduceConfig, trainset: TrainingSet, fitted: Basis | None) -> FeatureCache:
+    """The cache to write to, in which the basis lies."""
     if fitted:
+        if FeatureCache.find(config.out) is not None:
+            raise CacheError(f"another process began {config.out} meanwhile: run the same command again")
         _describe(config.out, trainset, fitted, source_of(trainset, config.basis)).save(config.out)
-    out = FeatureCache.create(config.out, trainset.cache.manifest)  # after the reduction: never full features
-    kept = reduction_basis(out)
-    assert kept is not None
-    return out, kept
+    return FeatureCache.create(config.out, trainset.cache.manifest)  # after the reduction: never full features
 
 
 def _describe(out: Path, trainset: TrainingSet, basis: Basis, source: str) -> Reduction:
@@ -153,20 +136,19 @@ def _describe(out: Path, trainset: TrainingSet, basis: Basis, source: str) -> Re
     return Reduction(basis.name, digest, width, reduced, source, fitted_on)
 
 
-def _write_rows(whole: FeatureCache, out: FeatureCache, basis: Basis) -> int:
+def _write_rows(whole: FeatureCache, out: FeatureCache) -> int:
     """Reduce the rows that `out` lacks; returns how many those were."""
-    keys = whole.keys
+    keys, basis = whole.keys, reduction_basis(out)
+    assert basis is not None
     missing = out.without(keys)
     each = 2 * out.in_features + keys.itemsize
     logger.info(f"{counted(len(keys), 'row')}, {len(missing)} to reduce: {size(len(missing) * each)} to write")
-    recipe = whole.manifest.augmentation
     parts = sorted(whole.parts(missing), key=_made_by)
     with progress(len(missing), "rows") as advance:
         for _, alike in groupby(parts, _made_by):
             some = list(alike)
-            header = replace(some[0].shard.header, row_shape=out.row_shape, basis=out.basis_digest)
-            digest = recipe.digest if recipe else ""
-            with ShardWriter(out.path, header, digest, ROWS_PER_SHARD, SECONDS_PER_SHARD) as writer:
+            header = out.header(some[0].shard.header.provenance)
+            with ShardWriter(out.path, header, ROWS_PER_SHARD, SECONDS_PER_SHARD) as writer:
                 for part in some:
                     for positions, rows in part.blocks(part.shard.read(), ROWS_AT_ONCE):
                         writer.add(unpack_keys(missing[positions]), reduce_rows(basis, rows))
@@ -179,37 +161,25 @@ def _made_by(part: Part) -> str:
     return json.dumps(dict(part.shard.header.provenance), sort_keys=True)
 
 
-def _measure(config: ReduceConfig, trainset: TrainingSet) -> dict[str, Any]:
-    """Validation accuracy of the default head on whole and on reduced rows, over the same seeds and images."""
-    reduced = TrainingSet.open(config.out, trainset.index.name, trainset.passes)
-    hits = {name: _hits(config, of) for name, of in (("whole", trainset), ("reduced", reduced))}
-    found = {
-        name: {"basis": of.default_basis, "mean": float(hits[name].mean()), "std": _deviation(hits[name].mean(1))}
-        for name, of in (("whole", trainset), ("reduced", reduced))
-    }
-    return {**found, **paired_loss(hits["whole"], hits["reduced"]), "seeds": config.seeds}
+def _accuracy(config: ReduceConfig, whole: TrainingSet, reduced: TrainingSet) -> dict[str, Any]:
+    """Validation accuracy of the default head on whole and on reduced rows, over the same seeds and images.
 
-
-def paired_loss(whole: Bools, reduced: Bools) -> dict[str, Any]:
-    """What is `lost` by reducing, of heads of S seeds on the same N images, (S, N) right or not.
-
-    `error` is the standard error of that mean difference over seeds, `low` and `high` its 95 % interval over seeds and
-    images: the sum of the variances of the means over either, which counts what they share twice and so is a little
-    wide, with degrees of freedom by Satterthwaite (An Approximate Distribution of Estimates of Variance Components,
-    Biometrics Bulletin, 1946). Of one seed it is over images alone.
+    It is kept with the reduction, and measured again only with another number of seeds.
     """
-    apart = whole.astype(np.float64) - reduced
-    lost, (seeds, images) = float(apart.mean()), apart.shape
-    parts = [(_deviation(apart.mean(axis)) ** 2 / count, count - 1) for axis, count in ((1, seeds), (0, images))]
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / (count or 1) for part, count in parts) if variance else 1.0
-    reach = float(student.ppf(0.975, freedom)) * math.sqrt(variance)
-    return {"lost": lost, "error": math.sqrt(parts[0][0]), "low": lost - reach, "high": lost + reach}
-
-
-def _deviation(values: Floats) -> float:
-    """Sample standard deviation, 0 of a single value."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    reduction = reduced.cache.reduction
+    assert reduction is not None
+    if config.seeds in (0, reduction.accuracy.get("seeds")):
+        return reduction.accuracy
+    found: dict[str, Any] = {}
+    hits = []
+    for name, trainset in (("whole", whole), ("reduced", reduced)):
+        hits.append(_hits(config, trainset))
+        accuracies = hits[-1].mean(axis=1)
+        found[name] = {"basis": trainset.default_basis, "mean": float(hits[-1].mean()), "std": deviation(accuracies)}
+    found |= {**paired_loss(*hits), "seeds": config.seeds}
+    with writing(config.out):
+        replace(reduction, accuracy=found).save(config.out)
+    return found
 
 
 def _hits(config: ReduceConfig, trainset: TrainingSet) -> Bools:

@@ -32,7 +32,7 @@ def claimed_run(path: Path, overwrite: bool) -> Iterator[bool]:
     cannot be written.
     """
     refuse_other_kind(path, folder=True)
-    if os.path.lexists(path) and ((path / RUN_FILE).is_file() or _other_things(path)):
+    if os.path.lexists(path) and ((path / RUN_FILE).is_file() or _things(path, besides=RUN_FILES)):
         refuse_to_overwrite(path, overwrite)
         refuse_other_things(path)
     with claimed(path):
@@ -41,17 +41,14 @@ def claimed_run(path: Path, overwrite: bool) -> Iterator[bool]:
 
 def refuse_other_things(path: Path) -> None:
     """RunError where the folder `path` holds anything that no run holds: --overwrite replaces runs only."""
-    if others := _other_things(path):
+    if others := _things(path, besides=RUN_FILES):
         raise RunError(f"{path} holds {named(others[0])}, which is not part of a run: choose another folder with --run")
 
 
-def _other_things(path: Path) -> list[str]:
-    return [name for name in _things(path) if name not in RUN_FILES]
-
-
-def _things(path: Path) -> list[str]:
+def _things(path: Path, besides: tuple[str, ...] = ()) -> list[str]:
     """What is in the folder, but for a claim and files being written, which a killed process may have left."""
-    return [file.name for file in path.iterdir() if not layout.is_lock(file.name) and not is_temporary(file)]
+    files = (file for file in path.iterdir() if not layout.is_lock(file.name) and not is_temporary(file))
+    return [file.name for file in files if file.name not in besides]
 
 
 def prepare_sweep(path: Path, overwrite: bool) -> None:

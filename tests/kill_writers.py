@@ -19,7 +19,7 @@ import numpy as np
 
 import cache.writer
 from cache.check import verify
-from cache.keys import RowKey
+from cache.keys import RowKey, pack_keys
 from cache.shard import Float16Array
 from cache.store import FeatureCache
 from pipeline.config import ExtractConfig
@@ -73,7 +73,7 @@ def lost_rows(cache_folder: Path, ledger: Path) -> int:
     if not acknowledged:
         return 0
     opened = FeatureCache.open(cache_folder)
-    return len(opened.missing([(bytes.fromhex(digest), view) for digest, view in acknowledged]))
+    return len(opened.without(pack_keys((bytes.fromhex(digest), view) for digest, view in acknowledged)))
 
 
 def main(folder: Path, kills: int) -> Counter[str]:
@@ -84,7 +84,7 @@ def main(folder: Path, kills: int) -> Counter[str]:
     data, weights = draw(folder / "data"), folder / "tiny.safetensors"
     save_file(conftest.tiny_tensors(), weights)
     cache.writer.ROWS_PER_SHARD, cache.writer.MERGE_BELOW = 8, 6
-    cache.writer.ShardWriter.__init__.__defaults__ = ("", 8, 20.0)
+    cache.writer.ShardWriter.__init__.__defaults__ = (8, 20.0)
     found: Counter[str] = Counter()
     reference: dict[RowKey, Float16Array] = {}
     seconds = 1.0  # of an undisturbed extraction; measured by those that end

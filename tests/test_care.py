@@ -3,21 +3,30 @@
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from conftest import Extract, Times, draw_image
+from conftest import Extract, Times, draw_image, train_config
 
 from cache.check import repair, verify
 from cache.errors import CacheError, DamagedCache, MissingRows, UnknownSet
+from cache.index import SetIndex
 from cache.info import in_words, info
+from cache.manifest import Manifest
 from cache.pack import pack
 from cache.prune import forget, prune
 from cache.store import FeatureCache
+from pipeline.config import EvaluateConfig, ReduceConfig, ReportConfig
+from pipeline.evaluate import evaluate
 from pipeline.inputs.images import changed_files
+from pipeline.reduce import reduce_cache
+from pipeline.report import report
+from pipeline.train import train_head
 
 
 @pytest.fixture
@@ -232,7 +241,7 @@ def test_where_there_is_no_cache_nothing_is_made(
 
 def test_more_passes_than_there_are_cannot_be_packed(cache: Path, tmp_path: Path) -> None:
     """How many there are, and what to do."""
-    with pytest.raises(MissingRows, match="has 1 augmented passes, 3 were asked for"):
+    with pytest.raises(MissingRows, match="has 1 augmented pass, 3 asked for"):
         pack(cache, tmp_path / "packed.h5", passes=3)
 
 
@@ -263,3 +272,29 @@ def test_what_cannot_be_packed_is_said(cache: Path, tmp_path: Path) -> None:
     """A folder as the file."""
     with pytest.raises(CacheError, match="is a folder"):
         pack(cache, tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("command", ["train-head", "evaluate", "report", "reduce"])
+def test_a_command_reads_manifest_and_index_once(
+    command: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million images, an index takes seconds to read; nor does a command see two states of one cache."""
+    run, reads = tmp_path / "run", Counter[str]()
+    if command in ("evaluate", "report"):
+        train_head(train_config(cache, run))
+    for kind in (Manifest, SetIndex):
+
+        def counted(*given: Any, kind: Any = kind, load: Any = kind.load) -> Any:
+            reads[kind.__name__] += 1
+            return load(*given)
+
+        monkeypatch.setattr(kind, "load", counted)
+    if command == "train-head":
+        train_head(train_config(cache, run))
+    elif command == "evaluate":
+        evaluate(EvaluateConfig(run))
+    elif command == "report":
+        report(ReportConfig(run))
+    else:
+        reduce_cache(ReduceConfig(cache, tmp_path / "reduced", basis="pool+pca:6", seeds=1))
+    assert reads == {"Manifest": 1, "SetIndex": 1}

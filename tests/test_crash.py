@@ -25,7 +25,7 @@ sys.path.insert(0, {tests!r})
 import conftest
 import cache.writer
 conftest.register_tiny()
-cache.writer.ShardWriter.__init__.__defaults__ = ("", 2, 20.0)
+cache.writer.ShardWriter.__init__.__defaults__ = (2, 20.0)
 from cli import main
 main()
 """
@@ -145,7 +145,7 @@ def test_a_failing_fsync_is_one_message(run_extract: Extract, tmp_path: Path, mo
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         fsync(handle)
 
-    monkeypatch.setattr("cache.writer.ShardWriter.__init__.__defaults__", ("", 2, 20.0))
+    monkeypatch.setattr("cache.writer.ShardWriter.__init__.__defaults__", (2, 20.0))
     monkeypatch.setattr("cache.files.os.fsync", failing)
     with pytest.raises(CacheError, match="Input/output error"):
         run_extract(batch_size=2)

@@ -228,7 +228,7 @@ def test_the_phase_that_the_others_wait_for_is_named(
     place: str, phase: str, workers: int, run_extract: Extract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever is slow, with decoding in line or ahead."""
-    monkeypatch.setattr("cache.writer.ShardWriter.__init__.__defaults__", ("", 2, 20.0))
+    monkeypatch.setattr("cache.writer.ShardWriter.__init__.__defaults__", (2, 20.0))
     quick = pkgutil.resolve_name(place)
 
     def slowed(*args: object, **named: object) -> object:

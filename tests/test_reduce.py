@@ -40,12 +40,13 @@ from pipeline.export import export
 from pipeline.extract import extract
 from pipeline.model.file import load_bundle
 from pipeline.model.parity_worker import answer
-from pipeline.reduce import ReduceResult, paired_loss, reduce_cache
+from pipeline.reduce import ReduceResult, reduce_cache
 from pipeline.report import report
 from pipeline.reporting.duplicates import identical_files, near_duplicates
 from pipeline.reporting.label_issues import label_issues
 from pipeline.run import Run
 from pipeline.run_folder import REPORT_FILE
+from pipeline.statistics.intervals import paired_loss
 from pipeline.sweep import sweep
 from pipeline.train import train_head
 

@@ -20,6 +20,7 @@ from cache import layout
 from cache.check import verify
 from cache.errors import CacheBusy, CacheError, DamagedCache, ManifestMismatch
 from cache.index import ImageRecord, SetIndex
+from cache.keys import pack_keys
 from cache.lock import writing
 from cache.manifest import Augmentation, Manifest
 from cache.objects import ObjectStore
@@ -49,7 +50,7 @@ def cache_of(path: Path, *images: int, manifest: Manifest = PLAIN, passes: int =
     header = ShardHeader(manifest.base.digest, (8, 2, 2), recipe.digest if recipe else "")
     for number in images:
         keys = [key_of(number, layout.pass_view(view)) for view in range(passes + 1)]
-        write_shard(path / "shards", header, keys, some_rows(len(keys), 32, number))
+        write_shard(path / "shards", header, pack_keys(keys), some_rows(len(keys), 32, number))
     records = [ImageRecord(f"train/1/{n}.jpg", key_of(n)[0].hex(), "1", "train", 10, 20) for n in images]
     cache.save_index(SetIndex("flowers", "/data", "/data", 0, ("1",), tuple(records), passes=passes))
     return path
@@ -74,7 +75,7 @@ def flipped(data: bytes, place: int) -> bytes:
 @pytest.fixture
 def shards_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Extraction writes shards of two rows, so that there are many."""
-    monkeypatch.setattr("cache.writer.ShardWriter.__init__.__defaults__", ("", 2, 20.0))
+    monkeypatch.setattr("cache.writer.ShardWriter.__init__.__defaults__", (2, 20.0))
 
 
 def test_what_is_pulled_is_what_was_pushed(tmp_path: Path) -> None:
@@ -325,6 +326,7 @@ def test_a_damaged_index_is_refused_there_and_replaced_here(tmp_path: Path) -> N
     assert push(cache, URL).sets == ("flowers",)
     assert stored()["sets/flowers.json"] == whole
     (cache / "sets" / "flowers.json").write_bytes(b"{}")
+    assert [refused["file"] for refused in push(cache, URL).refused] == ["sets/flowers.json"]
     assert pull(URL, cache).sets == ("flowers",)
 
 
@@ -360,9 +362,9 @@ def test_what_rows_were_reduced_by_is_copied_and_must_agree(tmp_path: Path) -> N
     replace(known, accuracy={"seeds": 1}).save(cache)  # measured later, which changes no row
     assert push(cache, URL).refused == ()
     for other in (whole, reduced(tmp_path / "other", b"another")):
-        with pytest.raises(ManifestMismatch, match=r"differ in basis\.safetensors, reduction\.json"):
+        with pytest.raises(ManifestMismatch, match="not reduced alike"):
             push(other, URL)
-        with pytest.raises(ManifestMismatch, match=r"differ in basis\.safetensors, reduction\.json"):
+        with pytest.raises(ManifestMismatch, match="not reduced alike"):
             pull(URL, other)
 
 
@@ -371,7 +373,7 @@ def test_what_rows_were_reduced_by_is_checked(tmp_path: Path, name: str) -> None
     """Where it is damaged there, nothing is kept here."""
     push(reduced(tmp_path / "a"), URL)
     damage(name, flipped(stored()[name], 10))
-    with pytest.raises(DamagedCache, match=f"{URL} is damaged, and nothing of it was kept: .*{name}"):
+    with pytest.raises(DamagedCache, match=f"{URL}/{name} is not "):
         pull(URL, tmp_path / "b")
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["writer.lock"]
 

@@ -62,7 +62,7 @@ def test_augmentation_does_not_depend_on_how_rows_are_made(
     run_extract(cache=tmp_path / "plain", passes=2)
     plain, reference = FeatureCache.open(tmp_path / "plain"), dict(drawn)
     drawn.clear()
-    monkeypatch.setattr("pipeline.extraction.extractor.ShardWriter.__init__.__defaults__", ("", shard_rows, 20.0))
+    monkeypatch.setattr("pipeline.extraction.extractor.ShardWriter.__init__.__defaults__", (shard_rows, 20.0))
     monkeypatch.setattr("cache.writer.MERGE_BELOW", 0)
     run = Loader.run
     shuffled = random.Random(workers + shard_rows)

@@ -19,15 +19,17 @@ from cache.check import repair, verify
 from cache.errors import CacheBusy, CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
 from cache.files import temporary_name
 from cache.index import ImageRecord, SetIndex, SkippedImage
-from cache.keys import RowKey, unpack_keys
+from cache.keys import RowKey, pack_keys, unpack_keys
 from cache.lock import writing
-from cache.projections import intact, load_projection, save_projection
+from cache.projections import damaged_projections, load_projection, save_projection
 from cache.prune import prune
 from cache.shard import Float16Array, Shard, ShardHeader, write_shard
 from cache.store import FeatureCache
 from cache.writer import ShardWriter, merge_small_shards, spare_copies
 
-HEADER = ShardHeader(some_base().digest, (8, 2, 2), provenance={"device": "cpu", "weights": "NONE"})
+HEADER = ShardHeader(
+    some_base().digest, (8, 2, 2), some_manifest().recipes[-1], provenance={"device": "cpu", "weights": "NONE"}
+)
 
 
 def image(number: int, split: str = "train", label: str = "1") -> ImageRecord:
@@ -51,13 +53,8 @@ def index(*images: ImageRecord, name: str = "flowers") -> SetIndex:
 def filled(path: Path, *shards: tuple[list[RowKey], Float16Array]) -> FeatureCache:
     """A cache holding each of `shards` as one file."""
     cache = FeatureCache.create(path, some_manifest())
-    recipe = some_manifest().augmentation
-    assert recipe is not None
     for keys, rows in shards:
-        augmented = any(layout.is_augmented(view) for _, view in keys)
-        write_shard(
-            path / "shards", replace(HEADER, augmentation_digest=recipe.digest if augmented else ""), keys, rows
-        )
+        write_shard(path / "shards", HEADER, pack_keys(keys), rows)
     return cache
 
 
@@ -145,7 +142,7 @@ def test_keys_in_bulk_are_those_one_by_one(passes: int) -> None:
 
 def test_a_shard_is_spare_only_beside_rows_of_its_kind(tmp_path: Path) -> None:
     """The same keys in another basis, or of another shape, are other rows; of copies the first by name is kept."""
-    keys = [key_of(1), key_of(2)]
+    keys = pack_keys([key_of(1), key_of(2)])
     whole = ShardHeader(some_base().digest, (2,))
     headers = [whole, replace(whole, provenance={"device": "cuda"}), replace(whole, basis="b")]
     paths = [write_shard(tmp_path, header, keys, some_rows(2, 2)) for header in headers]
@@ -198,10 +195,10 @@ def test_no_keys_give_no_rows(tmp_path: Path) -> None:
 
 
 def test_missing_rows_are_listed_in_order_and_refused_when_read(tmp_path: Path) -> None:
-    """`missing` keeps the order asked; reading says how many are not there."""
+    """`without` keeps the order asked; reading says how many are not there."""
     cache = filled(tmp_path / "c", ([key_of(1)], some_rows(1, 32)))
     asked = [key_of(3), key_of(1), key_of(1, "pass:1")]
-    assert cache.missing(asked) == [key_of(3), key_of(1, "pass:1")]
+    assert unpack_keys(cache.without(pack_keys(asked))) == [key_of(3), key_of(1, "pass:1")]
     with pytest.raises(MissingRows, match="2 of 3 rows"):
         cache.read(asked)
 
@@ -218,7 +215,9 @@ def test_complete_passes_counts_only_passes_that_every_training_image_has(tmp_pa
 def test_a_shard_of_other_settings_is_refused(tmp_path: Path) -> None:
     """A true shard copied in from another cache is not served."""
     cache = filled(tmp_path / "c")
-    write_shard(tmp_path / "c" / "shards", replace(HEADER, base_digest="f" * 64), [key_of(0)], some_rows(1, 32))
+    write_shard(
+        tmp_path / "c" / "shards", replace(HEADER, base_digest="f" * 64), pack_keys([key_of(0)]), some_rows(1, 32)
+    )
     with pytest.raises(ManifestMismatch, match="other settings"):
         len(cache)
 
@@ -240,9 +239,7 @@ def test_the_writer_cuts_shards_by_rows_and_keeps_each_row_once(tmp_path: Path) 
     cache = filled(tmp_path / "c")
     rows = some_rows(10, 32)
     keys = [key_of(n // 2, f"pass:{n % 2}") for n in range(10)]
-    recipe = some_manifest().augmentation
-    assert recipe is not None
-    with ShardWriter(cache.path, HEADER, recipe.digest, rows_per_shard=3) as writer:
+    with ShardWriter(cache.path, HEADER, rows_per_shard=3) as writer:
         for n in range(10):
             writer.add([keys[n]], rows[n : n + 1])
     cache = FeatureCache.open(cache.path)
@@ -310,7 +307,7 @@ def test_merging_leaves_large_shards_and_other_provenance_apart(
     monkeypatch.setattr("cache.writer.MERGE_BELOW", 3)
     cache = filled(tmp_path / "c", ([key_of(n) for n in range(4)], some_rows(4, 32)), ([key_of(9)], some_rows(1, 32)))
     other = replace(HEADER, provenance={"device": "cuda"})
-    write_shard(cache.path / "shards", other, [key_of(10)], some_rows(1, 32))
+    write_shard(cache.path / "shards", other, pack_keys([key_of(10)]), some_rows(1, 32))
     assert merge_small_shards(cache.shards) == 0
     assert len(FeatureCache.open(cache.path).shards) == 3
 
@@ -381,23 +378,25 @@ def test_temporary_files_of_other_machines_live_a_day(tmp_path: Path) -> None:
 def test_a_damaged_projection_counts_as_absent(tmp_path: Path) -> None:
     """Kept under what it was made from, removed when its bytes lost their digest."""
     cache = filled(tmp_path / "c")
+    projections = cache.path / layout.PROJECTION_FOLDER
     save_projection(cache.path, "a" * 64, b"numbers")
     assert load_projection(cache.path, "a" * 64) == b"numbers"
     assert load_projection(cache.path, "b" * 64) is None
-    (path,) = cache.projections.iterdir()
+    (path,) = projections.iterdir()
     path.write_bytes(b"numberz")
     assert load_projection(cache.path, "a" * 64) is None
-    assert list(cache.projections.iterdir()) == []
+    assert list(projections.iterdir()) == []
 
 
 def test_a_projection_under_another_source_counts_as_absent(tmp_path: Path) -> None:
     """Its digest is of its source too: renamed, it is not what its name says. Folders there are nobody's business."""
     cache = filled(tmp_path / "c")
+    projections = cache.path / layout.PROJECTION_FOLDER
     save_projection(cache.path, "a" * 64, b"numbers")
-    (path,) = cache.projections.iterdir()
+    (path,) = projections.iterdir()
     renamed = path.rename(path.with_name(path.name.replace("a" * 64, "b" * 64)))
-    (cache.projections / f"{'b' * 64}-folder.safetensors").mkdir()
-    assert not intact(renamed)
+    (projections / f"{'b' * 64}-folder.safetensors").mkdir()
+    assert damaged_projections(cache.path) == [renamed]
     assert load_projection(cache.path, "b" * 64) is None
     assert not renamed.exists()
     assert verify(cache.path).bad == []

@@ -27,7 +27,7 @@ TINY = 500  # bytes: a few rows of the tiny backbone
 def features(run_extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache with one augmented pass, in many small shards."""
     monkeypatch.setattr("cache.writer.MERGE_BELOW", 0)
-    monkeypatch.setattr("pipeline.extraction.extractor.ShardWriter.__init__.__defaults__", ("", 5, 20.0))
+    monkeypatch.setattr("pipeline.extraction.extractor.ShardWriter.__init__.__defaults__", (5, 20.0))
     run_extract(passes=1, batch_size=5)
     assert len(FeatureCache.open(tmp_path / "features").shards) >= 7
     return tmp_path / "features"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache import layout
-from cache.errors import MissingRows
 from cache.index import SetIndex
 from cache.store import FeatureCache
 from pipeline.bases.reduced import fitted_among, sees_labels
@@ -81,7 +80,7 @@ class TrainingSet:
                 "no split folders, more images of a class, and run extract again"
             )
         _refuse_stale(index)
-        chosen = _passes(passes, opened, index)
+        chosen = opened.passes(index, passes)
         leaks = count_leaks(index)
         if any(leaks.values()):
             counts = f"{leaks['across_splits']} across splits, {leaks['two_labels']} with two labels"
@@ -93,19 +92,6 @@ class TrainingSet:
             count = f"{len(absent)} of {counted(len(index.classes), 'class')} without validation images"
             logger.warning(f"{count}, for which no head is chosen: {shown([repr(name) for name in absent])}")
         return found
-
-
-def _passes(asked: int | None, cache: FeatureCache, index: SetIndex) -> int:
-    """As many augmented passes as were asked for; else all there are, or were: one that is lost is an error."""
-    if asked is not None and asked <= index.passes:
-        return asked
-    known = max(index.passes, cache.complete_passes(index))
-    if asked is not None and asked > known:
-        raise MissingRows(
-            f"set {index.name!r} of {cache.path} has {counted(known, 'augmented pass')}, {asked} asked for: "
-            f"run extract with --passes {asked}, or train with --passes {known}"
-        )
-    return known if asked is None else asked
 
 
 def _refuse_seen_labels(cache: FeatureCache, index: SetIndex) -> int:

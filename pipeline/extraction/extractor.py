@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cache.keys import RowKey
-from cache.shard import Float16Array, ShardHeader
+from cache.shard import Float16Array
 from cache.store import FeatureCache
 from cache.writer import ShardWriter
 from pipeline.backbones import backbone
@@ -99,10 +99,8 @@ class Extractor:
         context, cache = self._context, self._cache
         weights = backbone.weights_source(context.config.backbone, context.config.weights)
         made: Mapping[str, str] = {**self._network.provenance, "views": self._renderer.place, "weights": weights}
-        header = ShardHeader(context.manifest.base.digest, cache.row_shape, basis=cache.basis_digest, provenance=made)
-        recipe = context.manifest.augmentation
         when: dict[str, Any] = {"rows_per_shard": rows + 1, "seconds_per_shard": None} if one_shard else {}
-        return ShardWriter(cache.path, header, recipe.digest if recipe else "", **when)
+        return ShardWriter(cache.path, cache.header(made), **when)
 
 
 def _renderer(context: ExtractionContext) -> Renderer:

@@ -1,6 +1,6 @@
-"""Ray: a cluster that is there or one begun on this machine, and units of work handed to its workers.
+"""Ray: a cluster that is there or one started on this machine, and units of work handed to its workers.
 
-Workers are actors: each is made once, takes one unit at a time, and is begun anew by Ray where its process or its
+Workers are actors: each is made once, takes one unit at a time, and is restarted by Ray where its process or its
 machine goes; the unit it had is then done again.
 """
 
@@ -36,12 +36,16 @@ _SECONDS_TO_WAIT = 10.0  # for a unit, before it is looked whether to stop
 
 @contextmanager
 def connected(cluster: ClusterConfig) -> Iterator[Any]:
-    """The package `ray`, connected to `cluster`; one that was begun here ends here.
+    """The package `ray`, connected to `cluster`; one that was started here ends here.
 
     A connection that the process has already is used as it is. ConfigError without the package, PipelineError where the
     cluster cannot be reached or its workers would import other packages of our names.
     """
-    ray = _package()
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise ConfigError(f"--engine ray needs Ray: {install_hint('ray')}") from error
     _refuse_other_packages(Path.cwd())
     with redirect_stdout(sys.stderr):  # where Ray prints what it has to say, and results are to stand alone
         if ray.is_initialized():
@@ -66,16 +70,17 @@ def _refuse_other_packages(folder: Path) -> None:
 
 
 def _connect(ray: Any, cluster: ClusterConfig) -> None:
-    """Join the cluster that is asked for, or begin one."""
+    """Join the cluster that is asked for, or start one."""
     address = cluster.ray_address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     on_terminate = signal.getsignal(signal.SIGTERM)
-    given: dict[str, Any] = {"address": address} if address else {"num_cpus": available_cpus(), "address": "local"}
+    given: dict[str, Any] = {"include_dashboard": False, "num_cpus": available_cpus(), "address": "local"}
     try:
         if address:
+            given = {"address": address}
             _knock(address)
-        ray.init(**given, include_dashboard=None if address else False, log_to_driver=False, logging_level="ERROR")
+        ray.init(**given, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
         where = f"no Ray cluster answers at {address}" if address else "Ray could not be started here"
         # Where none is found, Ray tells of options of its own.
@@ -94,29 +99,18 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_KNOCK).close()
 
 
-def _package() -> Any:
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise ConfigError(f"--engine ray needs Ray: {install_hint('ray')}") from error
-    return ray
-
-
 def workers_of(ray: Any, cluster: ClusterConfig) -> int:
     """How many: as asked for, else all that the cluster has room for; PipelineError where that is none."""
     if cluster.ray_workers is not None:
         return cluster.ray_workers  # a cluster may grow
-    have, gpus = ray.cluster_resources(), cluster.gpus_per_worker
-    room = [have.get("CPU", 0) // cluster.cpus]
-    if gpus:
-        room.append(have.get("GPU", 0) // gpus)
-    if min(room) < 1:
+    found, needs = ray.cluster_resources(), {"CPU": cluster.cpus, "GPU": cluster.gpus_per_worker}
+    room = min(found.get(kind, 0) // need for kind, need in needs.items() if need)
+    if room < 1:
         raise PipelineError(
-            f"the Ray cluster has {have.get('CPU', 0):g} processors and {have.get('GPU', 0):g} GPUs, a worker takes "
-            f"{cluster.cpus:g} and {gpus:g}: ask for less, or name --ray-workers if it will grow"
+            f"the Ray cluster has {found.get('CPU', 0):g} processors and {found.get('GPU', 0):g} GPUs, a worker takes "
+            f"{needs['CPU']:g} and {needs['GPU']:g}: ask for less, or name --ray-workers if it will grow"
         )
-    return int(min(room))
+    return int(room)
 
 
 @dataclass
@@ -134,35 +128,34 @@ class Workers(Generic[U, T]):
     name_of: Callable[[U], str] = str
     shared: Sequence[Any] = ()
     count: int = 0
-    _actors: list[Any] = field(default_factory=list)
+    _coming: dict[Any, Any] = field(default_factory=dict)  # actors by the reference to `ready`
+    _up: list[Any] = field(default_factory=list)
     _idle: deque[Any] = field(default_factory=deque)
-    _coming: dict[Any, Any] = field(default_factory=dict)  # by the reference to `ready`
 
     def __enter__(self) -> "Workers[U, T]":
         needs = {"num_cpus": self.cluster.cpus, "num_gpus": self.cluster.gpus_per_worker}
-        actor = self.ray.remote(**needs, max_restarts=-1, max_task_retries=RETRIES)(self.kind)
+        kind = self.ray.remote(**needs, max_restarts=-1, max_task_retries=RETRIES)(self.kind)
         self.count = workers_of(self.ray, self.cluster)
-        self._actors = [actor.remote(*self.given) for _ in range(self.count)]
-        self._coming = {each.ready.remote(*self.shared): each for each in self._actors}
+        actors = [kind.remote(*self.given) for _ in range(self.count)]
+        self._coming = {actor.ready.remote(*self.shared): actor for actor in actors}
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         # Killed at work, Ray would announce that it tries again. After an interrupt they end with the connection, and
         # those that have not come up when nothing refers to them any more.
-        coming = {id(actor) for actor in self._coming.values()}
-        for actor in () if kind and issubclass(kind, KeyboardInterrupt) else self._actors:
-            if id(actor) not in coming:
+        if not (kind and issubclass(kind, KeyboardInterrupt)):
+            for actor in self._up:
                 self.ray.kill(actor)
-        self._actors, self._coming = [], {}
-        self._idle.clear()
+        for held in (self._coming, self._up, self._idle):
+            held.clear()
 
     def first_ready(self) -> None:
         """Wait until one worker can begin."""
         done, _ = self.ray.wait(list(self._coming), num_returns=1)
-        self._idle.append(self._come(done[0]))
+        self._come(done[0])
 
     def run(self, units: Sequence[U], stop: Callable[[], bool] = lambda: False) -> Iterator[tuple[U, T]]:
-        """Each unit with what `run` made of it, as they are done. After `stop`, no more are begun.
+        """Each unit with what `run` made of it, as they are done. After `stop`, no more are started.
 
         What `run` raises is raised here; PipelineError for a unit that brings down one worker after another.
         """
@@ -175,24 +168,21 @@ class Workers(Generic[U, T]):
             done, _ = self.ray.wait(asked, num_returns=1, timeout=_SECONDS_TO_WAIT)
             for reference in done:
                 if reference in self._coming:
-                    self._idle.append(self._come(reference))
+                    self._come(reference)
                     continue
                 actor, unit = busy.pop(reference)
                 self._idle.append(actor)
-                yield unit, self._result(reference, unit)
+                crashed = f"{self.name_of(unit)} crashed its worker, and {RETRIES} retries too"
+                yield unit, self._result(reference, crashed)
 
-    def _come(self, reference: Any) -> Any:
-        """A worker that is there now."""
-        actor = self._coming.pop(reference)
-        self._get(reference, "a worker could not start")
-        return actor
+    def _come(self, reference: Any) -> None:
+        """Give work to a worker that is there now."""
+        self._up.append(actor := self._coming.pop(reference))
+        self._result(reference, "a worker could not start")
+        self._idle.append(actor)
 
-    def _result(self, reference: Any, unit: U) -> T:
-        went = f"{self.name_of(unit)} crashed its worker, and {RETRIES} retries too"
-        result: T = self._get(reference, went)
-        return result
-
-    def _get(self, reference: Any, went: str) -> Any:
+    def _result(self, reference: Any, crashed: str) -> Any:
+        """What the worker returned; what it raised is raised here, PipelineError where it went."""
         known = self.ray.exceptions
         try:
             return self.ray.get(reference)
@@ -200,4 +190,4 @@ class Workers(Generic[U, T]):
             raise error.cause from None
         except known.RayError as error:
             reason = first_line(error)[:300]
-            raise PipelineError(f"{went} ({reason}): fix that, then rerun the command to resume") from error
+            raise PipelineError(f"{crashed} ({reason}): fix that, then rerun the command to resume") from error

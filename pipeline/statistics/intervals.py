@@ -1,11 +1,14 @@
-"""Accuracies with 95 % intervals: weighted means of hits, over images that may come in groups."""
+"""Accuracies with 95 % intervals, over images that may come in groups, and the difference of two accuracies."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta
+from scipy.stats import t as student
 
+Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
 
@@ -49,7 +52,7 @@ def accuracies(log_probs: Floats, truth: Places, groups: npt.ArrayLike | None = 
     return {**found, "mean_per_class": interval(hits, 1 / (np.count_nonzero(images) * images[truth]), of_group)}
 
 
-def interval(hits: npt.NDArray[np.bool_], weights: Floats, groups: Places) -> Interval:
+def interval(hits: Bools, weights: Floats, groups: Places) -> Interval:
     """The weighted mean of `hits` (N,), whose `weights` (N,) add up to 1, with its 95 % interval.
 
     `groups` (N,) are numbers from 0. The interval is the modified Jeffreys interval (Brown, Cai and DasGupta, Interval
@@ -94,3 +97,25 @@ def _jeffreys(value: float, count: float) -> tuple[float, float]:
     if hits < 1e-9:
         high = 1 - _TAIL ** (1 / count)
     return 0.0 if hits <= nearly else float(low), 1.0 if misses <= nearly else float(high)
+
+
+def paired_loss(whole: Bools, reduced: Bools) -> dict[str, float]:
+    """What is `lost` by reducing, of heads of S seeds on the same N images, (S, N) right or not.
+
+    `error` is the standard error of that mean difference over seeds, `low` and `high` its 95 % interval over seeds and
+    images: the sum of the variances of the means over either, which counts what they share twice and so is a little
+    wide, with degrees of freedom by Satterthwaite (An Approximate Distribution of Estimates of Variance Components,
+    Biometrics Bulletin, 1946). Of one seed it is over images alone.
+    """
+    apart = whole.astype(np.float64) - reduced
+    lost, (seeds, images) = float(apart.mean()), apart.shape
+    parts = [(deviation(apart.mean(axis)) ** 2 / count, count - 1) for axis, count in ((1, seeds), (0, images))]
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / (count or 1) for part, count in parts) if variance else 1.0
+    reach = float(student.ppf(0.975, freedom)) * math.sqrt(variance)
+    return {"lost": lost, "error": math.sqrt(parts[0][0]), "low": lost - reach, "high": lost + reach}
+
+
+def deviation(values: Floats) -> float:
+    """Sample standard deviation, 0 of a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.keys import RowKey
+from cache.keys import RowKey, pack_keys
 from cache.layout import CLEAN_VIEW, SHARD_FOLDER
 from cache.manifest import Base, Manifest
 from cache.shard import ShardHeader, write_shard
@@ -55,4 +55,4 @@ def _write_shards(cache: Path, numbers: range) -> None:
     for first in range(0, len(digests), ROWS_PER_SHARD):
         keys: list[RowKey] = [(digest, CLEAN_VIEW) for digest in digests[first : first + ROWS_PER_SHARD]]
         rows = random.random((len(keys), *SHAPE)).astype(np.float16).reshape(len(keys), -1)
-        write_shard(cache / SHARD_FOLDER, ShardHeader(BASE.digest, SHAPE), keys, rows)
+        write_shard(cache / SHARD_FOLDER, ShardHeader(BASE.digest, SHAPE), pack_keys(keys), rows)
