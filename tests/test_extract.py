@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from cache.errors import CacheBusy, CacheError, DamagedCache, HeadgraftError, ManifestMismatch
 from cache.lock import writing
 from cache.store import FeatureCache
-from pipeline.backbones.backbone import build_trunk, load_backbone, normalise
+from pipeline.backbones.backbone import load_backbone, normalise
+from pipeline.backbones.spec import build_trunk
 from pipeline.config import ExtractConfig
 from pipeline.errors import DecodeError, PipelineError, WeightsError
 from pipeline.extract import ExtractResult, extract
@@ -218,8 +219,8 @@ def test_a_feature_that_is_not_finite_names_its_image(run_extract: Extract, tmp_
 @pytest.mark.parametrize(
     ("place", "phase"),
     [
-        ("pipeline.inputs.loader.decode_rgb", "decode"),
-        ("pipeline.extraction.extractor.backbone.Backbone.start", "compute"),
+        ("pipeline.inputs.preprocessing.decode_rgb", "decode"),
+        ("pipeline.backbones.backbone.Backbone.start", "compute"),
         ("cache.writer.write_shard", "write"),
     ],
 )

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pipeline.backbones import sources
-from pipeline.backbones.backbone import BACKBONES, weights_source
-from pipeline.backbones.sources import _ArrayUnpickler, fetch
+from pipeline.backbones.sources import _ArrayUnpickler, fetch, weights_source
+from pipeline.backbones.spec import BACKBONES
 from pipeline.backbones.weights import NamedWeights, load_weights_file, tensor_digest
 from pipeline.errors import WeightsError
 

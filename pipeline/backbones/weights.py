@@ -14,8 +14,6 @@ from torch import Tensor
 
 from pipeline.errors import WeightsError
 
-TensorMap = Mapping[str, Tensor]
-
 
 @dataclass(frozen=True)
 class NamedWeights:
@@ -62,7 +60,7 @@ def weights_folder() -> Path:
     return Path(folder) / "headgraft" / "weights"
 
 
-def tensor_digest(tensors: TensorMap) -> str:
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors: name, dtype, shape and little-endian bytes of each, by name."""
     state = hashlib.sha256()
     for name in sorted(tensors):
