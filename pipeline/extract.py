@@ -23,8 +23,6 @@ from pipeline.inputs.remarks import Remarks
 
 logger = logging.getLogger("headgraft.extract")
 
-FEW = 30  # training images a class; what more passes bring was measured with 10 and 64 (docs/performance.md)
-
 
 @dataclass
 class ExtractResult:
@@ -116,17 +114,12 @@ def _list(plan: ExtractionPlan) -> ExtractResult:
 
 
 def _dry_run(plan: ExtractionPlan, executor: Executor) -> ExtractResult:
-    """Log what a run would do, and what one more augmented pass would cost and bring."""
+    """Log what a run would do, and what each augmented pass would take."""
     work = workload_of(plan, plan.cache)
     announce(plan, work, plan.cache)
     executor.estimate(plan, work)
     images = len({image.key for image in plan.images.images if image.split == "train"})
-    brought = (
-        "each up to 4 brought something on flowers with 10 images a class"
-        if images < FEW * len(plan.images.classes)
-        else "the first brought a point, further ones nothing, on flowers with 64 images a class"
-    )
-    logger.info(f"an augmented pass is {counted(images, 'view')} to compute; {brought}")
+    logger.info(f"an augmented pass is {counted(images, 'view')} to compute")
     return _result(plan, plan.cache, work)
 
 

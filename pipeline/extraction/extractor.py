@@ -18,7 +18,7 @@ from pipeline.backbones.sources import weights_source
 from pipeline.bases.reduced import reduce_rows, reduction_basis
 from pipeline.console import named, progress
 from pipeline.errors import DecodeError, PipelineError
-from pipeline.extraction.plan import ExtractionContext, count_views
+from pipeline.extraction.plan import ExtractionContext
 from pipeline.inputs.loader import DecodeTask, Loader
 from pipeline.inputs.remarks import Remarks
 from pipeline.inputs.views import DeviceViews, Renderer, ViewPixels, Views
@@ -77,7 +77,7 @@ class Extractor:
 
         Ends at the first file that cannot be decoded, unless those are skipped.
         """
-        context, rows = self._context, count_views(tasks)
+        context, rows = self._context, sum(len(task.views) for task in tasks)
         start = time.perf_counter()
         loader = Loader(self._renderer, _workers(context), tally.remarks)
         writer = self._writer(rows, one_shard)
@@ -87,7 +87,7 @@ class Extractor:
             return _longest({"decode": loader.waited, "compute": tally.phases["compute"], "write": writer.waited})
 
         with writer, progress(rows, "rows", lambda: f", bound by {bound()}") as advance, loader:
-            for keys, features in _rows(self._network, _views(loader, tasks, tally, context.config.skip_bad), tally):
+            for keys, features in self._rows(self._views(loader, tasks, tally), tally):
                 finite = np.isfinite(features).all(axis=1)
                 if not finite.all():
                     digest, view = keys[int(np.argmin(finite))]
@@ -101,6 +101,31 @@ class Extractor:
         tally.phases["write"] += writer.seconds
         tally.bound = bound()
         tally.seconds += time.perf_counter() - start
+
+    def _views(self, loader: Loader, tasks: list[DecodeTask], tally: Tally) -> Iterator[tuple[RowKey, ViewPixels]]:
+        """Every view of `tasks`; what has none goes into `tally.bad`: the first ends it, unless these are skipped."""
+        for task, outcome in loader.run(tasks):
+            if not isinstance(outcome, DecodeError):
+                yield from (((task.digest, view), pixels) for view, pixels in outcome)
+                continue
+            tally.bad[task.digest] = task, str(outcome)
+            if not self._context.config.skip_bad:
+                return
+
+    def _rows(
+        self, views: Iterator[tuple[RowKey, ViewPixels]], tally: Tally
+    ) -> Iterator[tuple[tuple[RowKey, ...], Float16Array]]:
+        """Rows of `views` in their order, by batches; a device is given the next one before the last has come back."""
+        network = self._network
+        flying: deque[tuple[tuple[RowKey, ...], Pending]] = deque()
+        while batch := list(islice(views, network.batch_size)):
+            keys, pixels = zip(*batch, strict=True)
+            flying.append((keys, _timed(tally, network.start, pixels)))
+            if len(flying) > network.batches_ahead:
+                keys, pending = flying.popleft()
+                yield keys, _timed(tally, pending)
+        for keys, pending in flying:
+            yield keys, _timed(tally, pending)
 
     def _writer(self, rows: int, one_shard: bool) -> ShardWriter:
         """Of rows as the cache keeps them: in full, or in the basis of a reduced one."""
@@ -126,35 +151,6 @@ def _workers(context: ExtractionContext) -> int:
         return context.config.workers
     cpus = context.config.threads or available_cpus()
     return max(1, cpus // 2) if context.device.type == "cpu" else cpus
-
-
-def _views(
-    loader: Loader, tasks: list[DecodeTask], tally: Tally, skip_bad: bool
-) -> Iterator[tuple[RowKey, ViewPixels]]:
-    """Every view of `tasks`; files that have none go into `tally.bad`, of which the first ends it unless `skip_bad`."""
-    for task, outcome in loader.run(tasks):
-        if isinstance(outcome, DecodeError):
-            tally.bad[task.digest] = task, str(outcome)
-            if not skip_bad:
-                return
-            continue
-        for view, pixels in outcome:
-            yield (task.digest, view), pixels
-
-
-def _rows(
-    network: Backbone, views: Iterator[tuple[RowKey, ViewPixels]], tally: Tally
-) -> Iterator[tuple[tuple[RowKey, ...], Float16Array]]:
-    """Rows of `views` in their order, by batches; a device is given the next batch before the last has come back."""
-    flying: deque[tuple[tuple[RowKey, ...], Pending]] = deque()
-    while batch := list(islice(views, network.batch_size)):
-        keys, pixels = zip(*batch, strict=True)
-        flying.append((keys, _timed(tally, network.start, pixels)))
-        if len(flying) > network.batches_ahead:
-            keys, pending = flying.popleft()
-            yield keys, _timed(tally, pending)
-    for keys, pending in flying:
-        yield keys, _timed(tally, pending)
 
 
 def _timed(tally: Tally, function: Callable[..., T], *given: object) -> T:

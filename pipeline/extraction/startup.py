@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,16 +18,26 @@ logger = logging.getLogger("headgraft.extraction")
 
 def start_backbone(context: ExtractionContext, rows: int) -> tuple[Backbone, float]:
     """The backbone ready to compute `rows`, and the seconds of its first batch, compilation among them."""
-    torch.set_num_threads(context.config.threads or available_cpus())
+    config = context.config
+    torch.set_num_threads(config.threads or available_cpus())
+    load = partial(
+        load_backbone,
+        config.backbone,
+        context.tensors,
+        context.preprocessing,
+        device=context.device,
+        precision=context.manifest.base.precision,
+        batch_size=config.batch_size,
+    )
     if worth_compiling(context.device, rows):
-        network = _load(context, compiled=True)
+        network = load(compiled=True)
         try:
             if network.code_path == "compiled":
                 return network, _warm_up(network, context, rows)
             logger.warning("no C++ compiler here, or no writable folder for what it makes: computing uncompiled")
         except RuntimeError as error:  # the compiler is there but does not work: no headers, no room, another standard
             logger.warning(f"torch could not compile here ({first_line(error)[:200]}): computing uncompiled")
-    network = _load(context, compiled=False)
+    network = load()
     return network, _warm_up(network, context, rows)
 
 
@@ -43,15 +54,3 @@ def _warm_up(network: Backbone, context: ExtractionContext, rows: int) -> float:
     expected = duration(seconds[1] / filled * rows)
     logger.info(f"{network.code_path} {network.precision} at {size} on this {network.device.type}: about {expected}")
     return seconds[0]
-
-
-def _load(context: ExtractionContext, compiled: bool) -> Backbone:
-    return load_backbone(
-        context.config.backbone,
-        context.tensors,
-        context.preprocessing,
-        device=context.device,
-        precision=context.manifest.base.precision,
-        batch_size=context.config.batch_size,
-        compiled=compiled,
-    )

@@ -1,7 +1,6 @@
 """Bytes of an image file → RGB pixels: one policy, used wherever an image is read."""
 
 import re
-import stat
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from cache.files import read_regular
 from pipeline.errors import DecodeError
 from pipeline.inputs.effort import decoded_pixels, pixel_passes
 from pipeline.inputs.remarks import FRAMES, METADATA, PROFILE, collected
@@ -90,12 +90,9 @@ FULL_RANGE = Decoding()
 def read_image(path: Path) -> bytes:
     """The bytes of an image file; DecodeError where it is not a regular file, over `BYTE_LIMIT`, or unreadable."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise DecodeError("not a regular file")
-        if found.st_size > BYTE_LIMIT:
-            raise DecodeError(f"{found.st_size:,} bytes, over the limit of {BYTE_LIMIT:,}")
-        return path.read_bytes()
+        if (size := path.stat().st_size) > BYTE_LIMIT:
+            raise DecodeError(f"{size:,} bytes, over the limit of {BYTE_LIMIT:,}")
+        return read_regular(path)
     except OSError as error:
         raise DecodeError(f"cannot be read: {error.strerror}") from error
 

@@ -93,8 +93,6 @@ class _Walk(Listing):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self._resolved = root.resolve()
-        self._first: dict[Path, Path] = {}  # by its resolved path, where each folder was met first
-        self._same: list[str] = []
         self._empty: list[str] = []
 
     def list_splits(self, splits: Splits) -> None:
@@ -117,7 +115,6 @@ class _Walk(Listing):
         if fault:
             self.files.append(Listed(folder, "", split, fault))
             return
-        known = split != "" and self._met_before(folder, here)
         self._count_outside(folder, entries)
         inner = inner_of(folder)
         if inner != folder and folders_in(inner):
@@ -125,7 +122,7 @@ class _Walk(Listing):
             return
         for path, kind in entries:
             if kind is Kind.FOLDER:
-                self._list_class(path, split, here, known)
+                self._list_class(path, split, here)
 
     def note_what_is_not_read(self) -> None:
         """Lines on what was passed over."""
@@ -140,8 +137,6 @@ class _Walk(Listing):
                 f"{counted(self.outside.total(), 'image')} outside the class folders, so without a label: not read "
                 f"({shown(folders)}); headgraft predict can name what is in them"
             )
-        if self._same:
-            self.notes.append(f"through links, {shown(self._same, 2)}")
 
     def _count_outside(self, folder: Path, entries: list[tuple[Path, Kind]]) -> None:
         """Files of `folder` that lie beside class folders or splits; a link to nothing may have been a class."""
@@ -150,7 +145,7 @@ class _Walk(Listing):
         self.unread.update(extension(path) for path, kind in entries if kind is Kind.UNREAD)
         self.files += [Listed(path, "", "", kind.value) for path, kind in entries if kind is Kind.BROKEN]
 
-    def _list_class(self, folder: Path, split: str, above: Path, known: bool) -> None:
+    def _list_class(self, folder: Path, split: str, above: Path) -> None:
         try:
             label = os.fsencode(folder.name).decode("utf-8")  # the same under any locale
         except UnicodeDecodeError as error:
@@ -158,31 +153,30 @@ class _Walk(Listing):
                 f"{named(folder)} is a class whose name is not UTF-8 text: rename the folder"
             ) from error
         unread = self.unread.total()
-        below = self._below(folder, (self._resolved, above), known, set())
+        below = self._below(folder, (self._resolved, above), set())
         files = [Listed(path, label, split, fault) for path, fault in below]
         self.files += files
         if not files:
             others = self.unread.total() - unread
             self._empty.append(f"{self._name(folder)} ({f'{others} of other kinds' if others else 'empty'})")
 
-    def _below(self, folder: Path, above: tuple[Path, ...], known: bool, read: set[Path]) -> Iterator[tuple[Path, str]]:
+    def _below(self, folder: Path, above: tuple[Path, ...], read: set[Path]) -> Iterator[tuple[Path, str]]:
         """Images in `folder` at any depth with "", and with the reason what cannot be looked into.
 
-        Where a folder above is `known`, that it is met again is not said again. What was `read` of a class is left out:
-        links across one another could lead to the same folder in more ways than can be counted.
+        What was `read` of a class is left out: links across one another could lead to the same folder in more ways than
+        can be counted.
         """
         here = folder.resolve()
         entries, fault = self._entries(folder, here, above)
         if fault:
             yield folder, fault
             return
-        known = known or self._met_before(folder, here)
         if here in read:
             return
         read.add(here)
         for path, kind in entries:
             if kind is Kind.FOLDER:
-                yield from self._below(path, (*above, here), known, read)
+                yield from self._below(path, (*above, here), read)
             elif kind is Kind.UNREAD:
                 self.unread[extension(path)] += 1
             else:
@@ -198,12 +192,6 @@ class _Walk(Listing):
             return entries_of(folder), ""
         except OSError as error:
             return [], f"cannot be listed: {error.strerror}"
-
-    def _met_before(self, folder: Path, here: Path) -> bool:
-        first = self._first.setdefault(here, folder)
-        if first != folder:
-            self._same.append(f"{self._name(folder)} is the same folder as {self._name(first)}")
-        return first != folder
 
     def _name(self, folder: Path) -> str:
         return named(folder.relative_to(self.root))

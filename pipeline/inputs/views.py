@@ -98,13 +98,9 @@ class Views:
     seed: int = 0
     place: ClassVar[str] = "processor"
 
-    def render(self, pixels: Pixels, digest: bytes, view: str) -> Pixels:
-        """View `pass:K` of a decoded image, (size, size, 3) uint8."""
-        return self.render_all(pixels, digest, (view,))[0]
-
     @torch.inference_mode()
     def render_all(self, pixels: Pixels, digest: bytes, views: Sequence[str]) -> list[Pixels]:
-        """Each of `views` (size, size, 3) of the decoded image of a file with SHA-256 `digest`."""
+        """Each of `views`, pass:K, (size, size, 3) uint8, of the decoded image of a file with SHA-256 `digest`."""
         image: Halves | None = None  # made for the first augmented view, if there is one
         rendered = []
         for name in views:
