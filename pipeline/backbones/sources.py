@@ -39,10 +39,10 @@ _NAMES_OF_ARRAYS = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarra
 def load_tensors(name: str, weights: str | None) -> dict[str, Tensor]:
     """Feature tensors of a backbone, float32: its named weights, or those of the file `weights`."""
     named = backbone_spec(name).weights
-    if weights in (None, named.name):
+    if weights is None or weights == named.name:
         tensors = fetch(named)
-    elif Path(str(weights)).is_file():
-        tensors = _features(load_weights_file(Path(str(weights))))
+    elif Path(weights).is_file():
+        tensors = _features(load_weights_file(Path(weights)))
     else:
         raise WeightsError(f"--weights {weights}: expected {named.name} or an existing file")
     tensors = {key: value.float().contiguous() for key, value in tensors.items()}
@@ -54,7 +54,7 @@ def load_tensors(name: str, weights: str | None) -> dict[str, Tensor]:
 def weights_source(name: str, weights: str | None) -> str:
     """What `load_tensors` finds these weights by, from any folder: their name, or the file's absolute path."""
     named = backbone_spec(name).weights.name
-    return named if weights in (None, named) else str(Path(str(weights)).absolute())
+    return named if weights is None or weights == named else str(Path(weights).absolute())
 
 
 def fetch(weights: NamedWeights) -> dict[str, Tensor]:

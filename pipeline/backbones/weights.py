@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,7 @@ class NamedWeights:
     @property
     def present(self) -> bool:
         """Whether they are there, where this user may look."""
-        with suppress(PermissionError):
-            return self.path.is_file()
-        return False
+        return os.access(self.path, os.R_OK)
 
 
 def weights_folder() -> Path:

@@ -93,9 +93,7 @@ class ImageSet:
         classes = tuple(known) or tuple(sorted({image.label for image in images if image.split == "train"}))
         if not known:
             _refuse_other_classes(data, {(image.label, image.split) for image in images})
-            logger.info(_split_line(images, has_splits))
-            for line in _remarks(classes, images):
-                logger.warning(line)
+            _log_summary(images, classes, has_splits)
         return cls(
             data.absolute(),
             listing.root.absolute(),
@@ -250,26 +248,24 @@ def _refuse_other_classes(data: Path, found: set[tuple[str, str]]) -> None:
             )
 
 
-def _split_line(images: Sequence[ImageRecord], has_splits: bool) -> str:
+def _log_summary(images: Sequence[ImageRecord], classes: Sequence[str], has_splits: bool) -> None:
+    """Counts, classes that look alike, and what validation images cannot tell."""
     count = Counter(image.split for image in images)
     counts = ", ".join(f"{split} {count[split]}" for split in SPLITS)
     kinds = Counter(extension(Path(image.path)) for image in images).most_common()
     shown_kinds = f" ({', '.join(f'{kind} {number}' for kind, number in kinds)})" if len(kinds) > 1 else ""
     rule = ", split by --split-seed: a tenth of each class, at least one image, to valid, and as many to test"
-    return f"images read: {counts}{shown_kinds}" + ("" if has_splits else rule)
-
-
-def _remarks(classes: Sequence[str], images: Sequence[ImageRecord]) -> list[str]:
-    """Lines on classes that look alike, and on what validation images cannot tell."""
-    lines = [f"classes {a!r} and {b!r} differ only in {difference(a, b)}" for a, b in look_alikes(classes)]
-    valid = Counter(image.label for image in images if image.split == "valid")
+    logger.info(f"images read: {counts}{shown_kinds}{'' if has_splits else rule}")
+    for one, other in look_alikes(classes):
+        logger.warning(f"classes {one!r} and {other!r} differ only in {difference(one, other)}")
     if len(classes) == 1:
-        lines.append(f"one class only, {classes[0]!r}: train-head and sweep need two")
+        logger.warning(f"one class only, {classes[0]!r}: train-head and sweep need two")
+    valid = Counter(image.label for image in images if image.split == "valid")
     lacking = [repr(name) for name in classes if name not in valid]
     if not valid:
-        lines.append("no validation images: train-head and sweep need some")
+        logger.warning("no validation images: train-head and sweep need some")
     elif len(valid) == 1 and lacking:
-        lines.append(f"validation images of one class only: {next(iter(valid))!r} ({counted(valid.total(), 'image')})")
+        only = f"{next(iter(valid))!r} ({counted(valid.total(), 'image')})"
+        logger.warning(f"validation images of one class only: {only}")
     elif lacking:
-        lines.append(f"{len(lacking)} of {len(classes)} classes without validation images: {shown(lacking)}")
-    return lines
+        logger.warning(f"{len(lacking)} of {len(classes)} classes without validation images: {shown(lacking)}")

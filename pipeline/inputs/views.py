@@ -35,7 +35,7 @@ def augmented_view(image: "Halves", size: int, parameters: ViewParameters) -> Te
     source = image.halved(max(0, math.floor(math.log2(scale))))
     left, top, right, bottom = parameters.box(source.shape[2], source.shape[3])
     crop = source[:, :, top:bottom, left:right].float()
-    view = grid_sample(crop, _turn(size, parameters, image.device), align_corners=False)
+    view = grid_sample(crop, _turn(size, parameters, crop.device), align_corners=False)
     return view[0].add_(0.5).to(torch.int16).to(torch.uint8)  # several times as fast as straight to bytes
 
 
@@ -49,11 +49,6 @@ class Halves:
     def shape(self) -> tuple[int, int]:
         """Height and width of the whole."""
         return self._images[0].shape[2], self._images[0].shape[3]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the image lies."""
-        return self._images[0].device
 
     def halved(self, times: int) -> Tensor:
         """The image halved so many times."""
