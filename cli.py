@@ -664,7 +664,7 @@ def weights() -> None:
 @_json
 def weights_list(as_json: bool) -> None:
     """List backbones, and whether their weights are on this machine."""
-    from pipeline.backbones.backbone import BACKBONES
+    from pipeline.backbones.spec import BACKBONES
 
     known = [spec.weights for spec in BACKBONES.values()]
     rows = [{"backbone": w.backbone, "weights": w.name, "path": str(w.path), "present": w.present} for w in known]
@@ -677,8 +677,8 @@ def weights_list(as_json: bool) -> None:
 @_json
 def weights_fetch(backbone: str, as_json: bool) -> None:
     """Fetch the weights of BACKBONE into the user's weights folder."""
-    from pipeline.backbones.backbone import backbone_spec
     from pipeline.backbones.sources import fetch
+    from pipeline.backbones.spec import backbone_spec
 
     named = backbone_spec(backbone).weights
     fetch(named)

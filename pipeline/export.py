@@ -14,7 +14,7 @@ from torch import Tensor
 from cache.index import SetIndex
 from cache.layout import TEMPORARY_SUFFIX
 from cache.store import FeatureCache
-from pipeline.backbones.backbone import load_tensors
+from pipeline.backbones.sources import load_tensors
 from pipeline.backbones.weights import tensor_digest
 from pipeline.config import ExportConfig
 from pipeline.console import counted

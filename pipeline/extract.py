@@ -3,8 +3,9 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from cache import layout
 from cache.history import Extraction, record_extraction
@@ -15,9 +16,7 @@ from cache.writer import merge_small_shards
 from pipeline.config import ExtractConfig
 from pipeline.console import counted, named
 from pipeline.errors import PipelineError
-from pipeline.extraction.advice import advice
-from pipeline.extraction.checks import stored_manifest
-from pipeline.extraction.executor import Engine, executor_of
+from pipeline.extraction.executor import Executor, executor_of
 from pipeline.extraction.extractor import Tally
 from pipeline.extraction.plan import ExtractionPlan, Workload, announce, make_plan, workload_of
 from pipeline.inputs.remarks import Remarks
@@ -39,17 +38,17 @@ class ExtractResult:
     rows: int
     computed: int
     reused: int
-    seconds: float = 0.0
-    warmup_seconds: float = 0.0
-    images_per_second: float = 0.0
-    phases: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "compute": 0.0, "write": 0.0})
-    bound: str = ""
-    skipped: list[dict[str, str]] = field(default_factory=list)
-    remarks: Remarks = field(default_factory=Remarks)
-    cache: str = ""
-    bytes: int = 0
-    unread: dict[str, int] = field(default_factory=dict)
-    outside: dict[str, int] = field(default_factory=dict)
+    seconds: float
+    warmup_seconds: float
+    images_per_second: float
+    phases: dict[str, float]
+    bound: str
+    skipped: list[dict[str, str]]
+    remarks: Remarks
+    cache: str
+    bytes: int
+    unread: dict[str, int]
+    outside: dict[str, int]
 
 
 def extract(config: ExtractConfig) -> ExtractResult:
@@ -59,77 +58,49 @@ def extract(config: ExtractConfig) -> ExtractResult:
     DecodeError listing every file that cannot be decoded, unless `skip_bad` records them.
     """
     start = time.perf_counter()
-    with executor_of(config) as engine:
-        plan = make_plan(config, engine.place)
+    with executor_of(config) as executor:
+        plan = make_plan(config, executor.place)
         if config.hash_only:
             result = _list(plan)
         else:
-            result = _dry_run(plan, engine) if config.dry_run else _extract(plan, engine, start)
-    result.seconds = time.perf_counter() - start
-    return result
+            result = _dry_run(plan, executor) if config.dry_run else _extract(plan, executor, start)
+    return replace(result, seconds=time.perf_counter() - start)
 
 
-def _extract(plan: ExtractionPlan, engine: Engine, start: float) -> ExtractResult:
+def _extract(plan: ExtractionPlan, executor: Executor, start: float) -> ExtractResult:
     config, tally = plan.config, Tally()
     with writing(config.cache, config.part):
         cache = FeatureCache.create(config.cache, plan.manifest)
         work = workload_of(plan, cache)
-        announce(plan, work)
-        if config.finish:
-            _refuse_unfinished(work)
+        announce(plan, work, cache)
+        if config.finish and work.tasks:
+            raise PipelineError(
+                f"{work.missing} rows of {counted(len(work.tasks), 'image')} are not there yet, the first "
+                f"{named(work.tasks[0].path)}: run the parts that are missing, or extract without --finish, which "
+                "computes them"
+            )
         try:
             if work.tasks:
-                engine.compute(plan, cache, work, tally)
+                executor.compute(plan, cache, work, tally)
         finally:
             if tally.rows:  # also of a run that was stopped: its rows were not free
-                record_extraction(config.cache, _history(plan, work.reused, tally, time.perf_counter() - start))
+                record_extraction(config.cache, _history(plan, work, tally, time.perf_counter() - start))
             for line in tally.remarks.lines():
                 logger.warning(line)
-        skipped = _skipped(plan, tally)
-        if not config.part:  # merging and the index are for the last step, when the rows of all parts are there
-            skipped = _index(plan, skipped)
-    return _result(plan, work, tally, skipped)
+        reasons = {digest: reason for digest, (_, reason) in tally.bad.items()}
+        bad = [SkippedImage(i.path, i.digest, reasons[i.key]) for i in plan.images.images if i.key in reasons]
+        # Merging and the index are for the last step, when the rows of all parts are there.
+        skipped = bad if config.part else _index(plan, replace(cache), bad)  # a copy that looks at its shards again
+    return _result(plan, cache, work, tally, skipped)
 
 
-def _index(plan: ExtractionPlan, bad: list[SkippedImage]) -> list[SkippedImage]:
+def _index(plan: ExtractionPlan, cache: FeatureCache, bad: list[SkippedImage]) -> list[SkippedImage]:
     """Merge small shards and write the index of the set; returns the files that it names as skipped."""
-    cache = FeatureCache.open(plan.config.cache)
     merge_small_shards(cache.shards)
     index = plan.images.index(plan.name, bad)
     cache.save_index(replace(index, passes=cache.complete_passes(index)))
     index_path(cache.path / layout.LISTING_FOLDER, plan.name).unlink(missing_ok=True)  # the index says more
     return list(index.skipped)
-
-
-def _skipped(plan: ExtractionPlan, tally: Tally) -> list[SkippedImage]:
-    """Every file of the set with a content that cannot be decoded."""
-    reasons = {digest: reason for digest, (_, reason) in tally.bad.items()}
-    return [SkippedImage(i.path, i.digest, reasons[i.key]) for i in plan.images.images if i.key in reasons]
-
-
-def _result(
-    plan: ExtractionPlan, work: Workload, tally: Tally | None = None, skipped: Sequence[SkippedImage] = ()
-) -> ExtractResult:
-    """Of a run; without a `tally`, of one that would compute what is missing."""
-    rows, tally = (work.rows, Tally()) if tally is None else (tally.rows + work.reused, tally)
-    exists = stored_manifest(plan.config.cache) is not None
-    return ExtractResult(
-        set=plan.name,
-        images=len(plan.images.images),
-        rows=rows,
-        computed=tally.rows,
-        reused=work.reused,
-        warmup_seconds=tally.warmup_seconds,
-        images_per_second=tally.images_per_second,
-        phases=tally.phases,
-        bound=tally.bound,
-        skipped=[{"path": image.path, "reason": image.reason} for image in skipped],
-        remarks=tally.remarks,
-        cache=str(plan.config.cache),
-        bytes=FeatureCache.open(plan.config.cache).bytes if exists else 0,
-        unread=plan.images.unread,
-        outside=plan.images.outside,
-    )
 
 
 def _list(plan: ExtractionPlan) -> ExtractResult:
@@ -139,40 +110,56 @@ def _list(plan: ExtractionPlan) -> ExtractResult:
         folder = cache.path / layout.LISTING_FOLDER
         folder.mkdir(exist_ok=True)
         plan.images.index(plan.name).save(folder)
-        work = workload_of(plan, cache)
-    return _result(plan, work)
+        return _result(plan, cache, workload_of(plan, cache))
 
 
-def _refuse_unfinished(work: Workload) -> None:
-    if work.tasks:
-        raise PipelineError(
-            f"{work.missing} rows of {counted(len(work.tasks), 'image')} are not there yet, the first "
-            f"{named(work.tasks[0].path)}: run the parts that are missing, or extract without --finish, which "
-            "computes them"
-        )
+def _dry_run(plan: ExtractionPlan, executor: Executor) -> ExtractResult:
+    """Log what a run would do, and what each augmented pass would take."""
+    work = workload_of(plan, plan.cache)
+    announce(plan, work, plan.cache)
+    executor.estimate(plan, work)
+    images = len({image.key for image in plan.images.images if image.split == "train"})
+    logger.info(f"an augmented pass is {counted(images, 'view')} to compute")
+    return _result(plan, plan.cache, work)
 
 
-def _history(plan: ExtractionPlan, reused: int, tally: Tally, seconds: float) -> Extraction:
-    return Extraction(
-        when=datetime.now(UTC).isoformat(timespec="seconds"),
-        set=plan.name,
-        images=len(plan.images.images),
-        computed=tally.rows,
-        reused=reused,
-        seconds=seconds,
-        warmup_seconds=tally.warmup_seconds,
-        images_per_second=tally.images_per_second,
-        phases=tally.phases,
-        passes=plan.config.passes,
-        device=plan.device.type,
+def _figures(plan: ExtractionPlan, work: Workload, tally: Tally) -> dict[str, Any]:
+    """What the result and the history of the cache have in common."""
+    return {
+        "set": plan.name,
+        "images": len(plan.images.images),
+        "computed": tally.rows,
+        "reused": work.reused,
+        "warmup_seconds": tally.warmup_seconds,
+        "images_per_second": tally.images_per_second,
+        "phases": tally.phases,
+    }
+
+
+def _history(plan: ExtractionPlan, work: Workload, tally: Tally, seconds: float) -> Extraction:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    figures = _figures(plan, work, tally)
+    return Extraction(when=now, seconds=seconds, passes=plan.config.passes, device=plan.device.type, **figures)
+
+
+def _result(
+    plan: ExtractionPlan,
+    cache: FeatureCache | None,
+    work: Workload,
+    tally: Tally | None = None,
+    skipped: Sequence[SkippedImage] = (),
+) -> ExtractResult:
+    """Of a run; without a `tally`, of one that would compute what is missing."""
+    done = tally or Tally()
+    return ExtractResult(
+        **_figures(plan, work, done),
+        rows=work.reused + done.rows if tally else work.rows,
+        seconds=0.0,
+        bound=done.bound,
+        skipped=[{"path": image.path, "reason": image.reason} for image in skipped],
+        remarks=done.remarks,
+        cache=str(plan.config.cache),
+        bytes=cache.bytes if cache else 0,
+        unread=plan.images.unread,
+        outside=plan.images.outside,
     )
-
-
-def _dry_run(plan: ExtractionPlan, engine: Engine) -> ExtractResult:
-    exists = stored_manifest(plan.config.cache) is not None
-    cache = replace(FeatureCache.open(plan.config.cache), manifest=plan.manifest) if exists else None
-    work = workload_of(plan, cache)
-    announce(plan, work)
-    engine.estimate(plan, work)
-    logger.info(advice(plan))
-    return _result(plan, work)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from cache.keys import RowKey
 from cache.manifest import Augmentation, Base, Manifest
 from cache.shard import Float16Array
-from pipeline.backbones import backbone
-from pipeline.backbones.backbone import BackboneSpec, backbone_spec, load_tensors, preprocessing_of
+from pipeline.backbones.sources import load_tensors
+from pipeline.backbones.spec import BACKBONES, BackboneSpec, backbone_spec, preprocessing_of
 from pipeline.backbones.weights import NamedWeights
 from pipeline.config import ExtractConfig, TrainConfig
 from pipeline.errors import WeightsError
@@ -98,7 +98,7 @@ def tiny_tensors(seed: int = 0) -> dict[str, Tensor]:
 
 def register_tiny() -> None:
     """Make `tiny` a backbone of this process; the fixture `tiny` undoes it, a child process need not."""
-    backbone.BACKBONES["tiny"] = BackboneSpec(build_tiny, NamedWeights("tiny", "NONE", None))
+    BACKBONES["tiny"] = BackboneSpec(build_tiny, NamedWeights("tiny", "NONE", None))
 
 
 def draw_image(path: Path, seed: int, label: str = "1", size: tuple[int, int] = (44, 40)) -> Path:
@@ -168,7 +168,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Register the tiny backbone; returns the path of its weights."""
-    monkeypatch.setitem(backbone.BACKBONES, "tiny", BackboneSpec(build_tiny, NamedWeights("tiny", "NONE", None)))
+    monkeypatch.setitem(BACKBONES, "tiny", BackboneSpec(build_tiny, NamedWeights("tiny", "NONE", None)))
     path = tmp_path / "tiny.safetensors"
     save_file(tiny_tensors(), path)
     return str(path)

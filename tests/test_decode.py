@@ -2,10 +2,12 @@
 
 import struct
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import preprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
@@ -52,6 +54,21 @@ def test_every_exif_orientation_gives_the_same_upright_pixels(orientation: int, 
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(decode_rgb(encoded(stored, kind, exif=exif)), pattern())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_view_is_the_same_of_a_path_of_bytes_and_of_an_image(kind: str, tmp_path: Path) -> None:
+    """Turned as EXIF says; an image that was given stays open."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(pattern(48, 40)), kind, exif=exif)
+    (tmp_path / "a").write_bytes(data)
+    expected = preprocessing().view(decode_rgb(data))
+    with Image.open(BytesIO(data)) as image:
+        for given in (tmp_path / "a", str(tmp_path / "a"), data, image, image):
+            assert np.array_equal(preprocessing().view_of(given), expected)
+    with pytest.raises(DecodeError, match="floating-point"):
+        preprocessing().view_of(Image.new("F", (8, 8)))
 
 
 def test_orientation_of_a_jpeg_is_applied() -> None:

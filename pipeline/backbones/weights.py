@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import WeightsError
-
-TensorMap = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,9 +37,7 @@ class NamedWeights:
     @property
     def present(self) -> bool:
         """Whether they are there, where this user may look."""
-        with suppress(PermissionError):
-            return self.path.is_file()
-        return False
+        return os.access(self.path, os.R_OK)
 
 
 def weights_folder() -> Path:
@@ -62,7 +57,7 @@ def weights_folder() -> Path:
     return Path(folder) / "headgraft" / "weights"
 
 
-def tensor_digest(tensors: TensorMap) -> str:
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors: name, dtype, shape and little-endian bytes of each, by name."""
     state = hashlib.sha256()
     for name in sorted(tensors):

@@ -11,8 +11,8 @@ from pipeline.bases.reduced import fitted_among, sees_labels
 from pipeline.config import REDUCED_BASIS, HeadSettings
 from pipeline.console import counted
 from pipeline.errors import RunError
+from pipeline.inputs.folders import shown
 from pipeline.inputs.images import count_leaks, stale_files
-from pipeline.inputs.listing import shown
 
 logger = logging.getLogger("headgraft.bases")
 

@@ -2,8 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -13,11 +13,12 @@ from cache.keys import RowKey
 from cache.shard import Float16Array
 from cache.store import FeatureCache
 from cache.writer import ShardWriter
-from pipeline.backbones import backbone
+from pipeline.backbones.backbone import Backbone, Pending
+from pipeline.backbones.sources import weights_source
 from pipeline.bases.reduced import reduce_rows, reduction_basis
 from pipeline.console import named, progress
 from pipeline.errors import DecodeError, PipelineError
-from pipeline.extraction.plan import ExtractionContext, count_views
+from pipeline.extraction.plan import ExtractionContext
 from pipeline.inputs.loader import DecodeTask, Loader
 from pipeline.inputs.remarks import Remarks
 from pipeline.inputs.views import DeviceViews, Renderer, ViewPixels, Views
@@ -60,13 +61,13 @@ class Tally:
         self.bad.update(other.bad)
         for phase, seconds in other.phases.items():
             self.phases[phase] += seconds
-        self.bound = max(self.phases, key=lambda phase: self.phases[phase])
+        self.bound = _longest(self.phases)
 
 
 class Extractor:
     """Computes the rows of files and writes them into `cache`, by a backbone that is ready."""
 
-    def __init__(self, context: ExtractionContext, cache: FeatureCache, network: backbone.Backbone) -> None:
+    def __init__(self, context: ExtractionContext, cache: FeatureCache, network: Backbone) -> None:
         self._context, self._cache, self._network = context, cache, network
         self._renderer = _renderer(context)
         self._basis = reduction_basis(cache)
@@ -76,29 +77,61 @@ class Extractor:
 
         Ends at the first file that cannot be decoded, unless those are skipped.
         """
-        context, rows = self._context, count_views(tasks)
+        context, rows = self._context, sum(len(task.views) for task in tasks)
         start = time.perf_counter()
         loader = Loader(self._renderer, _workers(context), tally.remarks)
-        with (
-            self._writer(rows, one_shard) as writer,
-            progress(rows, "rows", lambda: f", bound by {_bound(loader, writer, tally)}") as advance,
-            loader,
-        ):
-            for keys, features in _rows(self._network, _views(loader, tasks, tally, context.config.skip_bad), tally):
-                _refuse_not_finite(keys, features)
+        writer = self._writer(rows, one_shard)
+
+        def bound() -> str:
+            """What this thread spent most of its time on: waiting for views, computing, or waiting for the disk."""
+            return _longest({"decode": loader.waited, "compute": tally.phases["compute"], "write": writer.waited})
+
+        with writer, progress(rows, "rows", lambda: f", bound by {bound()}") as advance, loader:
+            for keys, features in self._rows(self._views(loader, tasks, tally), tally):
+                finite = np.isfinite(features).all(axis=1)
+                if not finite.all():
+                    digest, view = keys[int(np.argmin(finite))]
+                    raise PipelineError(
+                        f"a feature of the image with SHA-256 {digest.hex()} ({view}) is not finite: check the weights"
+                    )
                 writer.add(keys, reduce_rows(self._basis, features) if self._basis else features)
                 tally.rows += len(keys)
                 advance(len(keys))
         tally.phases["decode"] += loader.seconds
         tally.phases["write"] += writer.seconds
-        tally.bound = _bound(loader, writer, tally)
+        tally.bound = bound()
         tally.seconds += time.perf_counter() - start
+
+    def _views(self, loader: Loader, tasks: list[DecodeTask], tally: Tally) -> Iterator[tuple[RowKey, ViewPixels]]:
+        """Every view of `tasks`; what has none goes into `tally.bad`: the first ends it, unless these are skipped."""
+        for task, outcome in loader.run(tasks):
+            if not isinstance(outcome, DecodeError):
+                yield from (((task.digest, view), pixels) for view, pixels in outcome)
+                continue
+            tally.bad[task.digest] = task, str(outcome)
+            if not self._context.config.skip_bad:
+                return
+
+    def _rows(
+        self, views: Iterator[tuple[RowKey, ViewPixels]], tally: Tally
+    ) -> Iterator[tuple[tuple[RowKey, ...], Float16Array]]:
+        """Rows of `views` in their order, by batches; a device is given the next one before the last has come back."""
+        network = self._network
+        flying: deque[tuple[tuple[RowKey, ...], Pending]] = deque()
+        while batch := list(islice(views, network.batch_size)):
+            keys, pixels = zip(*batch, strict=True)
+            flying.append((keys, _timed(tally, network.start, pixels)))
+            if len(flying) > network.batches_ahead:
+                keys, pending = flying.popleft()
+                yield keys, _timed(tally, pending)
+        for keys, pending in flying:
+            yield keys, _timed(tally, pending)
 
     def _writer(self, rows: int, one_shard: bool) -> ShardWriter:
         """Of rows as the cache keeps them: in full, or in the basis of a reduced one."""
-        context, cache = self._context, self._cache
-        weights = backbone.weights_source(context.config.backbone, context.config.weights)
-        made: Mapping[str, str] = {**self._network.provenance, "views": self._renderer.place, "weights": weights}
+        config, cache = self._context.config, self._cache
+        weights = weights_source(config.backbone, config.weights)
+        made = {**self._network.provenance, "views": self._renderer.place, "weights": weights}
         when: dict[str, Any] = {"rows_per_shard": rows + 1, "seconds_per_shard": None} if one_shard else {}
         return ShardWriter(cache.path, cache.header(made), **when)
 
@@ -118,35 +151,6 @@ def _workers(context: ExtractionContext) -> int:
     return max(1, cpus // 2) if context.device.type == "cpu" else cpus
 
 
-def _views(
-    loader: Loader, tasks: list[DecodeTask], tally: Tally, skip_bad: bool
-) -> Iterator[tuple[RowKey, ViewPixels]]:
-    """Every view of `tasks`; files that have none go into `tally.bad`, of which the first ends it unless `skip_bad`."""
-    for task, outcome in loader.run(tasks):
-        if isinstance(outcome, DecodeError):
-            tally.bad[task.digest] = task, str(outcome)
-            if not skip_bad:
-                return
-            continue
-        for view, pixels in outcome:
-            yield (task.digest, view), pixels
-
-
-def _rows(
-    network: backbone.Backbone, views: Iterator[tuple[RowKey, ViewPixels]], tally: Tally
-) -> Iterator[tuple[tuple[RowKey, ...], Float16Array]]:
-    """Rows of `views` in their order, by batches; a device is given the next batch before the last has come back."""
-    flying: deque[tuple[tuple[RowKey, ...], backbone.Pending]] = deque()
-    while batch := list(islice(views, network.batch_size)):
-        keys, pixels = zip(*batch, strict=True)
-        flying.append((keys, _timed(tally, network.start, pixels)))
-        if len(flying) > network.batches_ahead:
-            keys, pending = flying.popleft()
-            yield keys, _timed(tally, pending)
-    for keys, pending in flying:
-        yield keys, _timed(tally, pending)
-
-
 def _timed(tally: Tally, function: Callable[..., T], *given: object) -> T:
     """What the function returns, its time counted as computing."""
     start = time.perf_counter()
@@ -155,27 +159,19 @@ def _timed(tally: Tally, function: Callable[..., T], *given: object) -> T:
     return found
 
 
-def _refuse_not_finite(keys: Sequence[RowKey], rows: Float16Array) -> None:
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        digest, view = keys[int(np.argmin(finite))]
-        raise PipelineError(
-            f"a feature of the image with SHA-256 {digest.hex()} ({view}) is not finite: check the weights"
-        )
-
-
-def _bound(loader: Loader, writer: ShardWriter, tally: Tally) -> str:
-    """What this thread spent most of its time on: waiting for views, computing, or waiting for the disk."""
-    spent = {"decode": loader.waited, "compute": tally.phases["compute"], "write": writer.waited}
-    return max(spent, key=lambda phase: spent[phase])
+def _longest(seconds: dict[str, float]) -> str:
+    return max(seconds, key=lambda phase: seconds[phase])
 
 
 def refuse_bad(context: ExtractionContext, tally: Tally, remaining: list[DecodeTask]) -> None:
     """DecodeError for all files that cannot be decoded: those found, and those of `remaining`, which are tried."""
     if context.config.skip_bad or not tally.bad:
         return
-    rest = [(task, str(error)) for task, error in Loader(_renderer(context), 2).check(remaining)]
-    found = [*tally.bad.values(), *rest]
+    found = list(tally.bad.values())
+    with Loader(_renderer(context), 2) as loader:
+        for task, outcome in loader.run(replace(task, views=()) for task in remaining):
+            if isinstance(outcome, DecodeError):
+                found.append((task, str(outcome)))
     lines = "\n".join(f"  {named(task.path)}: {reason}" for task, reason in found)
     raise DecodeError(
         f"{len(found)} image files cannot be decoded:\n{lines}\n"

@@ -3,9 +3,10 @@
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -13,20 +14,15 @@ from cache import layout
 from cache.errors import CacheError
 from cache.index import SetIndex, index_path
 from cache.keys import PackedKeys, digest_ends, unpack_keys
+from cache.lock import check_free, check_writable
 from cache.manifest import Augmentation, Base, Manifest
-from cache.reduction import Reduction
-from cache.store import FeatureCache
-from pipeline.backbones import backbone
+from cache.store import FeatureCache, check_place
+from pipeline.backbones.sources import load_tensors
+from pipeline.backbones.spec import backbone_spec, preprocessing_of, row_shape
 from pipeline.backbones.weights import tensor_digest
 from pipeline.config import ExtractConfig
 from pipeline.console import size
-from pipeline.extraction.checks import (
-    check_places,
-    keep_other_images,
-    keep_other_roots,
-    known_index,
-    stored_manifest,
-)
+from pipeline.errors import ImageSetError, PipelineError
 from pipeline.inputs import augment
 from pipeline.inputs.decode import Decoding
 from pipeline.inputs.grey import AUTO, decoding_for, measured_range, narrow_range
@@ -54,60 +50,109 @@ class ExtractionContext:
 
 @dataclass(frozen=True)
 class ExtractionPlan(ExtractionContext):
-    """What an extraction will do: how it computes rows, and of which files."""
+    """How rows are computed, of which files, and the cache as it was before; None where there was none."""
 
     images: ImageSet
     name: str
+    cache: FeatureCache | None = None
 
 
-Place = Callable[[ExtractConfig, str | None], tuple[torch.device, str]]  # and the precision of the rows there are
+def make_plan(config: ExtractConfig, place: Callable[[str | None], tuple[torch.device, str]]) -> ExtractionPlan:
+    """What a run will do; `place` gives device and precision, given the precision of the rows there are.
 
-
-def make_plan(config: ExtractConfig, place: Place) -> ExtractionPlan:
-    """What a run will do; `place` says where, and in which precision. What cannot be is refused before hashing."""
-    name = check_places(config)
-    known = known_index(config, name)
-    keep_other_roots(config, known)
-    stored = stored_manifest(config.cache)
-    device, precision = place(config, stored.base.precision if stored else None)
+    Refused before images are listed: names, places, settings that the cache does not have, and weights that are not
+    there or do not fit. Settings come before weights, which may have to be fetched.
+    """
+    name, cache = _check_places(config)
+    known = _known_set(config, cache, name)
+    stored = cache.manifest if cache else None
+    device, precision = place(stored.base.precision if stored else None)
     decoding = decoding_for(config.grey_range, stored.base.decoding if stored else None)
-    if stored:  # whatever the weights are: they may have to be fetched first
+    if stored:
         stored.merged_with(_manifest(config, stored.base.weights_digest, precision, decoding), config.cache)
-    tensors = backbone.load_tensors(config.backbone, config.weights)
+    tensors = load_tensors(config.backbone, config.weights)
     manifest = _manifest(config, tensor_digest(tensors), precision, decoding)
     if stored:
         manifest = stored.merged_with(manifest, config.cache)
-    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=_hashed(config, name))
-    keep_other_images(config, known, images)
+    # A part need not hash again what was listed or indexed, since it compares what it decodes.
+    hashed = _listing(config, name) or known if config.part else None
+    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=hashed)
+    if known:
+        _keep_other_images(config, known, images)
     if config.grey_range == AUTO and not stored:
-        manifest = _with_measured_range(manifest, images)
-    return ExtractionPlan(config, tensors, device, manifest, images, name)
+        training = [images.root / image.path for image in images.images if image.split == "train"]
+        manifest = replace(manifest, base=replace(manifest.base, decoding=measured_range(training).name))
+    return ExtractionPlan(config, tensors, device, manifest, images, name, cache)
 
 
-def _hashed(config: ExtractConfig, name: str) -> SetIndex | None:
-    """What a part need not hash again, since it compares what it decodes: the set's listing, else its index."""
-    for folder in (layout.LISTING_FOLDER, layout.SET_FOLDER) if config.part else ():
-        try:
-            return SetIndex.load(index_path(config.cache / folder, name))
-        except CacheError:  # there is none, or it is damaged: all is hashed
-            continue
-    return None
+def _check_places(config: ExtractConfig) -> tuple[str, FeatureCache | None]:
+    """The set's name, and the cache if there is one yet.
+
+    An error where the cache cannot be written here and now, where there is no data, or where there is nothing to
+    finish.
+    """
+    if not config.dry_run:
+        check_writable(config.cache)
+    check_place(config.cache)
+    name = layout.check_set_name(config.data.absolute().name if config.set is None else config.set)
+    if not config.dry_run:
+        check_free(config.cache, config.part)
+    if not config.data.exists():
+        raise ImageSetError(f"{config.data} does not exist, expected a folder of images or a CSV file")
+    exists = (config.cache / layout.MANIFEST_FILE).is_file()
+    if config.finish and not exists:
+        raise PipelineError(f"{config.cache} holds no parts to finish: run them first, or extract without --finish")
+    return name, FeatureCache.open(config.cache) if exists else None
 
 
-def _with_measured_range(manifest: Manifest, images: ImageSet) -> Manifest:
-    """For `--grey-range auto` and the first rows of a cache: the range that the training images use."""
-    training = [images.root / image.path for image in images.images if image.split == "train"]
-    return replace(manifest, base=replace(manifest.base, decoding=measured_range(training).name))
+def _known_set(config: ExtractConfig, cache: FeatureCache | None, name: str) -> SetIndex | None:
+    """The index of the set as an earlier run left it, if there is one that can be read.
+
+    CacheError where that set is of another place that still exists, unless `--set` names it: data may have been moved.
+    """
+    try:
+        known = cache.index(name) if cache and name in cache.sets() else None
+    except CacheError:  # a damaged index, which this run writes again
+        return None
+    data = config.data.absolute()
+    if config.set is None and known and Path(known.data).exists() and not Path(known.data).samefile(data):
+        raise CacheError(f"the cache has a set {name!r} of {known.data}, this data is {data}: {_other(name)}")
+    return known
+
+
+def _keep_other_images(config: ExtractConfig, known: SetIndex, images: ImageSet) -> None:
+    """A set of other images altogether is replaced only where `--set` names it; that some are gone is logged."""
+    before, now = ({image.digest for image in found} for found in (known.images, images.images))
+    gone, new = len(before - now), len(now - before)
+    if config.set is None and before and gone == len(before):
+        raise CacheError(
+            f"the cache has a set {known.name!r} of {len(before)} other images, none of which is in {images.data}: "
+            f"{_other(known.name)}"
+        )
+    if gone:
+        logger.warning(f"set {known.name}: {gone} of {len(before)} images are no longer there, {new} new")
+
+
+def _other(name: str) -> str:
+    return f"name it with --set, or replace the other with --set {name}"
+
+
+def _listing(config: ExtractConfig, name: str) -> SetIndex | None:
+    """What `--hash-only` kept of the set, if it did and that can be read."""
+    try:
+        return SetIndex.load(index_path(config.cache / layout.LISTING_FOLDER, name))
+    except CacheError:
+        return None
 
 
 def _manifest(config: ExtractConfig, weights_digest: str, precision: str, decoding: Decoding) -> Manifest:
     base = Base(
         backbone=config.backbone,
-        layer=backbone.backbone_spec(config.backbone).layer,
+        layer=backbone_spec(config.backbone).layer,
         weights_digest=weights_digest,
-        row_shape=backbone.row_shape(config.backbone, config.image_size),
+        row_shape=row_shape(config.backbone, config.image_size),
         precision=precision,
-        **asdict(backbone.preprocessing_of(config.backbone, config.image_size, decoding)),
+        **asdict(preprocessing_of(config.backbone, config.image_size, decoding)),
     )
     recipe = Augmentation(augment.RECIPE, augment.RECIPE_VERSION, config.seed) if config.passes else None
     return Manifest(base, recipe)
@@ -149,24 +194,17 @@ def workload_of(plan: ExtractionPlan, cache: FeatureCache | None) -> Workload:
     return Workload(tasks, len(keys), len(keys) - len(missing))
 
 
-def count_views(tasks: Iterable[DecodeTask]) -> int:
-    """Rows that they come to."""
-    return sum(len(task.views) for task in tasks)
-
-
 def _part_of(keys: PackedKeys, part: tuple[int, int] | None) -> PackedKeys:
     """Those of one part, by the contents of their images alone: whoever else computes what, and whatever is there."""
     if part is None:
         return keys
     number, parts = part
-    chosen: PackedKeys = keys[digest_ends(keys) % parts == number - 1]
-    return chosen
+    return cast(PackedKeys, keys[digest_ends(keys) % parts == number - 1])
 
 
-def announce(plan: ExtractionPlan, work: Workload) -> None:
-    """Say what is there and what it will take; refuse what the disk cannot hold."""
-    reduction = Reduction.load(plan.config.cache)
-    needed = work.missing * 2 * (reduction.out_features if reduction else math.prod(plan.manifest.base.row_shape))
+def announce(plan: ExtractionPlan, work: Workload, cache: FeatureCache | None) -> None:
+    """Log what is there and what it will take; refuse what the disk cannot hold."""
+    needed = work.missing * 2 * (cache.in_features if cache else math.prod(plan.manifest.base.row_shape))
     logger.info(
         f"{plan.name}: {len(plan.images.images)} images, {len(plan.images.classes)} classes, "
         f"{work.rows} rows: {work.reused} present, {work.missing} missing"

@@ -2,39 +2,47 @@
 
 import logging
 import time
+from functools import partial
 
 import numpy as np
 import torch
 
-from pipeline.backbones import backbone
+from pipeline.backbones.backbone import Backbone, load_backbone
 from pipeline.backbones.compiled import worth_compiling
-from pipeline.console import duration
+from pipeline.console import duration, first_line
 from pipeline.extraction.plan import ExtractionContext
 from pipeline.machine.device import available_cpus
 
 logger = logging.getLogger("headgraft.extraction")
 
 
-def start_backbone(context: ExtractionContext, rows: int) -> tuple[backbone.Backbone, float]:
+def start_backbone(context: ExtractionContext, rows: int) -> tuple[Backbone, float]:
     """The backbone ready to compute `rows`, and the seconds of its first batch, compilation among them."""
-    torch.set_num_threads(context.config.threads or available_cpus())
-    wanted = worth_compiling(context.device, rows)
-    network = _load(context, wanted)
-    if wanted and network.code_path != "compiled":
-        logger.warning("no C++ compiler here, or no writable folder for what it makes: computing uncompiled")
-    try:
-        return network, _warm_up(network, context, rows)
-    except RuntimeError as error:  # the compiler is there but does not work: no headers, no room, another standard
-        if network.code_path != "compiled":
-            raise
-        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-        logger.warning(f"torch could not compile here ({reason[:200]}): computing uncompiled")
-    network = _load(context, compiled=False)
+    config = context.config
+    torch.set_num_threads(config.threads or available_cpus())
+    load = partial(
+        load_backbone,
+        config.backbone,
+        context.tensors,
+        context.preprocessing,
+        device=context.device,
+        precision=context.manifest.base.precision,
+        batch_size=config.batch_size,
+    )
+    if worth_compiling(context.device, rows):
+        network = load(compiled=True)
+        try:
+            if network.code_path == "compiled":
+                return network, _warm_up(network, context, rows)
+            logger.warning("no C++ compiler here, or no writable folder for what it makes: computing uncompiled")
+        except RuntimeError as error:  # the compiler is there but does not work: no headers, no room, another standard
+            logger.warning(f"torch could not compile here ({first_line(error)[:200]}): computing uncompiled")
+    network = load()
     return network, _warm_up(network, context, rows)
 
 
-def _warm_up(network: backbone.Backbone, context: ExtractionContext, rows: int) -> float:
-    """Bring the network to speed on blank views and say how long all will take; the seconds of the first run."""
+def _warm_up(network: Backbone, context: ExtractionContext, rows: int) -> float:
+    """Bring the network to speed on blank views and log how long all will take; the seconds of the first run."""
     size = context.preprocessing.input_size
     views = [np.zeros((size, size, 3), np.uint8)] * min(2, network.batch_size)
     seconds = []
@@ -46,15 +54,3 @@ def _warm_up(network: backbone.Backbone, context: ExtractionContext, rows: int) 
     expected = duration(seconds[1] / filled * rows)
     logger.info(f"{network.code_path} {network.precision} at {size} on this {network.device.type}: about {expected}")
     return seconds[0]
-
-
-def _load(context: ExtractionContext, compiled: bool) -> backbone.Backbone:
-    return backbone.load_backbone(
-        context.config.backbone,
-        context.tensors,
-        context.preprocessing,
-        device=context.device,
-        precision=context.manifest.base.precision,
-        batch_size=context.config.batch_size,
-        compiled=compiled,
-    )

@@ -7,7 +7,7 @@ takes no more than its unit with it.
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 from cache.manifest import Manifest
 from cache.store import FeatureCache
-from pipeline.backbones.backbone import weights_source
+from pipeline.backbones.sources import weights_source
 from pipeline.config import ExtractConfig
 from pipeline.console import counted, named, progress
 from pipeline.errors import PipelineError
@@ -50,36 +50,33 @@ class Worker:
         self._extractor: Extractor | None = None
 
     def ready(self, arrays: Arrays) -> None:
-        """Returns when it can compute at speed; CacheError where the cache is not to be seen from here."""
-        self._extractor_here(arrays)
+        """Returns when it can compute at speed, by the cache as it is seen here.
 
-    def run(self, unit: WorkUnit, arrays: Arrays) -> Tally:
-        """Decode, compute and write the rows of a unit."""
-        tally = Tally()
-        self._extractor_here(arrays).run(list(unit), tally, one_shard=True)
-        return tally
-
-    def _extractor_here(self, arrays: Arrays) -> Extractor:
-        """Of the cache as it is seen here; PipelineError where rows cannot be computed."""
-        self._refuse_blind()
+        PipelineError where the images are not to be seen, each of which would pass for one that cannot be decoded, or
+        where this machine does not compute in the cache's precision; CacheError where the cache is not to be seen.
+        """
+        config = self._config
+        if not config.data.exists():
+            raise PipelineError(
+                f"{config.data} is not there on {platform.node()}, where a worker of Ray runs: "
+                "images and cache must lie at the same places on all machines"
+            )
         if self._extractor is None:
-            cache = FeatureCache.open(self._config.cache)
-            config, device = self._config, _device_here(self._config)
+            cache, device = FeatureCache.open(config.cache), _device_here(config)
             resolve_precision(self._manifest.base.precision, device)  # machines of a cluster may differ
             own = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}  # Ray's are not writable
             # What cannot be decoded is the run's concern, not the unit's.
             here = replace(config, skip_bad=True, threads=config.threads or config.cpus)
             context = ExtractionContext(here, own, device, self._manifest)
             self._extractor = Extractor(context, cache, start_backbone(context, self._expected)[0])
-        return self._extractor
 
-    def _refuse_blind(self) -> None:
-        """PipelineError where the images are not to be seen: each would pass for one that cannot be decoded."""
-        if not self._config.data.exists():
-            raise PipelineError(
-                f"{self._config.data} is not there on {platform.node()}, where a worker of Ray runs: "
-                "images and cache must lie at the same places on all machines"
-            )
+    def run(self, unit: WorkUnit, arrays: Arrays) -> Tally:
+        """Decode, compute and write the rows of a unit."""
+        self.ready(arrays)
+        assert self._extractor is not None
+        tally = Tally()
+        self._extractor.run(list(unit), tally, one_shard=True)
+        return tally
 
 
 def _device_here(config: ExtractConfig) -> torch.device:
@@ -136,17 +133,13 @@ def compute_units(ray: Any, plan: ExtractionPlan, work: Workload, tally: Tally) 
         workers.first_ready()
         tally.warmup_seconds = time.perf_counter() - start
         with progress(rows, "rows", lambda: f" by {counted(workers.count, 'worker')}") as advance:
-            for unit, outcome in workers.run(units, _ended_by(tally, plan.config)):
+            # A bad file ends the run, unless they are skipped.
+            for unit, outcome in workers.run(units, lambda: bool(tally.bad) and not plan.config.skip_bad):
                 done |= {task.digest for task in unit}
                 tally.add(outcome)
                 tally.seconds = time.perf_counter() - start - tally.warmup_seconds
                 advance(outcome.rows)
     refuse_bad(plan, tally, [task for task in work.tasks if task.digest not in done])
-
-
-def _ended_by(tally: Tally, config: ExtractConfig) -> Callable[[], bool]:
-    """Whether no more units are to be started: a bad file ends the run, unless they are skipped."""
-    return lambda: bool(tally.bad) and not config.skip_bad
 
 
 def _for_workers(config: ExtractConfig) -> ExtractConfig:

@@ -1,8 +1,8 @@
 """Bytes of an image file → RGB pixels: one policy, used wherever an image is read."""
 
 import re
-import stat
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from cache.files import read_regular
 from pipeline.errors import DecodeError
 from pipeline.inputs.effort import decoded_pixels, pixel_passes
 from pipeline.inputs.remarks import FRAMES, METADATA, PROFILE, collected
@@ -89,12 +90,9 @@ FULL_RANGE = Decoding()
 def read_image(path: Path) -> bytes:
     """The bytes of an image file; DecodeError where it is not a regular file, over `BYTE_LIMIT`, or unreadable."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise DecodeError("not a regular file")
-        if found.st_size > BYTE_LIMIT:
-            raise DecodeError(f"{found.st_size:,} bytes, over the limit of {BYTE_LIMIT:,}")
-        return path.read_bytes()
+        if (size := path.stat().st_size) > BYTE_LIMIT:
+            raise DecodeError(f"{size:,} bytes, over the limit of {BYTE_LIMIT:,}")
+        return read_regular(path)
     except OSError as error:
         raise DecodeError(f"cannot be read: {error.strerror}") from error
 
@@ -108,13 +106,13 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def decode_rgb(
-    data: bytes,
+    data: bytes | Image.Image,
     pixel_limit: int = PIXEL_LIMIT,
     effort_limit: int = EFFORT_LIMIT,
     policy: Decoding = FULL_RANGE,
     remarks: dict[str, str] | None = None,
 ) -> Pixels:
-    """Decode the first frame of an image file to uint8 RGB (height, width, 3), upright.
+    """Decode an image file, its first frame, or an image of Pillow to uint8 RGB (height, width, 3), upright.
 
     EXIF orientation is applied, colour profiles are ignored. CMYK goes through Pillow's conversion; grey is
     repeated; palettes are looked up; alpha is laid over white; 16-bit grey is scaled to the policy's range and
@@ -122,12 +120,13 @@ def decode_rgb(
     `LONGEST` times longer than wide, and floating-point images are refused. What is odd but harmless goes into
     `remarks`, details by kind. Raises DecodeError with the reason.
     """
-    if not data:
+    if data == b"":
         raise DecodeError("the file is empty")
     remarks = {} if remarks is None else remarks
+    content = data if isinstance(data, bytes) else b""
     try:
-        with collected(remarks), open_image(data) as image:
-            _refuse_too_much(image, data, pixel_limit, effort_limit)
+        with collected(remarks), open_image(data) if isinstance(data, bytes) else nullcontext(data) as image:
+            _refuse_too_much(image, content, pixel_limit, effort_limit)
             # The second frame of an MPO is a preview or the other eye's view.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 remarks[FRAMES] = ""
@@ -141,7 +140,7 @@ def decode_rgb(
     except Image.DecompressionBombError as error:
         raise DecodeError(f"over the limit of {pixel_limit:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise DecodeError(describe(data, HEIF)) from error
+        raise DecodeError(describe(content, HEIF)) from error
     except Exception as error:  # Pillow's plugins raise anything from SyntaxError to struct.error on damaged files
         raise DecodeError(f"cannot be decoded: {error or type(error).__name__}") from error
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cache.files import read_regular
-from pipeline.console import counted
+from cache.records import convert
+from pipeline.console import counted, reason
 from pipeline.errors import PipelineError
 from pipeline.inputs.names import difference, plain
 
@@ -19,13 +20,11 @@ def read_names(path: Path, classes: Sequence[str]) -> dict[str, str]:
     PipelineError where it is not such an object, or has a name for none of the classes.
     """
     try:
-        names = json.loads(read_regular(path))
-    except OSError as error:
-        raise PipelineError(f"{path} cannot be read: {error.strerror}; expected an object of class: name") from error
-    except (ValueError, RecursionError) as error:
-        raise PipelineError(f"{path} cannot be read as JSON ({error}); expected an object of class: name") from error
-    if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()):
-        raise PipelineError(f"{path} is not a JSON object of class: name")
+        names = convert(json.loads(read_regular(path)), dict[str, str])
+    except (OSError, ValueError, RecursionError) as error:
+        raise PipelineError(
+            f"{path} cannot be read ({reason(error)}); expected a JSON object of class: name"
+        ) from error
     alike = {plain(key): key for key in names}
     key_of = {label: label if label in names else alike.get(plain(label), "") for label in classes}
     key_of = {label: key for label, key in key_of.items() if key in names}
@@ -35,25 +34,21 @@ def read_names(path: Path, classes: Sequence[str]) -> dict[str, str]:
             f"{path} has a name for none of the {len(classes)} classes: its keys ({keys}) are not classes "
             f"(the first {classes[0]!r}); expected an object of class: name"
         )
-    for line in _name_remarks(path, names, classes, key_of):
-        logger.warning(line)
+    _log_mismatches(path, names, classes, key_of)
     return {label: names[key] for label, key in key_of.items()}
 
 
-def _name_remarks(path: Path, names: dict[str, str], classes: Sequence[str], key_of: dict[str, str]) -> list[str]:
-    """Lines on names that fit no class as they stand, and on classes without one."""
+def _log_mismatches(path: Path, names: dict[str, str], classes: Sequence[str], key_of: dict[str, str]) -> None:
+    """Names that fit no class as they stand, and classes without one."""
     unnamed = [label for label in classes if label not in key_of]
     unused = sorted(names.keys() - set(key_of.values()))
-    other = [(label, key) for label, key in key_of.items() if label != key]
-    lines = []
-    if other:
-        label, key = other[0]
-        lines.append(f"{path}: {counted(len(other), 'key')} taken for a class that differs in {difference(label, key)}")
+    if other := [(label, key) for label, key in key_of.items() if label != key]:
+        taken = f"{counted(len(other), 'key')} taken for a class that differs in {difference(*other[0])}"
+        logger.warning(f"{path}: {taken}")
     missing = f"{len(unnamed)} of {len(classes)} classes have no name (the first {unnamed[0]!r})" if unnamed else ""
     unfit = f"{len(unused)} of {len(names)} names have no class (the first {unused[0]!r})" if unused else ""
     if missing or unfit:
-        lines.append(f"{path}: " + ", ".join(filter(None, (missing, unfit))) + _shift(names, classes))
-    return lines
+        logger.warning(f"{path}: {', '.join(filter(None, (missing, unfit)))}{_shift(names, classes)}")
 
 
 def _shift(names: Iterable[str], classes: Sequence[str]) -> str:

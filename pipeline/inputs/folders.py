@@ -5,15 +5,12 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from operator import itemgetter
 from pathlib import Path
 
 from cache.errors import install_hint
 from pipeline.console import named
 from pipeline.errors import ImageSetError
 from pipeline.inputs.decode import EXTENSIONS, HEIF, HEIF_EXTENSIONS
-
-_KINDS_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +34,42 @@ class Kind(Enum):
 
 def entries_of(folder: Path) -> list[tuple[Path, Kind]]:
     """Entries of `folder` by name, hidden ones aside; OSError where it cannot be listed."""
-    with os.scandir(folder) as found:
-        entries = [(entry.name, _kind(entry)) for entry in found if not entry.name.startswith(".")]
-    return [(folder / name, kind) for name, kind in sorted(entries, key=itemgetter(0))]
+    return [(folder / name, kind) for name, kind in sorted(_entries(folder), key=lambda entry: entry[0])]
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in `folder`, by name; none where it cannot be listed."""
-    return [folder / name for name in sorted(_names(folder, Kind.FOLDER))]
+    """The folders in `folder`, by name; none where it cannot be listed, which whoever reads the folder reports."""
+    try:
+        return [folder / name for name in sorted(name for name, kind in _entries(folder) if kind is Kind.FOLDER)]
+    except OSError:
+        return []
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether an image that is read lies in `folder` itself."""
-    return next(_names(folder, Kind.IMAGE), None) is not None
-
-
-def _names(folder: Path, kind: Kind) -> Iterator[str]:
+    """Whether an image that is read lies in `folder` itself; not where it cannot be listed."""
     try:
-        with os.scandir(folder) as found:
-            yield from (entry.name for entry in found if not entry.name.startswith(".") and _kind(entry) is kind)
-    except OSError:  # reported by whoever reads the folder
-        return
+        return any(kind is Kind.IMAGE for _, kind in _entries(folder))
+    except OSError:
+        return False
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, Kind]]:
+    with os.scandir(folder) as found:
+        yield from ((entry.name, _kind(entry)) for entry in found if not entry.name.startswith("."))
+
+
+def _kind(entry: os.DirEntry[str]) -> Kind:
+    """Without asking the system about each file, links aside: the folder says which it is."""
+    try:
+        if entry.is_dir():
+            return Kind.FOLDER
+        broken = entry.is_symlink() and not entry.stat()
+    except OSError:  # a link to nothing, to itself, or to where nobody may look
+        broken = True
+    _, dot, extension = entry.name.rpartition(".")
+    if dot + extension.lower() in EXTENSIONS:
+        return Kind.IMAGE
+    return Kind.BROKEN if broken else Kind.UNREAD
 
 
 def refuse_other_locale(paths: Iterable[Path]) -> None:
@@ -75,26 +87,18 @@ def extension(path: Path) -> str:
     return path.suffix.lower() or "no extension"
 
 
+def shown(names: list[str], count: int = 5) -> str:
+    """The first of `names`, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
 def unread_line(unread: Mapping[str, int]) -> str:
     """How many files are not read, by extension, most of them first; "" for none."""
+    if not unread:
+        return ""
     count = sum(unread.values())
-    kinds = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{name} {number}" for name, number in kinds[:_KINDS_SHOWN])
-    more = f" and {len(kinds) - _KINDS_SHOWN} more kinds" if len(kinds) > _KINDS_SHOWN else ""
     of = "file of another kind is" if count == 1 else "files of other kinds are"
+    kinds = [f"{name} {number}" for name, number in sorted(unread.items(), key=lambda item: (-item[1], item[0]))]
     heif = "" if HEIF or not HEIF_EXTENSIONS & unread.keys() else f" (for HEIC and HEIF {install_hint('heif')})"
-    return f"{count} {of} not read: {shown}{more}{heif}" if count else ""
-
-
-def _kind(entry: os.DirEntry[str]) -> Kind:
-    """Without asking the system about each file, links aside: the folder says which it is."""
-    try:
-        if entry.is_dir():
-            return Kind.FOLDER
-        broken = entry.is_symlink() and not entry.stat()
-    except OSError:  # a link to nothing, to itself, or to where nobody may look
-        broken = True
-    _, dot, extension = entry.name.rpartition(".")
-    if dot + extension.lower() in EXTENSIONS:
-        return Kind.IMAGE
-    return Kind.BROKEN if broken else Kind.UNREAD
+    return f"{count} {of} not read: {shown(kinds)}{heif}"

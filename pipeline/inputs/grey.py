@@ -26,10 +26,9 @@ def decoding_for(asked: str | None, stored: str | None) -> Decoding:
 
 def measured_range(training: Sequence[Path]) -> Decoding:
     """The least range of 2^n - 1 that the `training` files stay within; ImageSetError where none is 16-bit grey."""
-    largest = [value for value in _largest_values(training) if value is not None]
-    if not largest:
+    if not (found := _largest_values(training)):
         raise ImageSetError("--grey-range auto, but no training image is 16-bit grey: leave the option out")
-    return _range_of(max(largest))
+    return _range_of(max(found)[0])
 
 
 def narrow_range(files: Sequence[Path], decoding: Decoding) -> tuple[str, int] | None:
@@ -37,11 +36,10 @@ def narrow_range(files: Sequence[Path], decoding: Decoding) -> tuple[str, int] |
     if decoding.grey_range <= _NARROW:
         return None
     chosen = [path for path in files if path.suffix.lower() in _KINDS]
-    sample = chosen[:: max(1, len(chosen) // _SAMPLED)][:_SAMPLED]
-    found = [(value, path) for value, path in zip(_largest_values(sample), sample, strict=True) if value is not None]
-    if not found or max(found)[0] > _NARROW:
+    found = _largest_values(chosen[:: max(1, len(chosen) // _SAMPLED)][:_SAMPLED])
+    most, path = max(found, default=(WHITE, Path()))
+    if most > _NARROW:
         return None
-    most, path = max(found)
     sampled = counted(len(found), "sampled 16-bit grey file")
     warning = f"warning: the largest value in {sampled} is {most:,} of {WHITE:,} ({named(path.name)}): nearly black"
     return warning, _range_of(most).grey_range
@@ -52,10 +50,11 @@ def _range_of(largest: int) -> Decoding:
     return Decoding(min(WHITE, max(255, (1 << largest.bit_length()) - 1)))
 
 
-def _largest_values(files: Sequence[Path]) -> list[int | None]:
-    """Of each file that is 16-bit grey; None for any other, and for those that cannot be decoded."""
+def _largest_values(files: Sequence[Path]) -> list[tuple[int, Path]]:
+    """Of those files that are 16-bit grey and can be decoded."""
     with catching_warnings(), ThreadPoolExecutor() as pool:
-        return list(pool.map(_largest_value, files))
+        values = zip(pool.map(_largest_value, files), files, strict=True)
+        return [(value, path) for value, path in values if value is not None]
 
 
 def _largest_value(path: Path) -> int | None:

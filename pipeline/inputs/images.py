@@ -7,15 +7,15 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cache.index import SPLITS, ImageRecord, SetIndex, SkippedImage
 from pipeline.console import counted, named
 from pipeline.errors import ImageSetError
 from pipeline.inputs.decode import HEIF, HEIF_EXTENSIONS
-from pipeline.inputs.folders import Listed, extension, refuse_other_locale, unread_line
-from pipeline.inputs.listing import Listing, extensions, list_files, shown
+from pipeline.inputs.folders import Listed, extension, refuse_other_locale, shown, unread_line
+from pipeline.inputs.listing import Listing, extensions, list_files
 from pipeline.inputs.names import difference, look_alikes, resembling
 
 logger = logging.getLogger("headgraft.inputs")
@@ -71,36 +71,37 @@ class ImageSet:
         """
         data = Path(data)
         listing = list_files(data, train_needed=not known)
-        root, listed = listing.root, listing.files
-        if not listed:
-            raise _no_images(data, listing)
+        if not listing.files:
+            unread = unread_line(listing.unread)
+            expected = f"expected a folder per class with {extensions()} files"
+            raise ImageSetError(f"{data} holds no images, {expected}{unread and '; '}{unread}")
         for line in listing.notes:
             logger.warning(line)
-        if not known and not any(item.fault for item in listed):
-            _refuse_other_classes(data, {(item.label, item.split) for item in listed})
-        images, faults = _hash_all(root, listed, hashed)
+        if not known and not any(item.fault for item in listing.files):
+            _refuse_other_classes(data, {(item.label, item.split) for item in listing.files})
+        records = _records(listing, hashed)
+        faults = tuple(record for record in records if isinstance(record, SkippedImage))
         if faults and not skip_bad:
-            lines = "\n".join(f"  {named(root / image.path)}: {image.reason}" for image in faults)
+            lines = "\n".join(f"  {named(listing.root / image.path)}: {image.reason}" for image in faults)
             raise ImageSetError(
                 f"{counted(len(faults), 'path')} cannot be read:\n{lines}\nFix or remove them, or pass --skip-bad."
             )
+        images = [record for record in records if isinstance(record, ImageRecord)]
         has_splits = any(image.split for image in images)
         if not has_splits:
             images = _split_by_class(images, split_seed)
         classes = tuple(known) or tuple(sorted({image.label for image in images if image.split == "train"}))
         if not known:
             _refuse_other_classes(data, {(image.label, image.split) for image in images})
-            logger.info(_split_line(images, has_splits))
-            for line in _remarks(classes, images):
-                logger.warning(line)
+            _log_summary(images, classes, has_splits)
         return cls(
             data.absolute(),
-            root.absolute(),
+            listing.root.absolute(),
             split_seed,
             classes,
             tuple(images),
             has_splits,
-            tuple(faults),
+            faults,
             dict(listing.unread),
             dict(listing.outside),
         )
@@ -143,28 +144,13 @@ def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
         listing = list_files(data)
     except ImageSetError as error:
         return [str(error)]
-    root, listed = listing.root, listing.files
-    known = {image.path: image for image in index.images}
-    skipped = {image.path: image.digest for image in index.skipped}
-    changes, seen = [], set()
-    for item in listed:
-        path = os.path.relpath(item.path, root)
-        seen.add(path)
-        image = known.get(path)
-        if image is None:
-            if path not in skipped or _digest_if_readable(item) != skipped[path]:
-                since = " since it was skipped" if path in skipped else ""
-                changes.append(f"{named(path)} is {item.fault or 'new'}{since}")
-        elif item.fault:
-            changes.append(f"{named(path)} is {item.fault}")
-        elif image.label != item.label or (item.split and image.split != item.split):
-            now = f"{item.split} {item.label!r}".lstrip()
-            changes.append(f"{named(path)} is now {now}, was {image.split} {image.label!r}")
-        elif (change := _content_change(item.path, image, trust_times)) is not None:
-            changes.append(f"{named(path)} {change}")
-    return changes + [
-        f"{named(path)} is gone" for path in known if path not in seen and not _unlisted_here(root / path)
-    ]
+    found = {record.path: record for record in _records(listing, index if trust_times else None)}
+    known: dict[str, ImageRecord | SkippedImage] = {image.path: image for image in index.images}
+    known |= {image.path: image for image in index.skipped}
+    changes = [(path, _change(known.get(path), record)) for path, record in found.items()]
+    gone = (image.path for image in index.images if image.path not in found)
+    changes += [(path, "is gone") for path in gone if not _unlisted_here(listing.root / path)]
+    return [f"{named(path)} {change}" for path, change in changes if change]
 
 
 def _unlisted_here(path: Path) -> bool:
@@ -172,28 +158,27 @@ def _unlisted_here(path: Path) -> bool:
     return not HEIF and path.suffix.lower() in HEIF_EXTENSIONS and path.is_file()
 
 
+def _change(before: ImageRecord | SkippedImage | None, now: ImageRecord | SkippedImage) -> str:
+    """What became of a file, in words; "" where it is as it was."""
+    if isinstance(before, SkippedImage):
+        return "" if now.digest == before.digest else "is new since it was skipped"
+    if isinstance(now, SkippedImage):
+        return now.reason if now.reason.startswith("cannot") else f"is {now.reason}"
+    if before is None:
+        return "is new"
+    if before.label != now.label or (now.split and before.split != now.split):
+        return f"is now {f'{now.split} {now.label!r}'.lstrip()}, was {before.split} {before.label!r}"
+    return "" if now.digest == before.digest else "has other contents"
+
+
 def count_leaks(index: SetIndex) -> dict[str, int]:
     """Distinct contents that stand in more than one split, and that have more than one label."""
-    splits: dict[str, set[str]] = {}
-    labels: dict[str, set[str]] = {}
-    for image in index.images:
-        splits.setdefault(image.digest, set()).add(image.split)
-        labels.setdefault(image.digest, set()).add(image.label)
+    splits = Counter(digest for digest, _ in {(image.digest, image.split) for image in index.images})
+    labels = Counter(digest for digest, _ in {(image.digest, image.label) for image in index.images})
     return {
-        "across_splits": sum(len(names) > 1 for names in splits.values()),
-        "two_labels": sum(len(names) > 1 for names in labels.values()),
+        "across_splits": sum(count > 1 for count in splits.values()),
+        "two_labels": sum(count > 1 for count in labels.values()),
     }
-
-
-def _content_change(path: Path, image: ImageRecord, trust_times: bool) -> str | None:
-    try:
-        found = path.stat()
-        same = (found.st_size, found.st_mtime_ns) == (image.size, image.mtime_ns)
-        if (trust_times and same) or _digest(path) == image.digest:
-            return None
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return "has other contents"
 
 
 def _digest(path: Path) -> str:
@@ -204,18 +189,9 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest_if_readable(item: Listed) -> str:
-    """As an index records what was skipped: "" for what could not even be read."""
-    try:
-        return "" if item.fault else _digest(item.path)
-    except OSError:
-        return ""
-
-
-def _hash_all(
-    root: Path, listed: list[Listed], hashed: SetIndex | None
-) -> tuple[list[ImageRecord], list[SkippedImage]]:
-    """Records of what can be read, and the rest with the reason."""
+def _records(listing: Listing, hashed: SetIndex | None) -> list[ImageRecord | SkippedImage]:
+    """What each file is now, in order; what is as `hashed` has it, by size and time, is not hashed again."""
+    root = listing.root
     before = {image.path: image for image in hashed.images} if hashed and Path(hashed.root) == root.absolute() else {}
 
     def record(item: Listed) -> ImageRecord | SkippedImage:
@@ -231,11 +207,9 @@ def _hash_all(
         return ImageRecord(path, digest, item.label, item.split, found.st_size, found.st_mtime_ns)
 
     # Some at a time: a task of the pool takes more memory than a record, and for small files more time than hashing.
-    parts = [listed[start : start + _FILES_AT_ONCE] for start in range(0, len(listed), _FILES_AT_ONCE)]
+    parts = [listing.files[start : start + _FILES_AT_ONCE] for start in range(0, len(listing.files), _FILES_AT_ONCE)]
     with ThreadPoolExecutor() as pool:
-        records = [item for part in pool.map(lambda part: list(map(record, part)), parts) for item in part]
-    faults = [item for item in records if isinstance(item, SkippedImage)]
-    return [item for item in records if isinstance(item, ImageRecord)], faults
+        return [item for part in pool.map(lambda part: list(map(record, part)), parts) for item in part]
 
 
 def _split_by_class(images: list[ImageRecord], seed: int) -> list[ImageRecord]:
@@ -243,22 +217,20 @@ def _split_by_class(images: list[ImageRecord], seed: int) -> list[ImageRecord]:
 
     By content: identical files stay together.
     """
+    contents: dict[str, set[str]] = {}
+    for image in images:
+        contents.setdefault(image.label, set()).add(image.digest)
     split_of: dict[str, str] = {}
-    for label in sorted({image.label for image in images}):
-        digests = sorted({image.digest for image in images if image.label == label} - split_of.keys())
-        digests.sort(key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())
+    for label in sorted(contents):
+        digests = sorted(
+            contents[label] - split_of.keys(), key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest()
+        )
         held = max(1, round(len(digests) / 10))
         valid = held if len(digests) > 1 else 0
         test = held if len(digests) > 2 else 0
         for place, digest in enumerate(digests):
             split_of[digest] = "valid" if place < valid else "test" if place < valid + test else "train"
-    return [ImageRecord(i.path, i.digest, i.label, split_of[i.digest], i.size, i.mtime_ns) for i in images]
-
-
-def _no_images(data: Path, listing: Listing) -> ImageSetError:
-    unread = unread_line(listing.unread)
-    expected = f"expected a folder per class with {extensions()} files"
-    return ImageSetError(f"{data} holds no images, {expected}{unread and '; '}{unread}")
+    return [replace(image, split=split_of[image.digest]) for image in images]
 
 
 def _refuse_other_classes(data: Path, found: set[tuple[str, str]]) -> None:
@@ -276,26 +248,24 @@ def _refuse_other_classes(data: Path, found: set[tuple[str, str]]) -> None:
             )
 
 
-def _split_line(images: Sequence[ImageRecord], has_splits: bool) -> str:
+def _log_summary(images: Sequence[ImageRecord], classes: Sequence[str], has_splits: bool) -> None:
+    """Counts, classes that look alike, and what validation images cannot tell."""
     count = Counter(image.split for image in images)
     counts = ", ".join(f"{split} {count[split]}" for split in SPLITS)
     kinds = Counter(extension(Path(image.path)) for image in images).most_common()
     shown_kinds = f" ({', '.join(f'{kind} {number}' for kind, number in kinds)})" if len(kinds) > 1 else ""
     rule = ", split by --split-seed: a tenth of each class, at least one image, to valid, and as many to test"
-    return f"images read: {counts}{shown_kinds}" + ("" if has_splits else rule)
-
-
-def _remarks(classes: Sequence[str], images: Sequence[ImageRecord]) -> list[str]:
-    """Lines on classes that look alike, and on what validation images cannot tell."""
-    lines = [f"classes {a!r} and {b!r} differ only in {difference(a, b)}" for a, b in look_alikes(classes)]
-    valid = Counter(image.label for image in images if image.split == "valid")
+    logger.info(f"images read: {counts}{shown_kinds}{'' if has_splits else rule}")
+    for one, other in look_alikes(classes):
+        logger.warning(f"classes {one!r} and {other!r} differ only in {difference(one, other)}")
     if len(classes) == 1:
-        lines.append(f"one class only, {classes[0]!r}: train-head and sweep need two")
+        logger.warning(f"one class only, {classes[0]!r}: train-head and sweep need two")
+    valid = Counter(image.label for image in images if image.split == "valid")
     lacking = [repr(name) for name in classes if name not in valid]
     if not valid:
-        lines.append("no validation images: train-head and sweep need some")
+        logger.warning("no validation images: train-head and sweep need some")
     elif len(valid) == 1 and lacking:
-        lines.append(f"validation images of one class only: {next(iter(valid))!r} ({counted(valid.total(), 'image')})")
+        only = f"{next(iter(valid))!r} ({counted(valid.total(), 'image')})"
+        logger.warning(f"validation images of one class only: {only}")
     elif lacking:
-        lines.append(f"{len(lacking)} of {len(classes)} classes without validation images: {shown(lacking)}")
-    return lines
+        logger.warning(f"{len(lacking)} of {len(classes)} classes without validation images: {shown(lacking)}")

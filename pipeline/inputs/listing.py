@@ -17,13 +17,13 @@ from pipeline.inputs.folders import (
     folders_in,
     holds_images,
     refuse_other_locale,
+    shown,
     unread_line,
 )
 from pipeline.inputs.splits import Splits, find_splits, inner_of, split_of
 from pipeline.inputs.table import list_csv
 
 _DEEPEST = 100  # folders inside one another
-_BROKEN = "a link whose target is not there"
 
 
 @dataclass
@@ -56,23 +56,19 @@ def list_files(data: Path, train_needed: bool = True) -> Listing:
         return Listing(root, files, notes=notes)
     if not data.is_dir():
         raise ImageSetError(f"{data} does not exist, expected a folder of images or a CSV file")
-    entries = entries_of(data)
-    for path, kind in entries:
+    for path, kind in entries_of(data):
         if kind is Kind.BROKEN and split_of(path.name):
-            raise ImageSetError(f"{path} is {_BROKEN}: make {path.readlink()} available, or correct the link")
+            raise ImageSetError(f"{path} is {kind.value}: make {path.readlink()} available, or correct the link")
     splits = find_splits(data, train_needed)
     walk = _Walk(data)
     if splits is None:
         _refuse_wrong_level(data)
         walk.list_split(data, "")
     else:
-        walk.note_splits(splits)
-        walk.count_outside(data, entries)
-        for folder, split in splits.folders.items():
-            walk.list_split(folder, split)
-    listing = walk.finished()
-    refuse_other_locale(item.path for item in listing.files)
-    return listing
+        walk.list_splits(splits)
+    walk.note_what_is_not_read()
+    refuse_other_locale(item.path for item in walk.files)
+    return walk
 
 
 def _refuse_wrong_level(data: Path) -> None:
@@ -91,138 +87,114 @@ def _refuse_wrong_level(data: Path) -> None:
         )
 
 
-class _Walk:
-    """Lists the class folders of a data set at `root`, and counts what it passes over."""
+class _Walk(Listing):
+    """The listing of a folder while its class folders are read, with what is passed over."""
 
     def __init__(self, root: Path) -> None:
-        self.listing = Listing(root)
-        self._root = root.resolve()
-        self._first: dict[Path, Path] = {}  # by its resolved path, where each folder was met first
-        self._same: list[str] = []
+        super().__init__(root)
+        self._resolved = root.resolve()
         self._empty: list[str] = []
 
-    def note_splits(self, splits: Splits) -> None:
-        """Say which folders are which split, where that needs saying, and which are not read."""
-        notes = self.listing.notes
+    def list_splits(self, splits: Splits) -> None:
+        """The class folders of each split; folders under other names than a split's own are noted."""
         renamed = [f"{named(path.name)} is read as {its}" for path, its in splits.folders.items() if path.name != its]
         if renamed:
-            notes.append(", ".join(renamed))
-        for folder in map(inner_of, splits.loose):
-            self.count_outside(folder, entries_of(folder))
+            self.notes.append(", ".join(renamed))
         if splits.others:
-            notes.append(f"folders that are not a split are not read: {shown([path.name for path in splits.others])}")
+            others = shown([path.name for path in splits.others])
+            self.notes.append(f"folders that are not a split are not read: {others}")
+        for folder in (*map(inner_of, splits.loose), self.root):
+            self._count_outside(folder, entries_of(folder))
+        for folder, split in splits.folders.items():
+            self.list_split(folder, split)
 
     def list_split(self, folder: Path, split: str) -> None:
         """The class folders of `folder`, or of the folder of the same name that is all it has."""
         here = folder.resolve()
-        if folder != self.listing.root and (fault := self._fault(here, ())):
-            self.listing.files.append(Listed(folder, "", split, fault))
+        entries, fault = self._entries(folder, here, ())
+        if fault:
+            self.files.append(Listed(folder, "", split, fault))
             return
-        known = split != "" and self._met_before(folder, here)
-        try:
-            entries = entries_of(folder)
-        except OSError as error:
-            self.listing.files.append(Listed(folder, "", split, f"cannot be listed: {error.strerror}"))
-            return
-        self.count_outside(folder, entries)
+        self._count_outside(folder, entries)
         inner = inner_of(folder)
         if inner != folder and folders_in(inner):
             self.list_split(inner, split)
             return
         for path, kind in entries:
             if kind is Kind.FOLDER:
-                self._list_class(path, split, here, known)
+                self._list_class(path, split, here)
 
-    def count_outside(self, folder: Path, entries: list[tuple[Path, Kind]]) -> None:
-        """Files of `folder` that lie beside class folders or splits; a link to nothing may have been a class."""
-        listing = self.listing
-        if images := sum(kind is Kind.IMAGE for _, kind in entries):
-            listing.outside[self._name(folder)] = images
-        listing.unread.update(extension(path) for path, kind in entries if kind is Kind.UNREAD)
-        listing.files += [Listed(path, "", "", _BROKEN) for path, kind in entries if kind is Kind.BROKEN]
-
-    def finished(self) -> Listing:
-        """The listing, with lines on what was passed over."""
-        listing = self.listing
-        if passed := unread_line(listing.unread):
-            listing.notes.append(passed)
+    def note_what_is_not_read(self) -> None:
+        """Lines on what was passed over."""
+        if passed := unread_line(self.unread):
+            self.notes.append(passed)
         if self._empty:
-            listing.notes.append(f"{counted(len(self._empty), 'class folder')} without an image: {shown(self._empty)}")
-        if listing.outside:
-            root = named(listing.root.absolute().name)
-            places = [f"{root if folder == '.' else folder} {count}" for folder, count in listing.outside.items()]
-            listing.notes.append(
-                f"{counted(listing.outside.total(), 'image')} outside the class folders, so without a label: not read "
-                f"({shown(places)}); headgraft predict can name what is in them"
+            self.notes.append(f"{counted(len(self._empty), 'class folder')} without an image: {shown(self._empty)}")
+        if self.outside:
+            root = named(self.root.absolute().name)
+            folders = [f"{root if folder == '.' else folder} {count}" for folder, count in self.outside.items()]
+            self.notes.append(
+                f"{counted(self.outside.total(), 'image')} outside the class folders, so without a label: not read "
+                f"({shown(folders)}); headgraft predict can name what is in them"
             )
-        if self._same:
-            listing.notes.append(f"through links, {shown(self._same, 2)}")
-        return listing
 
-    def _list_class(self, folder: Path, split: str, above: Path, known: bool) -> None:
-        listing, label = self.listing, _class_name(folder)
-        files, unread = len(listing.files), listing.unread.total()
-        below = self._below(folder, (self._root, above), known, set())
-        listing.files += [Listed(path, label, split, fault) for path, fault in below]
-        if len(listing.files) == files:
-            others = listing.unread.total() - unread
+    def _count_outside(self, folder: Path, entries: list[tuple[Path, Kind]]) -> None:
+        """Files of `folder` that lie beside class folders or splits; a link to nothing may have been a class."""
+        if images := sum(kind is Kind.IMAGE for _, kind in entries):
+            self.outside[self._name(folder)] = images
+        self.unread.update(extension(path) for path, kind in entries if kind is Kind.UNREAD)
+        self.files += [Listed(path, "", "", kind.value) for path, kind in entries if kind is Kind.BROKEN]
+
+    def _list_class(self, folder: Path, split: str, above: Path) -> None:
+        try:
+            label = os.fsencode(folder.name).decode("utf-8")  # the same under any locale
+        except UnicodeDecodeError as error:
+            raise ImageSetError(
+                f"{named(folder)} is a class whose name is not UTF-8 text: rename the folder"
+            ) from error
+        unread = self.unread.total()
+        below = self._below(folder, (self._resolved, above), set())
+        files = [Listed(path, label, split, fault) for path, fault in below]
+        self.files += files
+        if not files:
+            others = self.unread.total() - unread
             self._empty.append(f"{self._name(folder)} ({f'{others} of other kinds' if others else 'empty'})")
 
-    def _below(self, folder: Path, above: tuple[Path, ...], known: bool, read: set[Path]) -> Iterator[tuple[Path, str]]:
+    def _below(self, folder: Path, above: tuple[Path, ...], read: set[Path]) -> Iterator[tuple[Path, str]]:
         """Images in `folder` at any depth with "", and with the reason what cannot be looked into.
 
-        Where a folder above is `known`, that it is met again is not said again. What was `read` of a class is left out:
-        links across one another could lead to the same folder in more ways than can be counted.
+        What was `read` of a class is left out: links across one another could lead to the same folder in more ways than
+        can be counted.
         """
         here = folder.resolve()
-        if fault := self._fault(here, above):
+        entries, fault = self._entries(folder, here, above)
+        if fault:
             yield folder, fault
             return
-        known = known or self._met_before(folder, here)
         if here in read:
             return
         read.add(here)
-        try:
-            entries = entries_of(folder)
-        except OSError as error:
-            yield folder, f"cannot be listed: {error.strerror}"
-            return
         for path, kind in entries:
             if kind is Kind.FOLDER:
-                yield from self._below(path, (*above, here), known, read)
+                yield from self._below(path, (*above, here), read)
             elif kind is Kind.UNREAD:
-                self.listing.unread[extension(path)] += 1
+                self.unread[extension(path)] += 1
             else:
-                yield path, _BROKEN if kind is Kind.BROKEN else ""
+                yield path, kind.value if kind is Kind.BROKEN else ""
 
-    def _met_before(self, folder: Path, here: Path) -> bool:
-        first = self._first.setdefault(here, folder)
-        if first != folder:
-            self._same.append(f"{self._name(folder)} is the same folder as {self._name(first)}")
-        return first != folder
-
-    def _fault(self, here: Path, above: tuple[Path, ...]) -> str:
-        """Why the folder that resolves to `here` is not looked into; "" where it is."""
-        if here in above or self._root.is_relative_to(here):
-            return "a link to a folder above it, a loop"
-        return f"a folder in {_DEEPEST} others, more than are looked into" if len(above) > _DEEPEST else ""
+    def _entries(self, folder: Path, here: Path, above: tuple[Path, ...]) -> tuple[list[tuple[Path, Kind]], str]:
+        """Entries of the folder that resolves to `here`; or none, and why it is not looked into."""
+        if here in above or (folder != self.root and self._resolved.is_relative_to(here)):
+            return [], "a link to a folder above it, a loop"
+        if len(above) > _DEEPEST:
+            return [], f"a folder in {_DEEPEST} others, more than are looked into"
+        try:
+            return entries_of(folder), ""
+        except OSError as error:
+            return [], f"cannot be listed: {error.strerror}"
 
     def _name(self, folder: Path) -> str:
-        return named(folder.relative_to(self.listing.root))
-
-
-def _class_name(folder: Path) -> str:
-    """The name of a class folder, the same under any locale; ImageSetError where it is not UTF-8."""
-    try:
-        return os.fsencode(folder.name).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ImageSetError(f"{named(folder)} is a class whose name is not UTF-8 text: rename the folder") from error
-
-
-def shown(names: list[str], count: int = 5) -> str:
-    """The first of `names`, and how many more there are."""
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+        return named(folder.relative_to(self.root))
 
 
 def extensions() -> str:

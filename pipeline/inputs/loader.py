@@ -3,23 +3,23 @@
 import hashlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import torch
 
 from pipeline.errors import DecodeError, ImageSetError
-from pipeline.inputs.decode import decode_rgb, read_image
+from pipeline.inputs.decode import read_image
 from pipeline.inputs.remarks import Remarks, catching_warnings
 from pipeline.inputs.views import Renderer, ViewPixels
 
 Rendered = list[tuple[str, ViewPixels]]  # (view, pixels)
-Odd = dict[str, str]  # remarks on one file
-Loaded = tuple[Rendered | DecodeError, Odd, float]  # and seconds
+Loaded = tuple[Rendered | DecodeError, dict[str, str], float]  # with remarks on the file, and seconds
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,16 @@ class DecodeTask:
 
 
 class Loader:
-    """Decodes files and renders their views in `workers` threads; 0 decodes in line. A context manager.
+    """Decodes files and renders their views in `workers` threads; 0 decodes in the main thread. A context manager.
 
     Threads serve, because Pillow and torch free the interpreter while they decode and resize.
     """
 
     def __init__(self, renderer: Renderer, workers: int, remarks: Remarks | None = None) -> None:
         self.renderer = renderer
-        self.decoding = renderer.preprocessing.policy
         self.remarks = Remarks() if remarks is None else remarks  # on files that were decoded
         self.workers = workers
-        self.ahead = max(16, 4 * workers)  # files
+        self.ahead = max(16, 4 * workers) if workers else 1  # files
         self.seconds = 0.0  # summed over the workers
         self.waited = 0.0  # that whoever takes the views had to wait for them
         self._pool = ThreadPoolExecutor(max(1, workers), "decode", torch.set_num_threads, (1,))
@@ -60,45 +59,30 @@ class Loader:
 
     def run(self, tasks: Iterable[DecodeTask]) -> Iterator[tuple[DecodeTask, Rendered | DecodeError]]:
         """Each task with its views, or with the reason it has none, in the order of `tasks`."""
-        waiting: deque[tuple[DecodeTask, Future[Loaded]]] = deque()
+        waiting: deque[tuple[DecodeTask, Callable[[], Loaded]]] = deque()
         for task in tasks:
-            if not self.workers:
-                loaded = self._load(task)
-                self.waited += loaded[2]
-                yield task, self._count(task, loaded)
-                continue
-            waiting.append((task, self._pool.submit(self._load, task)))
+            result = self._pool.submit(self._load, task).result if self.workers else partial(self._load, task)
+            waiting.append((task, result))
             if len(waiting) >= self.ahead:
                 yield self._wait(*waiting.popleft())
-        for task, future in waiting:
-            yield self._wait(task, future)
+        while waiting:
+            yield self._wait(*waiting.popleft())
 
-    def check(self, tasks: Iterable[DecodeTask]) -> Iterator[tuple[DecodeTask, DecodeError]]:
-        """Those of `tasks` that cannot be decoded."""
-        with self:
-            for task, outcome in self.run(DecodeTask(task.path, task.digest, ()) for task in tasks):
-                if isinstance(outcome, DecodeError):
-                    yield task, outcome
-
-    def _wait(self, task: DecodeTask, future: Future[Loaded]) -> tuple[DecodeTask, Rendered | DecodeError]:
+    def _wait(self, task: DecodeTask, result: Callable[[], Loaded]) -> tuple[DecodeTask, Rendered | DecodeError]:
         start = time.perf_counter()
-        done = future.result()
+        outcome, odd, seconds = result()
         self.waited += time.perf_counter() - start
-        return task, self._count(task, done)
-
-    def _count(self, task: DecodeTask, loaded: Loaded) -> Rendered | DecodeError:
-        outcome, odd, seconds = loaded
         self.seconds += seconds
         if not isinstance(outcome, DecodeError):
             self.remarks.add(task.path, odd)
-        return outcome
+        return task, outcome
 
     def _load(self, task: DecodeTask) -> Loaded:
         start = time.perf_counter()
         outcome: Rendered | DecodeError
-        odd: Odd = {}
+        odd: dict[str, str] = {}
         try:
-            pixels = decode_rgb(_read(task), policy=self.decoding, remarks=odd)
+            pixels = self.renderer.preprocessing.decode(_read(task), odd)
             outcome = list(zip(task.views, self.renderer.render_all(pixels, task.digest, task.views), strict=True))
         except DecodeError as error:
             outcome = error

@@ -4,6 +4,7 @@ Free of torch, so that a process which only decodes starts at once.
 """
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,10 +12,19 @@ import numpy as np
 from PIL import Image
 
 from pipeline.inputs.augment import clean_layout
-from pipeline.inputs.decode import DECODING_POLICY, Decoding, Pixels, decode_rgb, read_image
+from pipeline.inputs.decode import (
+    DECODING_POLICY,
+    EFFORT_LIMIT,
+    PIXEL_LIMIT,
+    Decoding,
+    Pixels,
+    decode_rgb,
+    read_image,
+)
 from pipeline.inputs.remarks import catching_warnings
 
 INTERPOLATION = "bilinear-antialias"
+ImageSource = str | Path | bytes | Image.Image  # a file, its bytes, or an image of Pillow
 # The same for every model; stated so that other programs can compute the input. Earlier cards do not have it.
 _ALWAYS = {"channels": "RGB", "layout": "NCHW", "resize_side": "shorter", "crop": "center", "scale": 1 / 255}
 
@@ -44,20 +54,31 @@ class Preprocessing:
         """From the fields of the same names of a manifest's base."""
         return cls(**{field.name: getattr(stored, field.name) for field in fields(cls)})
 
-    @property
+    @cached_property
     def policy(self) -> Decoding:
         """How image files become pixels."""
         return Decoding.parse(self.decoding)
+
+    def decode(
+        self,
+        image: ImageSource,
+        remarks: dict[str, str] | None = None,
+        pixel_limit: int = PIXEL_LIMIT,
+        effort_limit: int = EFFORT_LIMIT,
+    ) -> Pixels:
+        """RGB pixels (height, width, 3) by this policy; limits, `remarks` and DecodeError as of `decode_rgb`."""
+        content = read_image(Path(image)) if isinstance(image, str | Path) else image
+        return decode_rgb(content, pixel_limit, effort_limit, self.policy, remarks)
 
     def view(self, pixels: Pixels) -> Pixels:
         """The clean view: (height, width, 3) → (input_size, input_size, 3), bit for bit torchvision's preset."""
         (height, width), box = clean_layout(pixels.shape[0], pixels.shape[1], self.input_size, self.resize)
         return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR).crop(box))
 
-    def view_of(self, path: Path) -> Pixels:
-        """The clean view of an image file, decoded in this thread; DecodeError with the reason."""
+    def view_of(self, image: ImageSource) -> Pixels:
+        """The clean view of an image, decoded in this thread; DecodeError with the reason."""
         with catching_warnings():
-            return self.view(decode_rgb(read_image(path), policy=self.policy))
+            return self.view(self.decode(image))
 
     def as_card(self) -> dict[str, Any]:
         """As a model card states it."""

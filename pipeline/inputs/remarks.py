@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,11 +23,10 @@ class Remarks(dict[str, tuple[int, str]]):
     def add(self, path: object, remarks: dict[str, str]) -> None:
         """Count a file's `remarks`, details by kind."""
         for kind, detail in remarks.items():
-            count, first = self.get(kind, (0, f"{named(path)}{f' ({named(detail)})' if detail else ''}"))
-            self[kind] = count + 1, first
+            self.merge({kind: (1, f"{named(path)} ({named(detail)})" if detail else named(path))})
 
-    def merge(self, other: "Remarks") -> None:
-        """Add those that another process has collected."""
+    def merge(self, other: Mapping[str, tuple[int, str]]) -> None:
+        """Add others, such as those that another process has collected."""
         for kind, (count, first) in other.items():
             before, kept = self.get(kind, (0, first))
             self[kind] = before + count, kept

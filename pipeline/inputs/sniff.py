@@ -42,18 +42,15 @@ def describe(data: bytes, heif: bool) -> str:
         if data.startswith(start):
             return said
     if data[4:8] == b"ftyp":
-        return _media(_MEDIA_BRANDS.get(data[8:12], ""), heif)
+        brand = _MEDIA_BRANDS.get(data[8:12], "")
+        if not brand:
+            return "a video or audio file, not an image"
+        if brand in ("HEIC", "HEIF") and not heif:
+            return f"a {brand} image, which needs pillow-heif: {install_hint('heif')}"
+        if brand in ("HEIC", "HEIF", "AVIF"):
+            return f"a damaged {brand} image, or of a kind that this installation cannot read"
+        return f"a {brand} image, which is not supported: convert it"
     if data.startswith(b"\xff\xd8"):
         lossless = _LOSSLESS_FRAMES.search(data[:65536])
         return "a lossless JPEG, which is not supported: convert it" if lossless else "a damaged JPEG image"
     return "not an image of a known format"
-
-
-def _media(brand: str, heif: bool) -> str:
-    if not brand:
-        return "a video or audio file, not an image"
-    if brand in ("HEIC", "HEIF") and not heif:
-        return f"a {brand} image, which needs pillow-heif: {install_hint('heif')}"
-    if brand in ("HEIC", "HEIF", "AVIF"):
-        return f"a damaged {brand} image, or of a kind that this installation cannot read"
-    return f"a {brand} image, which is not supported: convert it"

@@ -1,12 +1,13 @@
 """Which folders of a data set are its splits, by name; whatever could be one and is not known is asked about."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.console import named
 from pipeline.errors import ImageSetError
-from pipeline.inputs.folders import folders_in, holds_images
+from pipeline.inputs.folders import folders_in, holds_images, shown
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -36,22 +37,27 @@ class Splits:
 
 def find_splits(data: Path, train_needed: bool) -> Splits | None:
     """The splits of `data`; None where its folders are classes. ImageSetError where that is not clear."""
-    folders = folders_in(data)
-    within = {folder: folders_in(inner_of(folder)) for folder in folders}
-    deep = [path for path in folders if within[path] and (_split_in(path.name) or _holds_classes(within[path]))]
-    exact = {folder: split_of(folder.name) for folder in folders if split_of(folder.name)}
+    within = {folder: folders_in(inner_of(folder)) for folder in folders_in(data)}
+    with_classes = [folder for folder, inner in within.items() if any(map(holds_images, inner))]
+    deep = [folder for folder in within if within[folder] and (_split_in(folder.name) or folder in with_classes)]
+    exact = {folder: split_of(folder.name) for folder in within if split_of(folder.name)}
     chosen = _chosen(exact, deep, train_needed)
     if not chosen:
-        _refuse_without_train(data, folders, exact, deep)
-        _refuse_unknown_splits(data, folders, {folder: within[folder] for folder in deep})
+        if exact and (len(exact) == len(within) or any(folder in deep for folder in exact)):
+            raise ImageSetError(
+                f"{data} has {_listed(within)} but no train folder: rename the one with the training images to train"
+            )
+        _refuse_unknown_splits(data, len(within), {folder: within[folder] for folder in deep})
         return None
-    _refuse_twice(data, chosen)
-    others = [folder for folder in folders if folder not in chosen]
-    _refuse_unread(data, chosen, [folder for folder in others if _holds_classes(within[folder])])
-    loose = tuple(folder for folder in folders if not within[folder] and holds_images(inner_of(folder)))
-    _refuse_loose_train(data, [folder for folder in loose if chosen.get(folder) == "train"])
-    rest = tuple(folder for folder in others if folder not in loose)
-    return Splits({folder: split for folder, split in chosen.items() if folder not in loose}, loose, rest)
+    _refuse_unread(data, chosen, [folder for folder in with_classes if folder not in chosen])
+    loose = tuple(folder for folder in within if not within[folder] and holds_images(inner_of(folder)))
+    if train := next((folder for folder in loose if chosen.get(folder) == "train"), None):
+        raise ImageSetError(
+            f"{train} holds images but no class folders, expected a folder per class; "
+            f"if {named(train.name)} is a class, give the folder another name, or name the images in a CSV"
+        )
+    others = tuple(folder for folder in within if folder not in chosen and folder not in loose)
+    return Splits({folder: split for folder, split in chosen.items() if folder not in loose}, loose, others)
 
 
 def _chosen(exact: dict[Path, str], deep: list[Path], train_needed: bool) -> dict[Path, str]:
@@ -75,57 +81,32 @@ def _split_in(name: str) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _holds_classes(folders: list[Path]) -> bool:
-    return any(map(holds_images, folders))
+def _listed(folders: Iterable[Path]) -> str:
+    return shown([named(folder.name) for folder in folders])
 
 
-def _listed(folders: list[Path]) -> str:
-    names = [named(folder.name) for folder in folders]
-    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
-
-
-def _refuse_without_train(data: Path, folders: list[Path], exact: dict[Path, str], deep: list[Path]) -> None:
-    """Splits alone, or class folders in a split, beside folders that are none."""
-    if exact and (len(exact) == len(folders) or any(folder in deep for folder in exact)):
-        raise ImageSetError(
-            f"{data} has {_listed(folders)} but no train folder: rename the one with the training images to train"
-        )
-
-
-def _refuse_unknown_splits(data: Path, folders: list[Path], within: dict[Path, list[Path]]) -> None:
-    """Folders that hold the same folders: splits under unknown names, or several data sets."""
+def _refuse_unknown_splits(data: Path, folders: int, within: dict[Path, list[Path]]) -> None:
+    """Of all `folders`, those that hold the same folders: splits under unknown names, or several data sets."""
     names = [{folder.name for folder in inner} for inner in within.values()]
-    if len(names) < 2 or 2 * len(names) < len(folders):
+    if len(names) < 2 or 2 * len(names) < folders:
         return
     common, union = set.intersection(*names), set.union(*names)
     if len(common) < 2 or 2 * len(common) < len(union):
         return
-    found = (
-        f"{data}: {_listed(list(within))} hold the same folders ({_listed([Path(name) for name in sorted(common)])})"
-    )
+    found = f"{data}: {_listed(within)} hold the same folders ({_listed(map(Path, sorted(common)))})"
     if all(map(split_of, common)):
         raise ImageSetError(f"{found}, expected splits with a folder per class in each; did you mean one of them?")
     raise ImageSetError(f"{found} and look like splits: {_RENAME}; if they are classes, name the images in a CSV")
 
 
-def _refuse_twice(data: Path, chosen: dict[Path, str]) -> None:
+def _refuse_unread(data: Path, chosen: dict[Path, str], unread: list[Path]) -> None:
+    """Two folders for one split, or class folders beside the splits."""
     for split in SPLIT_NAMES:
         same = [folder for folder, its in chosen.items() if its == split]
         if len(same) > 1:
             raise ImageSetError(f"{data} has {_listed(same)} for the {split} split, expected one: merge or rename them")
-
-
-def _refuse_unread(data: Path, chosen: dict[Path, str], unread: list[Path]) -> None:
     if unread:
         raise ImageSetError(
-            f"{data} has splits ({_listed(list(chosen))}) and also {_listed(unread)}, whose images would not be read: "
+            f"{data} has splits ({_listed(chosen)}) and also {_listed(unread)}, whose images would not be read: "
             "rename it to train, valid or test, move it out of the data set, or name the images in a CSV"
-        )
-
-
-def _refuse_loose_train(data: Path, loose: list[Path]) -> None:
-    if loose:
-        raise ImageSetError(
-            f"{loose[0]} holds images but no class folders, expected a folder per class; "
-            f"if {named(loose[0].name)} is a class, give the folder another name, or name the images in a CSV"
         )

@@ -26,23 +26,33 @@ def list_csv(file: Path, root: Path) -> tuple[list[Listed], list[str]]:
     if file.suffix.lower() in EXTENSIONS:
         raise ImageSetError(f"{file} is an image, {_EXPECTED}; headgraft predict names what is in one image")
     try:
-        rows = list(_rows(file, root))
+        rows = dict(_rows(file))
     except (csv.Error, UnicodeError) as error:
         raise ImageSetError(f"{file} is not a CSV file ({error}), {_EXPECTED}") from error
     if not rows:
         raise ImageSetError(f"{file} has no row below its header, expected one for each image")
-    refuse_other_locale(item.path for _, item, _ in rows)
-    files = [(number, _found(item)) for number, item, _ in rows]
-    _refuse_missing(file, [(number, item) for number, item in files if not item.path.is_file()])
-    _refuse_twice(file, files)
-    blank = [number for number, _, outer in rows if outer]
+    refuse_other_locale(root / path for path, _, _ in rows.values())
+    paths = {number: _found(root / path) for number, (path, _, _) in rows.items()}
+    if missing := [number for number, path in paths.items() if not path.is_file()]:
+        raise ImageSetError(
+            f"{file} names {counted(len(missing), 'file')} not there, the first in line {missing[0]}: "
+            f"{named(paths[missing[0]])}"
+        )
+    count = Counter(paths.values())
+    if twice := next((number for number, path in paths.items() if count[path] > 1), 0):
+        raise ImageSetError(
+            f"{file} names a file twice, the first in line {twice}: {named(paths[twice])}; give each one label and one "
+            "split"
+        )
+    blank = [number for number, (_, label, _) in rows.items() if label != label.strip()]
     trimmed = f"{file.name}: blanks around {counted(len(blank), 'label')} left out, the first in line"
     notes = [f"{trimmed} {blank[0]}"] if blank else []
-    return [item for _, item in files], notes
+    files = [Listed(paths[number], label.strip(), split_of(split)) for number, (_, label, split) in rows.items()]
+    return files, notes
 
 
-def _rows(file: Path, root: Path) -> Iterator[tuple[int, Listed, bool]]:
-    """Line number, file, and whether its label had blanks around it, of each row."""
+def _rows(file: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
+    """Line number, and path, label and split as they stand there, of each row."""
     with open(file, "rb") as raw:
         encoding = "utf-16" if raw.read(2) in _UTF16 else "utf-8-sig"
     errors = "strict" if encoding == "utf-16" else "surrogateescape"  # names of files may be other bytes
@@ -50,32 +60,28 @@ def _rows(file: Path, root: Path) -> Iterator[tuple[int, Listed, bool]]:
         header = lines.readline()
         lines.seek(0)
         delimiter = next((sign for sign in _DELIMITERS if set(_COLUMNS) <= set(_names(header, sign))), ",")
-        reader = csv.reader(lines, delimiter=delimiter)
         names = _names(header, delimiter)
         if not set(_COLUMNS) <= set(names):
             columns = ", ".join(names)
             readable = columns and columns.isascii() and columns.isprintable()
             found = f"starts with the line {named(header.strip()[:60])!r}" if readable else "is not such a table"
             raise ImageSetError(f"{file} {found}, {_EXPECTED}")
+        reader = csv.reader(lines, delimiter=delimiter)
         next(reader)
-        for row in reader:
-            if row:
-                yield reader.line_num, *_file_of(file, root, reader.line_num, names, row)
+        for row in filter(None, reader):
+            cells = dict(zip(names, row, strict=False))
+            path, label, split = (cells.get(column, "") for column in _COLUMNS)
+            wide = f"{len(row)} cells for {len(names)} columns" if any(row[len(names) :]) else ""
+            if lacks := wide or _lacks(path, label, split):
+                known = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
+                raise ImageSetError(
+                    f"{file}, line {reader.line_num} has {lacks}, expected a path, a label and one of {known}: fix it"
+                )
+            yield reader.line_num, (path, label, split)
 
 
 def _names(header: str, delimiter: str) -> list[str]:
     return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
-
-
-def _file_of(file: Path, root: Path, number: int, names: list[str], row: list[str]) -> tuple[Listed, bool]:
-    """The file that a row names, and whether its label had blanks around it."""
-    cells = dict(zip(names, row, strict=False))
-    path, label, split = (cells.get(column, "") for column in _COLUMNS)
-    lacks = f"{len(row)} cells for {len(names)} columns" if any(row[len(names) :]) else _lacks(path, label, split)
-    if lacks:
-        known = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
-        raise ImageSetError(f"{file}, line {number} has {lacks}, expected a path, a label and one of {known}: fix it")
-    return Listed(root / path, label.strip(), split_of(split)), label != label.strip()
 
 
 def _lacks(path: str, label: str, split: str) -> str:
@@ -86,28 +92,8 @@ def _lacks(path: str, label: str, split: str) -> str:
     return "" if split_of(split) else f"the split {split!r}"
 
 
-def _found(item: Listed) -> Listed:
-    """`item` under its plain path, where there is a file; else under the path that a Windows program meant."""
-    plain = Path(os.path.normpath(item.path))
-    other = Path(os.path.normpath(str(item.path).replace("\\", "/")))
-    meant = other if other != plain and not plain.is_file() and other.is_file() else plain
-    return Listed(meant, item.label, item.split)
-
-
-def _refuse_missing(file: Path, missing: list[tuple[int, Listed]]) -> None:
-    if missing:
-        number, item = missing[0]
-        raise ImageSetError(
-            f"{file} names {counted(len(missing), 'file')} not there, the first in line {number}: {named(item.path)}"
-        )
-
-
-def _refuse_twice(file: Path, files: list[tuple[int, Listed]]) -> None:
-    """A file under one or several spellings of its path."""
-    count = Counter(item.path for _, item in files)
-    lines = [number for number, item in files if count[item.path] > 1]
-    if lines:
-        path = next(item.path for number, item in files if number == lines[0])
-        raise ImageSetError(
-            f"{file} names a file twice, the first in line {lines[0]}: {named(path)}; give each one label and one split"
-        )
+def _found(path: Path) -> Path:
+    """`path` made plain, where there is a file; else the path that a Windows program meant."""
+    plain = Path(os.path.normpath(path))
+    other = Path(os.path.normpath(str(path).replace("\\", "/")))
+    return other if other != plain and not plain.is_file() and other.is_file() else plain

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,12 +24,6 @@ TOLERANCE = 1  # grey level of 255 that a pixel may differ by between the two
 ViewPixels = Pixels | Tensor  # (size, size, 3) uint8
 
 
-def clean_view_on_device(image: Tensor, size: int, resize: int) -> Tensor:
-    """The same of (1, 3, height, width) float32 → (3, size, size) uint8, where the image lies."""
-    (height, width), (left, top, right, bottom) = clean_layout(image.shape[2], image.shape[3], size, resize)
-    return _resized(image, height, width)[0, :, top:bottom, left:right].to(torch.uint8)
-
-
 def augmented_view(image: "Halves", size: int, parameters: ViewParameters) -> Tensor:
     """Crop, flip and turn in one bilinear sampling → (3, size, size) uint8, where the image lies.
 
@@ -41,7 +35,7 @@ def augmented_view(image: "Halves", size: int, parameters: ViewParameters) -> Te
     source = image.halved(max(0, math.floor(math.log2(scale))))
     left, top, right, bottom = parameters.box(source.shape[2], source.shape[3])
     crop = source[:, :, top:bottom, left:right].float()
-    view = grid_sample(crop, _turn(size, parameters, image.device), align_corners=False)
+    view = grid_sample(crop, _turn(size, parameters, crop.device), align_corners=False)
     return view[0].add_(0.5).to(torch.int16).to(torch.uint8)  # several times as fast as straight to bytes
 
 
@@ -55,11 +49,6 @@ class Halves:
     def shape(self) -> tuple[int, int]:
         """Height and width of the whole."""
         return self._images[0].shape[2], self._images[0].shape[3]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the image lies."""
-        return self._images[0].device
 
     def halved(self, times: int) -> Tensor:
         """The image halved so many times."""
@@ -93,35 +82,20 @@ def _plane(size: int, device: torch.device) -> Tensor:
     return torch.complex(across.expand(size, size), across[:, None].expand(size, size))
 
 
-class Renderer(Protocol):
-    """Renders the views of one cache; `place` says where, and goes into the provenance of rows."""
-
-    @property
-    def place(self) -> str: ...
-
-    @property
-    def preprocessing(self) -> Preprocessing: ...
-
-    def render_all(self, pixels: Pixels, digest: bytes, views: Sequence[str]) -> Sequence[ViewPixels]:
-        """Each of `views` (size, size, 3) of the decoded image of a file with SHA-256 `digest`."""
-        ...
-
-
 @dataclass(frozen=True)
 class Views:
-    """Renders the views of one cache; `seed` is that of the augmented passes."""
+    """Renders the views of one cache; `seed` is that of the augmented passes.
+
+    `place` says where, and goes into the provenance of rows.
+    """
 
     preprocessing: Preprocessing
     seed: int = 0
-    place: str = "processor"
-
-    def render(self, pixels: Pixels, digest: bytes, view: str) -> Pixels:
-        """View `pass:K` of a decoded image, (size, size, 3) uint8."""
-        return self.render_all(pixels, digest, (view,))[0]
+    place: ClassVar[str] = "processor"
 
     @torch.inference_mode()
     def render_all(self, pixels: Pixels, digest: bytes, views: Sequence[str]) -> list[Pixels]:
-        """Several views of one image."""
+        """Each of `views`, pass:K, (size, size, 3) uint8, of the decoded image of a file with SHA-256 `digest`."""
         image: Halves | None = None  # made for the first augmented view, if there is one
         rendered = []
         for name in views:
@@ -149,25 +123,17 @@ class DeviceViews:
     place = "device"
 
     def __init__(self, views: Views, device: torch.device) -> None:
-        self.views = views
-        self.device = device
-        self._on_cuda = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._on_cuda else None
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """That of the views."""
-        return self.views.preprocessing
+        self.views, self.preprocessing, self.device = views, views.preprocessing, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @torch.inference_mode()
     def render_all(self, pixels: Pixels, digest: bytes, views: Sequence[str]) -> list[Tensor]:
         """Each view (size, size, 3) uint8, on the device, ready for whatever its current stream is given next."""
         with torch.cuda.stream(self._stream):  # of None: nothing
-            host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self._on_cuda)
+            host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self._stream is not None)
             host.numpy()[...] = pixels
-            image = host.to(self.device, non_blocking=True).permute(2, 0, 1)[None].float()
-            halves = Halves(image)
-            rendered = [self._render(image, halves, digest, view).permute(1, 2, 0) for view in views]
+            image = Halves(host.to(self.device, non_blocking=True).permute(2, 0, 1)[None].float())
+            rendered = [self._render(image, digest, view).permute(1, 2, 0) for view in views]
         if self._stream is not None:
             computing = torch.cuda.default_stream(self.device)
             computing.wait_stream(self._stream)
@@ -175,8 +141,12 @@ class DeviceViews:
                 view.record_stream(computing)  # or its memory would be given away while the backbone still reads it
         return rendered
 
-    def _render(self, image: Tensor, halves: Halves, digest: bytes, view: str) -> Tensor:
-        parameters = self.views.parameters(digest, view)
-        if parameters is None:
-            return clean_view_on_device(image, self.preprocessing.input_size, self.preprocessing.resize)
-        return augmented_view(halves, self.preprocessing.input_size, parameters)
+    def _render(self, image: Halves, digest: bytes, view: str) -> Tensor:
+        size, parameters = self.preprocessing.input_size, self.views.parameters(digest, view)
+        if parameters is not None:
+            return augmented_view(image, size, parameters)
+        (height, width), (left, top, right, bottom) = clean_layout(*image.shape, size, self.preprocessing.resize)
+        return _resized(image.halved(0), height, width)[0, :, top:bottom, left:right].to(torch.uint8)
+
+
+Renderer = Views | DeviceViews

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from cache.layout import CLEAN_VIEW
 from cache.manifest import Manifest
-from pipeline.backbones.backbone import Backbone, build_trunk, load_backbone
+from pipeline.backbones.backbone import Backbone, load_backbone
+from pipeline.backbones.spec import build_trunk
 from pipeline.errors import BundleError, DecodeError
 from pipeline.inputs.loader import DecodeTask, Loader
 from pipeline.inputs.preprocessing import Preprocessing

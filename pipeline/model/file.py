@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from cache.files import write_atomically
-from pipeline.backbones.backbone import row_shape, state_dict_mismatch
+from pipeline.backbones.spec import row_shape, state_dict_mismatch
 from pipeline.console import first_line
 from pipeline.errors import BundleError
 from pipeline.heads.head import head_from_tensors

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import DecodeError
-from pipeline.inputs.decode import Pixels, decode_rgb, open_image
+from pipeline.inputs.decode import Pixels, open_image
 from pipeline.inputs.effort import pixel_passes
 from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.inputs.remarks import collected
@@ -50,7 +50,7 @@ def effort(data: bytes) -> int:
 
 def pixels_of(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
     """Decode an upload to uint8 RGB (height, width, 3); DecodeError with the reason."""
-    return decode_rgb(data, pixel_limit, SCANS * pixel_limit, preprocessing.policy)
+    return preprocessing.decode(data, pixel_limit=pixel_limit, effort_limit=SCANS * pixel_limit)
 
 
 def view_of_large(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from beside import BASELINES, ROOT, hardware, line, run, subset
 
-from pipeline.backbones.backbone import BACKBONES, load_backbone, load_tensors, preprocessing_of
+from pipeline.backbones.backbone import load_backbone
+from pipeline.backbones.sources import load_tensors
+from pipeline.backbones.spec import BACKBONES, preprocessing_of
 from pipeline.inputs.decode import FULL_RANGE
 from pipeline.machine.device import available_cpus, resolve_precision
 

@@ -20,7 +20,7 @@ from beside import BASELINES, ROOT, hardware, run, say, subset, write_rows
 
 from cache.projections import projection_files
 from cache.store import FeatureCache
-from pipeline.backbones.backbone import BACKBONES
+from pipeline.backbones.spec import BACKBONES
 from pipeline.config import EvaluateConfig, SweepConfig, TrainConfig
 from pipeline.evaluate import evaluate
 from pipeline.sweep import SweepResult, sweep
