@@ -24,7 +24,7 @@ from cache.index import ImageRecord
 from cache.layout import HISTORY_FILE
 from cli import main
 from pipeline.config import EvaluateConfig, HeadSettings, ReportConfig, SweepConfig
-from pipeline.errors import RunError
+from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.report import ReportResult, report
 from pipeline.reporting import thumbnails
@@ -32,9 +32,10 @@ from pipeline.reporting.confusion import confusion
 from pipeline.reporting.costs import Payback
 from pipeline.reporting.next_steps import Found, next_steps
 from pipeline.reporting.predictions import Predictions, accuracies
-from pipeline.reporting.record import sweep_fault
 from pipeline.reporting.thumbnails import Thumbnails
 from pipeline.run_folder import REPORT_FILE
+from pipeline.search.baselines import Baselines
+from pipeline.search.results import SweepResult
 from pipeline.sweep import sweep
 from pipeline.train import train_head
 
@@ -364,6 +365,7 @@ def test_an_edited_run_is_refused(trained: Path, change: Any) -> None:
         lambda result: result.update(best={}),
         lambda result: result.update(seconds="long"),
         lambda result: result["best"].update(std=None),
+        lambda result: result["best"].update(std=float("nan")),
         lambda result: result["best"].update(won="luck"),
         lambda result: result["best"]["difference"].update(low="x"),
         lambda result: result["best"]["difference"].update(corrected="x"),
@@ -373,17 +375,23 @@ def test_an_edited_run_is_refused(trained: Path, change: Any) -> None:
         lambda result: result["heads"][0]["config"].update(lr=0),
     ],
 )
-def test_edited_results_of_a_sweep_are_refused(change: Any) -> None:
-    """As `sweep_fault` says; what a sweep writes has none."""
+def test_edited_results_of_a_sweep_are_refused(tmp_path: Path, change: Any) -> None:
+    """What a sweep writes is read as it is, as by an earlier version too."""
     settings = asdict(HeadSettings())
     head = {"config": settings, "epochs": 1, "finished": True, "valid_accuracy": 0.5, "valid_loss": None}
-    best = {"config": dict(settings), "mean": 0.5, "std": 0.0, "seeds": 1, "won": "search"}
+    default = {"config": dict(settings), "mean": 0.5, "std": 0.0, "seeds": 1, "valid_accuracy": 0.5}
+    best = {**default, "corrected": None, "won": "search", "merged": {"hidden": 4, "valid_accuracy": 0.5}}
     best["difference"] = {"value": 0.1, "low": -0.1, "high": 0.3, "corrected": None}
-    seconds = {"seconds": 1.0, "basis_seconds": 0.5, "retrain_seconds": 1}
-    result = {"heads": [head], "best": best, "choose_by": "top1", **seconds}
-    assert sweep_fault(result) == ""
+    result = {"run": "run", "set": "data", "passes": 0, "dense": 0, "choose_by": "top1", "leaks": {}, "heads": [head]}
+    result |= {"best": best, "searched": {**default, "corrected": 0.4}, "default": default}
+    result |= {"baselines": asdict(Baselines("pool", 0.25, None, None, None, None, 1.0)), "seconds": 1.0}
+    result |= {"classes_without_validation": 0, "basis_seconds": 0.5, "retrain_seconds": 1}
+    (tmp_path / "sweep.json").write_text(json.dumps(result))
+    assert SweepResult.load(tmp_path).best.difference.corrected is None
     change(result)
-    assert sweep_fault(result).startswith("no usable")
+    (tmp_path / "sweep.json").write_text(json.dumps(result))
+    with pytest.raises((ValueError, ConfigError)):
+        SweepResult.load(tmp_path)
 
 
 def test_the_command_prints_one_object(trained: Path) -> None:

@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from pipeline.config import HeadSettings
 from pipeline.heads.fit import Epoch
 from pipeline.reporting.predictions import Predictions
+from pipeline.search.results import HeadResult
 from pipeline.statistics.calibration import BINS
 
 # Stand-ins that the page's style sheet gives their colours: matplotlib knows no variables.
@@ -55,19 +57,19 @@ def learning_curves(epochs: Sequence[Epoch]) -> list[Markup]:
         return [_svg(left), _svg(right)]
 
 
-def sweep_settings(heads: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> list[Markup]:
+def sweep_settings(heads: Sequence[HeadResult], chosen: HeadSettings) -> list[Markup]:
     """Validation accuracy of each head against learning rate, hidden units and basis; the choice is ringed."""
-    longest = max(head["epochs"] for head in heads)
+    longest = max(head.epochs for head in heads)
     with mpl.rc_context(_STYLE):
         charts = {name: _chart(title) for name, title in _SETTINGS.items()}
         for name, axes in charts.items():
-            places = _places(axes, name, [head["config"][name] for head in heads])
+            places = _places(axes, name, [getattr(head.config, name) for head in heads])
             for finished, colour, label in ((False, FIRST, "stopped"), (True, SECOND, "trained to the end")):
-                some = [n for n, head in enumerate(heads) if (head["epochs"] == longest) == finished]
-                accuracy = [heads[n]["valid_accuracy"] for n in some]
+                some = [n for n, head in enumerate(heads) if (head.epochs == longest) == finished]
+                accuracy = [heads[n].valid_accuracy for n in some]
                 axes.scatter(places[some], accuracy, 18, color=colour, alpha=0.75, linewidths=0, label=label)
-            ringed = [n for n, head in enumerate(heads) if head["config"] == chosen]
-            accuracy = [heads[n]["valid_accuracy"] for n in ringed]
+            ringed = [n for n, head in enumerate(heads) if head.config == chosen]
+            accuracy = [heads[n].valid_accuracy for n in ringed]
             axes.scatter(places[ringed], accuracy, 90, facecolors="none", edgecolors=INK, label="chosen")
             axes.yaxis.set_major_formatter(_PERCENT)
             axes.set_ylabel("validation accuracy")

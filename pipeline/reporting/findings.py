@@ -1,30 +1,27 @@
 """All that a report says, found out once: numbers and names, nothing drawn."""
 
-import json
 import logging
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from cache.files import read_regular
 from cache.index import SetIndex
 from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
 from pipeline.console import named
-from pipeline.errors import RunError
+from pipeline.errors import ConfigError, RunError
 from pipeline.inputs.images import count_leaks
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne, payback, stage_one
 from pipeline.reporting.duplicates import NearDuplicates, Pair, identical_files, near_duplicates
 from pipeline.reporting.label_issues import LabelIssues, label_issues
 from pipeline.reporting.predictions import Predictions, accuracies, predict_split
-from pipeline.reporting.record import sweep_fault
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RESULTS_FILE
 from pipeline.search.baselines import Baselines, baselines
 from pipeline.search.journal import Journal
+from pipeline.search.results import SweepResult
 from pipeline.search.selection import Metric
 from pipeline.statistics.calibration import Fit, calibrate
 from pipeline.statistics.intervals import Interval
@@ -38,7 +35,7 @@ MOST_COMPARED = 30_000  # images, each with each: some minutes
 class Sweep:
     """What a sweep left: `result` is sweep.json, `scores` the validation accuracy of {head: {epochs: accuracy}}."""
 
-    result: dict[str, Any]
+    result: SweepResult
     scores: dict[int, dict[int, float]]
 
 
@@ -92,7 +89,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
     valid = predict_split(run, cache, index, "valid")
     looked_at = any(entry["split"] == "test" for entry in run.record.scored) and bool(index.split("test"))
     test = predict_split(run, cache, index, "test") if looked_at else None
-    sweep = _sweep(run, valid)
+    sweep = _sweep(run, index)
     compared = len(index.images) <= MOST_COMPARED
     logger.info("looking for near-duplicates" if compared else "too many images: looking for identical files only")
     duplicates = near_duplicates(cache, index) if compared else identical_files(index)
@@ -130,22 +127,20 @@ def _baselines(run: Run, cache: FeatureCache, index: SetIndex) -> Baselines:
     return baselines(SplitRows(train, valid, len(index.classes)), basis.name)
 
 
-def _sweep(run: Run, valid: Predictions) -> Sweep | None:
+def _sweep(run: Run, index: SetIndex) -> Sweep | None:
     """What is beside a run that a sweep chose; RunError where it is not what a sweep left."""
     if run.record.sweep is None:
         return None
     try:
-        result = json.loads(read_regular(run.path / RESULTS_FILE))
-        journal = Journal.read(run.path)
-        if wrong := sweep_fault(result) or ("" if journal.scores else "no scores"):
-            raise ValueError(wrong)
-        digests, images = [image.digest for image in valid.images], len(valid.truth)
-        metric = Metric.of_images(result["choose_by"], valid.truth, digests)
+        result = SweepResult.load(run.path)
+        metric, images = Metric.of_validation(result.choose_by, index), len(index.split("valid"))
         scores = {
             head: {epochs: float(metric.of(score.unpacked(images))) for epochs, score in by.items()}
-            for head, by in journal.scores.items()
+            for head, by in Journal.read(run.path).scores.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if not scores:
+            raise ValueError("no scores")
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
         raise RunError(
             f"{run.path / RESULTS_FILE} or {JOURNAL_FILE} is not what the sweep left ({error}): "
             "put it back, or sweep again with --overwrite"

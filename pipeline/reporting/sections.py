@@ -19,7 +19,7 @@ from pipeline.reporting.costs import PHASES
 from pipeline.reporting.findings import MOST_COMPARED, Findings
 from pipeline.reporting.label_issues import FOLDS
 from pipeline.reporting.next_steps import Found, next_steps
-from pipeline.search.leaderboard import ranked
+from pipeline.search.leaderboard import SETTINGS, ranked
 from pipeline.statistics.calibration import BINS
 from pipeline.statistics.intervals import METHOD, Interval
 
@@ -107,8 +107,8 @@ def _sweep(found: Findings) -> dict[str, Any]:
     return {
         "sweep": result,
         "sweep_heads": ranked(result),
-        "sweep_columns": list(result["best"]["config"]),
-        "settings_charts": figures.sweep_settings(result["heads"], result["best"]["config"]),
+        "sweep_columns": SETTINGS,
+        "settings_charts": figures.sweep_settings(result.heads, result.best.config),
         "race_chart": figures.race(found.sweep.scores),
     }
 
@@ -220,11 +220,11 @@ def _head_cost(found: Findings) -> str:
     if found.sweep is None:
         return f"One head in {found.run.record.seconds:.1f} s, with its basis."
     result = found.sweep.result
-    heads = len(result["heads"])
-    each = result["seconds"] / heads
+    heads = len(result.heads)
+    each = result.seconds / heads
     return (
-        f"{counted(heads, 'head')} in {result['seconds']:.1f} s until the choice, {each:.2f} s each, of them "
-        f"{result['basis_seconds']:.1f} s for bases; {result['retrain_seconds']:.1f} s to retrain the choice."
+        f"{counted(heads, 'head')} in {result.seconds:.1f} s until the choice, {each:.2f} s each, of them "
+        f"{result.basis_seconds:.1f} s for bases; {result.retrain_seconds:.1f} s to retrain the choice."
     )
 
 

@@ -1,10 +1,10 @@
 """Who trains groups of heads: this process, or the workers of a Ray cluster."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -25,11 +25,11 @@ from pipeline.heads.fit import (
 )
 from pipeline.heads.group import CPU, HeadGroup, HeadState
 from pipeline.heads.seeds import shuffle_rng
-from pipeline.machine.cluster import Workers
+from pipeline.machine.cluster import Workers, connected
 from pipeline.machine.device import available_cpus, free_bytes, resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.search.basis_cache import BasisCache
-from pipeline.search.journal import Score
+from pipeline.search.journal import UNTRIED, Score
 
 _LEAST_FREE = 1 << 30  # bytes that states of waiting heads leave alone
 _LARGEST_GROUP = 16  # heads on a CPU; more share a multiplication no better (docs/performance.md)
@@ -39,26 +39,43 @@ Outcome = tuple[Score, HeadState | None]
 Stop = Callable[[], bool]
 
 
-@dataclass(frozen=True)
-class Group:
-    """Heads of one shape and progress, by their `numbers`, to be brought to `epochs` of a schedule of `of` epochs.
+@dataclass
+class Trial:
+    """A head of the sweep.
 
-    `states` are None where they start, else all after `done` epochs.
+    Attributes:
+        number: its place in the sweep.
+        settings: how it is trained.
+        score: after the epochs that it was trained for.
+        state: its weights then; None where they are not kept, and training starts again.
+        kept: whether it trains to the end whatever its scores.
     """
 
-    numbers: tuple[int, ...]
-    settings: tuple[HeadSettings, ...]
-    states: tuple[HeadState | None, ...] = field(repr=False)
-    done: int
+    number: int
+    settings: HeadSettings
+    score: Score = UNTRIED
+    state: HeadState | None = field(default=None, repr=False)
+    kept: bool = False
+
+    @property
+    def done(self) -> int:
+        """Epochs that need not be trained again."""
+        return self.score.epochs if self.state else 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Heads of one basis, shape and progress, to be trained to `epochs` of a schedule of `of` epochs."""
+
+    trials: tuple[Trial, ...]
     epochs: int
     of: int
     seed: int
 
-    def part(self, start: int, end: int) -> "Group":
-        """The heads at these places of it."""
-        some = slice(start, end)
-        own = {name: getattr(self, name)[some] for name in ("numbers", "settings", "states")}
-        return replace(self, **own)
+    @property
+    def settings(self) -> HeadSettings:
+        """Those of the first: of basis, shape, batches and class weights all have the same."""
+        return self.trials[0].settings
 
 
 class Executor(Protocol):
@@ -88,7 +105,7 @@ class LocalExecutor:
         for group in groups:
             if stop():
                 return
-            yield group, train_group(group, bases.data(group.settings[0].basis), self.device)
+            yield group, train_group(group, bases.data(group.settings.basis), self.device)
 
 
 def largest_group(settings: HeadSettings, data: Data, device: torch.device) -> int:
@@ -107,12 +124,11 @@ def train_group(group: Group, data: Data, device: torch.device) -> list[Outcome]
 
     States are kept of heads that may go on, while there is room: without, a head would train again from the start.
     """
-    settings = group.settings[0]
+    settings = group.settings
     shape = shape_of(settings, data, group.of)
-    pairs = zip(group.settings, group.states, strict=True)
-    states = [state or HeadState.new(hyperparameters_of(its, group.seed), shape) for its, state in pairs]
+    states = [one.state or HeadState.new(hyperparameters_of(one.settings, group.seed), shape) for one in group.trials]
     heads = HeadGroup(states, shape, class_weights(settings, data), matmul_dtype_on(device), device)
-    for epoch in range(group.done + 1, group.epochs + 1):
+    for epoch in range(group.trials[0].done + 1, group.epochs + 1):
         heads.epoch(data.batches(settings.batch_size, shuffle_rng(group.seed, epoch)))
     scored, losses = heads.score(data.validation())
     hits = torch.empty_like(scored)
@@ -124,28 +140,29 @@ def train_group(group: Group, data: Data, device: torch.device) -> list[Outcome]
     return outcomes
 
 
+@contextmanager
+def ray_executor(config: SweepConfig, trainset: TrainingSet) -> Iterator["RayExecutor"]:
+    """Workers of a Ray cluster, which sees the cache at the same path as this machine."""
+    asked = replace(config, cache=config.cache.absolute(), set=trainset.index.name, passes=trainset.passes)
+    given = asked, trainset.index.digest
+    with connected(config) as ray, Workers[Group, list[Outcome]](ray, HeadWorker, given, config, _name_of) as workers:
+        yield RayExecutor(workers)
+
+
+@dataclass(frozen=True)
 class RayExecutor:
-    """Workers of a Ray cluster that sees the cache at the same place as this machine; a context manager."""
+    """The workers of a Ray cluster, each of which trains one group at a time."""
 
-    def __init__(self, ray: Any, config: SweepConfig, trainset: TrainingSet) -> None:
-        given = (config, config.cache.absolute(), trainset.index.name, trainset.index.digest, trainset.passes)
-        self._workers = Workers[Group, list[Outcome]](ray, HeadWorker, given, config, _name_of)
-
-    def __enter__(self) -> "RayExecutor":
-        self._workers.__enter__()
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        self._workers.__exit__(*raised)
+    workers: Workers[Group, list[Outcome]]
 
     def share(self, heads: int, settings: HeadSettings, bases: BasisCache) -> int:
         bases.data(settings.basis)  # fitted once, here: workers find the rows in it beside the shards
-        return max(1, -(-heads // self._workers.count))
+        return max(1, -(-heads // self.workers.count))
 
     def train(
         self, groups: Iterable[Group], bases: BasisCache, stop: Stop
     ) -> Iterator[tuple[Group, Sequence[Outcome]]]:
-        for group, outcomes in self._workers.run(list(groups), stop):
+        for group, outcomes in self.workers.run(list(groups), stop):
             room = free_bytes(CPU) > _LEAST_FREE
             yield group, [(score, state if room else None) for score, state in outcomes]
 
@@ -153,26 +170,23 @@ class RayExecutor:
 class HeadWorker:
     """Trains groups of heads on the rows of a cache, of which it holds what they need: what runs as an actor."""
 
-    def __init__(self, config: SweepConfig, cache: Path, name: str, set_digest: str, passes: int) -> None:
+    def __init__(self, config: SweepConfig, set_digest: str) -> None:
         """All else is made when it is needed first: what fails in here, Ray tells without its reason."""
-        self._given = config, cache, name, set_digest, passes
-
-    @cached_property
-    def _device(self) -> torch.device:
-        config = self._given[0]
-        return resolve_device(config.device if config.gpus_per_worker else "cpu")
+        self._config, self._set_digest = config, set_digest
 
     @cached_property
     def _bases(self) -> BasisCache:
-        config, cache, name, set_digest, passes = self._given
-        cpus = config.cpus
-        torch.set_num_threads(cpus)
-        opened = FeatureCache.open(cache)
-        index = opened.index(name)
-        if index.digest != set_digest:
-            raise RunError(f"set {name!r} of {cache} changed while heads were trained on it: run the sweep again")
-        share = min(1.0, cpus / available_cpus())  # of this machine, among the workers on it
-        return BasisCache(TrainingSet(opened, index, passes, {}), int(share * allowed_bytes(config.memory)))
+        config = self._config
+        torch.set_num_threads(config.cpus)
+        cache = FeatureCache.open(config.cache)
+        index = cache.index(config.set)
+        if index.digest != self._set_digest:
+            raise RunError(
+                f"set {config.set!r} of {config.cache} changed while heads were trained on it: run the sweep again"
+            )
+        share = min(1.0, config.cpus / available_cpus())  # of this machine, among the workers on it
+        trainset = TrainingSet(cache, index, config.passes or 0, {})
+        return BasisCache(trainset, int(share * allowed_bytes(config.memory)))
 
     def ready(self) -> None:
         """Returns when it can train; CacheError where the cache is not to be seen from here."""
@@ -180,13 +194,13 @@ class HeadWorker:
 
     def run(self, group: Group) -> list[Outcome]:
         """What became of each head of the group; states on the CPU, as other machines may have nothing else."""
-        settings = group.settings[0]
-        data = self._bases.data(settings.basis)
-        size = largest_group(settings, data, self._device)
-        parts = (group.part(start, start + size) for start in range(0, len(group.numbers), size))
-        outcomes = [outcome for part in parts for outcome in train_group(part, data, self._device)]
+        data = self._bases.data(group.settings.basis)
+        device = resolve_device(self._config.device if self._config.gpus_per_worker else "cpu")
+        size = largest_group(group.settings, data, device)
+        parts = (group.trials[start : start + size] for start in range(0, len(group.trials), size))
+        outcomes = [outcome for part in parts for outcome in train_group(replace(group, trials=part), data, device)]
         return [(score, state and state.to(CPU)) for score, state in outcomes]
 
 
 def _name_of(group: Group) -> str:
-    return f"the group of {counted(len(group.numbers), 'head')} from head {group.numbers[0]} on"
+    return f"the group of {counted(len(group.trials), 'head')} from head {group.trials[0].number} on"
