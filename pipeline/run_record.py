@@ -105,6 +105,11 @@ class RunRecord:
             raise ValueError("an evaluation without its split")
         return found
 
+    @property
+    def test_evaluations(self) -> int:
+        """How often the test images were evaluated."""
+        return sum(one["split"] == "test" for one in self.scored)
+
     def as_json(self) -> dict[str, Any]:
         """Without what there is not."""
         return {name: value for name, value in asdict(self).items() if value is not None}

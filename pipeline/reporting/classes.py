@@ -3,11 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
-import numpy as np
-
-from cache.index import SPLITS
-from pipeline.reporting.confusion import Cell
-from pipeline.reporting.findings import Findings
+from cache.index import SetIndex
+from pipeline.reporting.confusion import Cell, Confusion
 
 
 @dataclass(frozen=True)
@@ -24,25 +21,26 @@ class ClassRow:
     precision: float | None
 
 
-def class_rows(found: Findings) -> list[ClassRow]:
+def class_rows(index: SetIndex, confusion: Confusion) -> list[ClassRow]:
     """One of each class, in the order of the head's outputs."""
-    images = Counter((image.label, image.split) for image in found.index.images)
-    cells = found.confusion.cells
-    said = np.bincount(found.valid.predicted, minlength=found.valid.num_classes)
+    images = Counter((image.label, image.split) for image in index.images)
+    cells = confusion.cells.values()
     rows = []
-    for place, label in enumerate(found.run.classes):
-        of_split = {split: images[label, split] for split in SPLITS}
-        hits = cells.get((place, place))
-        wrong = [cell for (truth, predicted), cell in cells.items() if truth == place != predicted]
-        right = hits.count if hits else 0
+    for place, label in enumerate(index.classes):
+        train, valid, test = (images[label, split] for split in ("train", "valid", "test"))
+        hits = confusion.cells.get((place, place))
+        right, predicted = hits.count if hits else 0, sum(cell.count for cell in cells if cell.predicted == place)
+        wrong = [cell for cell in cells if cell.truth == place != cell.predicted]
         rows.append(
             ClassRow(
-                place=place,
-                **of_split,
-                hits=hits,
+                place,
+                train,
+                valid,
+                test,
+                hits,
                 taken=max(wrong, key=lambda cell: cell.count, default=None),
-                recall=right / of_split["valid"] if of_split["valid"] else None,
-                precision=right / int(said[place]) if said[place] else None,
+                recall=right / valid if valid else None,
+                precision=right / predicted if predicted else None,
             )
         )
     return rows
