@@ -145,7 +145,8 @@ class Run:
                 if hashlib.sha256(data).hexdigest() != record.files[name]:
                     raise ValueError(f"{name} is not the one it was trained with")
             basis = Basis.from_tensors(record.basis, load(contents[BASIS_FILE]))
-            reduction = _reduction(record, contents)
+            reduced = record.reduction
+            reduction = Basis.from_tensors(reduced.basis, load(contents[REDUCTION_FILE])) if reduced else None
             tensors = load(contents[HEAD_FILE])
             head = head_from_tensors({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
             bases = [one.tensors().values() for one in (basis, reduction) if one]
@@ -223,10 +224,6 @@ def new_run(config: TrainConfig, trainset: TrainingSet, fitted: Fitted, basis: B
         reduction=ReducedBy(reduction.basis, reduction.digest) if reduction else None,
     )
     return Run(config.run, record, basis, fitted.head, reduction_basis(trainset.cache))
-
-
-def _reduction(record: RunRecord, contents: dict[str, bytes]) -> Basis | None:
-    return Basis.from_tensors(record.reduction.basis, load(contents[REDUCTION_FILE])) if record.reduction else None
 
 
 def _read_or_nothing(file: Path) -> bytes:
