@@ -22,7 +22,7 @@ from pipeline.run_folder import JOURNAL_FILE, claimed_run, prepare_sweep
 from pipeline.search.baselines import baselines
 from pipeline.search.basis_cache import BasisCache
 from pipeline.search.choice import choose, default_settings, describe, final
-from pipeline.search.executor import LocalExecutor, Trial, ray_executor
+from pipeline.search.executor import Executor, Trial, ray_executor
 from pipeline.search.halving import SuccessiveHalving
 from pipeline.search.journal import Journal
 from pipeline.search.leaderboard import result_files
@@ -59,7 +59,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     bases = BasisCache(trainset, allowed_bytes(config.memory))
     if not replace_it:
         prepare_sweep(config.run, overwrite=False)  # which removes nothing: refused before a cluster starts
-    workers = ray_executor(config, trainset) if config.engine == "ray" else nullcontext(LocalExecutor(device))
+    workers = ray_executor(config, trainset) if config.engine == "ray" else nullcontext(Executor(device))
     with workers as executor:
         # Only now: what cannot be must not cost a run, nor begin one.
         journal = _journal(config, _asked(config, space, trainset, device), replace_it)

@@ -1,10 +1,9 @@
 """Who trains groups of heads: this process, or the workers of a Ray cluster."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
 
 import torch
 
@@ -37,6 +36,7 @@ _BYTES_A_UNIT = 24  # of what a step holds of each hidden unit of each row: in t
 
 Outcome = tuple[Score, HeadState | None]
 Stop = Callable[[], bool]
+Trained = Iterator[tuple["Group", list[Outcome]]]
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Group:
-    """Heads of one basis, shape and progress, to be trained to `epochs` of a schedule of `of` epochs."""
+    """Heads of one basis, shape and progress, to be trained to `epochs` of a schedule of `of` epochs with `seed`."""
 
     trials: tuple[Trial, ...]
     epochs: int
@@ -77,35 +77,35 @@ class Group:
         """Those of the first: of basis, shape, batches and class weights all have the same."""
         return self.trials[0].settings
 
+    def __str__(self) -> str:
+        return f"the group of {counted(len(self.trials), 'head')} from head {self.trials[0].number} on"
 
-class Executor(Protocol):
-    """Trains groups. A head is the same in any company, so who trains it, and beside which others, changes nothing."""
-
-    def share(self, heads: int, settings: HeadSettings, bases: BasisCache) -> int:
-        """Into groups of how many to divide `heads` of one shape; RunError where there is no room for one."""
-
-    def train(
-        self, groups: Iterable[Group], bases: BasisCache, stop: Stop
-    ) -> Iterator[tuple[Group, Sequence[Outcome]]]:
-        """Groups with what became of each of their heads, as they are done; after `stop`, no more are begun."""
+    def parts(self, size: int) -> "Iterator[Group]":
+        """The same in groups of at most `size` heads."""
+        for start in range(0, len(self.trials), size):
+            yield replace(self, trials=self.trials[start : start + size])
 
 
 @dataclass(frozen=True)
-class LocalExecutor:
-    """This process, one group after the other."""
+class Executor:
+    """Trains groups, here in this process, one after the other.
+
+    A head is the same in any company, so who trains it, and beside which others, changes nothing.
+    """
 
     device: torch.device = CPU
 
-    def share(self, heads: int, settings: HeadSettings, bases: BasisCache) -> int:
-        return min(heads, largest_group(settings, bases.data(settings.basis), self.device))
+    def train(self, groups: Iterable[Group], bases: BasisCache, stop: Stop) -> Trained:
+        """Parts of the groups with what became of each of their heads, as they are done; after `stop`, no more start.
 
-    def train(
-        self, groups: Iterable[Group], bases: BasisCache, stop: Stop
-    ) -> Iterator[tuple[Group, Sequence[Outcome]]]:
+        Raises RunError where there is no room for one head.
+        """
         for group in groups:
-            if stop():
-                return
-            yield group, train_group(group, bases.data(group.settings.basis), self.device)
+            data = bases.data(group.settings.basis)
+            for part in group.parts(largest_group(group.settings, data, self.device)):
+                if stop():
+                    return
+                yield part, train_group(part, data, self.device)
 
 
 def largest_group(settings: HeadSettings, data: Data, device: torch.device) -> int:
@@ -141,28 +141,26 @@ def train_group(group: Group, data: Data, device: torch.device) -> list[Outcome]
 
 
 @contextmanager
-def ray_executor(config: SweepConfig, trainset: TrainingSet) -> Iterator["RayExecutor"]:
+def ray_executor(config: SweepConfig, trainset: TrainingSet) -> Iterator[Executor]:
     """Workers of a Ray cluster, which sees the cache at the same path as this machine."""
     asked = replace(config, cache=config.cache.absolute(), set=trainset.index.name, passes=trainset.passes)
     given = asked, trainset.index.digest
-    with connected(config) as ray, Workers[Group, list[Outcome]](ray, HeadWorker, given, config, _name_of) as workers:
-        yield RayExecutor(workers)
+    with connected(config) as ray, Workers[Group, list[Outcome]](ray, HeadWorker, given, config) as workers:
+        yield RayExecutor(workers=workers)
 
 
 @dataclass(frozen=True)
-class RayExecutor:
-    """The workers of a Ray cluster, each of which trains one group at a time."""
+class RayExecutor(Executor):
+    """The workers of a Ray cluster, each of which trains a part of a group at a time."""
 
-    workers: Workers[Group, list[Outcome]]
+    workers: Workers[Group, list[Outcome]] = field(kw_only=True)
 
-    def share(self, heads: int, settings: HeadSettings, bases: BasisCache) -> int:
-        bases.data(settings.basis)  # fitted once, here: workers find the rows in it beside the shards
-        return max(1, -(-heads // self.workers.count))
-
-    def train(
-        self, groups: Iterable[Group], bases: BasisCache, stop: Stop
-    ) -> Iterator[tuple[Group, Sequence[Outcome]]]:
-        for group, outcomes in self.workers.run(list(groups), stop):
+    def train(self, groups: Iterable[Group], bases: BasisCache, stop: Stop) -> Trained:
+        units: list[Group] = []
+        for group in groups:
+            bases.data(group.settings.basis)  # fitted once, here: workers find the rows in it beside the shards
+            units += group.parts(-(-len(group.trials) // self.workers.count))
+        for group, outcomes in self.workers.run(units, stop):
             room = free_bytes(CPU) > _LEAST_FREE
             yield group, [(score, state if room else None) for score, state in outcomes]
 
@@ -194,13 +192,6 @@ class HeadWorker:
 
     def run(self, group: Group) -> list[Outcome]:
         """What became of each head of the group; states on the CPU, as other machines may have nothing else."""
-        data = self._bases.data(group.settings.basis)
         device = resolve_device(self._config.device if self._config.gpus_per_worker else "cpu")
-        size = largest_group(group.settings, data, device)
-        parts = (group.trials[start : start + size] for start in range(0, len(group.trials), size))
-        outcomes = [outcome for part in parts for outcome in train_group(replace(group, trials=part), data, device)]
-        return [(score, state and state.to(CPU)) for score, state in outcomes]
-
-
-def _name_of(group: Group) -> str:
-    return f"the group of {counted(len(group.trials), 'head')} from head {group.trials[0].number} on"
+        done = Executor(device).train([group], self._bases, stop=lambda: False)
+        return [(score, state and state.to(CPU)) for _, outcomes in done for score, state in outcomes]

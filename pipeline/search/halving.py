@@ -7,13 +7,13 @@ are never stopped.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
 from pipeline.console import counted
 from pipeline.search.basis_cache import BasisCache
-from pipeline.search.executor import Executor, Group, LocalExecutor, Trial
+from pipeline.search.executor import Executor, Group, Trial
 from pipeline.search.journal import Journal
 from pipeline.search.selection import Metric
 
@@ -35,7 +35,7 @@ class SuccessiveHalving:
     seed: int
     halving: bool = True
     deadline: float = float("inf")
-    executor: Executor = field(default_factory=LocalExecutor)
+    executor: Executor = field(default_factory=Executor)
 
     @property
     def over(self) -> bool:
@@ -77,19 +77,12 @@ class SuccessiveHalving:
             known = self.journal.scores.get(head.number, {}).get(epochs)
             if known:
                 head.score, head.state = known, None
-        waiting = [head for head in heads if head.score.epochs < epochs]
-        for group, outcomes in self.executor.train(self._groups(waiting, epochs), self.bases, lambda: self.over):
+        waiting = sorted((head for head in heads if head.score.epochs < epochs), key=_shared)
+        groups = [Group(tuple(alike), epochs, self.epochs, self.seed) for _, alike in groupby(waiting, key=_shared)]
+        for group, outcomes in self.executor.train(groups, self.bases, lambda: self.over):
             for head, (score, state) in zip(group.trials, outcomes, strict=True):
                 head.score, head.state = score, state
                 self.journal.record(head.number, score)
-
-    def _groups(self, heads: Sequence[Trial], epochs: int) -> Iterator[Group]:
-        """Heads of one shape and progress, as many of them as may train side by side; made as they are asked for."""
-        for _, some in groupby(sorted(heads, key=_shared), key=_shared):
-            alike = list(some)
-            size = self.executor.share(len(alike), alike[0].settings, self.bases)
-            for start in range(0, len(alike), size):
-                yield Group(tuple(alike[start : start + size]), epochs, self.epochs, self.seed)
 
 
 def _progress(heads: Sequence[Trial], epochs: int) -> str:

@@ -23,7 +23,7 @@ def result_files(result: SweepResult) -> dict[str, bytes]:
     others = ("epochs", "finished", "valid_accuracy", "valid_loss")
     writer.writerow(("rank", *SETTINGS, *others))
     for rank, head in enumerate(ranked(result), 1):
-        writer.writerow((rank, *vars(head.config).values(), *(getattr(head, name) for name in others)))
+        writer.writerow((rank, *asdict(head.config).values(), *(getattr(head, name) for name in others)))
     return {RESULTS_FILE: json.dumps(asdict(result), indent=1).encode(), TABLE_FILE: text.getvalue().encode()}
 
 
@@ -42,7 +42,7 @@ def table(result: SweepResult, width: int = 120) -> str:
     for name in (*SETTINGS, "epochs", "valid"):
         grid.add_column(name.replace("_", " "), justify="left" if name == "basis" else "right")
     for head in ranked(result)[:_SHOWN]:
-        grid.add_row(*map(str, vars(head.config).values()), str(head.epochs), f"{head.valid_accuracy:.2%}")
+        grid.add_row(*map(str, asdict(head.config).values()), str(head.epochs), f"{head.valid_accuracy:.2%}")
     text = io.StringIO()
     Console(file=text, width=width, color_system=None).print(grid)
     return text.getvalue().rstrip() + "\n" + _summary(result)

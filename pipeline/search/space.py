@@ -5,7 +5,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,7 +109,7 @@ class Space:
     def describe(self) -> dict[str, Any]:
         """As JSON, in one spelling."""
         return {
-            name: list(domain) if isinstance(domain, tuple) else vars(domain)
+            name: list(domain) if isinstance(domain, tuple) else asdict(domain)
             for name, domain in sorted(self.domains.items())
         }
 
