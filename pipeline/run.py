@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -193,21 +193,15 @@ class Run:
 def new_run(config: TrainConfig, trainset: TrainingSet, fitted: Fitted, basis: Basis) -> Run:
     """The run of a trained head, not yet saved."""
     manifest, reduction = trainset.cache.manifest, trainset.cache.reduction
-    settings = {**asdict(config.settings), "hidden": hidden_units(fitted.head)}
+    asked = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
+    made = {"hidden": hidden_units(fitted.head), "basis": basis.name, "passes": trainset.passes}
     record = RunRecord(
         cache=str(trainset.cache.path.absolute()),
         base_digest=manifest.base.digest,
         augmentation_digest=trainset.recipe,
         set_digest=trainset.index.digest,
         classes=list(trainset.index.classes),
-        config=RunConfig(
-            **settings,
-            set=config.set,
-            passes=trainset.passes,
-            epochs=config.epochs or len(fitted.epochs),
-            seed=config.seed,
-            memory=config.memory,
-        ),
+        config=RunConfig(**{**asked, **made}),
         run=str(config.run),
         set=trainset.index.name,
         basis=basis.name,

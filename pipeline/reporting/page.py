@@ -12,7 +12,8 @@ from pipeline.reporting.findings import MOST_COMPARED, Findings
 from pipeline.reporting.label_issues import FOLDS
 from pipeline.reporting.next_steps import next_steps
 from pipeline.reporting.thumbnails import Thumbnails
-from pipeline.search.leaderboard import SETTINGS, ranked
+from pipeline.search.leaderboard import ranked
+from pipeline.search.space import SETTINGS
 from pipeline.statistics.calibration import BINS
 from pipeline.statistics.intervals import METHOD
 
@@ -51,7 +52,7 @@ def render(found: Findings, shown: sections.Shown, pictures: Thumbnails) -> byte
         numbers={digest: number for number, digest in enumerate(pictures.uris)},
         figures=figures,
         ranked=ranked,
-        settings=SETTINGS,
+        settings=list(SETTINGS),
         phases=PHASES,
         bins=BINS,
         folds=FOLDS,

@@ -51,7 +51,10 @@ class SuccessiveHalving:
             left = self._survivors(left, count)
             self._advance(left, epochs)
             if self.over:
-                logger.warning(f"--time-limit is reached: {_progress(left, epochs)}")
+                there = sum(head.score.epochs >= epochs for head in left)
+                logger.warning(
+                    f"--time-limit is reached: {there} of {counted(len(left), 'head')} reached epoch {epochs}"
+                )
                 return
             best = max(self.accuracy(head) for head in left)
             logger.info(f"{counted(len(left), 'head')}, {counted(epochs, 'epoch')}: best {best:.2%}")
@@ -83,12 +86,6 @@ class SuccessiveHalving:
             for head, (score, state) in zip(group.trials, outcomes, strict=True):
                 head.score, head.state = score, state
                 self.journal.record(head.number, score)
-
-
-def _progress(heads: Sequence[Trial], epochs: int) -> str:
-    """How many of `heads` came to `epochs`."""
-    there = sum(head.score.epochs >= epochs for head in heads)
-    return f"{there} of {counted(len(heads), 'head')} reached epoch {epochs}"
 
 
 def rungs(heads: int, epochs: int) -> list[tuple[int, int]]:

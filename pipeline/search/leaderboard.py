@@ -3,15 +3,14 @@
 import csv
 import io
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
-from pipeline.config import HeadSettings
 from pipeline.console import counted
 from pipeline.run_folder import RESULTS_FILE, TABLE_FILE
 from pipeline.search.baselines import Baselines
 from pipeline.search.results import HeadResult, SweepResult
+from pipeline.search.space import SETTINGS
 
-SETTINGS = tuple(field.name for field in fields(HeadSettings))
 _SHOWN = 10  # heads in the table
 _WINNERS = {"default": "the default head is the best", "search": "the best"}
 

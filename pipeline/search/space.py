@@ -82,10 +82,15 @@ class Space:
 
     def sample(self, numbers: np.random.Generator) -> HeadSettings:
         """One head at random."""
-        domains = {**self.domains}
-        if self.basis_weights and isinstance(bases := domains["basis"], tuple):
-            domains["basis"] = tuple(np.repeat(bases, self.basis_weights).tolist())
-        return self.settings({name: _draw(name, domain, numbers) for name, domain in domains.items()})
+        values: dict[str, Value] = {}
+        for name, domain in self.domains.items():
+            if isinstance(domain, Range):
+                values[name] = as_kind(name, domain.at(float(numbers.random())))
+            else:
+                weights = self.basis_weights if name == "basis" else ()
+                drawn = np.repeat(domain, weights or 1).tolist()
+                values[name] = drawn[int(numbers.integers(len(drawn)))]
+        return self.settings(values)
 
     def grid(self) -> list[HeadSettings]:
         """Every combination; ConfigError for a range that does not say how many steps it has."""
@@ -130,12 +135,6 @@ def _domain(path: Path, name: str, value: object) -> Domain:
     if not values or len(set(values)) != len(values):
         raise ConfigError(f"{path}: {name} is {value!r}, expected one or more values, none of them twice")
     return values
-
-
-def _draw(name: str, domain: Domain, numbers: np.random.Generator) -> Value:
-    if isinstance(domain, tuple):
-        return domain[int(numbers.integers(len(domain)))]
-    return as_kind(name, domain.at(float(numbers.random())))
 
 
 def as_kind(name: str, number: float) -> Value:
