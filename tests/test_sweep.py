@@ -31,8 +31,8 @@ from pipeline.search.executor import Trial
 from pipeline.search.halving import SuccessiveHalving, rungs
 from pipeline.search.journal import Journal, Score
 from pipeline.search.leaderboard import table
-from pipeline.search.results import Above, SweepResult
-from pipeline.search.selection import Metric, corrected
+from pipeline.search.results import SweepResult
+from pipeline.search.selection import Difference, Metric, corrected
 from pipeline.search.space import NARROW_RATE
 from pipeline.sweep import sweep
 from pipeline.train import train_head
@@ -127,7 +127,7 @@ def test_the_default_head_and_one_in_each_basis_are_never_stopped(features: Path
     alone = sweep(config(features, run=features.parent / "alone", heads=1))
     assert [head.config for head in alone.heads] == [default]
     assert alone.best.won == "default"
-    assert alone.best.difference == Above(0, 0, 0, corrected=0)
+    assert alone.best.difference == Difference(0, 0, 0, corrected=0)
 
 
 def test_a_search_that_finds_nothing_better_ends_in_the_default_head(

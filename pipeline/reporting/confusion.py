@@ -1,11 +1,13 @@
-"""Which classes are taken for which, and in what order they are read best."""
+"""Which classes are taken for which, in what order they are read best, and each class by itself."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from cache.index import SetIndex
 from pipeline.reporting.predictions import Predictions
 from pipeline.statistics.intervals import Places
 
@@ -107,3 +109,42 @@ def _order(found: Predictions, shown: Places) -> tuple[int, ...]:
     np.fill_diagonal(distance, 0)
     leaves = leaves_list(linkage(squareform(distance), "average", optimal_ordering=True))
     return tuple(shown[leaves].tolist())
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class: its images by split, its cells, and how often it is found and meant; None where it has no images."""
+
+    place: int
+    train: int
+    valid: int
+    test: int
+    hits: Cell | None
+    taken: Cell | None
+    recall: float | None
+    precision: float | None
+
+
+def class_rows(index: SetIndex, confusion: Confusion) -> list[ClassRow]:
+    """One of each class, in the order of the head's outputs."""
+    images = Counter((image.label, image.split) for image in index.images)
+    cells = confusion.cells.values()
+    rows = []
+    for place, label in enumerate(index.classes):
+        train, valid, test = (images[label, split] for split in ("train", "valid", "test"))
+        hits = confusion.cells.get((place, place))
+        right, predicted = hits.count if hits else 0, sum(cell.count for cell in cells if cell.predicted == place)
+        wrong = [cell for cell in cells if cell.truth == place != cell.predicted]
+        rows.append(
+            ClassRow(
+                place,
+                train,
+                valid,
+                test,
+                hits,
+                taken=max(wrong, key=lambda cell: cell.count, default=None),
+                recall=right / valid if valid else None,
+                precision=right / predicted if predicted else None,
+            )
+        )
+    return rows

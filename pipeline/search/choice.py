@@ -15,7 +15,7 @@ from pipeline.heads.head import hidden_units, merge_heads
 from pipeline.run import Run, new_run
 from pipeline.search.executor import Trial
 from pipeline.search.halving import SuccessiveHalving
-from pipeline.search.results import Above, Best, Merged, Retrained
+from pipeline.search.results import Best, Merged, Retrained
 from pipeline.search.selection import Corrected, Difference, Hits, Metric, corrected, difference
 
 logger = logging.getLogger("headgraft.search")
@@ -26,13 +26,16 @@ def choose(heads: Sequence[Trial], race: SuccessiveHalving) -> Trial:
     if not heads:
         raise RunError("no head was trained within --time-limit: allow more")
 
-    def rank(head: Trial) -> tuple[float, ...]:
-        data = race.bases.data(head.settings.basis)
-        weights = head.settings.hidden * (data.in_features + data.num_classes)
-        return -race.accuracy(head), weights, head.score.loss, head.number
-
     longest = max(head.score.epochs for head in heads)
-    return min((head for head in heads if head.score.epochs == longest), key=rank)
+    last = [head for head in heads if head.score.epochs == longest]
+    most = max(map(race.accuracy, last))
+
+    def size(head: Trial) -> int:
+        data = race.bases.data(head.settings.basis)
+        return head.settings.hidden * (data.in_features + data.num_classes)
+
+    equals = [head for head in last if race.accuracy(head) == most]
+    return min(equals, key=lambda head: (size(head), head.score.loss, head.number))
 
 
 def describe(settings: HeadSettings) -> str:
@@ -79,7 +82,7 @@ def final(config: SweepConfig, chosen: HeadSettings, heads: Sequence[Trial], rac
     best = Best(
         **vars(searched if won else default_head),
         won="search" if won else "default",
-        difference=Above(**vars(apart), corrected=found.above if found else None),
+        difference=replace(apart, corrected=found.above if found else None),
         merged=Merged(hidden, accuracy),
     )
     # The first seed, not the most accurate one: choosing among seeds gains nothing but a flattering figure.

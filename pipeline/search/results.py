@@ -59,13 +59,6 @@ class Retrained:
 
 
 @dataclass(frozen=True)
-class Above(Difference):
-    """The best head of the search less the default head; `corrected` is on images that did not choose it."""
-
-    corrected: Finite | None = None
-
-
-@dataclass(frozen=True)
 class Merged:
     """The heads of all seeds as one head of `hidden` units."""
 
@@ -78,7 +71,7 @@ class Best(Retrained):
     """The settings that are kept, those of the search or the default ones, and how far these are apart."""
 
     won: Literal["default", "search"]
-    difference: Above
+    difference: Difference
     merged: Merged
 
 

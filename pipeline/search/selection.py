@@ -92,11 +92,19 @@ def corrected(hits: Hits, metric: Metric, other: Hits, seed: int = 0) -> Correct
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much one accuracy is above another on the same images, with a 95 % interval over images."""
+    """By how much one accuracy is above another on the same images, with a 95 % interval over images.
+
+    Attributes:
+        value: a fraction.
+        low: lower bound of the interval.
+        high: upper bound of the interval.
+        corrected: the same on images that chose neither; None where it is unknown.
+    """
 
     value: Finite
     low: Finite
     high: Finite
+    corrected: Finite | None = None
 
 
 def difference(first: Sequence[Hits], second: Sequence[Hits], metric: Metric) -> Difference:
