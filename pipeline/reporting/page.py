@@ -22,25 +22,7 @@ _LONGEST = 22  # letters of a class at the edge of the matrix
 
 def render(found: Findings, shown: sections.Shown, pictures: Thumbnails) -> bytes:
     """The whole page as UTF-8; what is no character, a stray byte in a file's name, is written as an escape."""
-    environment = Environment(
-        loader=PackageLoader("pipeline.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        clipped=lambda text: text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…",
-        counted=counted,
-        percent=lambda fraction: f"{100 * fraction:.1f}\u00a0%",
-        plain=named,
-        points=lambda fraction: f"{100 * fraction:+.1f}",
-        rate=lambda count, seconds: f"{count / seconds:,.1f}" if seconds > 0 else "–",
-        seconds=lambda seconds: f"{seconds:.1f} s" if seconds < 60 else duration(seconds),
-        short=lambda value: f"{value:.3g}" if isinstance(value, float) else str(value),
-        size=size,
-        thousands=lambda count: f"{count:,}",
-    )
+    environment = _environment()
     environment.globals.update(
         found=found,
         shown=shown,
@@ -64,3 +46,27 @@ def render(found: Findings, shown: sections.Shown, pictures: Thumbnails) -> byte
     )
     parts = environment.get_template("parts.html").module
     return environment.get_template("page.html").render(parts=parts).encode("utf-8", "backslashreplace")
+
+
+def _environment() -> Environment:
+    """The templates, and how they write numbers and names."""
+    environment = Environment(
+        loader=PackageLoader("pipeline.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        clipped=lambda text: text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…",
+        counted=counted,
+        percent=lambda fraction: f"{100 * fraction:.1f}\u00a0%",
+        plain=named,
+        points=lambda fraction: f"{100 * fraction:+.1f}",
+        rate=lambda count, seconds: f"{count / seconds:,.1f}" if seconds > 0 else "–",
+        seconds=lambda seconds: f"{seconds:.1f} s" if seconds < 60 else duration(seconds),
+        short=lambda value: f"{value:.3g}" if isinstance(value, float) else str(value),
+        size=size,
+        thousands=lambda count: f"{count:,}",
+    )
+    return environment

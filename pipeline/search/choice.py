@@ -103,17 +103,17 @@ class _Trained:
 def _retrain(config: SweepConfig, settings: HeadSettings, race: SuccessiveHalving) -> list[_Trained]:
     """Heads of the same settings, with the seeds after the sweep's own."""
     trainset, data, trained = race.bases.trainset, race.bases.data(settings.basis), []
-    first = TrainConfig(
-        config.cache,
-        config.run,
-        trainset.index.name,
-        trainset.passes,
-        epochs=config.epochs,
-        memory=config.memory,
-        **asdict(settings),
-    )
     for seed in range(config.seed + 1, config.seed + 1 + config.seeds):
-        again = replace(first, seed=seed)
+        again = TrainConfig(
+            config.cache,
+            config.run,
+            trainset.index.name,
+            trainset.passes,
+            epochs=config.epochs,
+            seed=seed,
+            memory=config.memory,
+            **asdict(settings),
+        )
         fitted = fit_head(again, data)
         trained.append(_Trained(again, fitted, score_head(fitted.head, data)[0]))
     mean = np.mean([race.metric.of(one.hits) for one in trained])
