@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 from pipeline.console import counted
 from pipeline.run_folder import RESULTS_FILE, TABLE_FILE
-from pipeline.search.baselines import Baselines
 from pipeline.search.results import HeadResult, SweepResult
 from pipeline.search.space import SETTINGS
 
@@ -47,20 +46,16 @@ def table(result: SweepResult, width: int = 120) -> str:
     return text.getvalue().rstrip() + "\n" + _summary(result)
 
 
-def baselines_in_words(known: Baselines) -> str:
-    """Validation accuracies (top-1), separated by commas; without those that could not be fitted."""
-    found = {
-        "shrunken discriminants": known.discriminant,
-        "logistic regression": known.logistic,
-        "majority class": known.majority,
-    }
-    return ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in found.items() if accuracy is not None)
-
-
 def _summary(result: SweepResult) -> str:
     best, known, apart = result.best, result.baselines, result.best.difference
     finished = sum(head.finished for head in result.heads)
     seeds = counted(best.seeds, "seed")
+    baselines = {
+        "shrunken discriminants": known.discriminant,
+        "logistic regression": known.logistic,
+        "majority class": known.majority,
+    }
+    fitted = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in baselines.items() if accuracy is not None)
     others = ""
     if apart.corrected is not None:
         others = f"; on images that did not choose it: {100 * apart.corrected:+.2f} points, "
@@ -72,7 +67,7 @@ def _summary(result: SweepResult) -> str:
         f"head of {best.merged.hidden} hidden units\n"
         f"best of the search less default head, same images and seeds: {100 * apart.value:+.2f} points "
         f"({100 * apart.low:+.2f} to {100 * apart.high:+.2f}, 95 % over images){others}\n"
-        f"baselines, top-1, in basis {known.basis}: {baselines_in_words(known)}\n"
+        f"baselines, top-1, in basis {known.basis}: {fitted}\n"
         f"search {result.seconds:.1f} s, bases {result.basis_seconds:.1f} s of them; retraining with "
         f"{seeds} {result.retrain_seconds:.1f} s; baselines {known.seconds:.1f} s"
     )
