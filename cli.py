@@ -298,7 +298,7 @@ def sweep(as_json: bool, **options: Any) -> None:
     from pipeline.sweep import sweep as run
 
     result = run(SweepConfig(**options))
-    _emit(result, as_json, "" if as_json else table(asdict(result)))
+    _emit(result, as_json, "" if as_json else table(result))
 
 
 @main.command()

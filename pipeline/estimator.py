@@ -28,8 +28,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     """Linear(D, hidden), ReLU, Dropout, Linear(hidden, C), LogSoftmax on rows (N, D), trained as `train_head` does.
 
     Unlike there, numbers of epochs and rows per step are the same for any number of rows, and products are in float32.
-    Rows are taken as they are: standardise them
-    or reduce them in a `Pipeline`.
+    Rows are taken as they are: standardise them or reduce them in a `Pipeline`.
 
     Attributes:
         hidden: hidden units.
@@ -85,13 +84,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     def _check_parameters(self) -> None:
         """ValueError for what `train_head` refuses too, under the parameter's name."""
         try:
-            HeadSettings(
-                hidden=self.hidden,
-                dropout=self.dropout,
-                lr=self.lr,
-                batch_size=self.batch_size,
-                weight_decay=self.weight_decay,
-            )
+            names = ("hidden", "dropout", "lr", "batch_size", "weight_decay")
+            HeadSettings(**{name: getattr(self, name) for name in names})
             require_count("epochs", self.epochs, *TRAIN_BOUNDS["epochs"], optional=False)
         except ConfigError as error:
             option, rest = str(error).split(" ", 1)

@@ -15,6 +15,8 @@ from pipeline.inputs.images import root_now
 from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.machine.device import available_cpus
 from pipeline.reporting.findings import Findings, find
+from pipeline.reporting.sections import choose_shown, wanted_pictures
+from pipeline.reporting.thumbnails import Thumbnails
 from pipeline.run import Run
 from pipeline.run_folder import REPORT_FILE, check_target
 
@@ -66,30 +68,26 @@ def report(config: ReportConfig) -> ReportResult:
     names = read_names(config.names, run.classes) if config.names else {}
     found = find(run, cache, index, names)
     logger.info("drawing the page")
-    page, pictures, missing = _page(found, config)
+    page, pictures = _page(found, config)
     with held():
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, page)
-    result = _result(found, str(target), len(page), pictures, missing)
+    result = _result(found, str(target), len(page), pictures)
     result.seconds = time.perf_counter() - start
     return result
 
 
-def _page(found: Findings, config: ReportConfig) -> tuple[bytes, int, int]:
-    """The page, how many pictures it has, and how many images were not there to draw them."""
+def _page(found: Findings, config: ReportConfig) -> tuple[bytes, Thumbnails]:
+    """The page, and its pictures."""
     from pipeline.reporting.page import render  # matplotlib takes a second to import
-    from pipeline.reporting.sections import page_facts, wanted_pictures
-    from pipeline.reporting.thumbnails import Thumbnails
 
-    root = root_now(found.index, config.data)
-    pictures = Thumbnails(root, Preprocessing.of(found.cache.manifest.base).policy)
-    pictures.add(wanted_pictures(found))
-    facts = {**page_facts(found, root), "uris": pictures.uris, "missing_pictures": pictures.missing}
-    facts["numbers"] = {digest: number for number, digest in enumerate(pictures.uris)}
-    return render(facts), len(pictures.uris), pictures.missing
+    shown = choose_shown(found)
+    pictures = Thumbnails(root_now(found.index, config.data), Preprocessing.of(found.cache.manifest.base).policy)
+    pictures.add(wanted_pictures(found, shown))
+    return render(found, shown, pictures), pictures
 
 
-def _result(found: Findings, target: str, size: int, pictures: int, missing: int) -> ReportResult:
+def _result(found: Findings, target: str, size: int, pictures: Thumbnails) -> ReportResult:
     label_issues = [
         {
             "path": one.image.path,
@@ -105,8 +103,8 @@ def _result(found: Findings, target: str, size: int, pictures: int, missing: int
     return ReportResult(
         report=target,
         bytes=size,
-        pictures=pictures,
-        missing_pictures=missing,
+        pictures=len(pictures.uris),
+        missing_pictures=pictures.missing,
         valid={name: asdict(interval) for name, interval in found.scores.items()},
         test={name: asdict(interval) for name, interval in found.test_scores.items()},
         baselines=asdict(found.known),

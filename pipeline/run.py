@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,8 @@ class Run:
                 if hashlib.sha256(data).hexdigest() != record.files[name]:
                     raise ValueError(f"{name} is not the one it was trained with")
             basis = Basis.from_tensors(record.basis, load(contents[BASIS_FILE]))
-            reduction = _reduction(record, contents)
+            reduced = record.reduction
+            reduction = Basis.from_tensors(reduced.basis, load(contents[REDUCTION_FILE])) if reduced else None
             tensors = load(contents[HEAD_FILE])
             head = head_from_tensors({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
             bases = [one.tensors().values() for one in (basis, reduction) if one]
@@ -192,21 +193,15 @@ class Run:
 def new_run(config: TrainConfig, trainset: TrainingSet, fitted: Fitted, basis: Basis) -> Run:
     """The run of a trained head, not yet saved."""
     manifest, reduction = trainset.cache.manifest, trainset.cache.reduction
-    settings = {**asdict(config.settings), "hidden": hidden_units(fitted.head)}
+    asked = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
+    made = {"hidden": hidden_units(fitted.head), "basis": basis.name, "passes": trainset.passes}
     record = RunRecord(
         cache=str(trainset.cache.path.absolute()),
         base_digest=manifest.base.digest,
         augmentation_digest=trainset.recipe,
         set_digest=trainset.index.digest,
         classes=list(trainset.index.classes),
-        config=RunConfig(
-            **settings,
-            set=config.set,
-            passes=trainset.passes,
-            epochs=config.epochs or len(fitted.epochs),
-            seed=config.seed,
-            memory=config.memory,
-        ),
+        config=RunConfig(**{**asked, **made}),
         run=str(config.run),
         set=trainset.index.name,
         basis=basis.name,
@@ -223,10 +218,6 @@ def new_run(config: TrainConfig, trainset: TrainingSet, fitted: Fitted, basis: B
         reduction=ReducedBy(reduction.basis, reduction.digest) if reduction else None,
     )
     return Run(config.run, record, basis, fitted.head, reduction_basis(trainset.cache))
-
-
-def _reduction(record: RunRecord, contents: dict[str, bytes]) -> Basis | None:
-    return Basis.from_tensors(record.reduction.basis, load(contents[REDUCTION_FILE])) if record.reduction else None
 
 
 def _read_or_nothing(file: Path) -> bytes:

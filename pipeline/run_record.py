@@ -40,8 +40,37 @@ class ReducedBy:
     digest: Digest
 
 
-@dataclass
-class RunRecord:
+@dataclass(kw_only=True)
+class TrainResult:
+    """What training a head came to; the fields of the command's JSON.
+
+    Attributes:
+        run: path of the run, as it was asked for.
+        set: name of the image set.
+        basis: name of the basis.
+        precision: that features were computed in.
+        leaks: images across splits, with two labels, or seen by a reduction.
+        epochs: one after the other; none of a merged head.
+        valid_accuracy: after the last epoch, a fraction.
+        valid_loss: after the last epoch.
+        classes_without_validation: their number.
+        seconds: of the command.
+    """
+
+    run: str
+    set: str
+    basis: str
+    precision: str
+    leaks: dict[str, Count]
+    epochs: list[Epoch]
+    valid_accuracy: float
+    valid_loss: float
+    classes_without_validation: Count = 0
+    seconds: Seconds
+
+
+@dataclass(kw_only=True)
+class RunRecord(TrainResult):
     """The fields of run.json.
 
     Attributes:
@@ -51,18 +80,8 @@ class RunRecord:
         set_digest: of the image set as it was.
         classes: in the order of the head's outputs.
         config: settings of the head.
-        run: path of the run, as it was asked for.
-        set: name of the image set.
-        basis: name of the basis.
-        precision: that features were computed in.
-        leaks: images across splits, with two labels, or seen by a reduction.
-        epochs: one after the other; none of a merged head.
-        valid_accuracy: after the last epoch, a fraction.
-        valid_loss: after the last epoch.
-        seconds: of the command.
         versions: of libraries.
         scored: evaluations.
-        classes_without_validation: their number.
         products: dtype that the head multiplied in; "" where that is not known.
         reduction: of a reduced cache.
         sweep: what a sweep says of its choice.
@@ -75,18 +94,8 @@ class RunRecord:
     set_digest: Digest
     classes: list[str]
     config: RunConfig
-    run: str
-    set: str
-    basis: str
-    precision: str
-    leaks: dict[str, Count]
-    epochs: list[Epoch]
-    valid_accuracy: float
-    valid_loss: float
-    seconds: Seconds
     versions: dict[str, str]
     scored: list[dict[str, Any]]
-    classes_without_validation: Count = 0
     products: str = ""
     reduction: ReducedBy | None = None
     sweep: dict[str, Any] | None = None
@@ -104,6 +113,11 @@ class RunRecord:
         if not all(isinstance(one.get("split"), str) for one in found.scored):
             raise ValueError("an evaluation without its split")
         return found
+
+    @property
+    def test_evaluations(self) -> int:
+        """How often the test images were evaluated."""
+        return sum(one["split"] == "test" for one in self.scored)
 
     def as_json(self) -> dict[str, Any]:
         """Without what there is not."""

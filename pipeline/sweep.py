@@ -3,12 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.bases.fit import start_basis, started_width
@@ -17,44 +16,22 @@ from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.heads.fit import default_epochs
-from pipeline.heads.head import hidden_units
-from pipeline.machine.cluster import connected
 from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.machine.memory import allowed_bytes
-from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, claimed_run, prepare_sweep
 from pipeline.search.baselines import baselines
 from pipeline.search.basis_cache import BasisCache
-from pipeline.search.choice import choose, default_settings, describe, final, merged, run_of
-from pipeline.search.executor import Executor, LocalExecutor, RayExecutor
-from pipeline.search.halving import SuccessiveHalving, Trial
+from pipeline.search.choice import choose, default_settings, describe, final
+from pipeline.search.executor import Executor, Trial, ray_executor
+from pipeline.search.halving import SuccessiveHalving
 from pipeline.search.journal import Journal
 from pipeline.search.leaderboard import result_files
 from pipeline.search.proposals import Search, start_search
-from pipeline.search.selection import Corrected, Metric, corrected
+from pipeline.search.results import HeadResult, SweepResult
+from pipeline.search.selection import Metric
 from pipeline.search.space import Space, default_space, first_trials
 
 logger = logging.getLogger("headgraft.sweep")
-
-
-@dataclass
-class SweepResult:
-    """What `sweep` did; the fields of its JSON. `seconds` ends with the search, those of `basis_seconds` among them."""
-
-    run: str
-    set: str
-    passes: int
-    choose_by: str
-    leaks: dict[str, int]
-    heads: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] = field(default_factory=dict)
-    searched: dict[str, Any] = field(default_factory=dict)
-    default: dict[str, Any] = field(default_factory=dict)
-    baselines: dict[str, Any] = field(default_factory=dict)
-    classes_without_validation: int = 0
-    seconds: float = 0.0
-    basis_seconds: float = 0.0
-    retrain_seconds: float = 0.0
 
 
 def sweep(config: SweepConfig) -> SweepResult:
@@ -82,29 +59,49 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     bases = BasisCache(trainset, allowed_bytes(config.memory))
     if not replace_it:
         prepare_sweep(config.run, overwrite=False)  # which removes nothing: refused before a cluster starts
-    with _executor(config, trainset, device) as executor:
+    workers = ray_executor(config, trainset) if config.engine == "ray" else nullcontext(Executor(device))
+    with workers as executor:
         # Only now: what cannot be must not cost a run, nor begin one.
         journal = _journal(config, _asked(config, space, trainset, device), replace_it)
         if journal.scores:
             logger.info(f"resuming from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
-        images = trainset.index.split("valid")
-        labels, digests = trainset.index.labels(images), [image.digest for image in images]
-        metric = Metric.of_images(config.choose_by, labels, digests)
-        race = SuccessiveHalving(
-            bases, journal, metric, epochs, config.seed, config.halving, _deadline(config), executor
-        )
+        metric = Metric.of_validation(config.choose_by, trainset.index)
+        deadline = math.inf if config.time_limit is None else time.monotonic() + config.time_limit
+        race = SuccessiveHalving(bases, journal, metric, epochs, config.seed, config.halving, deadline, executor)
         heads = _all_tried(race, search, known)
-    chosen = choose(heads, race)
-    result = SweepResult(str(config.run), trainset.index.name, trainset.passes, config.choose_by, trainset.leaks)
-    result.classes_without_validation = len(trainset.classes_without_validation)
-    result.heads = _entries(heads, race)
-    result.seconds, result.basis_seconds = time.perf_counter() - start, bases.seconds
-    logger.info(f"best of {counted(len(heads), 'head')} after {result.seconds:.1f} s: {describe(chosen.settings)}")
-    run = _finish(config, chosen, heads, race, result)
-    basis = result.best["config"]["basis"]
-    result.baselines = asdict(baselines(bases.data(basis), basis))
-    run.record.sweep = {**result.best, "heads": len(heads), "baselines": result.baselines}
-    run.save(result_files(asdict(result)))  # last: with run.json, the sweep is finished
+    return _finish(config, heads, race, start)
+
+
+def _finish(config: SweepConfig, heads: Sequence[Trial], race: SuccessiveHalving, start: float) -> SweepResult:
+    """Choose, retrain, and write the run with its results."""
+    bases, trainset = race.bases, race.bases.trainset
+    chosen = choose(heads, race).settings
+    searched, basis_seconds = time.perf_counter(), bases.seconds
+    logger.info(f"best of {counted(len(heads), 'head')} after {searched - start:.1f} s: {describe(chosen)}")
+    ended = final(config, chosen, heads, race)
+    retrained, basis = time.perf_counter(), ended.best.config.basis
+    result = SweepResult(
+        run=str(config.run),
+        set=trainset.index.name,
+        passes=trainset.passes,
+        choose_by=config.choose_by,
+        leaks=trainset.leaks,
+        heads=[_result(head, race) for head in heads],
+        best=ended.best,
+        searched=ended.searched,
+        default=ended.default,
+        baselines=baselines(bases.data(basis), basis),
+        classes_without_validation=len(trainset.classes_without_validation),
+        seconds=searched - start,
+        basis_seconds=basis_seconds,
+        retrain_seconds=retrained - searched,
+    )
+    ended.run.record.sweep = {
+        **asdict(result.best),
+        "heads": len(heads),
+        "baselines": asdict(result.baselines),
+    }
+    ended.run.save(result_files(result))  # last: with run.json, the sweep is finished
     return result
 
 
@@ -131,16 +128,6 @@ def _device(config: SweepConfig) -> torch.device:
     return resolve_device(config.device)
 
 
-@contextmanager
-def _executor(config: SweepConfig, trainset: TrainingSet, device: torch.device) -> Iterator[Executor]:
-    """Who trains the heads."""
-    if config.engine != "ray":
-        yield LocalExecutor(device)
-        return
-    with connected(config) as ray, RayExecutor(ray, config, trainset) as executor:
-        yield executor
-
-
 def _all_tried(race: SuccessiveHalving, search: Search, known: Sequence[HeadSettings]) -> list[Trial]:
     """The `known` heads, which no halving stops, and every one that the search proposes besides, with its score.
 
@@ -155,51 +142,6 @@ def _all_tried(race: SuccessiveHalving, search: Search, known: Sequence[HeadSett
         waiting = []
         search.tell([(head.settings, race.accuracy(head), head.score.epochs) for head in new])
     return [head for head in heads if head.score.epochs]
-
-
-def _finish(
-    config: SweepConfig, chosen: Trial, heads: Sequence[Trial], race: SuccessiveHalving, result: SweepResult
-) -> Run:
-    """Retrain the choice and the default; the run to keep."""
-    start = time.perf_counter()
-    ended = final(config, chosen.settings, race)
-    together = merged(ended.winners, race.bases.data(ended.winners[0].config.settings.basis))
-    in_search = {head.settings: race.accuracy(head) for head in heads}
-    result.searched, result.default = (
-        {**found, "valid_accuracy": in_search.get(settings)}
-        for settings, found in (ended.accuracy(ended.searched), ended.accuracy(ended.default))
-    )
-    found = _corrected(heads, race, config.seed)
-    result.searched["corrected"] = found.accuracy if found else None
-    merged_accuracy = float(race.metric.of(together.hits))
-    result.best = {
-        **(result.default if ended.default_won else result.searched),
-        "won": "default" if ended.default_won else "search",
-        "difference": {**asdict(ended.apart), "corrected": found.above if found else None},
-        "merged": {"hidden": hidden_units(together.fitted.head), "valid_accuracy": merged_accuracy},
-    }
-    result.retrain_seconds = time.perf_counter() - start
-    kept = "kept" if config.merge else "--merge would keep that"
-    logger.info(
-        f"merged, {hidden_units(together.fitted.head)} hidden units: validation accuracy {merged_accuracy:.2%}; {kept}"
-    )
-    # The first seed, not the one that validates best: choosing among seeds gains nothing but a flattering figure.
-    return run_of(together if config.merge else ended.winners[0], race.bases)
-
-
-def _corrected(heads: Sequence[Trial], race: SuccessiveHalving, seed: int) -> Corrected | None:
-    """Of the choice among all heads, each as it was when it ended or was stopped; None without the default or images.
-
-    Not of those that trained longest alone: the same images chose these.
-    """
-    images = len(race.metric.labels)
-    hits = {head.settings: head.score.unpacked(images) for head in heads}
-    default = hits.get(default_settings(race.bases.trainset))
-    return None if default is None else corrected(np.stack(list(hits.values())), race.metric, default, seed)
-
-
-def _deadline(config: SweepConfig) -> float:
-    return float("inf") if config.time_limit is None else time.monotonic() + config.time_limit
 
 
 def _asked(config: SweepConfig, space: Space, trainset: TrainingSet, device: torch.device) -> dict[str, Any]:
@@ -217,14 +159,6 @@ def _asked(config: SweepConfig, space: Space, trainset: TrainingSet, device: tor
     }
 
 
-def _entries(heads: Sequence[Trial], race: SuccessiveHalving) -> list[dict[str, Any]]:
-    return [
-        {
-            "config": asdict(head.settings),
-            "epochs": head.score.epochs,
-            "finished": head.score.epochs == race.epochs,
-            "valid_accuracy": race.accuracy(head),
-            "valid_loss": head.score.valid_loss if math.isfinite(head.score.valid_loss) else None,
-        }
-        for head in heads
-    ]
+def _result(head: Trial, race: SuccessiveHalving) -> HeadResult:
+    loss = head.score.loss if math.isfinite(head.score.loss) else None
+    return HeadResult(head.settings, head.score.epochs, head.score.epochs == race.epochs, race.accuracy(head), loss)

@@ -2,34 +2,19 @@
 
 import logging
 import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 
 import torch
 
 from pipeline.bases.rows import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import TrainConfig
-from pipeline.heads.fit import Epoch, default_epochs, fit_head
+from pipeline.heads.fit import default_epochs, fit_head
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run import new_run
 from pipeline.run_folder import claimed_run, refuse_to_overwrite
-
-
-@dataclass
-class TrainResult:
-    """What `train_head` did; the fields of its JSON."""
-
-    run: str
-    set: str
-    basis: str
-    precision: str
-    leaks: dict[str, int]
-    epochs: list[Epoch] = field(default_factory=list)
-    valid_accuracy: float = 0.0
-    valid_loss: float = 0.0
-    classes_without_validation: int = 0
-    seconds: float = 0.0
+from pipeline.run_record import TrainResult
 
 
 def train_head(config: TrainConfig) -> TrainResult:

@@ -364,7 +364,7 @@ def test_a_sweep_is_a_table_and_one_json_object(extracted: tuple[object, ...], t
     options = ("sweep", *where, "--search", "grid", "--epochs", 2, "--seeds", 2)
     found = invoke_json(*options, "--run", tmp_path / "a")
     assert {"run", "heads", "best", "baselines", "seconds", "basis_seconds", "retrain_seconds"} <= found.keys()
-    best = {"config", "valid_accuracy", "mean", "std", "seeds", "won", "difference", "merged"}
+    best = {"config", "valid_accuracy", "mean", "std", "seeds", "corrected", "won", "difference", "merged"}
     assert best == found["best"].keys()  # type: ignore[attr-defined]
     result = invoke(*options, "--run", tmp_path / "b")
     assert f"of {len(found['heads'])} heads" in result.stdout  # type: ignore[arg-type]

@@ -192,7 +192,7 @@ def test_a_sweep_by_workers_is_the_sweep_of_one_process(run_extract: Extract, tm
     there = sweep(replace(config, run=tmp_path / "there", engine="ray"))
     assert there.heads == local.heads
     assert there.best == local.best
-    assert {head["epochs"] for head in there.heads} == {1, 4}
+    assert {head.epochs for head in there.heads} == {1, 4}
     # What one begins, the other finishes: the journal says nothing of who trained.
     (tmp_path / "taken-over").mkdir()
     lines = (tmp_path / "there" / "journal.jsonl").read_text().splitlines(keepends=True)

@@ -199,7 +199,7 @@ def test_the_gate_finds_a_row_of_another_image(reduced: Path, tmp_path: Path, mo
 def test_a_sweep_of_it(reduced: Path, tmp_path: Path) -> None:
     """In bases that its rows can be in."""
     result = sweep(SweepConfig(reduced, tmp_path / "run", heads=6, epochs=2, seeds=1))
-    assert {head["config"]["basis"] for head in result.heads} <= {"full", "full+lda:4+pca:6", "full+lda:8+pca:6"}
+    assert {head.config.basis for head in result.heads} <= {"full", "full+lda:4+pca:6", "full+lda:8+pca:6"}
     assert Run.load(tmp_path / "run").folded_head()[0].in_features == 32
 
 

@@ -24,17 +24,24 @@ from cache.index import ImageRecord
 from cache.layout import HISTORY_FILE
 from cli import main
 from pipeline.config import EvaluateConfig, HeadSettings, ReportConfig, SweepConfig
-from pipeline.errors import RunError
+from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.report import ReportResult, report
 from pipeline.reporting import thumbnails
 from pipeline.reporting.confusion import confusion
 from pipeline.reporting.costs import Payback
-from pipeline.reporting.next_steps import Found, next_steps
-from pipeline.reporting.predictions import Predictions, accuracies
-from pipeline.reporting.record import sweep_fault
+from pipeline.reporting.duplicates import Pair
+from pipeline.reporting.findings import find
+from pipeline.reporting.label_issues import LabelIssues
+from pipeline.reporting.next_steps import next_steps
+from pipeline.reporting.predictions import Predictions
 from pipeline.reporting.thumbnails import Thumbnails
+from pipeline.run import Run
 from pipeline.run_folder import REPORT_FILE
+from pipeline.search.baselines import Baselines
+from pipeline.search.results import SweepResult
+from pipeline.statistics.groups import join
+from pipeline.statistics.intervals import Interval
 from pipeline.sweep import sweep
 from pipeline.train import train_head
 
@@ -53,18 +60,23 @@ def predictions(truth: Sequence[int], predicted: Sequence[int], classes: int, su
     return Predictions(tuple(map(record, range(len(truth)))), np.log(probabilities), np.array(truth))
 
 
+def accuracies_of(found: Predictions) -> dict[str, Interval]:
+    """Without near-duplicates."""
+    return found.accuracies(join(found.images, []))
+
+
 def test_an_interval_is_that_of_a_fraction() -> None:
     """90 of 100: between what the binomial distribution has it in 95 % of samples; copies of an image count once."""
-    found = accuracies(predictions([0] * 100, [0] * 90 + [1] * 10, 8))
+    found = accuracies_of(predictions([0] * 100, [0] * 90 + [1] * 10, 8))
     assert found["top1"].value == pytest.approx(0.9)
     assert found["top1"].low == pytest.approx(0.84, abs=0.02)
     assert found["top1"].high == pytest.approx(0.955, abs=0.02)
-    two = accuracies(predictions([0, 1], [0, 1], 2))
+    two = accuracies_of(predictions([0, 1], [0, 1], 2))
     assert two["top1"] == two["mean_per_class"]
     one = predictions([0] * 100, [0] * 100, 8)
     copies = replace(one, images=(record(1),) * 100)
-    assert accuracies(copies)["top1"].low < 0.5 < 0.96 < accuracies(one)["top1"].low
-    assert "top5" not in accuracies(predictions([0, 1], [0, 1], 5))  # which would be 100 %
+    assert accuracies_of(copies)["top1"].low < 0.5 < 0.96 < accuracies_of(one)["top1"].low
+    assert "top5" not in accuracies_of(predictions([0, 1], [0, 1], 5))  # which would be 100 %
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40))
@@ -73,7 +85,7 @@ def test_accuracies_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> N
     from sklearn.metrics import recall_score
 
     truth, predicted = zip(*pairs, strict=True)
-    found = accuracies(predictions(truth, predicted, 7))
+    found = accuracies_of(predictions(truth, predicted, 7))
     expected = recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
     assert found["mean_per_class"].value == pytest.approx(expected)
     assert found["top1"].value == pytest.approx(np.mean(np.array(truth) == predicted))
@@ -103,20 +115,6 @@ def test_a_payback_counts_views() -> None:
     """300 views in the cache against 100 in each epoch: 3 epochs, so the first head; or 10 heads of one epoch."""
     assert (Payback(300, 20, 100).heads, Payback(300, 20, 100).epochs_of_first) == (1, 3)
     assert (Payback(1000, 1, 100).heads, Payback(1001, 1, 100).heads) == (10, 11)
-
-
-def test_advice_follows_from_what_was_found() -> None:
-    """What is wrong comes first; what was done is not advised again."""
-    ground = Found(
-        Path("run"), Path("c"), "s", "d", " --seed 3", 0, 100, 10, 0.9, 0.95, True, 3, 2, 1, swept=False, tested=False
-    )
-    texts = [step.text + step.command for step in next_steps(ground)]
-    assert texts[0].startswith("Remove files")
-    assert texts[1].startswith("Check the near-duplicates")
-    assert any("headgraft sweep" in text for text in texts)
-    assert any("--seed 3 --passes 1" in text for text in texts)
-    done = replace(ground, passes=8, leaks=0, across=0, label_issues=0, swept=True, tested=True, baseline=0.5)
-    assert [step.command.split()[1] for step in next_steps(done)] == ["export"]
 
 
 def test_what_filling_a_cache_took_is_kept(run_extract: Extract, tmp_path: Path) -> None:
@@ -160,6 +158,26 @@ def trained(run_extract: Extract, tmp_path: Path) -> Path:
     run_extract(passes=1)
     train_head(train_config(tmp_path / "features", tmp_path / "run"))
     return tmp_path / "run"
+
+
+def test_advice_follows_from_what_was_found(trained: Path) -> None:
+    """What is wrong comes first; what was done is not advised again."""
+    run = Run.load(trained)
+    cache = run.open_cache(None)
+    found = find(run, cache, cache.index(), {})
+    pair = Pair("a", "b", 0.99, False, ("1", "1"), ("train", "valid"))
+    near = replace(found.duplicates, pairs=[pair])
+    wrong = replace(found, leaks={"across_splits": 2, "two_labels": 0}, duplicates=near)
+    texts = [step.text + step.command for step in next_steps(wrong)]
+    assert texts[0].startswith("Remove files")
+    assert texts[1].startswith("Check the near-duplicates")
+    assert any("headgraft sweep" in text for text in texts)
+    assert any(text.endswith("--image-size 32 --passes 2") for text in texts)
+    run.record.config = replace(run.record.config, passes=8)
+    done = replace(found, duplicates=replace(near, pairs=[]), label_issues=LabelIssues([], 20, {}), test=found.valid)
+    best = replace(found.known, majority=0, discriminant=None, logistic=None)
+    swept = replace(done, sweep=object(), known=best)  # type: ignore[arg-type]  # not looked into
+    assert [step.command.split()[1] for step in next_steps(swept)] == ["export"]
 
 
 class Page(HTMLParser):
@@ -364,6 +382,7 @@ def test_an_edited_run_is_refused(trained: Path, change: Any) -> None:
         lambda result: result.update(best={}),
         lambda result: result.update(seconds="long"),
         lambda result: result["best"].update(std=None),
+        lambda result: result["best"].update(std=float("nan")),
         lambda result: result["best"].update(won="luck"),
         lambda result: result["best"]["difference"].update(low="x"),
         lambda result: result["best"]["difference"].update(corrected="x"),
@@ -373,17 +392,23 @@ def test_an_edited_run_is_refused(trained: Path, change: Any) -> None:
         lambda result: result["heads"][0]["config"].update(lr=0),
     ],
 )
-def test_edited_results_of_a_sweep_are_refused(change: Any) -> None:
-    """As `sweep_fault` says; what a sweep writes has none."""
+def test_edited_results_of_a_sweep_are_refused(tmp_path: Path, change: Any) -> None:
+    """What a sweep writes is read as it is, as by an earlier version too."""
     settings = asdict(HeadSettings())
     head = {"config": settings, "epochs": 1, "finished": True, "valid_accuracy": 0.5, "valid_loss": None}
-    best = {"config": dict(settings), "mean": 0.5, "std": 0.0, "seeds": 1, "won": "search"}
+    default = {"config": dict(settings), "mean": 0.5, "std": 0.0, "seeds": 1, "valid_accuracy": 0.5}
+    best = {**default, "corrected": None, "won": "search", "merged": {"hidden": 4, "valid_accuracy": 0.5}}
     best["difference"] = {"value": 0.1, "low": -0.1, "high": 0.3, "corrected": None}
-    seconds = {"seconds": 1.0, "basis_seconds": 0.5, "retrain_seconds": 1}
-    result = {"heads": [head], "best": best, "choose_by": "top1", **seconds}
-    assert sweep_fault(result) == ""
+    result = {"run": "run", "set": "data", "passes": 0, "dense": 0, "choose_by": "top1", "leaks": {}, "heads": [head]}
+    result |= {"best": best, "searched": {**default, "corrected": 0.4}, "default": default}
+    result |= {"baselines": asdict(Baselines("pool", 0.25, None, None, None, None, 1.0)), "seconds": 1.0}
+    result |= {"classes_without_validation": 0, "basis_seconds": 0.5, "retrain_seconds": 1}
+    (tmp_path / "sweep.json").write_text(json.dumps(result))
+    assert SweepResult.load(tmp_path).best.difference.corrected is None
     change(result)
-    assert sweep_fault(result).startswith("no usable")
+    (tmp_path / "sweep.json").write_text(json.dumps(result))
+    with pytest.raises((ValueError, ConfigError)):
+        SweepResult.load(tmp_path)
 
 
 def test_the_command_prints_one_object(trained: Path) -> None:

@@ -23,17 +23,18 @@ from pipeline.bases.trainset import TrainingSet
 from pipeline.config import EvaluateConfig, HeadSettings, SweepConfig, TrainConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
-from pipeline.reporting.record import sweep_fault
 from pipeline.run import Run
 from pipeline.search.baselines import INVERSE_PENALTIES, SHRINKAGES, baselines
 from pipeline.search.basis_cache import BasisCache
 from pipeline.search.choice import choose
-from pipeline.search.halving import SuccessiveHalving, Trial, rungs
+from pipeline.search.executor import Trial
+from pipeline.search.halving import SuccessiveHalving, rungs
 from pipeline.search.journal import Journal, Score
 from pipeline.search.leaderboard import table
-from pipeline.search.selection import Metric, corrected
+from pipeline.search.results import SweepResult
+from pipeline.search.selection import Difference, Metric, corrected
 from pipeline.search.space import NARROW_RATE
-from pipeline.sweep import SweepResult, sweep
+from pipeline.sweep import sweep
 from pipeline.train import train_head
 
 SPACE = """
@@ -101,13 +102,13 @@ def test_a_sweep_ends_in_a_run_that_evaluates(features: Path) -> None:
     """Heads, the chosen one with its mean over seeds, baselines; and the files of a run."""
     result = sweep(config(features))
     assert len(result.heads) == 10
-    assert sorted(head["epochs"] for head in result.heads) == [1] * 3 + [4] * 7
-    assert [head["finished"] for head in result.heads].count(True) == 7
-    finished = [head for head in result.heads if head["finished"]]
-    assert result.searched["valid_accuracy"] == max(head["valid_accuracy"] for head in finished)
-    assert result.best["config"] in [head["config"] for head in finished]
-    assert result.best["seeds"] == 2
-    assert result.baselines["majority"] == 0.25
+    assert sorted(head.epochs for head in result.heads) == [1] * 3 + [4] * 7
+    assert [head.finished for head in result.heads].count(True) == 7
+    finished = [head for head in result.heads if head.finished]
+    assert result.searched.valid_accuracy == max(head.valid_accuracy for head in finished)
+    assert result.best.config in [head.config for head in finished]
+    assert result.best.seeds == 2
+    assert result.baselines.majority == 0.25
     assert 0 < result.basis_seconds < result.seconds
     run = Run.load(features.parent / "run")
     assert run.record.sweep is not None
@@ -121,12 +122,12 @@ def test_the_default_head_and_one_in_each_basis_are_never_stopped(features: Path
     result = sweep(config(features))
     default = HeadSettings()
     known = [default, replace(default, basis="pool"), replace(default, basis="pyramid+lda:1", lr=NARROW_RATE)]
-    assert [head["config"] for head in result.heads[:3]] == [asdict(one) for one in known]
-    assert all(head["finished"] for head in result.heads[:3])
+    assert [head.config for head in result.heads[:3]] == known
+    assert all(head.finished for head in result.heads[:3])
     alone = sweep(config(features, run=features.parent / "alone", heads=1))
-    assert [head["config"] for head in alone.heads] == [asdict(default)]
-    assert alone.best["won"] == "default"
-    assert [alone.best["difference"][name] for name in ("value", "low", "high")] == [0, 0, 0]
+    assert [head.config for head in alone.heads] == [default]
+    assert alone.best.won == "default"
+    assert alone.best.difference == Difference(0, 0, 0, corrected=0)
 
 
 def test_a_search_that_finds_nothing_better_ends_in_the_default_head(
@@ -135,20 +136,20 @@ def test_a_search_that_finds_nothing_better_ends_in_the_default_head(
     """And says so; one that does says by how much, over the same images and seeds."""
     (features.parent / "space.toml").write_text('basis = "pool"\nhidden = 2\nbatch_size = 8\nlr = [1e-9, 2e-9]\n')
     lost = sweep(config(features, epochs=30))
-    assert lost.best["won"] == "default"
-    assert lost.best["config"] == lost.default["config"] == asdict(HeadSettings())
-    assert lost.best["mean"] == lost.default["mean"] >= lost.searched["mean"]
-    assert lost.best["difference"]["value"] == pytest.approx(lost.searched["mean"] - lost.default["mean"])
+    assert lost.best.won == "default"
+    assert lost.best.config == lost.default.config == HeadSettings()
+    assert lost.best.mean == lost.default.mean >= lost.searched.mean
+    assert lost.best.difference.value == pytest.approx(lost.searched.mean - lost.default.mean)
     run = Run.load(features.parent / "run")
     assert run.record.config.basis == HeadSettings.basis
-    assert "the default head is the best of 4 heads" in table(asdict(lost))
+    assert "the default head is the best of 4 heads" in table(lost)
     (features.parent / "space.toml").write_text('basis = "pool"\nhidden = 16\nbatch_size = 8\nlr = [1e-2, 2e-2]\n')
     for module in ("pipeline.sweep", "pipeline.search.choice"):
         monkeypatch.setattr(f"{module}.default_settings", lambda rows: HeadSettings(lr=1e-9))
     won = sweep(config(features, run=features.parent / "won", epochs=30))
-    assert won.default["mean"] < won.searched["mean"] == won.best["mean"]
-    assert won.best["won"] == "search"
-    assert won.best["difference"]["value"] > 0
+    assert won.default.mean < won.searched.mean == won.best.mean
+    assert won.best.won == "search"
+    assert won.best.difference.value > 0
 
 
 def test_the_most_accurate_heads_go_on_beside_those_that_are_kept(features: Path, tmp_path: Path) -> None:
@@ -180,9 +181,9 @@ def test_the_seeds_of_the_choice_merge_into_one_head(features: Path) -> None:
     run = features.parent / "run"
     best = sweep(config(features, merge=True, seeds=3)).best
     merged = Run.load(run)
-    assert merged.record.config.hidden == best["merged"]["hidden"] == 3 * best["config"]["hidden"]
-    assert evaluate(EvaluateConfig(run, split="valid")).top1 == best["merged"]["valid_accuracy"]
-    settings = {name: value for name, value in best["config"].items() if name != "class_weights"}
+    assert merged.record.config.hidden == best.merged.hidden == 3 * best.config.hidden
+    assert evaluate(EvaluateConfig(run, split="valid")).top1 == best.merged.valid_accuracy
+    settings = {name: value for name, value in asdict(best.config).items() if name != "class_weights"}
     heads = []
     for seed in (1, 2, 3):
         place = features.parent / f"seed{seed}"
@@ -196,15 +197,14 @@ def test_the_seeds_of_the_choice_merge_into_one_head(features: Path) -> None:
 def test_results_are_a_table_a_json_file_and_a_csv_file(features: Path) -> None:
     """The same heads in each, the chosen one first, then the others by how far they came."""
     result = sweep(config(features))
-    stored = json.loads((features.parent / "run" / "sweep.json").read_text())
-    assert SweepResult(**stored) == result
+    assert SweepResult.load(features.parent / "run") == result
     with open(features.parent / "run" / "heads.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, 11)]
     assert [int(row["epochs"]) for row in rows] == [4] * 7 + [1] * 3
-    chosen = {name: str(value) for name, value in result.best["config"].items()}
+    chosen = {name: str(value) for name, value in asdict(result.best.config).items()}
     assert {name: rows[0][name] for name in chosen} == chosen
-    text = table(stored)
+    text = table(result)
     assert "the best of 10 heads, 7 of them trained to the end" in text
     assert "± " in text
     assert max(map(len, text.splitlines()[:11])) <= 120
@@ -339,9 +339,9 @@ def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("pipeline.sweep.time.monotonic", lambda: next(now))
     monkeypatch.setattr("pipeline.search.executor._LARGEST_GROUP", 1)
     result = sweep(config(features, time_limit=8.0))
-    trained = [head for head in result.heads if head["epochs"]]
+    trained = [head for head in result.heads if head.epochs]
     assert 0 < len(trained) == len(result.heads) < 10
-    assert result.searched["config"] in [head["config"] for head in trained]
+    assert result.searched.config in [head.config for head in trained]
     with pytest.raises(RunError, match="no head was trained"):
         sweep(config(features, run=features.parent / "none", time_limit=0.5))
 
@@ -376,7 +376,7 @@ def test_a_head_is_the_same_in_any_company(features: Path, tmp_path: Path, monke
         bases = opened(features)
         metric = Metric("top1", bases.data("pyramid").valid_labels.numpy(), np.arange(8))
         SuccessiveHalving(bases, journal, metric, epochs=8, seed=0, halving=halving).run(heads)
-        return [head.score.valid_loss for head in heads if head.score.epochs == 8]
+        return [head.score.loss for head in heads if head.score.epochs == 8]
 
     alone = scores(1, halving=False)
     assert scores(8, halving=False) == alone
@@ -434,8 +434,8 @@ def test_baselines_that_cannot_be_fitted_are_left_out(features: Path, monkeypatc
     assert baselines(alone, "pool").logistic is None
     monkeypatch.setattr("pipeline.search.baselines.WIDEST", 7)
     result = sweep(config(features, heads=3, seeds=1))
-    assert (result.baselines["discriminant"], result.baselines["logistic"]) == (None, None)
-    assert "top-1, in basis" in table(asdict(result))
+    assert (result.baselines.discriminant, result.baselines.logistic) == (None, None)
+    assert "top-1, in basis" in table(result)
 
 
 def test_the_corrected_figure_is_over_all_heads(features: Path) -> None:
@@ -447,12 +447,12 @@ def test_the_corrected_figure_is_over_all_heads(features: Path) -> None:
     cache = FeatureCache.open(features)
     index = cache.index()
     images = index.split("valid")
-    metric = Metric.of_images("top1", index.labels(images), [image.digest for image in images])
+    metric = Metric.of_validation("top1", index)
     hits = np.stack([score.unpacked(len(images)) for score in scores])
     found = corrected(hits, metric, hits[0])
     assert found is not None
-    assert result.searched["corrected"] == pytest.approx(found.accuracy)
-    assert result.best["difference"]["corrected"] == pytest.approx(found.above)
+    assert result.searched.corrected == pytest.approx(found.accuracy)
+    assert result.best.difference.corrected == pytest.approx(found.above)
 
 
 def test_one_validation_image_gives_no_corrected_figure(data: Path, run_extract: Extract, tmp_path: Path) -> None:
@@ -461,10 +461,10 @@ def test_one_validation_image_gives_no_corrected_figure(data: Path, run_extract:
         path.unlink()
     run_extract()
     result = sweep(SweepConfig(tmp_path / "features", tmp_path / "run", heads=5, epochs=2, seeds=1))
-    assert result.searched["corrected"] is None
-    stored = json.loads((tmp_path / "run" / "sweep.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert sweep_fault(stored) == ""
-    assert "interval" in table(stored) or "95 %" in table(stored)
+    assert result.searched.corrected is None
+    json.loads((tmp_path / "run" / "sweep.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert SweepResult.load(tmp_path / "run") == result
+    assert "95 %" in table(result)
 
 
 def test_baselines_of_a_class_without_images_are_finite(features: Path) -> None:
@@ -483,8 +483,8 @@ def test_heads_that_end_in_no_numbers_lose(features: Path) -> None:
     """One rate beyond all sense among others stops nothing."""
     (features.parent / "space.toml").write_text('basis = "pool"\nhidden = 4\nbatch_size = 8\nlr = [1e-3, 1e-2, 1e30]\n')
     result = sweep(config(features, search="grid", heads=3))
-    assert [head["valid_accuracy"] for head in result.heads if head["config"]["lr"] == 1e30] == [0.0]
-    assert result.best["config"]["lr"] < 1
+    assert [head.valid_accuracy for head in result.heads if head.config.lr == 1e30] == [0.0]
+    assert result.best.config.lr < 1
 
 
 def test_optuna_sweeps_and_goes_on(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,7 +506,7 @@ def test_optuna_sweeps_and_goes_on(features: Path, monkeypatch: pytest.MonkeyPat
 def test_a_streamed_sweep_is_a_sweep(features: Path) -> None:
     """Where nothing fits in memory, rows are read from the shards."""
     result = sweep(config(features, memory=1e-9, heads=5))
-    assert result.best["seeds"] == 2
+    assert result.best.seeds == 2
     assert (features / "projections").is_dir()
 
 

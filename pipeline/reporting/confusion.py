@@ -1,11 +1,13 @@
-"""Which classes are taken for which, and in what order they are read best."""
+"""Which classes are taken for which, in what order they are read best, and each class by itself."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from cache.index import SetIndex
 from pipeline.reporting.predictions import Predictions
 from pipeline.statistics.intervals import Places
 
@@ -15,11 +17,19 @@ _LEAST = 1e-6  # of a probability
 
 @dataclass(frozen=True)
 class Cell:
-    """The images of class `truth` that were taken for `predicted`: places in the predictions, the surest first."""
+    """The images of class `truth` that were taken for `predicted`.
+
+    Attributes:
+        truth: place of a class.
+        predicted: place of a class.
+        images: places in the predictions, the most confident first.
+        share: of the images of class `truth`, a fraction.
+    """
 
     truth: int
     predicted: int
     images: tuple[int, ...]
+    share: float
 
     @property
     def count(self) -> int:
@@ -52,6 +62,13 @@ class Confusion:
     cells: dict[tuple[int, int], Cell]
     order: tuple[int, ...]
 
+    @property
+    def drawn(self) -> list[tuple[Cell, int, int]]:
+        """The cells of the matrix, each with its column and row."""
+        at = {label: number for number, label in enumerate(self.order)}
+        inside = (cell for cell in self.cells.values() if cell.truth in at and cell.predicted in at)
+        return [(cell, at[cell.predicted], at[cell.truth]) for cell in inside]
+
     def pairs(self) -> list[Pair]:
         """Confused classes, those with most images first."""
         wrong = {key: cell for key, cell in self.cells.items() if key[0] != key[1]}
@@ -65,20 +82,14 @@ class Confusion:
 
 def confusion(found: Predictions) -> Confusion:
     """Of predictions; where there are more than `MOST_CLASSES`, the matrix has those with most mistakes."""
-    cells: dict[tuple[int, int], list[int]] = {}
+    places: dict[tuple[int, int], list[int]] = {}
     for image in np.argsort(-found.confidence, kind="stable").tolist():
-        cells.setdefault((int(found.truth[image]), int(found.predicted[image])), []).append(image)
-    kept = {key: Cell(*key, tuple(images)) for key, images in sorted(cells.items())}
-    return Confusion(kept, _order(found, _shown(found, kept)))
-
-
-def _shown(found: Predictions, cells: dict[tuple[int, int], Cell]) -> Places:
-    """The classes that the matrix has."""
-    wrong = np.zeros(found.num_classes, dtype=np.int64)
-    for (truth, predicted), cell in cells.items():
-        if truth != predicted:
-            wrong[[truth, predicted]] += cell.count
-    return np.sort(np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
+        places.setdefault((int(found.truth[image]), int(found.predicted[image])), []).append(image)
+    counts = np.bincount(found.truth, minlength=found.num_classes)
+    cells = {key: Cell(*key, tuple(images), len(images) / counts[key[0]]) for key, images in sorted(places.items())}
+    wrong = ~found.hits
+    errors = sum(np.bincount(of[wrong], minlength=found.num_classes) for of in (found.truth, found.predicted))
+    return Confusion(cells, _order(found, np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])))
 
 
 def _order(found: Predictions, shown: Places) -> tuple[int, ...]:
@@ -98,3 +109,42 @@ def _order(found: Predictions, shown: Places) -> tuple[int, ...]:
     np.fill_diagonal(distance, 0)
     leaves = leaves_list(linkage(squareform(distance), "average", optimal_ordering=True))
     return tuple(shown[leaves].tolist())
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class: its images by split, its cells, and how often it is found and meant; None where it has no images."""
+
+    place: int
+    train: int
+    valid: int
+    test: int
+    hits: Cell | None
+    taken: Cell | None
+    recall: float | None
+    precision: float | None
+
+
+def class_rows(index: SetIndex, confusion: Confusion) -> list[ClassRow]:
+    """One of each class, in the order of the head's outputs."""
+    images = Counter((image.label, image.split) for image in index.images)
+    cells = confusion.cells.values()
+    rows = []
+    for place, label in enumerate(index.classes):
+        train, valid, test = (images[label, split] for split in ("train", "valid", "test"))
+        hits = confusion.cells.get((place, place))
+        right, predicted = hits.count if hits else 0, sum(cell.count for cell in cells if cell.predicted == place)
+        wrong = [cell for cell in cells if cell.truth == place != cell.predicted]
+        rows.append(
+            ClassRow(
+                place,
+                train,
+                valid,
+                test,
+                hits,
+                taken=max(wrong, key=lambda cell: cell.count, default=None),
+                recall=right / valid if valid else None,
+                precision=right / predicted if predicted else None,
+            )
+        )
+    return rows

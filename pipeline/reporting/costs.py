@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from cache.history import Extraction, read_history
-from cache.index import SetIndex
-from cache.store import FeatureCache
+from cache.history import Extraction
 
 PHASES = ("decode", "compute", "write")
 
@@ -23,13 +21,23 @@ class StageOne:
 
     @property
     def seconds(self) -> float:
-        """Of whole commands."""
+        """Of complete commands."""
         return float(sum(entry.seconds for entry in self.extractions))
 
     @property
+    def seconds_a_row(self) -> float:
+        """Including startup; 0 without rows."""
+        return self.seconds / self.computed if self.computed else 0.0
+
+    @property
     def warmup_seconds(self) -> float:
-        """Of them before the first row."""
+        """Of complete commands, before the first row."""
         return float(sum(entry.warmup_seconds for entry in self.extractions))
+
+    @property
+    def devices(self) -> list[str]:
+        """Kinds of devices that computed."""
+        return sorted({entry.device for entry in self.extractions})
 
     def phase(self, name: str) -> float:
         """Seconds of a phase; phases overlap."""
@@ -38,10 +46,10 @@ class StageOne:
 
 @dataclass(frozen=True)
 class Payback:
-    """What a head costs that runs the frozen backbone anew in each of `epochs`, counted in views through it.
+    """What a head costs that runs the frozen backbone in each of `epochs`, counted in views through it.
 
     Each such epoch computes every training and validation image once: `views_a_head` in all. The cache computed
-    `views`, once, for any number of heads; that is what `heads` of them take, or the first `epoch_of_first` epochs of
+    `views`, once, for any number of heads; that is what `heads` of them take, or the first `epochs_of_first` epochs of
     one. What trains the head itself is the same for both and left out.
     """
 
@@ -63,14 +71,3 @@ class Payback:
     def epochs_of_first(self) -> int:
         """Epochs of heads after which it has."""
         return -(-self.views // self.views_an_epoch)
-
-
-def stage_one(cache: FeatureCache) -> StageOne:
-    """As the cache recorded it."""
-    return StageOne(*read_history(cache.path))
-
-
-def payback(index: SetIndex, passes: int, epochs: int) -> Payback:
-    """Of a set with `passes` augmented passes."""
-    train, valid = len(index.split("train")), len(index.split("valid"))
-    return Payback(len(index.row_keys(passes)), epochs, train + valid)

@@ -37,6 +37,7 @@ _PAIR = np.dtype([("a", "i8"), ("b", "i8"), ("cosine", "f4")])  # places of two 
 _SHRINKAGE = 0.1  # times the mean variance of a channel
 
 Pairs = npt.NDArray[Any]  # (P,) of _PAIR
+Link = tuple[float, ImageRecord, ImageRecord]  # the cosine of two files
 
 
 @dataclass(frozen=True)
@@ -105,24 +106,23 @@ def identical_files(index: SetIndex) -> NearDuplicates:
     return _found(index, list(_identical(index.images)), Threshold())
 
 
-def _found(index: SetIndex, pairs: list[Pair], threshold: Threshold) -> NearDuplicates:
+def _found(index: SetIndex, links: Sequence[Link], threshold: Threshold) -> NearDuplicates:
+    pairs = [
+        Pair(a.path, b.path, cosine, a.digest == b.digest, (a.label, b.label), (a.split, b.split))
+        for cosine, a, b in links
+    ]
     pairs.sort(key=lambda pair: (pair.labels[0] == pair.labels[1], -pair.cosine, pair.a, pair.b))
-    digests = {image.path: image.digest for image in index.images}
-    links = [(pair.cosine, digests[pair.a], digests[pair.b]) for pair in pairs if not pair.identical]
-    return NearDuplicates(pairs, threshold, join(index.images, links))
+    near = [(cosine, a.digest, b.digest) for cosine, a, b in links if a.digest != b.digest]
+    return NearDuplicates(pairs, threshold, join(index.images, near))
 
 
-def _identical(images: Sequence[ImageRecord]) -> Iterator[Pair]:
+def _identical(images: Sequence[ImageRecord]) -> Iterator[Link]:
     """Each file with those of the same bytes that follow it, at most `NEAREST` of them."""
     ordered = sorted(images, key=lambda image: (image.digest, image.path))
     for _, same in groupby(ordered, key=lambda image: image.digest):
         copies = list(same)
         for number, image in enumerate(copies):
-            yield from (_pair(image, other, 1.0) for other in copies[number + 1 : number + 1 + NEAREST])
-
-
-def _pair(a: ImageRecord, b: ImageRecord, cosine: float) -> Pair:
-    return Pair(a.path, b.path, cosine, a.digest == b.digest, (a.label, b.label), (a.split, b.split))
+            yield from ((1.0, image, other) for other in copies[number + 1 : number + 1 + NEAREST])
 
 
 def _regions(row_shape: tuple[int, ...]) -> Basis:
@@ -210,13 +210,13 @@ def _nearest(pairs: Pairs) -> Pairs:
     return near
 
 
-def _files(images: Sequence[ImageRecord], contents: Sequence[ImageRecord], pairs: Pairs) -> Iterator[Pair]:
+def _files(images: Sequence[ImageRecord], contents: Sequence[ImageRecord], pairs: Pairs) -> Iterator[Link]:
     """The pairs of `contents` as pairs of files, of each content at most `NEAREST`."""
     files: dict[str, list[ImageRecord]] = {}
     for image in images:
         files.setdefault(image.digest, []).append(image)
     for a, b, cosine in pairs.tolist():
         ends = (files[contents[place].digest][:NEAREST] for place in (a, b))
-        for one, other in product(*ends):
-            first, second = sorted((one, other), key=lambda image: image.path)
-            yield _pair(first, second, cosine)
+        for pair in product(*ends):
+            first, second = sorted(pair, key=lambda image: image.path)
+            yield cosine, first, second

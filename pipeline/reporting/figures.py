@@ -10,10 +10,12 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
+from pipeline.config import HeadSettings
 from pipeline.heads.fit import Epoch
 from pipeline.reporting.predictions import Predictions
+from pipeline.search.results import HeadResult
 from pipeline.statistics.calibration import BINS
 
 # Stand-ins that the page's style sheet gives their colours: matplotlib knows no variables.
@@ -34,45 +36,40 @@ _STYLE: Any = {  # matplotlib types every name of a setting
 }
 _WIDTH, _HEIGHT = 3.6, 2.7  # inches, of one chart
 _SETTINGS = {"lr": "Learning rate", "hidden": "Hidden units", "basis": "Basis"}
-_PERCENT = PercentFormatter(1, decimals=None)
+_PERCENT, _PLAIN = PercentFormatter(1, decimals=None), StrMethodFormatter("{x:g}")
 
 
+@mpl.rc_context(_STYLE)
 def learning_curves(epochs: Sequence[Epoch]) -> list[Markup]:
     """Losses, and validation accuracy, by epoch."""
     numbers = [epoch.epoch for epoch in epochs]
-    with mpl.rc_context(_STYLE):
-        left, right = _chart("Loss"), _chart("Validation accuracy")
-        left.plot(numbers, [epoch.train_loss for epoch in epochs], color=FIRST, marker=".", label="training")
-        left.plot(numbers, [epoch.valid_loss for epoch in epochs], color=SECOND, marker=".", label="validation")
-        left.set(xlabel="epoch", ylim=(0, None))
-        left.legend()
-        accuracy = [epoch.valid_accuracy for epoch in epochs]
-        right.plot(numbers, accuracy, color=SECOND, marker=".")
-        right.set(xlabel="epoch")
-        right.yaxis.set_major_formatter(_PERCENT)
-        for axes in (left, right):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return [_svg(left), _svg(right)]
+    losses, accuracy = _chart("Loss", False, xlabel="epoch"), _chart("Validation accuracy", xlabel="epoch")
+    losses.plot(numbers, [epoch.train_loss for epoch in epochs], color=FIRST, marker=".", label="training")
+    losses.plot(numbers, [epoch.valid_loss for epoch in epochs], color=SECOND, marker=".", label="validation")
+    losses.set_ylim(0, None)
+    losses.legend()
+    accuracy.plot(numbers, [epoch.valid_accuracy for epoch in epochs], color=SECOND, marker=".")
+    for axes in (losses, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return [_svg(losses), _svg(accuracy)]
 
 
-def sweep_settings(heads: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> list[Markup]:
+@mpl.rc_context(_STYLE)
+def sweep_settings(heads: Sequence[HeadResult], chosen: HeadSettings) -> list[Markup]:
     """Validation accuracy of each head against learning rate, hidden units and basis; the choice is ringed."""
-    longest = max(head["epochs"] for head in heads)
-    with mpl.rc_context(_STYLE):
-        charts = {name: _chart(title) for name, title in _SETTINGS.items()}
-        for name, axes in charts.items():
-            places = _places(axes, name, [head["config"][name] for head in heads])
-            for finished, colour, label in ((False, FIRST, "stopped"), (True, SECOND, "trained to the end")):
-                some = [n for n, head in enumerate(heads) if (head["epochs"] == longest) == finished]
-                accuracy = [heads[n]["valid_accuracy"] for n in some]
-                axes.scatter(places[some], accuracy, 18, color=colour, alpha=0.75, linewidths=0, label=label)
-            ringed = [n for n, head in enumerate(heads) if head["config"] == chosen]
-            accuracy = [heads[n]["valid_accuracy"] for n in ringed]
-            axes.scatter(places[ringed], accuracy, 90, facecolors="none", edgecolors=INK, label="chosen")
-            axes.yaxis.set_major_formatter(_PERCENT)
-            axes.set_ylabel("validation accuracy")
-        charts["lr"].legend(fontsize=8)
-        return [_svg(axes) for axes in charts.values()]
+    epochs, accuracy = np.array([head.epochs for head in heads]), np.array([head.valid_accuracy for head in heads])
+    ended, ringed = epochs == epochs.max(), np.array([head.config == chosen for head in heads])
+    charts = []
+    for name, title in _SETTINGS.items():
+        axes = _chart(title, ylabel="validation accuracy")
+        places = _places(axes, name, [getattr(head.config, name) for head in heads])
+        for some, colour, label in ((~ended, FIRST, "stopped"), (ended, SECOND, "trained to the end")):
+            axes.scatter(places[some], accuracy[some], 18, color=colour, alpha=0.75, linewidths=0, label=label)
+        axes.scatter(places[ringed], accuracy[ringed], 90, facecolors="none", edgecolors=INK, label="chosen")
+        if name == "lr":
+            axes.legend(fontsize=8)
+        charts.append(_svg(axes))
+    return charts
 
 
 def _places(axes: Axes, name: str, values: Sequence[Any]) -> np.ndarray:
@@ -81,7 +78,7 @@ def _places(axes: Axes, name: str, values: Sequence[Any]) -> np.ndarray:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(_PLAIN)
         return np.asarray(values, dtype=float)
     known = sorted(set(values))
     axes.set_xticks(range(len(known)), [str(value).replace("+", "\n+") for value in known], fontsize=8)
@@ -91,45 +88,43 @@ def _places(axes: Axes, name: str, values: Sequence[Any]) -> np.ndarray:
     return places
 
 
+@mpl.rc_context(_STYLE)
 def race(scores: dict[int, dict[int, float]]) -> Markup:
     """Validation accuracy of each head at the epochs where heads were stopped: {head: {epochs: accuracy}}."""
-    longest = max(epochs for head in scores.values() for epochs in head)
-    with mpl.rc_context(_STYLE):
-        axes = _chart("Heads as they were stopped", wide=True)
-        for head in scores.values():
-            epochs = sorted(head)
-            last = epochs[-1] == longest
-            colour = SECOND if last else FIRST
-            axes.plot(epochs, [head[e] for e in epochs], color=colour, alpha=1 if last else 0.5, marker=".", lw=1)
-        axes.set(xlabel="epoch", ylabel="validation accuracy")
-        axes.set_xticks(sorted({epochs for head in scores.values() for epochs in head}))
-        axes.yaxis.set_major_formatter(_PERCENT)
-        return _svg(axes)
+    rungs = sorted({epochs for head in scores.values() for epochs in head})
+    axes = _chart("Heads as they were stopped", wide=True, xlabel="epoch", ylabel="validation accuracy")
+    axes.set_xticks(rungs)
+    for head in scores.values():
+        epochs, ended = sorted(head), rungs[-1] in head
+        colour, alpha = (SECOND, 1.0) if ended else (FIRST, 0.5)
+        axes.plot(epochs, [head[e] for e in epochs], color=colour, alpha=alpha, marker=".", lw=1)
+    return _svg(axes)
 
 
+@mpl.rc_context(_STYLE)
 def reliability(found: Predictions) -> list[Markup]:
     """How often predictions are right, by how probable they were said to be, and how many there are of each."""
     bins = np.minimum((found.confidence * BINS).astype(int), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
     right = np.bincount(bins, weights=found.hits, minlength=BINS)
-    middles = (np.arange(BINS) + 0.5) / BINS
-    there = counts > 0
-    with mpl.rc_context(_STYLE):
-        left, right_side = _chart("Right, by confidence"), _chart("Images, by confidence")
-        left.plot((0, 1), (0, 1), color=INK, lw=0.8, ls="--")
-        left.bar(middles[there], right[there] / counts[there], 0.9 / BINS, color=SECOND)
-        left.set(xlabel="probability of the prediction", xlim=(0, 1), ylim=(0, 1))
-        left.yaxis.set_major_formatter(_PERCENT)
-        right_side.bar(middles, counts, 0.9 / BINS, color=FIRST)
-        right_side.set(xlabel="probability of the prediction", xlim=(0, 1))
-        right_side.set_yscale("symlog")
-        right_side.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        return [_svg(left), _svg(right_side)]
+    middles, there = (np.arange(BINS) + 0.5) / BINS, counts > 0
+    label = "probability of the prediction"
+    hits, images = _chart("Right, by confidence", xlabel=label), _chart("Images, by confidence", False, xlabel=label)
+    hits.plot((0, 1), (0, 1), color=INK, lw=0.8, ls="--")
+    hits.bar(middles[there], right[there] / counts[there], 0.9 / BINS, color=SECOND)
+    hits.set(xlim=(0, 1), ylim=(0, 1))
+    images.bar(middles, counts, 0.9 / BINS, color=FIRST)
+    images.set(xlim=(0, 1), yscale="symlog")
+    images.yaxis.set_major_formatter(_PLAIN)
+    return [_svg(hits), _svg(images)]
 
 
-def _chart(title: str, wide: bool = False) -> Axes:
+def _chart(title: str, percent: bool = True, wide: bool = False, **settings: Any) -> Axes:
+    """An empty chart; `settings` are those of `Axes.set`."""
     axes: Axes = Figure(figsize=(_WIDTH * (2 if wide else 1), _HEIGHT), layout="constrained").subplots()
-    axes.set_title(title)
+    axes.set(title=title, **settings)
+    if percent:
+        axes.yaxis.set_major_formatter(_PERCENT)
     return axes
 
 

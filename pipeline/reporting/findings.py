@@ -1,30 +1,28 @@
 """All that a report says, found out once: numbers and names, nothing drawn."""
 
-import json
 import logging
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from cache.files import read_regular
+from cache.history import read_history
 from cache.index import SetIndex
 from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
 from pipeline.console import named
-from pipeline.errors import RunError
+from pipeline.errors import ConfigError, RunError
 from pipeline.inputs.images import count_leaks
 from pipeline.reporting.confusion import Confusion, confusion
-from pipeline.reporting.costs import Payback, StageOne, payback, stage_one
+from pipeline.reporting.costs import Payback, StageOne
 from pipeline.reporting.duplicates import NearDuplicates, Pair, identical_files, near_duplicates
 from pipeline.reporting.label_issues import LabelIssues, label_issues
-from pipeline.reporting.predictions import Predictions, accuracies, predict_split
-from pipeline.reporting.record import sweep_fault
+from pipeline.reporting.predictions import Predictions, predict_split
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RESULTS_FILE
 from pipeline.search.baselines import Baselines, baselines
 from pipeline.search.journal import Journal
+from pipeline.search.results import SweepResult
 from pipeline.search.selection import Metric
 from pipeline.statistics.calibration import Fit, calibrate
 from pipeline.statistics.intervals import Interval
@@ -38,16 +36,34 @@ MOST_COMPARED = 30_000  # images, each with each: some minutes
 class Sweep:
     """What a sweep left: `result` is sweep.json, `scores` the validation accuracy of {head: {epochs: accuracy}}."""
 
-    result: dict[str, Any]
+    result: SweepResult
     scores: dict[int, dict[int, float]]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Of one run. `test` is there only where the test images were looked at before.
+    """Of one run.
 
-    `refusal` says why no label could be checked, "" where they were.
-    Where there are too many images, they were not `compared`: of the duplicates there are identical files alone.
+    Attributes:
+        run: as it was loaded.
+        cache: that it was trained from.
+        index: the image set.
+        names: display names by class, as far as there are any.
+        valid: predictions of the validation images.
+        scores: their accuracies.
+        known: baselines, in the basis of the run where that is narrow enough.
+        confusion: of the validation images.
+        calibration: of the validation images.
+        label_issues: of training and validation images.
+        refusal: why no label could be checked; "" where they were.
+        compared: whether all images were compared; of more than `MOST_COMPARED`, duplicates are identical files alone.
+        duplicates: near-duplicates of all images.
+        leaks: identical files across splits, or with two labels.
+        stage_one: what the cache cost.
+        payback: when it has paid for itself.
+        test: predictions of the test images; None where these were not evaluated before.
+        test_scores: their accuracies.
+        sweep: what a sweep left; None for another run.
     """
 
     run: Run
@@ -71,14 +87,12 @@ class Findings:
     sweep: Sweep | None = None
 
     def name(self, place: int) -> str:
-        """The display name of a class, else its own."""
-        label = self.run.classes[place]
-        return named(self.names.get(label, label))
+        """What to call the class at a place of the head's outputs."""
+        return self.label_name(self.run.classes[place])
 
-    @property
-    def looks(self) -> int:
-        """How often the test images were scored."""
-        return sum(entry["split"] == "test" for entry in self.run.record.scored)
+    def label_name(self, label: str) -> str:
+        """The display name of a class, else its own."""
+        return named(self.names.get(label, label))
 
     @property
     def across(self) -> list[Pair]:
@@ -90,23 +104,23 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
     """Look at the run, its cache and its set; RunError where what a sweep wrote down cannot be."""
     logger.info("scoring the validation images")
     valid = predict_split(run, cache, index, "valid")
-    looked_at = any(entry["split"] == "test" for entry in run.record.scored) and bool(index.split("test"))
-    test = predict_split(run, cache, index, "test") if looked_at else None
-    sweep = _sweep(run, valid)
+    evaluated = run.record.test_evaluations and index.split("test")
+    test = predict_split(run, cache, index, "test") if evaluated else None
+    sweep = _sweep(run, index)
     compared = len(index.images) <= MOST_COMPARED
     logger.info("looking for near-duplicates" if compared else "too many images: looking for identical files only")
     duplicates = near_duplicates(cache, index) if compared else identical_files(index)
     logger.info("looking for label issues")
     refusal = unchecked(cache, index)
     issues = LabelIssues([], 0, {}) if refusal else label_issues(cache, index, duplicates.groups)
-    config = run.record.config
+    config, groups = run.record.config, duplicates.groups
     return Findings(
         run=run,
         cache=cache,
         index=index,
         names=names,
         valid=valid,
-        scores=accuracies(valid, duplicates.groups.numbers(valid.images)),
+        scores=valid.accuracies(groups),
         known=_baselines(run, cache, index),
         confusion=confusion(valid),
         calibration=calibrate(torch.from_numpy(valid.log_probs), torch.from_numpy(valid.truth), index),
@@ -115,10 +129,14 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
         compared=compared,
         duplicates=duplicates,
         leaks=count_leaks(index),
-        stage_one=stage_one(cache),
-        payback=payback(index, config.passes, config.epochs),
+        stage_one=StageOne(*read_history(cache.path)),
+        payback=Payback(
+            views=len(index.row_keys(config.passes)),
+            epochs=config.epochs,
+            views_an_epoch=len(index.split("train")) + len(valid.images),
+        ),
         test=test,
-        test_scores=accuracies(test, duplicates.groups.numbers(test.images)) if test else {},
+        test_scores=test.accuracies(groups) if test else {},
         sweep=sweep,
     )
 
@@ -130,22 +148,20 @@ def _baselines(run: Run, cache: FeatureCache, index: SetIndex) -> Baselines:
     return baselines(SplitRows(train, valid, len(index.classes)), basis.name)
 
 
-def _sweep(run: Run, valid: Predictions) -> Sweep | None:
+def _sweep(run: Run, index: SetIndex) -> Sweep | None:
     """What is beside a run that a sweep chose; RunError where it is not what a sweep left."""
     if run.record.sweep is None:
         return None
     try:
-        result = json.loads(read_regular(run.path / RESULTS_FILE))
-        journal = Journal.read(run.path)
-        if wrong := sweep_fault(result) or ("" if journal.scores else "no scores"):
-            raise ValueError(wrong)
-        digests, images = [image.digest for image in valid.images], len(valid.truth)
-        metric = Metric.of_images(result["choose_by"], valid.truth, digests)
+        result = SweepResult.load(run.path)
+        metric, images = Metric.of_validation(result.choose_by, index), len(index.split("valid"))
         scores = {
             head: {epochs: float(metric.of(score.unpacked(images))) for epochs, score in by.items()}
-            for head, by in journal.scores.items()
+            for head, by in Journal.read(run.path).scores.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if not scores:
+            raise ValueError("no scores")
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
         raise RunError(
             f"{run.path / RESULTS_FILE} or {JOURNAL_FILE} is not what the sweep left ({error}): "
             "put it back, or sweep again with --overwrite"

@@ -3,7 +3,9 @@
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+
+from pipeline.config import ExtractConfig
+from pipeline.reporting.findings import Findings
 
 _FEW = 30  # training images a class
 
@@ -16,56 +18,48 @@ class Step:
     command: str = ""
 
 
-@dataclass(frozen=True)
-class Found:
-    """What the advice rests on; `settings` are options that the cache was made with, where they are not defaults."""
-
-    run: Path
-    cache: Path
-    set: str
-    data: str
-    settings: str
-    passes: int
-    train_images: int
-    classes: int
-    top1: float
-    baseline: float
-    calibrates: bool
-    label_issues: int
-    leaks: int
-    across: int
-    swept: bool
-    tested: bool
-
-
-def next_steps(found: Found) -> list[Step]:
+def next_steps(found: Findings) -> Iterator[Step]:
     """What is wrong first, then what makes the head better, then what ends the work."""
-    return list(_steps(found))
-
-
-def _steps(found: Found) -> Iterator[Step]:
-    cache = f"--cache {shlex.quote(str(found.cache))} --set {shlex.quote(found.set)}"
-    if found.leaks:
+    index, passes = found.index, found.run.record.config.passes
+    run, cache = shlex.quote(str(found.run.path)), shlex.quote(str(found.cache.path))
+    where = f"--cache {cache} --set {shlex.quote(index.name)}"
+    if found.leaks["across_splits"] or found.leaks["two_labels"]:
         yield Step("Remove files that are in two splits, or have two labels: they make scores better than they are")
-    if found.across:
+    if not all(pair.identical for pair in found.across):
         yield Step(
             "Check the near-duplicates in two splits or with two labels: where both show one picture, remove one"
         )
-    if found.label_issues:
+    if found.label_issues.found:
         yield Step(
             "Check the possible label errors; after correcting labels run extract again, which computes no features"
         )
-    if not found.swept or found.baseline > found.top1:
-        run = shlex.quote(f"{found.run}-sweep")
-        yield Step("Try many heads", f"headgraft sweep {cache} --run {run}")
-    if found.passes == 0 or (found.passes < 8 and found.train_images < _FEW * found.classes):
-        more = max(1, 2 * found.passes)
+    if not found.sweep or found.known.best > found.scores["top1"].value:
+        yield Step("Try many heads", f"headgraft sweep {where} --run {shlex.quote(f'{found.run.path}-sweep')}")
+    if passes == 0 or (passes < 8 and len(index.split("train")) < _FEW * len(index.classes)):
+        more = max(1, 2 * passes)
         yield Step(
             "Add augmented passes, which help most with few images per class",
-            f"headgraft extract {shlex.quote(found.data)} {cache}{found.settings} --passes {more}",
+            f"headgraft extract {shlex.quote(index.data)} {where}{_extract_options(found)} --passes {more}",
         )
-    run = shlex.quote(str(found.run))
-    if not found.tested:
+    if not found.test:
         yield Step("When all choices are made, evaluate on the test images, once", f"headgraft evaluate {run}")
-    sure = ", which also calibrates its probabilities" if found.calibrates else ""
-    yield Step(f"Export one model from image files to classes{sure}", f"headgraft export {run} model.safetensors")
+    calibration = found.calibration
+    better = calibration.scaled_ece < calibration.ece > calibration.floor
+    also = ", which also calibrates its probabilities" if better else ""
+    yield Step(f"Export one model from image files to classes{also}", f"headgraft export {run} model.safetensors")
+
+
+def _extract_options(found: Findings) -> str:
+    """Options of `extract` that this cache needs: without them it would be refused, or split otherwise."""
+    base, recipe = found.cache.manifest.base, found.cache.manifest.augmentation
+    files = [made.get("weights") for made in found.cache.provenance(found.index.row_keys(0))]
+    asked = {
+        "backbone": base.backbone,
+        "weights": next((name for name in files if isinstance(name, str)), None),
+        "image_size": base.input_size,
+        "seed": recipe.seed if recipe else ExtractConfig.seed,
+        "split_seed": found.index.split_seed,
+    }
+    changed = {name: value for name, value in asked.items() if value != getattr(ExtractConfig, name)}
+    options = (f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in changed.items())
+    return "".join(options) + (" --skip-bad" if found.index.skipped else "")

@@ -1,17 +1,55 @@
 """The page: the templates beside this file, filled in. Every text from outside is escaped."""
 
-from collections.abc import Mapping
-from typing import Any
+from datetime import UTC, datetime
+from importlib.metadata import version
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.console import counted, duration, named, size
+from pipeline.reporting import figures, sections
+from pipeline.reporting.costs import PHASES
+from pipeline.reporting.findings import MOST_COMPARED, Findings
+from pipeline.reporting.label_issues import FOLDS
+from pipeline.reporting.next_steps import next_steps
+from pipeline.reporting.thumbnails import Thumbnails
+from pipeline.search.leaderboard import ranked
+from pipeline.search.space import SETTINGS
+from pipeline.statistics.calibration import BINS
+from pipeline.statistics.intervals import METHOD
 
 _LONGEST = 22  # letters of a class at the edge of the matrix
 
 
-def render(facts: Mapping[str, Any]) -> bytes:
+def render(found: Findings, shown: sections.Shown, pictures: Thumbnails) -> bytes:
     """The whole page as UTF-8; what is no character, a stray byte in a file's name, is written as an escape."""
+    environment = _environment()
+    environment.globals.update(
+        found=found,
+        shown=shown,
+        run=found.run,
+        name=found.name,
+        label_name=found.label_name,
+        next_steps=next_steps(found),
+        pictures=pictures,
+        numbers={digest: number for number, digest in enumerate(pictures.uris)},
+        figures=figures,
+        ranked=ranked,
+        settings=list(SETTINGS),
+        phases=PHASES,
+        bins=BINS,
+        folds=FOLDS,
+        method=METHOD,
+        most_compared=MOST_COMPARED,
+        most_in_cell=sections.IN_CELL,
+        version=version("headgraft"),
+        today=f"{datetime.now(UTC):%Y-%m-%d}",
+    )
+    parts = environment.get_template("parts.html").module
+    return environment.get_template("page.html").render(parts=parts).encode("utf-8", "backslashreplace")
+
+
+def _environment() -> Environment:
+    """The templates, and how they write numbers and names."""
     environment = Environment(
         loader=PackageLoader("pipeline.reporting"),
         autoescape=True,
@@ -20,35 +58,15 @@ def render(facts: Mapping[str, Any]) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        clipped=_clipped,
+        clipped=lambda text: text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…",
         counted=counted,
-        percent=_percent,
+        percent=lambda fraction: f"{100 * fraction:.1f}\u00a0%",
         plain=named,
-        rate=_rate,
-        seconds=_seconds,
-        short=_short,
+        points=lambda fraction: f"{100 * fraction:+.1f}",
+        rate=lambda count, seconds: f"{count / seconds:,.1f}" if seconds > 0 else "–",
+        seconds=lambda seconds: f"{seconds:.1f} s" if seconds < 60 else duration(seconds),
+        short=lambda value: f"{value:.3g}" if isinstance(value, float) else str(value),
         size=size,
+        thousands=lambda count: f"{count:,}",
     )
-    environment.globals.update(facts)
-    parts = environment.get_template("parts.html").module
-    return environment.get_template("page.html").render(parts=parts).encode("utf-8", "backslashreplace")
-
-
-def _clipped(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}\u00a0%"
-
-
-def _rate(count: float, seconds: float) -> str:
-    return f"{count / seconds:,.1f}" if seconds > 0 else "–"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return environment

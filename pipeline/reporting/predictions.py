@@ -9,8 +9,8 @@ import numpy.typing as npt
 from cache.index import ImageRecord, SetIndex
 from cache.store import FeatureCache
 from pipeline.run import Run
-from pipeline.statistics import intervals
-from pipeline.statistics.intervals import Floats, Interval, Places
+from pipeline.statistics.groups import Groups
+from pipeline.statistics.intervals import Floats, Interval, Places, accuracies
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,12 @@ class Predictions:
         found: Floats = self.probabilities.max(1)
         return found
 
+    def accuracies(self, groups: Groups) -> dict[str, Interval]:
+        """With intervals; the images of a group are not independent."""
+        return accuracies(self.log_probs, self.truth, groups.numbers(self.images))
+
 
 def predict_split(run: Run, cache: FeatureCache, index: SetIndex, split: str) -> Predictions:
     """The run's head on the clean views of one split, from the cache."""
     log_probs, labels = run.log_probs(cache, index, split)
     return Predictions(index.split(split), log_probs.double().numpy(), labels.numpy())
-
-
-def accuracies(found: Predictions, groups: npt.ArrayLike | None = None) -> dict[str, Interval]:
-    """As `intervals.accuracies`; images are in `groups` (N,), by default those of the same contents together."""
-    if groups is None and found.images:
-        groups = [image.digest for image in found.images]
-    return intervals.accuracies(found.log_probs, found.truth, groups)

@@ -74,7 +74,7 @@ class FalseAlarms:
         """The probability that a pair of different images reaches `cosine`."""
         if cosine >= self.start:
             return self.near / self.pairs * math.exp((self.start - cosine) / self.scale)
-        return int(self.reached[_bin(cosine)]) / self.pairs
+        return int(self.reached[math.ceil((cosine + 1) / 2 * _BINS)]) / self.pairs
 
     def cosine(self, rate: float) -> float:
         """The least cosine of at most this rate, at most 1; `rate` is below that of `start`."""
@@ -96,13 +96,5 @@ def false_alarms(units: Tensor, labels: Tensor) -> FalseAlarms | None:
     # A thousandth of the pairs is a tail of their distribution; few or many, it is known from enough of them.
     far = min(max(pairs // 1000, 30), 10_000)
     near = far // 10
-    start, below = (_edge(int((reached >= rank).nonzero().max())) for rank in (near, far))
+    start, below = (2 * int((reached >= rank).nonzero().max()) / _BINS - 1 for rank in (near, far))
     return FalseAlarms(reached, near, start, max((start - below) / math.log(far / near), 2 / _BINS))
-
-
-def _bin(cosine: float) -> int:
-    return math.ceil((cosine + 1) / 2 * _BINS)
-
-
-def _edge(number: int) -> float:
-    return 2 * number / _BINS - 1

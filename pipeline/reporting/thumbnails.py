@@ -11,7 +11,7 @@ from PIL import Image
 
 from cache.index import ImageRecord
 from pipeline.errors import DecodeError
-from pipeline.inputs.decode import FULL_RANGE, Decoding, Pixels, decode_rgb, read_image
+from pipeline.inputs.decode import FULL_RANGE, Decoding, decode_rgb, read_image
 from pipeline.inputs.remarks import catching_warnings
 
 SIDE = 96  # pixels
@@ -34,32 +34,28 @@ class Thumbnails:
         """Make those of `images` that fit, in their order."""
         with catching_warnings():
             for image in images:
-                if image.digest not in self._tried:
-                    self._tried.add(image.digest)
-                    self._add(image)
+                if self.room <= 0 or image.digest in self._tried:
+                    continue
+                self._tried.add(image.digest)
+                try:
+                    uri = self._uri(image)
+                except DecodeError:
+                    self.missing += 1
+                    continue
+                self.room -= len(uri)
+                if self.room > 0:
+                    self.uris[image.digest] = uri
 
-    def _add(self, image: ImageRecord) -> None:
-        if self.room <= 0:
-            return
-        try:
-            data = read_image(self.root / image.path)
-            if hashlib.sha256(data).hexdigest() != image.digest:
-                raise DecodeError("another file than the one whose features are in the cache")
-            uri = _uri(decode_rgb(data, policy=self.decoding))
-        except DecodeError:
-            self.missing += 1
-            return
-        self.room -= len(uri)
-        if self.room > 0:
-            self.uris[image.digest] = uri
-
-
-def _uri(pixels: Pixels) -> str:
-    """The middle square, as a backbone sees an image, in WebP."""
-    picture = Image.fromarray(pixels)
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS, (left, top, left + side, top + side), reducing_gap=2)
-    target = BytesIO()
-    small.save(target, "WEBP", quality=_QUALITY)
-    return "data:image/webp;base64," + base64.b64encode(target.getvalue()).decode("ascii")
+    def _uri(self, image: ImageRecord) -> str:
+        """The middle square, as a backbone sees an image, in WebP."""
+        data = read_image(self.root / image.path)
+        if hashlib.sha256(data).hexdigest() != image.digest:
+            raise DecodeError("another file than the one whose features are in the cache")
+        picture = Image.fromarray(decode_rgb(data, policy=self.decoding))
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        square = (left, top, left + side, top + side)
+        small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS, square, reducing_gap=2)
+        target = BytesIO()
+        small.save(target, "WEBP", quality=_QUALITY)
+        return "data:image/webp;base64," + base64.b64encode(target.getvalue()).decode("ascii")

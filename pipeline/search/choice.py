@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -12,11 +11,12 @@ from pipeline.config import HeadSettings, SweepConfig, TrainConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.heads.fit import Data, Fitted, fit_head, score_head
-from pipeline.heads.head import merge_heads
+from pipeline.heads.head import hidden_units, merge_heads
 from pipeline.run import Run, new_run
-from pipeline.search.basis_cache import BasisCache
-from pipeline.search.halving import SuccessiveHalving, Trial
-from pipeline.search.selection import Difference, Hits, Metric, difference
+from pipeline.search.executor import Trial
+from pipeline.search.halving import SuccessiveHalving
+from pipeline.search.results import Best, Merged, Retrained
+from pipeline.search.selection import Corrected, Difference, Hits, Metric, corrected, difference
 
 logger = logging.getLogger("headgraft.search")
 
@@ -25,22 +25,17 @@ def choose(heads: Sequence[Trial], race: SuccessiveHalving) -> Trial:
     """The most accurate head of those that trained longest; of equals the smaller, then the one of lower loss."""
     if not heads:
         raise RunError("no head was trained within --time-limit: allow more")
-    last = finalists(heads)
-    most = max(map(race.accuracy, last))
-    equals = [head for head in last if race.accuracy(head) == most]
-    return min(equals, key=lambda head: (_size(head.settings, race.bases), head.score.valid_loss, head.number))
 
-
-def finalists(heads: Sequence[Trial]) -> list[Trial]:
-    """Those that trained longest."""
     longest = max(head.score.epochs for head in heads)
-    return [head for head in heads if head.score.epochs == longest]
+    last = [head for head in heads if head.score.epochs == longest]
+    most = max(map(race.accuracy, last))
 
+    def size(head: Trial) -> int:
+        data = race.bases.data(head.settings.basis)
+        return head.settings.hidden * (data.in_features + data.num_classes)
 
-def _size(settings: HeadSettings, bases: BasisCache) -> int:
-    """Weights of the head in its basis."""
-    data = bases.data(settings.basis)
-    return settings.hidden * (data.in_features + data.num_classes)
+    equals = [head for head in last if race.accuracy(head) == most]
+    return min(equals, key=lambda head: (size(head), head.score.loss, head.number))
 
 
 def describe(settings: HeadSettings) -> str:
@@ -48,8 +43,56 @@ def describe(settings: HeadSettings) -> str:
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(settings).items())
 
 
+def default_settings(trainset: TrainingSet) -> HeadSettings:
+    """Those of `train-head` on this set."""
+    return HeadSettings(basis=trainset.default_basis)
+
+
 @dataclass(frozen=True)
-class Trained:
+class Final:
+    """What a sweep ends in: the search's best head and the default one, the better of them, and the run of that."""
+
+    searched: Retrained
+    default: Retrained
+    best: Best
+    run: Run
+
+
+def final(config: SweepConfig, chosen: HeadSettings, heads: Sequence[Trial], race: SuccessiveHalving) -> Final:
+    """Retrain the choice and, unless they are the same, the default settings; the better one is kept.
+
+    They are compared on the same images and seeds; of equals the default one is kept.
+    """
+    bases, default = race.bases, default_settings(race.bases.trainset)
+    known = _retrain(config, default, race)
+    tried = known if chosen == default else _retrain(config, chosen, race)
+    apart = Difference(0.0, 0.0, 0.0)
+    if tried is not known:
+        apart = difference([one.hits for one in tried], [one.hits for one in known], race.metric)
+    found = _corrected(heads, race, config.seed)
+    in_search = {head.settings: race.accuracy(head) for head in heads}
+    searched = _summary(tried, race.metric, in_search.get(chosen), found.accuracy if found else None)
+    default_head = _summary(known, race.metric, in_search.get(default))
+    won = apart.value > 0
+    winners = tried if won else known
+    together = _merged(winners, bases.data(winners[0].config.settings.basis))
+    hidden, accuracy = hidden_units(together.fitted.head), float(race.metric.of(together.hits))
+    hint = "kept" if config.merge else "--merge would keep that"
+    logger.info(f"merged, {hidden} hidden units: validation accuracy {accuracy:.2%}; {hint}")
+    best = Best(
+        **vars(searched if won else default_head),
+        won="search" if won else "default",
+        difference=replace(apart, corrected=found.above if found else None),
+        merged=Merged(hidden, accuracy),
+    )
+    # The first seed, not the most accurate one: choosing among seeds gains nothing but a flattering figure.
+    kept = together if config.merge else winners[0]
+    run = new_run(kept.config, bases.trainset, kept.fitted, bases.basis(kept.config.settings.basis))
+    return Final(searched, default_head, best, run)
+
+
+@dataclass(frozen=True)
+class _Trained:
     """A head, what it was trained with, and where it is right on validation, (V,)."""
 
     config: TrainConfig
@@ -57,86 +100,51 @@ class Trained:
     hits: Hits
 
 
-def retrain(config: SweepConfig, settings: HeadSettings, race: SuccessiveHalving) -> list[Trained]:
+def _retrain(config: SweepConfig, settings: HeadSettings, race: SuccessiveHalving) -> list[_Trained]:
     """Heads of the same settings, with the seeds after the sweep's own."""
-    bases = race.bases
-    first = TrainConfig(
-        config.cache,
-        config.run,
-        bases.trainset.index.name,
-        bases.trainset.passes,
-        epochs=config.epochs,
-        memory=config.memory,
-        **asdict(settings),
-    )
-    data, trained = bases.data(settings.basis), []
+    trainset, data, trained = race.bases.trainset, race.bases.data(settings.basis), []
     for seed in range(config.seed + 1, config.seed + 1 + config.seeds):
-        again = replace(first, seed=seed)
+        again = TrainConfig(
+            config.cache,
+            config.run,
+            trainset.index.name,
+            trainset.passes,
+            epochs=config.epochs,
+            seed=seed,
+            memory=config.memory,
+            **asdict(settings),
+        )
         fitted = fit_head(again, data)
-        trained.append(Trained(again, fitted, score_head(fitted.head, data)[0]))
-    logger.info(f"{counted(config.seeds, 'seed')} of {describe(settings)}: {trained_in_words(trained, race.metric)}")
+        trained.append(_Trained(again, fitted, score_head(fitted.head, data)[0]))
+    mean = np.mean([race.metric.of(one.hits) for one in trained])
+    accuracy = f"mean validation accuracy ({race.metric.name}) {mean:.2%}"
+    logger.info(f"{counted(config.seeds, 'seed')} of {describe(settings)}: {accuracy}")
     return trained
 
 
-def trained_in_words(trained: Sequence[Trained], metric: Metric) -> str:
-    """Mean validation accuracy by the metric."""
-    return f"mean validation accuracy ({metric.name}) {np.mean([metric.of(one.hits) for one in trained]):.2%}"
+def _summary(
+    of: Sequence[_Trained], metric: Metric, in_search: float | None, corrected: float | None = None
+) -> Retrained:
+    """Heads of the same settings over their seeds."""
+    values = [float(metric.of(one.hits)) for one in of]
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return Retrained(of[0].config.settings, float(np.mean(values)), std, len(values), in_search, corrected)
 
 
-def merged(trained: Sequence[Trained], data: Data) -> Trained:
+def _merged(trained: Sequence[_Trained], data: Data) -> _Trained:
     """All of them as one head, as if it had been trained so."""
     head = merge_heads([one.fitted.head for one in trained])
     hits, loss = score_head(head, data)
     seconds = sum(one.fitted.seconds for one in trained)
-    return Trained(trained[0].config, Fitted(head, [], float(hits.mean()), loss, seconds), hits)
+    return _Trained(trained[0].config, Fitted(head, [], float(hits.mean()), loss, seconds), hits)
 
 
-@dataclass(frozen=True)
-class Final:
-    """The best head of the search against the default of `train-head`, each retrained with the same seeds.
+def _corrected(heads: Sequence[Trial], race: SuccessiveHalving, seed: int) -> Corrected | None:
+    """Of the choice among all heads, each as it was when it ended or was stopped; None without the default or images.
 
-    `apart` is by how much the search's is better; of equals the default wins.
+    Not of those that trained longest alone: the same images chose these.
     """
-
-    searched: list[Trained]
-    default: list[Trained]
-    apart: Difference
-    metric: Metric
-
-    @property
-    def default_won(self) -> bool:
-        """Whether the search found nothing better."""
-        return self.apart.value <= 0
-
-    @property
-    def winners(self) -> list[Trained]:
-        """Heads of the settings that won, one for each seed."""
-        return self.default if self.default_won else self.searched
-
-    def accuracy(self, of: Sequence[Trained]) -> tuple[HeadSettings, dict[str, Any]]:
-        """Their settings, the same with mean and standard deviation of validation accuracy over seeds."""
-        values = [float(self.metric.of(one.hits)) for one in of]
-        settings = of[0].config.settings
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        return settings, {"config": asdict(settings), "mean": float(np.mean(values)), "std": std, "seeds": len(values)}
-
-
-def final(config: SweepConfig, chosen: HeadSettings, race: SuccessiveHalving) -> Final:
-    """Retrain the choice and, unless they are the same, the default settings; which is better, paired by image."""
-    default = default_settings(race.bases.trainset)
-    known = retrain(config, default, race)
-    if chosen == default:
-        return Final(known, known, Difference(0.0, 0.0, 0.0), race.metric)
-    searched = retrain(config, chosen, race)
-    apart = difference([one.hits for one in searched], [one.hits for one in known], race.metric)
-    return Final(searched, known, apart, race.metric)
-
-
-def default_settings(trainset: TrainingSet) -> HeadSettings:
-    """Those of `train-head` on this set."""
-    return HeadSettings(basis=trainset.default_basis)
-
-
-def run_of(one: Trained, bases: BasisCache) -> Run:
-    """The run of a head, not yet saved."""
-    return new_run(one.config, bases.trainset, one.fitted, bases.basis(one.config.settings.basis))
+    images = len(race.metric.labels)
+    hits = {head.settings: head.score.unpacked(images) for head in heads}
+    default = hits.get(default_settings(race.bases.trainset))
+    return None if default is None else corrected(np.stack(list(hits.values())), race.metric, default, seed)

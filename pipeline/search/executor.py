@@ -1,10 +1,9 @@
 """Who trains groups of heads: this process, or the workers of a Ray cluster."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 
@@ -25,11 +24,11 @@ from pipeline.heads.fit import (
 )
 from pipeline.heads.group import CPU, HeadGroup, HeadState
 from pipeline.heads.seeds import shuffle_rng
-from pipeline.machine.cluster import Workers
+from pipeline.machine.cluster import Workers, connected
 from pipeline.machine.device import available_cpus, free_bytes, resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.search.basis_cache import BasisCache
-from pipeline.search.journal import Score
+from pipeline.search.journal import UNTRIED, Score
 
 _LEAST_FREE = 1 << 30  # bytes that states of waiting heads leave alone
 _LARGEST_GROUP = 16  # heads on a CPU; more share a multiplication no better (docs/performance.md)
@@ -37,58 +36,76 @@ _BYTES_A_UNIT = 24  # of what a step holds of each hidden unit of each row: in t
 
 Outcome = tuple[Score, HeadState | None]
 Stop = Callable[[], bool]
+Trained = Iterator[tuple["Group", list[Outcome]]]
+
+
+@dataclass
+class Trial:
+    """A head of the sweep.
+
+    Attributes:
+        number: its place in the sweep.
+        settings: how it is trained.
+        score: after the epochs that it was trained for.
+        state: its weights then; None where they are not kept, and training starts again.
+        kept: whether it trains to the end whatever its scores.
+    """
+
+    number: int
+    settings: HeadSettings
+    score: Score = UNTRIED
+    state: HeadState | None = field(default=None, repr=False)
+    kept: bool = False
+
+    @property
+    def done(self) -> int:
+        """Epochs that need not be trained again."""
+        return self.score.epochs if self.state else 0
 
 
 @dataclass(frozen=True)
 class Group:
-    """Heads of one shape and progress, by their `numbers`, to be brought to `epochs` of a schedule of `of` epochs.
+    """Heads of one basis, shape and progress, to be trained to `epochs` of a schedule of `of` epochs with `seed`."""
 
-    `states` are None where they start, else all after `done` epochs.
-    """
-
-    numbers: tuple[int, ...]
-    settings: tuple[HeadSettings, ...]
-    states: tuple[HeadState | None, ...] = field(repr=False)
-    done: int
+    trials: tuple[Trial, ...]
     epochs: int
     of: int
     seed: int
 
-    def part(self, start: int, end: int) -> "Group":
-        """The heads at these places of it."""
-        some = slice(start, end)
-        own = {name: getattr(self, name)[some] for name in ("numbers", "settings", "states")}
-        return replace(self, **own)
+    @property
+    def settings(self) -> HeadSettings:
+        """Those of the first: of basis, shape, batches and class weights all have the same."""
+        return self.trials[0].settings
 
+    def __str__(self) -> str:
+        return f"the group of {counted(len(self.trials), 'head')} from head {self.trials[0].number} on"
 
-class Executor(Protocol):
-    """Trains groups. A head is the same in any company, so who trains it, and beside which others, changes nothing."""
-
-    def share(self, heads: int, settings: HeadSettings, bases: BasisCache) -> int:
-        """Into groups of how many to divide `heads` of one shape; RunError where there is no room for one."""
-
-    def train(
-        self, groups: Iterable[Group], bases: BasisCache, stop: Stop
-    ) -> Iterator[tuple[Group, Sequence[Outcome]]]:
-        """Groups with what became of each of their heads, as they are done; after `stop`, no more are begun."""
+    def parts(self, size: int) -> "Iterator[Group]":
+        """The same in groups of at most `size` heads."""
+        for start in range(0, len(self.trials), size):
+            yield replace(self, trials=self.trials[start : start + size])
 
 
 @dataclass(frozen=True)
-class LocalExecutor:
-    """This process, one group after the other."""
+class Executor:
+    """Trains groups, here in this process, one after the other.
+
+    A head is the same in any company, so who trains it, and beside which others, changes nothing.
+    """
 
     device: torch.device = CPU
 
-    def share(self, heads: int, settings: HeadSettings, bases: BasisCache) -> int:
-        return min(heads, largest_group(settings, bases.data(settings.basis), self.device))
+    def train(self, groups: Iterable[Group], bases: BasisCache, stop: Stop) -> Trained:
+        """Parts of the groups with what became of each of their heads, as they are done; after `stop`, no more start.
 
-    def train(
-        self, groups: Iterable[Group], bases: BasisCache, stop: Stop
-    ) -> Iterator[tuple[Group, Sequence[Outcome]]]:
+        Raises RunError where there is no room for one head.
+        """
         for group in groups:
-            if stop():
-                return
-            yield group, train_group(group, bases.data(group.settings[0].basis), self.device)
+            data = bases.data(group.settings.basis)
+            for part in group.parts(largest_group(group.settings, data, self.device)):
+                if stop():
+                    return
+                yield part, train_group(part, data, self.device)
 
 
 def largest_group(settings: HeadSettings, data: Data, device: torch.device) -> int:
@@ -107,12 +124,11 @@ def train_group(group: Group, data: Data, device: torch.device) -> list[Outcome]
 
     States are kept of heads that may go on, while there is room: without, a head would train again from the start.
     """
-    settings = group.settings[0]
+    settings = group.settings
     shape = shape_of(settings, data, group.of)
-    pairs = zip(group.settings, group.states, strict=True)
-    states = [state or HeadState.new(hyperparameters_of(its, group.seed), shape) for its, state in pairs]
+    states = [one.state or HeadState.new(hyperparameters_of(one.settings, group.seed), shape) for one in group.trials]
     heads = HeadGroup(states, shape, class_weights(settings, data), matmul_dtype_on(device), device)
-    for epoch in range(group.done + 1, group.epochs + 1):
+    for epoch in range(group.trials[0].done + 1, group.epochs + 1):
         heads.epoch(data.batches(settings.batch_size, shuffle_rng(group.seed, epoch)))
     scored, losses = heads.score(data.validation())
     hits = torch.empty_like(scored)
@@ -124,28 +140,27 @@ def train_group(group: Group, data: Data, device: torch.device) -> list[Outcome]
     return outcomes
 
 
-class RayExecutor:
-    """Workers of a Ray cluster that sees the cache at the same place as this machine; a context manager."""
+@contextmanager
+def ray_executor(config: SweepConfig, trainset: TrainingSet) -> Iterator[Executor]:
+    """Workers of a Ray cluster, which sees the cache at the same path as this machine."""
+    asked = replace(config, cache=config.cache.absolute(), set=trainset.index.name, passes=trainset.passes)
+    given = asked, trainset.index.digest
+    with connected(config) as ray, Workers[Group, list[Outcome]](ray, HeadWorker, given, config) as workers:
+        yield RayExecutor(workers=workers)
 
-    def __init__(self, ray: Any, config: SweepConfig, trainset: TrainingSet) -> None:
-        given = (config, config.cache.absolute(), trainset.index.name, trainset.index.digest, trainset.passes)
-        self._workers = Workers[Group, list[Outcome]](ray, HeadWorker, given, config, _name_of)
 
-    def __enter__(self) -> "RayExecutor":
-        self._workers.__enter__()
-        return self
+@dataclass(frozen=True)
+class RayExecutor(Executor):
+    """The workers of a Ray cluster, each of which trains a part of a group at a time."""
 
-    def __exit__(self, *raised: Any) -> None:
-        self._workers.__exit__(*raised)
+    workers: Workers[Group, list[Outcome]] = field(kw_only=True)
 
-    def share(self, heads: int, settings: HeadSettings, bases: BasisCache) -> int:
-        bases.data(settings.basis)  # fitted once, here: workers find the rows in it beside the shards
-        return max(1, -(-heads // self._workers.count))
-
-    def train(
-        self, groups: Iterable[Group], bases: BasisCache, stop: Stop
-    ) -> Iterator[tuple[Group, Sequence[Outcome]]]:
-        for group, outcomes in self._workers.run(list(groups), stop):
+    def train(self, groups: Iterable[Group], bases: BasisCache, stop: Stop) -> Trained:
+        units: list[Group] = []
+        for group in groups:
+            bases.data(group.settings.basis)  # fitted once, here: workers find the rows in it beside the shards
+            units += group.parts(-(-len(group.trials) // self.workers.count))
+        for group, outcomes in self.workers.run(units, stop):
             room = free_bytes(CPU) > _LEAST_FREE
             yield group, [(score, state if room else None) for score, state in outcomes]
 
@@ -153,26 +168,23 @@ class RayExecutor:
 class HeadWorker:
     """Trains groups of heads on the rows of a cache, of which it holds what they need: what runs as an actor."""
 
-    def __init__(self, config: SweepConfig, cache: Path, name: str, set_digest: str, passes: int) -> None:
+    def __init__(self, config: SweepConfig, set_digest: str) -> None:
         """All else is made when it is needed first: what fails in here, Ray tells without its reason."""
-        self._given = config, cache, name, set_digest, passes
-
-    @cached_property
-    def _device(self) -> torch.device:
-        config = self._given[0]
-        return resolve_device(config.device if config.gpus_per_worker else "cpu")
+        self._config, self._set_digest = config, set_digest
 
     @cached_property
     def _bases(self) -> BasisCache:
-        config, cache, name, set_digest, passes = self._given
-        cpus = config.cpus
-        torch.set_num_threads(cpus)
-        opened = FeatureCache.open(cache)
-        index = opened.index(name)
-        if index.digest != set_digest:
-            raise RunError(f"set {name!r} of {cache} changed while heads were trained on it: run the sweep again")
-        share = min(1.0, cpus / available_cpus())  # of this machine, among the workers on it
-        return BasisCache(TrainingSet(opened, index, passes, {}), int(share * allowed_bytes(config.memory)))
+        config = self._config
+        torch.set_num_threads(config.cpus)
+        cache = FeatureCache.open(config.cache)
+        index = cache.index(config.set)
+        if index.digest != self._set_digest:
+            raise RunError(
+                f"set {config.set!r} of {config.cache} changed while heads were trained on it: run the sweep again"
+            )
+        share = min(1.0, config.cpus / available_cpus())  # of this machine, among the workers on it
+        trainset = TrainingSet(cache, index, config.passes or 0, {})
+        return BasisCache(trainset, int(share * allowed_bytes(config.memory)))
 
     def ready(self) -> None:
         """Returns when it can train; CacheError where the cache is not to be seen from here."""
@@ -180,13 +192,6 @@ class HeadWorker:
 
     def run(self, group: Group) -> list[Outcome]:
         """What became of each head of the group; states on the CPU, as other machines may have nothing else."""
-        settings = group.settings[0]
-        data = self._bases.data(settings.basis)
-        size = largest_group(settings, data, self._device)
-        parts = (group.part(start, start + size) for start in range(0, len(group.numbers), size))
-        outcomes = [outcome for part in parts for outcome in train_group(part, data, self._device)]
-        return [(score, state and state.to(CPU)) for score, state in outcomes]
-
-
-def _name_of(group: Group) -> str:
-    return f"the group of {counted(len(group.numbers), 'head')} from head {group.numbers[0]} on"
+        device = resolve_device(self._config.device if self._config.gpus_per_worker else "cpu")
+        done = Executor(device).train([group], self._bases, stop=lambda: False)
+        return [(score, state and state.to(CPU)) for _, outcomes in done for score, state in outcomes]

@@ -1,21 +1,20 @@
 """Training many heads in groups, and stopping the worst of them early.
 
 Successive halving (Jamieson and Talwalkar, AISTATS 2016): all heads train for a few epochs, the best quarter goes on
-for more, until the last few train to the end. All follow the schedule of the full length. Contenders that are `kept`
+for more, until the last few train to the end. All follow the schedule of the full length. Trials that are `kept`
 are never stopped.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
-from pipeline.config import HeadSettings
 from pipeline.console import counted
-from pipeline.heads.group import HeadState
 from pipeline.search.basis_cache import BasisCache
-from pipeline.search.executor import Executor, Group, LocalExecutor
-from pipeline.search.journal import UNTRIED, Journal, Score
+from pipeline.search.executor import Executor, Group, Trial
+from pipeline.search.journal import Journal
 from pipeline.search.selection import Metric
 
 logger = logging.getLogger("headgraft.search")
@@ -23,17 +22,6 @@ logger = logging.getLogger("headgraft.search")
 FINISHING = 4  # heads that train to the end, at least
 _KEEP = 4  # one in so many goes on
 _FIRST = 0.15  # of the epochs: earlier, scores say little of the end (docs/performance.md)
-
-
-@dataclass
-class Trial:
-    """A head of the sweep; `number` is its place in it. One that is `kept` trains to the end whatever its scores."""
-
-    number: int
-    settings: HeadSettings
-    score: Score = UNTRIED
-    state: HeadState | None = field(default=None, repr=False)
-    kept: bool = False
 
 
 @dataclass
@@ -47,7 +35,7 @@ class SuccessiveHalving:
     seed: int
     halving: bool = True
     deadline: float = float("inf")
-    executor: Executor = field(default_factory=LocalExecutor)
+    executor: Executor = field(default_factory=Executor)
 
     @property
     def over(self) -> bool:
@@ -63,7 +51,10 @@ class SuccessiveHalving:
             left = self._survivors(left, count)
             self._advance(left, epochs)
             if self.over:
-                logger.warning(f"--time-limit is reached: {_progress(left, epochs)}")
+                there = sum(head.score.epochs >= epochs for head in left)
+                logger.warning(
+                    f"--time-limit is reached: {there} of {counted(len(left), 'head')} reached epoch {epochs}"
+                )
                 return
             best = max(self.accuracy(head) for head in left)
             logger.info(f"{counted(len(left), 'head')}, {counted(epochs, 'epoch')}: best {best:.2%}")
@@ -76,7 +67,7 @@ class SuccessiveHalving:
 
     def rank(self, head: Trial) -> tuple[float, float]:
         """The higher the better: accuracy, and of equally accurate ones the lower loss."""
-        return self.accuracy(head), -head.score.valid_loss
+        return self.accuracy(head), -head.score.loss
 
     def _survivors(self, heads: Sequence[Trial], count: int) -> list[Trial]:
         """Those that are kept, and the best `count` of the others."""
@@ -89,34 +80,12 @@ class SuccessiveHalving:
             known = self.journal.scores.get(head.number, {}).get(epochs)
             if known:
                 head.score, head.state = known, None
-        waiting = [head for head in heads if head.score.epochs < epochs]
-        by_number = {head.number: head for head in waiting}
-        for group, outcomes in self.executor.train(self._groups(waiting, epochs), self.bases, lambda: self.over):
-            for number, (score, state) in zip(group.numbers, outcomes, strict=True):
-                by_number[number].score, by_number[number].state = score, state
-                self.journal.record(number, score)
-
-    def _groups(self, heads: Sequence[Trial], epochs: int) -> Iterator[Group]:
-        """Heads of one shape and progress, as many of them as may train side by side; made as they are asked for."""
-        for alike in _alike(heads):
-            size = self.executor.share(len(alike), alike[0].settings, self.bases)
-            for start in range(0, len(alike), size):
-                some = alike[start : start + size]
-                yield Group(
-                    numbers=tuple(head.number for head in some),
-                    settings=tuple(head.settings for head in some),
-                    states=tuple(head.state for head in some),
-                    done=some[0].score.epochs if some[0].state else 0,
-                    epochs=epochs,
-                    of=self.epochs,
-                    seed=self.seed,
-                )
-
-
-def _progress(heads: Sequence[Trial], epochs: int) -> str:
-    """How many of `heads` came to `epochs`."""
-    there = sum(head.score.epochs >= epochs for head in heads)
-    return f"{there} of {counted(len(heads), 'head')} reached epoch {epochs}"
+        waiting = sorted((head for head in heads if head.score.epochs < epochs), key=_shared)
+        groups = [Group(tuple(alike), epochs, self.epochs, self.seed) for _, alike in groupby(waiting, key=_shared)]
+        for group, outcomes in self.executor.train(groups, self.bases, lambda: self.over):
+            for head, (score, state) in zip(group.trials, outcomes, strict=True):
+                head.score, head.state = score, state
+                self.journal.record(head.number, score)
 
 
 def rungs(heads: int, epochs: int) -> list[tuple[int, int]]:
@@ -133,12 +102,7 @@ def rungs(heads: int, epochs: int) -> list[tuple[int, int]]:
     return [(count, end) for place, (count, end) in enumerate(cuts) if end not in ends[:place]]
 
 
-def _alike(heads: Sequence[Trial]) -> list[list[Trial]]:
-    """Heads by what a group shares: rows, shape and progress; one basis after the other."""
-    alike: dict[tuple[object, ...], list[Trial]] = {}
-    for head in sorted(heads, key=lambda head: (head.settings.basis, head.settings.batch_size, head.settings.hidden)):
-        known = head.settings
-        progress = head.score.epochs if head.state else 0
-        key = (known.basis, known.batch_size, known.hidden, known.class_weights, progress)
-        alike.setdefault(key, []).append(head)
-    return list(alike.values())
+def _shared(head: Trial) -> tuple[str, int, int, str, int]:
+    """What heads of a group share: rows, shape and progress."""
+    settings = head.settings
+    return settings.basis, settings.batch_size, settings.hidden, settings.class_weights, head.done

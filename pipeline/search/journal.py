@@ -6,9 +6,9 @@ A sweep that is killed goes on from it; a last line cut short by the kill is dro
 import json
 import math
 from base64 import b64encode
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +19,21 @@ from cache.records import Count, convert
 from pipeline.errors import RunError
 from pipeline.run_folder import JOURNAL_FILE
 
-_FORMAT = 2
+_FORMAT: Literal[2] = 2
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a head does after `epochs` epochs: its mean loss on the V validation images, and `hits`, where it is right.
+    """How a head does after `epochs` epochs.
 
-    `hits` are V bits, packed, in the order of the index.
+    Attributes:
+        epochs: that it was trained for.
+        loss: mean validation loss.
+        hits: where it is right, a bit for each of the V validation images in the order of the index.
     """
 
-    epochs: int
-    valid_loss: float
+    epochs: Count
+    loss: float
     hits: bytes = field(repr=False)
 
     @classmethod
@@ -45,61 +48,68 @@ class Score:
         return np.unpackbits(np.frombuffer(self.hits, np.uint8), count=images).astype(bool)
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A result as a line of the file: `hits` in base 64."""
+UNTRIED = Score(0, math.inf, b"")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result(Score):
+    """A line of the file: the score of a head, `hits` in base 64."""
 
     head: Count
-    epochs: Count
-    loss: float
-    hits: bytes
 
 
-UNTRIED = Score(0, math.inf, b"")
+@dataclass(frozen=True)
+class _Asked:
+    """The first line of the file."""
+
+    format: Literal[2]
+    asked: dict[str, Any]
 
 
 @dataclass
 class Journal:
-    """`scores` by head, then by epochs."""
+    """What was `asked` of a sweep, and its `scores` by head, then by epochs."""
 
     path: Path
+    asked: dict[str, Any]
     scores: dict[int, dict[int, Score]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, asked: dict[str, Any]) -> "Journal":
-        """That of the run folder, begun if it is not there; RunError names what was asked otherwise then."""
+        """That of the run folder, started if it is not there; RunError names what was asked otherwise then."""
         path = folder / JOURNAL_FILE
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, _line({"format": _FORMAT, "asked": asked}) + b"\n")
-            return cls(path)
-        first, *lines = _read(path)
-        _refuse_other(folder, first, asked)
-        _drop_torn_line(path)
-        return cls(path)._with(lines)
+            return cls(path, asked)
+        journal = cls.read(folder)
+        _refuse_other(folder, journal.asked, asked)
+        data = read_regular(path)
+        if (complete := _complete(data)) != data:
+            write_atomically(path, complete)
+        return journal
 
     @classmethod
     def read(cls, folder: Path) -> "Journal":
-        """That of a sweep that is finished, whatever was asked."""
+        """That of the run folder, whatever was asked; RunError where it is none."""
         path = folder / JOURNAL_FILE
-        return cls(path)._with(_read(path)[1:])
-
-    def _with(self, lines: list[dict[str, Any]]) -> "Journal":
-        for line in lines:
-            try:
-                found = convert(line, _Line)
-            except ValueError as error:
-                raise _damaged(self.path, error) from error
-            self._keep(found.head, Score(found.epochs, found.loss, found.hits))
-        return self
+        try:
+            first, *lines = map(json.loads, _complete(read_regular(path)).splitlines())
+            journal = cls(path, convert(first, _Asked).asked)
+            for line in lines:
+                result = convert(line, _Result)
+                journal._keep(result.head, result)
+        except (ValueError, RecursionError) as error:
+            raise RunError(
+                f"{path} is not the journal of a sweep ({error}): restart the sweep with --overwrite"
+            ) from error
+        return journal
 
     def record(self, head: int, score: Score) -> None:
         """Keep a result; CacheError where the disk does not."""
+        line = {"head": head, **asdict(score), "hits": b64encode(score.hits).decode("ascii")}
         try:
-            hits = b64encode(score.hits).decode("ascii")
-            append_line(
-                self.path, _line({"head": head, "epochs": score.epochs, "loss": score.valid_loss, "hits": hits})
-            )
+            append_line(self.path, _line(line))
         except OSError as error:
             raise CacheError(f"could not write {self.path}: {error.strerror}; run the same sweep again") from error
         self._keep(head, score)
@@ -116,30 +126,7 @@ def _complete(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def _drop_torn_line(path: Path) -> None:
-    data = read_regular(path)
-    if len(_complete(data)) != len(data):
-        write_atomically(path, _complete(data))
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Its lines, without one that a kill cut short."""
-    try:
-        lines = [json.loads(line) for line in _complete(read_regular(path)).splitlines()]
-        if not lines or not all(isinstance(line, dict) for line in lines) or lines[0]["format"] != _FORMAT:
-            raise ValueError("no journal of this format")
-    except (ValueError, KeyError, RecursionError) as error:
-        raise _damaged(path, error) from error
-    return lines
-
-
-def _damaged(path: Path, error: object) -> RunError:
-    return RunError(f"{path} is not the journal of a sweep ({error}): restart the sweep with --overwrite")
-
-
-def _refuse_other(folder: Path, first: dict[str, Any], asked: dict[str, Any]) -> None:
-    before = first.get("asked")
-    before = before if isinstance(before, dict) else {}
+def _refuse_other(folder: Path, before: dict[str, Any], asked: dict[str, Any]) -> None:
     names = [name for name in {**before, **asked} if before.get(name) != asked.get(name)]
     if names:
         lines = "\n".join(f"  {name}: it has {before.get(name)!r}, asked for {asked.get(name)!r}" for name in names)

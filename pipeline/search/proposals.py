@@ -1,7 +1,7 @@
 """Which heads a sweep tries: all of a grid, random ones, or those that Optuna proposes batch by batch."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,29 +17,34 @@ _BATCHES = 4  # in which Optuna proposes: each learns from those before
 Told = tuple[HeadSettings, float, int]  # a head, its validation accuracy, after how many epochs
 
 
-class Search(Protocol):
-    """Proposes heads and is told how they did."""
+class Search:
+    """Proposes heads, here all of them at once, and is told how they did."""
+
+    def __init__(self, heads: list[HeadSettings]) -> None:
+        self._waiting = heads
 
     def ask(self) -> list[HeadSettings]:
         """The next batch, heads that are not known yet; none where the search is over."""
+        heads, self._waiting = self._waiting, []
+        return heads
 
     def tell(self, heads: Sequence[Told]) -> None:
         """Validation accuracies of the heads of a batch."""
 
 
 def start_search(config: SweepConfig, space: Space, known: Sequence[HeadSettings]) -> Search:
-    """The search that `config` asks for, of heads that are not among the `known`: `config.heads` with these."""
+    """The search that `config` asks for, of heads that are not among the `known`: `config.heads` with these.
+
+    A grid is tried with the `known` heads beside it. Raises ConfigError for one of more heads than asked for.
+    """
     if config.search == "optuna":
         return _OptunaSearch(config, space, known)
-    return _AllAtOnce(_grid(config, space, known) if config.search == "grid" else _random(config, space, known))
-
-
-def _grid(config: SweepConfig, space: Space, known: Sequence[HeadSettings]) -> list[HeadSettings]:
-    """All of the grid, with the `known` beside it."""
+    if config.search == "random":
+        return Search(_random(config, space, known))
     heads = space.grid()
     if len(heads) > config.heads:
         raise ConfigError(f"the grid has {len(heads)} heads, --heads is {config.heads}: raise it, or search at random")
-    return [head for head in heads if head not in known]
+    return Search([head for head in heads if head not in known])
 
 
 def _random(config: SweepConfig, space: Space, known: Sequence[HeadSettings]) -> list[HeadSettings]:
@@ -53,21 +58,7 @@ def _random(config: SweepConfig, space: Space, known: Sequence[HeadSettings]) ->
     return list(found)[len(known) :]
 
 
-class _AllAtOnce:
-    """Heads that are known from the start."""
-
-    def __init__(self, heads: list[HeadSettings]) -> None:
-        self._left = heads
-
-    def ask(self) -> list[HeadSettings]:
-        heads, self._left = self._left, []
-        return heads
-
-    def tell(self, heads: Sequence[Told]) -> None:
-        """Nothing changes."""
-
-
-class _OptunaSearch:
+class _OptunaSearch(Search):
     """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), asked for a batch at a time."""
 
     def __init__(self, config: SweepConfig, space: Space, known: Sequence[HeadSettings]) -> None:
@@ -76,7 +67,7 @@ class _OptunaSearch:
         except ImportError as error:
             raise ConfigError(f"--search optuna needs Optuna: {install_hint('optuna')}") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna, self._space = optuna, space
+        self._states, self._space = optuna.trial.TrialState, space
         self._study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=config.seed))
         self._left = max(0, config.heads - len(known))
         self._batch = -(-self._left // _BATCHES)
@@ -93,7 +84,7 @@ class _OptunaSearch:
             trial = self._study.ask()
             head = self._space.settings({name: self._suggest(trial, name) for name in self._space.domains})
             if head in self._tried:
-                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)  # nothing new to learn
+                self._study.tell(trial, state=self._states.FAIL)  # nothing new to learn
                 continue
             self._tried.add(head)
             self._asked[head] = trial
@@ -105,10 +96,8 @@ class _OptunaSearch:
         for head, accuracy, epochs in heads:
             trial = self._asked[head]
             trial.report(accuracy, epochs)
-            if epochs == self._epochs:
-                self._study.tell(trial, accuracy)
-            else:
-                self._study.tell(trial, state=self._optuna.trial.TrialState.PRUNED)
+            finished = epochs == self._epochs
+            self._study.tell(trial, accuracy if finished else None, None if finished else self._states.PRUNED)
 
     def _suggest(self, trial: Any, name: str) -> Any:
         domain = self._space.domains[name]

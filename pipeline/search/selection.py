@@ -4,12 +4,16 @@ Everything works on hits, whether each head is right about each validation image
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
+
+from cache.index import SetIndex
 
 _RESAMPLES = 1000
 _OPERATIONS = 4_000_000_000  # of all resamples: fewer are drawn of very many images
@@ -18,6 +22,7 @@ _DIGITS = 12  # of an accuracy: sums of the same hits in another order are equal
 Floats = npt.NDArray[np.float64]
 Hits = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.int64]
+Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,11 @@ class Metric:
     groups: Labels
 
     @classmethod
-    def of_images(cls, name: str, labels: Labels, digests: Sequence[str]) -> Self:
-        """Of images with these contents."""
-        return cls(name, labels, np.unique(np.array(digests), return_inverse=True)[1])
+    def of_validation(cls, name: str, index: SetIndex) -> Self:
+        """Over the validation images of a set, in its order."""
+        images = index.split("valid")
+        digests = np.array([image.digest for image in images])
+        return cls(name, index.labels(images), np.unique(digests, return_inverse=True)[1])
 
     def weights(self, counts: Floats | None = None) -> Floats:
         """(V,): what each image adds where it is right; `counts` is how often each is drawn, once unless given."""
@@ -85,11 +92,19 @@ def corrected(hits: Hits, metric: Metric, other: Hits, seed: int = 0) -> Correct
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much one accuracy is above another on the same images, with a 95 % interval over images."""
+    """By how much one accuracy is above another on the same images, with a 95 % interval over images.
 
-    value: float
-    low: float
-    high: float
+    Attributes:
+        value: a fraction.
+        low: lower bound of the interval.
+        high: upper bound of the interval.
+        corrected: the same on images that chose neither; None where it is unknown.
+    """
+
+    value: Finite
+    low: Finite
+    high: Finite
+    corrected: Finite | None = None
 
 
 def difference(first: Sequence[Hits], second: Sequence[Hits], metric: Metric) -> Difference:

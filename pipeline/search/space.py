@@ -5,13 +5,15 @@ import itertools
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from cache.files import read_regular
+from cache.records import convert
 from pipeline.basis_name import BasisName
 from pipeline.config import HeadSettings
 from pipeline.errors import ConfigError
@@ -19,17 +21,23 @@ from pipeline.errors import ConfigError
 Value = str | int | float
 
 SETTINGS: Mapping[str, Any] = {field.name: type(field.default) for field in fields(HeadSettings)}
-_RANGE_KEYS = ("low", "high", "log", "steps")
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, even in their logarithm where `log`; a grid takes `steps` of them."""
+    """Numbers from `low` to `high`, even in their logarithm where `log`; a grid takes `steps` of them.
+
+    Raises ValueError where `low` is not below `high`, or not above 0 where `log`.
+    """
 
     low: float
     high: float
     log: bool = False
-    steps: int | None = None
+    steps: Annotated[int, Meta(ge=2, le=1000)] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"it goes from {self.low} to {self.high}, expected low < high, above 0 if log = true")
 
     def at(self, share: float) -> float:
         """The number at `share`, 0 to 1, of the way."""
@@ -65,102 +73,73 @@ class Space:
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
         if unknown := sorted(stored.keys() - SETTINGS.keys()):
-            raise ConfigError(f"{path} has {unknown[0]!r}{_did_you_mean(unknown[0], SETTINGS)}")
+            near = difflib.get_close_matches(unknown[0], list(SETTINGS), 1, 0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{path} has {unknown[0]!r}, expected some of {', '.join(SETTINGS)}{hint}")
         if not stored:
             raise ConfigError(f"{path} names no setting, expected some of {', '.join(SETTINGS)}")
         return cls({name: _domain(path, name, value) for name, value in stored.items()}, str(path))
 
     def sample(self, numbers: np.random.Generator) -> HeadSettings:
         """One head at random."""
-        domains = {**self.domains}
-        if self.basis_weights and isinstance(bases := domains["basis"], tuple):
-            domains["basis"] = tuple(np.repeat(bases, self.basis_weights).tolist())
-        return self.settings({name: _draw(name, domain, numbers) for name, domain in domains.items()})
+        values: dict[str, Value] = {}
+        for name, domain in self.domains.items():
+            if isinstance(domain, Range):
+                values[name] = as_kind(name, domain.at(float(numbers.random())))
+            else:
+                weights = self.basis_weights if name == "basis" else ()
+                drawn = np.repeat(domain, weights or 1).tolist()
+                values[name] = drawn[int(numbers.integers(len(drawn)))]
+        return self.settings(values)
 
     def grid(self) -> list[HeadSettings]:
         """Every combination; ConfigError for a range that does not say how many steps it has."""
-        columns = [_steps(self.source, name, domain) for name, domain in self.domains.items()]
+        columns = [self._steps(name, domain) for name, domain in self.domains.items()]
         return [self.settings(dict(zip(self.domains, point, strict=True))) for point in itertools.product(*columns)]
 
     def settings(self, values: Mapping[str, Any]) -> HeadSettings:
         """The head of these values."""
         return HeadSettings(**{name: SETTINGS[name](value) for name, value in values.items()})
 
+    def _steps(self, name: str, domain: Domain) -> tuple[Value, ...]:
+        if isinstance(domain, tuple):
+            return domain
+        if domain.steps is None:
+            raise ConfigError(
+                f"{self.source}: {name} is a range, and a grid needs to know how many of it: give it steps = 2 or "
+                "more, in a --space file"
+            )
+        return tuple(dict.fromkeys(as_kind(name, domain.at(n / (domain.steps - 1))) for n in range(domain.steps)))
+
     def describe(self) -> dict[str, Any]:
         """As JSON, in one spelling."""
         return {
-            name: list(domain) if isinstance(domain, tuple) else vars(domain)
+            name: list(domain) if isinstance(domain, tuple) else asdict(domain)
             for name, domain in sorted(self.domains.items())
         }
 
 
-def _did_you_mean(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1, 0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f", expected some of {', '.join(known)}{hint}"
-
-
 def _domain(path: Path, name: str, value: object) -> Domain:
-    if isinstance(value, dict):
-        return _range(path, name, value)
-    values = tuple(value) if isinstance(value, list) else (value,)
-    if not values:
-        raise ConfigError(f"{path}: {name} has no value, expected one or more")
-    for one in values:
-        _check(path, name, one)
-    if len(set(values)) != len(values):
-        raise ConfigError(f"{path}: {name} has a value twice")
-    return values
-
-
-def _range(path: Path, name: str, table: dict[str, Any]) -> Range:
-    if unknown := sorted(table.keys() - set(_RANGE_KEYS)):
-        raise ConfigError(f"{path}: {name} has {unknown[0]!r}{_did_you_mean(unknown[0], _RANGE_KEYS)}")
-    if SETTINGS[name] is str or not {"low", "high"} <= table.keys():
-        raise ConfigError(f"{path}: {name} is a table, expected {'texts' if SETTINGS[name] is str else 'low and high'}")
-    for end in ("low", "high"):
-        _check(path, name, table[end])
-    low, high, log, steps = table["low"], table["high"], table.get("log", False), table.get("steps")
-    if type(log) is not bool:
-        raise ConfigError(f"{path}: {name} has log = {log!r}, expected true or false")
-    if not low < high or (log and low <= 0):
-        raise ConfigError(f"{path}: {name} goes from {low} to {high}, expected low < high, above 0 if log = true")
-    if steps is not None and (type(steps) is not int or not 2 <= steps <= 1000):
-        raise ConfigError(f"{path}: {name} has steps = {steps}, expected 2 to 1000")
-    return Range(float(low), float(high), log, steps)
-
-
-def _check(path: Path, name: str, value: object) -> None:
-    """ConfigError where the setting cannot have the value."""
-    kind = SETTINGS[name]
-    if type(value) is not kind and not (kind is float and type(value) is int):
-        raise ConfigError(f"{path}: {name} is {value!r}, expected {'text' if kind is str else kind.__name__}")
+    """ConfigError, in the words of `convert` or of `HeadSettings`, for values that the setting cannot have."""
     try:
-        HeadSettings(**{name: value})  # type: ignore[arg-type]  # of the right type, as was just seen
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _draw(name: str, domain: Domain, numbers: np.random.Generator) -> Value:
-    if isinstance(domain, tuple):
-        return domain[int(numbers.integers(len(domain)))]
-    return as_kind(name, domain.at(float(numbers.random())))
+        if isinstance(value, dict) and SETTINGS[name] is not str:
+            found = convert(value, Range)
+            for end in (value["low"], value["high"]):
+                convert({name: end}, HeadSettings)
+            return found
+        values = tuple(value) if isinstance(value, list) else (value,)
+        for one in values:
+            convert({name: one}, HeadSettings)
+    except (ValueError, ConfigError) as error:
+        raise ConfigError(f"{path}: {name} is {value!r}: {error}") from error
+    if not values or len(set(values)) != len(values):
+        raise ConfigError(f"{path}: {name} is {value!r}, expected one or more values, none of them twice")
+    return values
 
 
 def as_kind(name: str, number: float) -> Value:
     """A number of a range as the setting has it: whole, or to four digits."""
     return round(number) if SETTINGS[name] is int else float(f"{number:.4g}")
-
-
-def _steps(source: str, name: str, domain: Domain) -> tuple[Value, ...]:
-    if isinstance(domain, tuple):
-        return domain
-    if domain.steps is None:
-        raise ConfigError(
-            f"{source}: {name} is a range, and a grid needs to know how many of it: give it steps = 2 or more, "
-            "in a --space file"
-        )
-    return tuple(dict.fromkeys(as_kind(name, domain.at(n / (domain.steps - 1))) for n in range(domain.steps)))
 
 
 def first_trials(space: Space, default: HeadSettings) -> list[HeadSettings]:

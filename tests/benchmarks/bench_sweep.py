@@ -19,7 +19,8 @@ from pipeline.config import HeadSettings
 from pipeline.heads.fit import Data
 from pipeline.machine.device import available_cpus
 from pipeline.search.basis_cache import BasisCache
-from pipeline.search.halving import SuccessiveHalving, Trial
+from pipeline.search.executor import Trial
+from pipeline.search.halving import SuccessiveHalving
 from pipeline.search.journal import Journal
 from pipeline.search.selection import Metric
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from cache.store import FeatureCache
 from pipeline.backbones.spec import BACKBONES
 from pipeline.config import EvaluateConfig, SweepConfig, TrainConfig
 from pipeline.evaluate import evaluate
-from pipeline.sweep import SweepResult, sweep
+from pipeline.search.results import SweepResult
+from pipeline.sweep import sweep
 from pipeline.train import train_head
 
 FOLDER = ROOT / "docs" / "results"
@@ -164,7 +165,9 @@ def measured_sweep(scratch: Path, cache: Path, name: str, passes: int) -> dict[s
     result = sweep(config)
     tests = []
     for seed in range(1, 1 + config.seeds):
-        again = TrainConfig(cache, scratch / "run", name, passes, seed=seed, overwrite=True, **result.best["config"])
+        again = TrainConfig(
+            cache, scratch / "run", name, passes, seed=seed, overwrite=True, **asdict(result.best.config)
+        )
         train_head(replace(again, epochs=_epochs(result)))
         tests.append(evaluate(EvaluateConfig(again.run)).top1)
     return {
@@ -172,17 +175,16 @@ def measured_sweep(scratch: Path, cache: Path, name: str, passes: int) -> dict[s
         "heads": len(result.heads),
         "seconds": result.seconds,
         "retrain_seconds": result.retrain_seconds,
-        "best": result.best,
-        "searched": result.searched,
-        "default": result.default,
-        "baselines": result.baselines,
+        "best": asdict(result.best),
+        "searched": asdict(result.searched),
+        "default": asdict(result.default),
+        "baselines": asdict(result.baselines),
         "test": tests,
     }
 
 
 def _epochs(result: SweepResult) -> int:
-    epochs: list[int] = [head["epochs"] for head in result.heads]
-    return max(epochs)
+    return max(head.epochs for head in result.heads)
 
 
 def measured_split(scratch: Path, cache: FeatureCache, name: str) -> dict[str, Any]:
