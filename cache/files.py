@@ -8,8 +8,8 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -85,6 +85,21 @@ def refuse_unwritable(folder: Path, advice: str = "choose another path") -> None
         raise unwritable(folder, error, advice) from error
     finally:
         shutil.rmtree(trial, ignore_errors=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path for what takes the place of `path` when the block ends, durably; on an error nothing changes.
+
+    The folder is made if it does not exist. CacheError where the system refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(temporary_name())
+    try:
+        yield temporary
+        keep(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

@@ -10,7 +10,7 @@ import torch
 from cache.errors import install_hint
 from pipeline.config import ServeConfig
 from pipeline.errors import PipelineError
-from pipeline.machine.device import available_cpus, resolve_device
+from pipeline.machine.device import available_cpus
 from pipeline.model.file import load_bundle
 
 logger = logging.getLogger("headgraft.serve")
@@ -33,13 +33,11 @@ def serve(config: ServeConfig) -> None:
         local = ip_address(listener.getsockname()[0]).is_loopback
         bundle = load_bundle(config.model)
         torch.set_num_threads(available_cpus())
-        device = resolve_device(config.device)
-        backbone = bundle.backbone(device, bundle.precision_on(device, config.precision))
         limits = Limits(
             int(config.max_mb * 1e6), config.max_files, int(config.max_megapixels * 1e6), config.max_waiting, local
         )
         settings = uvicorn.Config(
-            create_app(bundle, backbone, limits),
+            create_app(bundle.on(config.device, config.precision), limits),
             http=Connection,
             ws="none",
             loop="asyncio",

@@ -3,6 +3,7 @@
 import re
 import stat
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -99,8 +100,13 @@ def read_image(path: Path) -> bytes:
         raise DecodeError(f"cannot be read: {error.strerror}") from error
 
 
-def open_image(data: bytes) -> Image.Image:
-    """The image file of these bytes, its pixels not decoded yet; what Pillow raises where it is none it can read."""
+def open_image(data: bytes | Image.Image) -> AbstractContextManager[Image.Image]:
+    """The image file of these bytes, its pixels not decoded yet; what Pillow raises where it is none it can read.
+
+    An image that is open already stays open.
+    """
+    if isinstance(data, Image.Image):
+        return nullcontext(data)
     # Pillow inflates every profile of a PNG, of which a file has one: a few bytes could keep it busy for minutes.
     if data.startswith(b"\x89PNG") and data.count(b"iCCP") > _MOST_PROFILES:
         raise DecodeError("a PNG with more than one colour profile")
@@ -108,13 +114,13 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def decode_rgb(
-    data: bytes,
+    data: bytes | Image.Image,
     pixel_limit: int = PIXEL_LIMIT,
     effort_limit: int = EFFORT_LIMIT,
     policy: Decoding = FULL_RANGE,
     remarks: dict[str, str] | None = None,
 ) -> Pixels:
-    """Decode the first frame of an image file to uint8 RGB (height, width, 3), upright.
+    """Decode the first frame of an image file, or of an open image, to uint8 RGB (height, width, 3), upright.
 
     EXIF orientation is applied, colour profiles are ignored. CMYK goes through Pillow's conversion; grey is
     repeated; palettes are looked up; alpha is laid over white; 16-bit grey is scaled to the policy's range and
@@ -125,9 +131,10 @@ def decode_rgb(
     if not data:
         raise DecodeError("the file is empty")
     remarks = {} if remarks is None else remarks
+    content = data if isinstance(data, bytes) else b""
     try:
         with collected(remarks), open_image(data) as image:
-            _refuse_too_much(image, data, pixel_limit, effort_limit)
+            _refuse_too_much(image, content, pixel_limit, effort_limit)
             # The second frame of an MPO is a preview or the other eye's view.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 remarks[FRAMES] = ""
@@ -141,7 +148,7 @@ def decode_rgb(
     except Image.DecompressionBombError as error:
         raise DecodeError(f"over the limit of {pixel_limit:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise DecodeError(describe(data, HEIF)) from error
+        raise DecodeError(describe(content, HEIF)) from error
     except Exception as error:  # Pillow's plugins raise anything from SyntaxError to struct.error on damaged files
         raise DecodeError(f"cannot be decoded: {error or type(error).__name__}") from error
 

@@ -10,9 +10,19 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from pipeline.errors import DecodeError
 from pipeline.inputs.augment import clean_layout
-from pipeline.inputs.decode import DECODING_POLICY, Decoding, Pixels, decode_rgb, read_image
-from pipeline.inputs.remarks import catching_warnings
+from pipeline.inputs.decode import (
+    DECODING_POLICY,
+    EFFORT_LIMIT,
+    PIXEL_LIMIT,
+    Decoding,
+    Pixels,
+    decode_rgb,
+    read_image,
+)
+
+ImageSource = str | Path | bytes | Image.Image | Pixels  # a file, its bytes, an open image, or a view
 
 INTERPOLATION = "bilinear-antialias"
 # The same for every model; stated so that other programs can compute the input. Earlier cards do not have it.
@@ -54,10 +64,26 @@ class Preprocessing:
         (height, width), box = clean_layout(pixels.shape[0], pixels.shape[1], self.input_size, self.resize)
         return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR).crop(box))
 
-    def view_of(self, path: Path) -> Pixels:
-        """The clean view of an image file, decoded in this thread; DecodeError with the reason."""
-        with catching_warnings():
-            return self.view(decode_rgb(read_image(path), policy=self.policy))
+    def view_of(
+        self,
+        image: ImageSource,
+        pixel_limit: int = PIXEL_LIMIT,
+        effort_limit: int = EFFORT_LIMIT,
+        remarks: dict[str, str] | None = None,
+    ) -> Pixels:
+        """The clean view (input_size, input_size, 3) of an image; DecodeError with the reason where there is none.
+
+        An array is taken as the view itself; limits and `remarks` are those of `decode_rgb`.
+        """
+        if isinstance(image, np.ndarray):
+            if image.shape != (self.input_size, self.input_size, 3) or image.dtype != np.uint8:
+                raise DecodeError(
+                    f"an array {image.shape} of {image.dtype}, expected a view ({self.input_size}, {self.input_size}, "
+                    "3) of uint8; give the pixels of a whole image as PIL.Image.fromarray(pixels)"
+                )
+            return image
+        data = read_image(Path(image)) if isinstance(image, str | Path) else image
+        return self.view(decode_rgb(data, pixel_limit, effort_limit, self.policy, remarks))
 
     def as_card(self) -> dict[str, Any]:
         """As a model card states it."""

@@ -2,32 +2,30 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, HTTPException, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
 
-from pipeline.backbones.backbone import Backbone
 from pipeline.console import named
 from pipeline.errors import DecodeError
 from pipeline.inputs.decode import Pixels
 from pipeline.inputs.remarks import catching_warnings
 from pipeline.machine.device import available_cpus
-from pipeline.model.bundle import Bundle
+from pipeline.model.bundle import ClassScore, Predictor
 from pipeline.service.batcher import Batcher
-from pipeline.service.decoding import LARGE, SMALL, effort, end_children, lower_priority, pixels_of, view_of_large
-from pipeline.service.limits import DISCARDED, Busy, LimitBody, Limits, Room
-from pipeline.service.origin import SameOrigin
+from pipeline.service.decoding import LARGE, SMALL, effort, end_children, lower_priority, view_of, view_of_large
+from pipeline.service.limits import DISCARDED, Guard, Limits, Room
 
-RETRY_AFTER = 1  # second
 # The page is all there is: nothing is loaded from anywhere, and nothing it shows can be a program.
 SAFE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -38,11 +36,17 @@ SAFE = {
 
 
 class ClassProbability(BaseModel):
-    """A class, its display name and its probability."""
+    """A class, its display name and its probability; `class` is `label` under its earlier name, until 1.0."""
 
     label: str
+    class_: str = Field(alias="class")
     name: str
     probability: float
+
+    @classmethod
+    def of(cls, score: ClassScore) -> "ClassProbability":
+        """Printable, whatever the class is called."""
+        return cls(**replace(score, label=named(score.label), name=named(score.name)).as_json())
 
 
 class FilePrediction(BaseModel):
@@ -82,25 +86,19 @@ class Health(BaseModel):
     precision: str
 
 
-def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
+def create_app(predictor: Predictor, limits: Limits) -> FastAPI:
     """The service of one model file."""
-    batcher = Batcher(bundle, backbone)
-    threads = max(2, available_cpus() // 2)
-    small, large = ThreadPoolExecutor(threads, "decode-small"), ThreadPoolExecutor(1, "decode-large")
-    middle = ThreadPoolExecutor(threads, "decode-middle", lower_priority)
-    waiting, waiting_large = Room(limits.waiting), Room(limits.large)
-    preprocessing = bundle.preprocessing
-    waiting_bytes = Room(DISCARDED * limits.bytes)
+    bundle, batcher, decoder = predictor.bundle, Batcher(predictor), _Decoder(predictor, limits)
+    waiting, waiting_bytes = Room(limits.waiting), Room(DISCARDED * limits.bytes)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        with catching_warnings(), batcher:
+        with catching_warnings():
             try:
                 yield
             finally:
-                for pool in (small, middle, large):
-                    pool.shutdown(wait=False, cancel_futures=True)
-                end_children()
+                decoder.close()
+                batcher.close()
 
     app = FastAPI(
         title="Headgraft",
@@ -111,47 +109,22 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
         redirect_slashes=False,
     )
     MultiPartParser.spool_max_size = limits.bytes  # in memory: a file on disk for each would use up the descriptors
-    app.add_middleware(LimitBody, most=limits.bytes)
-    app.add_middleware(SameOrigin, local=limits.local)
+    app.add_middleware(Guard, limits=limits)
     _answer_with_reasons(app)
 
-    def view_of(data: bytes) -> Pixels:
-        return preprocessing.view(pixels_of(data, limits.pixels, preprocessing))
-
-    def view_apart(data: bytes) -> Pixels:
-        return view_of_large(data, limits.pixels, preprocessing)
-
-    async def views_of(uploads: list[UploadFile]) -> list[Pixels | BaseException]:
-        """Of each file its view, or why there is none; Busy where too many large images wait."""
-        loop = asyncio.get_running_loop()
-        contents = [await upload.read() for upload in uploads]
-        efforts = await asyncio.gather(*(loop.run_in_executor(small, effort, data) for data in contents))
-        with waiting_large.take(sum(cost > LARGE for cost in efforts)):
-            decoding = [
-                loop.run_in_executor(large, view_apart, data)
-                if cost > LARGE
-                else loop.run_in_executor(middle if cost > SMALL else small, view_of, data)
-                for data, cost in zip(contents, efforts, strict=True)
-            ]
-            return await asyncio.gather(*decoding, return_exceptions=True)
-
     async def predict_all(uploads: list[UploadFile], top_k: int) -> tuple[list[FilePrediction], list[FailedFile]]:
-        decoded = await views_of(uploads)
-        predictions, failed, computing = [], [], []
-        for upload, found in zip(uploads, decoded, strict=True):
+        views = await decoder.views([await upload.read() for upload in uploads])
+        rows = iter(
+            await asyncio.gather(*(batcher.log_probs(one) for one in views if not isinstance(one, DecodeError)))
+        )
+        predictions, failed = [], []
+        for upload, view in zip(uploads, views, strict=True):
             name = named(upload.filename or "unnamed")
-            if isinstance(found, DecodeError):
-                failed.append(FailedFile(file=name, reason=str(found)))
-            elif isinstance(found, BaseException):
-                raise found
+            if isinstance(view, DecodeError):
+                failed.append(FailedFile(file=name, reason=str(view)))
             else:
-                computing.append((name, batcher.submit([found])[0]))
-        for name, future in computing:
-            guesses = bundle.top(await asyncio.wrap_future(future), top_k)
-            top = [
-                ClassProbability(label=named(g.label), name=named(g.name), probability=g.probability) for g in guesses
-            ]
-            predictions.append(FilePrediction(file=name, top=top))
+                top = [ClassProbability.of(score) for score in bundle.top(next(rows), top_k)]
+                predictions.append(FilePrediction(file=name, top=top))
         return predictions, failed
 
     @app.post("/predict", responses={413: {"model": Refusal}, 422: {"model": Refusal}, 503: {"model": Refusal}})
@@ -166,9 +139,6 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
         try:
             with waiting.take(len(files)), waiting_bytes.take(sum(file.size or 0 for file in files)):
                 predictions, failed = await predict_all(files, top_k)
-        except Busy:
-            reason = "queue full, retry in a second"
-            raise HTTPException(503, reason, {"Retry-After": str(RETRY_AFTER)}) from None
         except asyncio.CancelledError:  # the grace that the server gives is over
             raise HTTPException(503, "the service is being stopped") from None
         if not predictions:
@@ -179,7 +149,8 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
     @app.get("/health")
     async def health() -> Health:
         """That the service is there, and what it serves."""
-        return Health(status="ok", model=bundle.path.name, classes=len(bundle.classes), precision=backbone.precision)
+        precision = predictor.backbone.precision
+        return Health(status="ok", model=bundle.path.name, classes=len(bundle.classes), precision=precision)
 
     page = (files("pipeline.service") / "page.html").read_text("utf-8")
 
@@ -188,6 +159,39 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
         return HTMLResponse(page, headers=SAFE)
 
     return app
+
+
+class _Decoder:
+    """Views of uploads, in threads by how much work they are, so that no image waits for a larger one."""
+
+    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+        self._settings = limits.pixels, predictor.bundle.preprocessing
+        threads = max(2, available_cpus() // 2)
+        self._small = ThreadPoolExecutor(threads, "decode-small")
+        self._middle = ThreadPoolExecutor(threads, "decode-middle", lower_priority)
+        self._large = ThreadPoolExecutor(1, "decode-large")
+        self._waiting_large = Room(limits.large)
+
+    async def views(self, contents: Sequence[bytes]) -> list[Pixels | DecodeError]:
+        """Of each file its view, or why there is none; status 503 where too many large images wait."""
+        loop = asyncio.get_running_loop()
+        efforts = await asyncio.gather(*(loop.run_in_executor(self._small, effort, data) for data in contents))
+        with self._waiting_large.take(sum(cost > LARGE for cost in efforts)):
+            return await asyncio.gather(*map(self._view, contents, efforts))
+
+    async def _view(self, data: bytes, cost: int) -> Pixels | DecodeError:
+        pool = self._large if cost > LARGE else self._middle if cost > SMALL else self._small
+        decode = view_of_large if cost > LARGE else view_of
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool, decode, data, *self._settings)
+        except DecodeError as error:
+            return error
+
+    def close(self) -> None:
+        """Drop what waits, and stop what is being decoded elsewhere."""
+        for pool in (self._small, self._middle, self._large):
+            pool.shutdown(wait=False, cancel_futures=True)
+        end_children()
 
 
 def _answer_with_reasons(app: FastAPI) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import DecodeError
-from pipeline.inputs.decode import Pixels, decode_rgb, open_image
+from pipeline.inputs.decode import Pixels, open_image
 from pipeline.inputs.effort import pixel_passes
 from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.inputs.remarks import collected
@@ -48,13 +48,13 @@ def effort(data: bytes) -> int:
         return 0
 
 
-def pixels_of(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
-    """Decode an upload to uint8 RGB (height, width, 3); DecodeError with the reason."""
-    return decode_rgb(data, pixel_limit, SCANS * pixel_limit, preprocessing.policy)
+def view_of(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
+    """The clean view of an upload; DecodeError with the reason."""
+    return preprocessing.view_of(data, pixel_limit, SCANS * pixel_limit)
 
 
 def view_of_large(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
-    """The clean view of a large image, from a process of its own; DecodeError with the reason."""
+    """The same, from a process of its own."""
     given = json.dumps([pixel_limit, asdict(preprocessing)])
     command = [sys.executable, "-m", "pipeline.service.decoding", given]
     pipe = subprocess.PIPE
@@ -91,11 +91,11 @@ def main(pixel_limit: int, preprocessing: Preprocessing) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
-        pixels = pixels_of(sys.stdin.buffer.read(), pixel_limit, preprocessing)
+        answer = view_of(sys.stdin.buffer.read(), pixel_limit, preprocessing).tobytes()
     except DecodeError as error:
         sys.stdout.buffer.write(str(error).encode(errors="backslashreplace"))
         sys.exit(1)
-    sys.stdout.buffer.write(preprocessing.view(pixels).tobytes())
+    sys.stdout.buffer.write(answer)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
-"""What one request, and all of them, may hold: refused while it is being received rather than when it is whole."""
+"""Whom the service answers, what a request may hold, and how many images may wait."""
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
-from starlette.requests import ClientDisconnect
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+DISCARDED = 8  # times the limit that is read of a body and thrown away
+RETRY_AFTER = 1  # second
 
 
 @dataclass(frozen=True)
@@ -28,73 +34,83 @@ class Limits:
         return max(self.files, self.waiting // 8)
 
 
-class Busy(Exception):
-    """More images wait than may: come back later."""
-
-
 class Room:
-    """Room for `most` images that wait at once."""
+    """Room for `most` images, or bytes of them, that wait at once."""
 
     def __init__(self, most: int) -> None:
         self._free = most
 
-    @contextlib.contextmanager
-    def take(self, images: int) -> Iterator[None]:
-        """Take room for so many images, and give it back in the end; Busy, at once, where there is none."""
-        if images > self._free:
-            raise Busy
-        self._free -= images
+    @contextmanager
+    def take(self, count: int) -> Iterator[None]:
+        """Take so much room, and give it back in the end; status 503, at once, where there is none."""
+        if count > self._free:
+            raise HTTPException(503, "queue full, retry in a second", {"Retry-After": str(RETRY_AFTER)})
+        self._free -= count
         try:
             yield
         finally:
-            self._free += images
+            self._free += count
 
 
-DISCARDED = 8  # times the limit that is read of a body and thrown away
+class Guard:
+    """An ASGI application in front of another: refuses pages of other sites (403), and bodies over the limit (413).
 
+    A browser names the site of a page in `Origin`. Where the service is local, its own name has to be one of this
+    machine: a site could otherwise have its name point here, and be its own origin.
+    """
 
-class LimitBody:
-    """An ASGI application whose requests end with status 413 where their body is over `most` bytes."""
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app = app
-        self.most = most
+        self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, its body counted."""
+        """Pass the request on, its body counted, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        received = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
-        whole = False
-        if received <= self.most:
-            received = 0
-
-            async def counted() -> Message:
-                nonlocal received, whole
-                message = await receive()
-                whole = not message.get("more_body", False)
-                received += len(message.get("body", b""))
-                # What is over the limit is not handed on: to the application the client is gone.
-                return {"type": "http.disconnect"} if received > self.most else message
-
-            async def watched(message: Message) -> None:
-                if received <= self.most:
-                    await send(message)
-
-            with contextlib.suppress(ClientDisconnect):
-                await self.app(scope, counted, watched)
-        if received > self.most:
-            if not whole and received <= DISCARDED * self.most:
-                await _discard(receive, DISCARDED * self.most)
-            reason = f"the request is over the limit of {self.most:,} bytes: send fewer or smaller images"
-            await JSONResponse({"reason": reason}, 413, {"Connection": "close"})(scope, receive, send)
+        headers = Headers(scope=scope)
+        if reason := _foreign(headers, self.limits.local):
+            await JSONResponse({"reason": reason}, 403)(scope, receive, send)
+        else:
+            await self.app(scope, _counted(receive, int(headers.get("content-length", 0)), self.limits.bytes), send)
 
 
-async def _discard(receive: Receive, most: int) -> None:
-    """Read the rest of a body, up to `most` bytes: who is still sending would see a broken connection, no reason."""
-    while most > 0:
-        message = await receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            return
-        most -= len(message.get("body", b""))
+def _foreign(headers: Headers, local: bool) -> str:
+    """Why a request is not answered, by its headers; "" where it is."""
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if local and not _is_loopback(host):
+        return "this service is for programs on its own machine: ask it as localhost, or serve with --host"
+    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        return "this service is not for pages of other sites"
+    return ""
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a Host header names this machine."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _counted(receive: Receive, announced: int, most: int) -> Receive:
+    """`receive`, with status 413 where the body is over `most` bytes, announced or received.
+
+    The rest of the body is read first, up to a limit: who is still sending would see a broken connection, no reason.
+    """
+    received = 0
+
+    async def counted() -> Message:
+        nonlocal received
+        message = await receive() if announced <= DISCARDED * most else {}
+        received += len(message.get("body", b""))
+        while max(announced, received) > most:
+            if received > DISCARDED * most or not message.get("more_body", False):
+                reason = f"the request is over the limit of {most:,} bytes: send fewer or smaller images"
+                raise HTTPException(413, reason, {"Connection": "close"})
+            message = await receive()
+            received += len(message.get("body", b""))
+        return message
+
+    return counted

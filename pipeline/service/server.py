@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import cast
 
@@ -199,15 +200,14 @@ class Server(uvicorn.Server):
 
 
 def _raise_descriptor_limit() -> int:
-    """Raise this process's soft limit on descriptors as far as is allowed and of use; returns the limit."""
+    """Raise this process's soft limit on descriptors as far as is allowed and of use; returns how many there are."""
     if resource is None:
         return DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return min(soft, DESCRIPTORS) if soft != resource.RLIM_INFINITY else DESCRIPTORS
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):  # some systems grant less than the hard limit says
+    unlimited, (soft, hard) = resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == unlimited else min(hard, DESCRIPTORS)
+    if soft != unlimited and soft < wanted:
+        with suppress(OSError, ValueError):  # some systems grant less than the hard limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
         return soft
-    return wanted
+    return DESCRIPTORS if soft == unlimited else min(soft, DESCRIPTORS)
