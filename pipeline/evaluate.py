@@ -69,8 +69,8 @@ def _evaluate_model(config: EvaluateConfig) -> Scores:
             first = f"{unknown[0]!r}{resembling(unknown[0], card.classes)}"
             found = f"classes the model does not know, the first {first}"
         raise PipelineError(f"{config.split} of {data} has {found}; name the data the model was trained for")
-    paths, mirrored = [images.root / image.path for image in chosen], bundle.mirrors(config.tta)
-    log_probs = bundle.on(config.device, config.precision).log_probs(paths, mirrored)
+    paths = [images.root / image.path for image in chosen]
+    log_probs = bundle.on(config.device, config.precision).log_probs(paths, mirrored=config.tta == "flip")
     number = {name: number for number, name in enumerate(card.classes)}
     labels = torch.tensor([number[image.label] for image in chosen])
     return score(log_probs, labels, config.split, [image.digest for image in chosen])

@@ -65,8 +65,9 @@ def export(config: ExportConfig) -> ExportResult:
     head = temperature_scaled(run.folded_head(), calibration.temperature)
     card = replace(_card(run, cache, index), names=names, calibration=calibration, class_prior=config.class_prior)
     if config.tta == "flip":
-        bundle = Bundle(config.model, card, tensors, head)
-        calibration = _with_flip(calibration, bundle, index, root, prior.from_wanted if prior else None)
+        unscaled = replace(card, calibration=replace(calibration, flip_temperature=1.0))
+        bundle = Bundle(config.model, unscaled, tensors, head)
+        calibration = _with_flip(bundle, index, root, prior.from_wanted if prior else None)
     scores = TrainedScores(run.record.valid_accuracy, [*run.record.scored, *evaluations])
     card = replace(card, calibration=calibration, scores=scores)
     with ExitStack() as files:
@@ -126,9 +127,10 @@ def _with_errors(known: Calibration, split: str, ece: Pair, floor: Pair) -> Cali
     return replace(known, ece={**known.ece, split: ece}, floor={**known.floor, split: floor})
 
 
-def _with_flip(known: Calibration, bundle: Bundle, index: SetIndex, root: Path, shift: Tensor | None) -> Calibration:
-    """The same with a temperature for --tta flip, fitted on the validation images themselves: the cache has no mirrored
-    views.
+def _with_flip(bundle: Bundle, index: SetIndex, root: Path, shift: Tensor | None) -> Calibration:
+    """The model's calibration with a temperature for --tta flip, fitted on the validation images themselves.
+
+    The cache has no mirrored views.
     """
     images = index.split("valid")
     check_files(images, root)
@@ -137,7 +139,7 @@ def _with_flip(known: Calibration, bundle: Bundle, index: SetIndex, root: Path, 
     predictor = bundle.on(device_of(precision), precision)
     log_probs = predictor.log_probs([root / image.path for image in images], mirrored=True)
     fit = calibrate(log_probs, torch.from_numpy(index.labels(images)), index, shift)
-    known = replace(known, flip_temperature=fit.temperature or 1.0)
+    known = replace(bundle.card.calibration, flip_temperature=fit.temperature or 1.0)
     return _with_errors(known, "valid_flip", (fit.ece, fit.scaled_ece), (fit.floor, fit.scaled_floor))
 
 

@@ -53,14 +53,14 @@ def predict(config: PredictConfig) -> PredictResult:
     if unread:
         logger.warning(unread_line(unread))
     torch.set_num_threads(available_cpus())
-    predictor, mirrored = bundle.on(config.device, config.precision), bundle.mirrors(config.tta)
+    predictor = bundle.on(config.device, config.precision)
     ready = time.perf_counter()
     policy = bundle.preprocessing.policy
     if found := narrow_range(paths, policy):
         logger.warning(f"{found[0]}; the model expects values up to {policy.grey_range:,}")
     failed: dict[int, str] = {}
     remarks = Remarks()
-    log_probs = predictor.log_probs(paths, mirrored, failed, remarks)
+    log_probs = predictor.log_probs(paths, config.tta == "flip", failed, remarks)
     for line in remarks.lines():
         logger.warning(line)
     rate = len(paths) / (time.perf_counter() - ready)

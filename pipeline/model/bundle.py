@@ -5,6 +5,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # which pydantic wants before Python 3.12
 
 from pipeline.backbones.backbone import Backbone, build_trunk, load_backbone
 from pipeline.console import named
@@ -28,6 +30,10 @@ logger = logging.getLogger("headgraft.model")
 _AHEAD = 2  # batches that are decoded before they are asked for
 
 
+# As `predict --json` and the service give it; `class` is `label` under its earlier name, until 1.0.
+ScoreJson = TypedDict("ScoreJson", {"label": str, "class": str, "name": str, "probability": float})
+
+
 @dataclass(frozen=True)
 class ClassScore:
     """A class, its display name and its probability."""
@@ -36,8 +42,8 @@ class ClassScore:
     name: str
     probability: float
 
-    def as_json(self) -> dict[str, Any]:
-        """As `predict --json` and the service give it; `class` is `label` under its earlier name, until 1.0."""
+    def as_json(self) -> ScoreJson:
+        """With the label under both of its names."""
         return {"label": self.label, "class": self.label, "name": self.name, "probability": self.probability}
 
 
@@ -66,7 +72,6 @@ class Bundle:
     backbone_tensors: dict[str, Tensor]
     head: nn.Sequential
     stored: dict[str, Any] = field(default_factory=dict, repr=False)
-    _predictors: dict[tuple[str, str], "Predictor"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -106,27 +111,13 @@ class Bundle:
             )
         return Predictor(self, self.backbone(place, resolve_precision(precision, place, trained), batch_size))
 
-    def mirrors(self, tta: str) -> bool:
-        """Whether images are seen mirrored as well; that the model has no temperature for it is logged."""
-        if tta == "flip" and self.card.calibration.flip_temperature is None:
-            logger.warning(
-                "the model has no temperature for --tta flip, so its averaged probabilities are not calibrated: "
-                "export it with --tta flip"
-            )
-        return tta == "flip"
+    @cached_property
+    def _on_cpu(self) -> "Predictor":
+        return self.on("cpu", "float32")
 
-    def predict(
-        self,
-        images: ImageSource | Iterable[ImageSource],
-        top_k: int = 5,
-        device: str | torch.device = "cpu",
-        precision: str = "float32",
-    ) -> list[Prediction]:
-        """As `Predictor.predict`, on a predictor that is kept for the next call with this device and precision."""
-        key = str(device), precision
-        if key not in self._predictors:
-            self._predictors[key] = self.on(device, precision)
-        return self._predictors[key].predict(images, top_k)
+    def predict(self, images: ImageSource | Iterable[ImageSource], top_k: int = 5) -> list[Prediction]:
+        """As `Predictor.predict`, in float32 on the CPU."""
+        return self._on_cpu.predict(images, top_k)
 
     def log_probs(self, backbone: Backbone, images: Sequence[ImageSource]) -> tuple[Tensor, dict[int, str]]:
         """As `Predictor.log_probs`, and the reasons by index; kept until 1.0 for programs that call it."""
@@ -179,14 +170,21 @@ class Predictor:
         Images that cannot be decoded are in `failed`, with the reason by index, and their rows are NaN; without
         `failed`, DecodeError names them. What is odd in files that are read goes into `remarks`.
         """
+        if mirrored and self.bundle.card.calibration.flip_temperature is None:
+            logger.warning(
+                "the model has no temperature for --tta flip, so its averaged probabilities are not calibrated: "
+                "export it with --tta flip"
+            )
         found = torch.full((len(images), len(self.bundle.classes)), float("nan"))
-        for indexes, views in self._batches(images, failed, remarks):
+        network = self.backbone
+        for indexes, views in view_batches(network.preprocessing, images, network.batch_size, failed, remarks):
             found[indexes] = self.of_views(views, mirrored)
         return found
 
     def features(self, images: Sequence[ImageSource]) -> Tensor:
         """Rows of the backbone, unrounded: (N, D) float32; DecodeError as of `log_probs`."""
-        return torch.cat([self.backbone.features(views) for _, views in self._batches(images)])
+        batches = view_batches(self.backbone.preprocessing, images, self.backbone.batch_size)
+        return torch.cat([self.backbone.features(views) for _, views in batches])
 
     @torch.inference_mode()
     def of_views(self, views: Sequence[Pixels], mirrored: bool = False) -> Tensor:
@@ -203,11 +201,6 @@ class Predictor:
         if not found.isfinite().all():
             raise BundleError(f"{self.bundle.path} produced NaN or infinite probabilities: its weights are too large")
         return found
-
-    def _batches(
-        self, images: Sequence[ImageSource], failed: dict[int, str] | None = None, remarks: Remarks | None = None
-    ) -> Iterator[tuple[list[int], list[Pixels]]]:
-        return view_batches(self.bundle.preprocessing, images, self.backbone.batch_size, failed, remarks)
 
 
 def view_batches(
@@ -244,9 +237,9 @@ def view_batches(
             if views:
                 yield indexes, views
     if failed is None and reasons:
-        lines = "\n".join(f"  {_name(images[index], index)}: {reason}" for index, reason in reasons.items())
-        count = f"{len(reasons)} of {len(images)} images"
-        raise DecodeError(f"{count} cannot be decoded; fix or remove them:\n{lines}")
+        lines = [f"  {_name(images[index], index)}: {reason}" for index, reason in reasons.items()]
+        found = f"{len(reasons)} of {len(images)} images cannot be decoded; fix or remove them:"
+        raise DecodeError("\n".join([found, *lines]))
 
 
 def _listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:

@@ -39,15 +39,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation of the run, as run.json has it. Earlier ones have no `classes`, `intervals` and errors.
-
-    Attributes:
-        images: number of files scored.
-        top1: accuracy, as `top5` (None with five classes or fewer) and `mean_per_class`.
-        when: UTC, ISO 8601.
-        intervals: 95 % over images, (low, high) by accuracy.
-        ece: calibration error; `ece_floor` its mean if the probabilities were right.
-    """
+    """An evaluation as run.json has it: `Scores`, and `when` in UTC. Earlier ones have none of the optional fields."""
 
     split: str
     images: Count

@@ -63,15 +63,13 @@ def load_bundle(path: str | Path) -> Bundle:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The card as it is stored, and the tensors by name."""
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "not a regular file"
-        raise BundleError(f"{path} is {kind}, expected a model file: make one from a run with export")
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+        raise BundleError(f"{path} {found}, expected a model file: make one from a run with export")
     try:
         with safe_open(path, "pt") as file:
             card = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except FileNotFoundError as error:
-        raise BundleError(f"{path} does not exist, expected a model file: make one with export") from error
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not a model that headgraft exported: {first_line(error)}") from error
     if card is None:

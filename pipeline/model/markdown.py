@@ -16,50 +16,45 @@ SHOWN = 30  # classes that are listed
 
 def model_card(bundle: Bundle) -> str:
     """The card of a model file. It says what the file says; a file of an earlier version may say less."""
-    card, name = bundle.card, bundle.path.name
-    data = f", those of {card.set}" if card.set else ""
+    card, base, name = bundle.card, bundle.card.manifest.base, bundle.path.name
+    hidden, features = bundle.head.state_dict()["0.weight"].shape
     shown = [card.names.get(label, label) for label in card.classes[:SHOWN]]
     more = f" and {len(card.classes) - SHOWN} more" if len(card.classes) > SHOWN else ""
-    lines = [
-        f"# {name}",
-        "",
-        f"Tells {len(card.classes)} classes of images apart{data}. Exported by headgraft through its parity gate.",
-        "",
-        "## What it is",
-        "",
-        *_architecture(bundle),
-        "",
-        "## How it was trained",
-        "",
-        *_training(card),
-        "",
-        "## How good it is",
-        "",
-        *_scores(card),
-        "",
-        "## Classes",
-        "",
-        f"{', '.join(shown)}{more}",
-        "",
-        "## Use",
-        "",
-        f"    headgraft predict {name} IMAGE...",
-    ]
-    return "\n".join(lines) + "\n"
+    return f"""\
+# {name}
+
+Tells {len(card.classes)} classes of images apart{f", those of {card.set}" if card.set else ""}. Exported by headgraft \
+through its parity gate.
+
+## What it is
+
+- {card.backbone} up to `{base.layer}`, frozen, then Linear({features}, {hidden}), ReLU, Dropout, \
+Linear({hidden}, {len(card.classes)}), LogSoftmax
+- input: {bundle.preprocessing}
+- weights of the backbone: {base.weights_digest[:16]}; licence: {card.weights.get("licence", "not stated")}
+- trained on features computed in {base.precision}; the file's numbers are float32
+- tensors: {f"checked, {card.digest}" if card.digest else "not checked, exported without a digest"}
+
+## How it was trained
+
+{_joined(_training(card))}
+
+## How good it is
+
+{_joined(_scores(card))}
+
+## Classes
+
+{", ".join(shown)}{more}
+
+## Use
+
+    headgraft predict {name} IMAGE...
+"""
 
 
-def _architecture(bundle: Bundle) -> Iterator[str]:
-    card, base, head = bundle.card, bundle.card.manifest.base, bundle.head
-    hidden = head[0].out_features
-    yield (
-        f"- {card.backbone} up to `{base.layer}`, frozen, then Linear({head[0].in_features}, {hidden}), ReLU, Dropout, "
-        f"Linear({hidden}, {len(card.classes)}), LogSoftmax"
-    )
-    yield f"- input: {bundle.preprocessing}"
-    licence = card.weights.get("licence", "not stated")
-    yield f"- weights of the backbone: {base.weights_digest[:16]}; licence: {licence}"
-    yield f"- trained on features computed in {base.precision}; the file's numbers are float32"
-    yield f"- tensors: {f'checked, {card.digest}' if card.digest else 'not checked, exported without a digest'}"
+def _joined(lines: Iterator[str]) -> str:
+    return "\n".join(lines)
 
 
 def _training(card: ModelCard) -> Iterator[str]:

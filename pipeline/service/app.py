@@ -12,19 +12,20 @@ from typing import Annotated, Any
 from fastapi import FastAPI, File, HTTPException, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
 
+from pipeline.config import ServeConfig
 from pipeline.console import named
 from pipeline.errors import DecodeError
 from pipeline.inputs.decode import Pixels
 from pipeline.inputs.remarks import catching_warnings
 from pipeline.machine.device import available_cpus
-from pipeline.model.bundle import ClassScore, Predictor
+from pipeline.model.bundle import Predictor, ScoreJson
 from pipeline.service.batcher import Batcher
-from pipeline.service.decoding import LARGE, SMALL, effort, end_children, lower_priority, view_of, view_of_large
-from pipeline.service.limits import DISCARDED, Guard, Limits, Room
+from pipeline.service.decoding import LARGE, SMALL, effort, lower_priority, view_of, view_of_large
+from pipeline.service.limits import DISCARDED, Room, guarded
 
 # The page is all there is: nothing is loaded from anywhere, and nothing it shows can be a program.
 SAFE = {
@@ -35,25 +36,11 @@ SAFE = {
 }
 
 
-class ClassProbability(BaseModel):
-    """A class, its display name and its probability; `class` is `label` under its earlier name, until 1.0."""
-
-    label: str
-    class_: str = Field(alias="class")
-    name: str
-    probability: float
-
-    @classmethod
-    def of(cls, score: ClassScore) -> "ClassProbability":
-        """Printable, whatever the class is called."""
-        return cls(**replace(score, label=named(score.label), name=named(score.name)).as_json())
-
-
 class FilePrediction(BaseModel):
     """The most probable classes of one file, the likeliest first."""
 
     file: str
-    top: list[ClassProbability]
+    top: list[ScoreJson]
 
 
 class FailedFile(BaseModel):
@@ -86,10 +73,11 @@ class Health(BaseModel):
     precision: str
 
 
-def create_app(predictor: Predictor, limits: Limits) -> FastAPI:
-    """The service of one model file."""
-    bundle, batcher, decoder = predictor.bundle, Batcher(predictor), _Decoder(predictor, limits)
-    waiting, waiting_bytes = Room(limits.waiting), Room(DISCARDED * limits.bytes)
+def create_app(predictor: Predictor, config: ServeConfig, local: bool) -> FastAPI:
+    """The service of one model file; `local` where only programs of this machine are meant to ask."""
+    bundle, batcher, decoder = predictor.bundle, Batcher(predictor), _Decoder(predictor, config)
+    most = int(config.max_mb * 1e6)
+    waiting, waiting_bytes = Room(config.max_waiting), Room(DISCARDED * most)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
@@ -108,23 +96,23 @@ def create_app(predictor: Predictor, limits: Limits) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    MultiPartParser.spool_max_size = limits.bytes  # in memory: a file on disk for each would use up the descriptors
-    app.add_middleware(Guard, limits=limits)
+    MultiPartParser.spool_max_size = most  # in memory: a file on disk for each would use up the descriptors
+    app.add_middleware(guarded, most=most, local=local)
     _answer_with_reasons(app)
 
     async def predict_all(uploads: list[UploadFile], top_k: int) -> tuple[list[FilePrediction], list[FailedFile]]:
         views = await decoder.views([await upload.read() for upload in uploads])
-        rows = iter(
-            await asyncio.gather(*(batcher.log_probs(one) for one in views if not isinstance(one, DecodeError)))
-        )
+        read = [view for view in views if not isinstance(view, DecodeError)]
+        rows = iter(await asyncio.gather(*map(batcher.log_probs, read)))
         predictions, failed = [], []
         for upload, view in zip(uploads, views, strict=True):
             name = named(upload.filename or "unnamed")
             if isinstance(view, DecodeError):
                 failed.append(FailedFile(file=name, reason=str(view)))
             else:
-                top = [ClassProbability.of(score) for score in bundle.top(next(rows), top_k)]
-                predictions.append(FilePrediction(file=name, top=top))
+                scores = bundle.top(next(rows), top_k)
+                shown = [replace(one, label=named(one.label), name=named(one.name)) for one in scores]
+                predictions.append(FilePrediction(file=name, top=[one.as_json() for one in shown]))
         return predictions, failed
 
     @app.post("/predict", responses={413: {"model": Refusal}, 422: {"model": Refusal}, 503: {"model": Refusal}})
@@ -134,8 +122,8 @@ def create_app(predictor: Predictor, limits: Limits) -> FastAPI:
     ) -> Answer:
         """The most probable classes of image files; those that cannot be read are listed apart."""
         start = time.perf_counter()
-        if len(files) > limits.files:
-            raise HTTPException(413, f"{len(files)} files are over the limit of {limits.files}: send fewer at once")
+        if len(files) > config.max_files:
+            raise HTTPException(413, f"{len(files)} files are over the limit of {config.max_files}: send fewer at once")
         try:
             with waiting.take(len(files)), waiting_bytes.take(sum(file.size or 0 for file in files)):
                 predictions, failed = await predict_all(files, top_k)
@@ -164,13 +152,13 @@ def create_app(predictor: Predictor, limits: Limits) -> FastAPI:
 class _Decoder:
     """Views of uploads, in threads by how much work they are, so that no image waits for a larger one."""
 
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
-        self._settings = limits.pixels, predictor.bundle.preprocessing
+    def __init__(self, predictor: Predictor, config: ServeConfig) -> None:
+        self._settings = int(config.max_megapixels * 1e6), predictor.bundle.preprocessing
         threads = max(2, available_cpus() // 2)
         self._small = ThreadPoolExecutor(threads, "decode-small")
         self._middle = ThreadPoolExecutor(threads, "decode-middle", lower_priority)
-        self._large = ThreadPoolExecutor(1, "decode-large")
-        self._waiting_large = Room(limits.large)
+        self._one_large = asyncio.Semaphore()
+        self._waiting_large = Room(max(config.max_files, config.max_waiting // 8))
 
     async def views(self, contents: Sequence[bytes]) -> list[Pixels | DecodeError]:
         """Of each file its view, or why there is none; status 503 where too many large images wait."""
@@ -180,18 +168,19 @@ class _Decoder:
             return await asyncio.gather(*map(self._view, contents, efforts))
 
     async def _view(self, data: bytes, cost: int) -> Pixels | DecodeError:
-        pool = self._large if cost > LARGE else self._middle if cost > SMALL else self._small
-        decode = view_of_large if cost > LARGE else view_of
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool, decode, data, *self._settings)
+            if cost > LARGE:
+                async with self._one_large:
+                    return await view_of_large(data, *self._settings)
+            pool = self._middle if cost > SMALL else self._small
+            return await asyncio.get_running_loop().run_in_executor(pool, view_of, data, *self._settings)
         except DecodeError as error:
             return error
 
     def close(self) -> None:
-        """Drop what waits, and stop what is being decoded elsewhere."""
-        for pool in (self._small, self._middle, self._large):
+        """Drop what waits."""
+        for pool in (self._small, self._middle):
             pool.shutdown(wait=False, cancel_futures=True)
-        end_children()
 
 
 def _answer_with_reasons(app: FastAPI) -> None:

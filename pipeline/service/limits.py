@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -13,25 +12,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DISCARDED = 8  # times the limit that is read of a body and thrown away
 RETRY_AFTER = 1  # second
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of one request: bytes of its body, files, and pixels of each; and of all: images that wait at once.
-
-    `local`: whether only programs of this machine are meant to ask.
-    """
-
-    bytes: int = 32 << 20
-    files: int = 16
-    pixels: int = 50_000_000
-    waiting: int = 128
-    local: bool = True
-
-    @property
-    def large(self) -> int:
-        """Large images that may wait at once: those of one request, or a few of many that may wait."""
-        return max(self.files, self.waiting // 8)
 
 
 class Room:
@@ -52,27 +32,23 @@ class Room:
             self._free += count
 
 
-class Guard:
-    """An ASGI application in front of another: refuses pages of other sites (403), and bodies over the limit (413).
+def guarded(app: ASGIApp, most: int, local: bool) -> ASGIApp:
+    """An ASGI application that refuses for `app` pages of other sites (403), and bodies over `most` bytes (413).
 
-    A browser names the site of a page in `Origin`. Where the service is local, its own name has to be one of this
-    machine: a site could otherwise have its name point here, and be its own origin.
+    A browser names the site of a page in `Origin`. Where only programs of this machine are meant to ask (`local`), the
+    service's own name has to be one of it: a site could otherwise have its name point here, and be its own origin.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
-        self.app = app
-        self.limits = limits
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            if reason := _foreign(headers, local):
+                await JSONResponse({"reason": reason}, 403)(scope, receive, send)
+                return
+            receive = _counted(receive, int(headers.get("content-length", 0)), most)
+        await app(scope, receive, send)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, its body counted, or refuse it."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        if reason := _foreign(headers, self.limits.local):
-            await JSONResponse({"reason": reason}, 403)(scope, receive, send)
-        else:
-            await self.app(scope, _counted(receive, int(headers.get("content-length", 0)), self.limits.bytes), send)
+    return answer
 
 
 def _foreign(headers: Headers, local: bool) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import time
-from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import cast
 
@@ -78,13 +78,9 @@ class Connection(H11Protocol):
         self.received += len(data)
         if self.uploads:
             self.since = min(time.monotonic(), self.since + len(data) / BODY_RATE)
-        super().data_received(data)
-
-    def handle_events(self) -> None:
-        """Read what has arrived; a request may start."""
         before = self.cycle
-        super().handle_events()
-        if self.cycle is not before:
+        super().data_received(data)
+        if self.cycle is not before:  # a request has started
             self.since = time.monotonic()
 
     def on_response_complete(self) -> None:
@@ -170,17 +166,14 @@ class Server(uvicorn.Server):
                 await asyncio.sleep(0 if self._make_room() else PAUSE)
             try:
                 client, _ = await loop.sock_accept(listener)
-                await loop.connect_accepted_socket(self._connection, client)
+                protocol = partial(Connection, self.config, self.server_state, self.lifespan.state)
+                await loop.connect_accepted_socket(protocol, client)
             except OSError as error:
-                reason = f"a connection was not accepted: {error.strerror} (further ones are not reported)"
                 if "accept" not in self._logged:
-                    logger.warning(reason)
+                    logger.warning(f"a connection was not accepted: {error.strerror} (further ones are not reported)")
                 self._logged.add("accept")
                 self._make_room()
                 await asyncio.sleep(PAUSE)
-
-    def _connection(self) -> Connection:
-        return Connection(self.config, self.server_state, self.lifespan.state)
 
     def _make_room(self) -> bool:
         """Drop a twentieth of the connections; False where the service waits for no client."""
@@ -200,14 +193,13 @@ class Server(uvicorn.Server):
 
 
 def _raise_descriptor_limit() -> int:
-    """Raise this process's soft limit on descriptors as far as is allowed and of use; returns how many there are."""
+    """Set this process's limit on descriptors as high as is allowed and of use; returns how many there are."""
     if resource is None:
         return DESCRIPTORS
-    unlimited, (soft, hard) = resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == unlimited else min(hard, DESCRIPTORS)
-    if soft != unlimited and soft < wanted:
-        with suppress(OSError, ValueError):  # some systems grant less than the hard limit says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):  # some systems grant less than the hard limit says
         return soft
-    return DESCRIPTORS if soft == unlimited else min(soft, DESCRIPTORS)
+    return wanted
