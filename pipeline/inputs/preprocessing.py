@@ -12,15 +12,7 @@ from PIL import Image
 
 from pipeline.errors import DecodeError
 from pipeline.inputs.augment import clean_layout
-from pipeline.inputs.decode import (
-    DECODING_POLICY,
-    EFFORT_LIMIT,
-    PIXEL_LIMIT,
-    Decoding,
-    Pixels,
-    decode_rgb,
-    read_image,
-)
+from pipeline.inputs.decode import DECODING_POLICY, EFFORT_LIMIT, PIXEL_LIMIT, Decoding, Pixels, decode_rgb, read_image
 
 ImageSource = str | Path | bytes | Image.Image | Pixels  # a file, its bytes, an open image, or a view
 
@@ -67,13 +59,13 @@ class Preprocessing:
     def view_of(
         self,
         image: ImageSource,
-        pixel_limit: int = PIXEL_LIMIT,
-        effort_limit: int = EFFORT_LIMIT,
+        limits: tuple[int, int] = (PIXEL_LIMIT, EFFORT_LIMIT),
         remarks: dict[str, str] | None = None,
     ) -> Pixels:
         """The clean view (input_size, input_size, 3) of an image; DecodeError with the reason where there is none.
 
-        An array is taken as the view itself; limits and `remarks` are those of `decode_rgb`.
+        An array is taken as the view itself. `limits` are on pixels, and on pixels times scans; `remarks` as of
+        `decode_rgb`.
         """
         if isinstance(image, np.ndarray):
             if image.shape != (self.input_size, self.input_size, 3) or image.dtype != np.uint8:
@@ -83,7 +75,7 @@ class Preprocessing:
                 )
             return image
         data = read_image(Path(image)) if isinstance(image, str | Path) else image
-        return self.view(decode_rgb(data, pixel_limit, effort_limit, self.policy, remarks))
+        return self.view(decode_rgb(data, *limits, self.policy, remarks))
 
     def as_card(self) -> dict[str, Any]:
         """As a model card states it."""

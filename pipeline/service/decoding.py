@@ -50,7 +50,7 @@ def effort(data: bytes) -> int:
 
 def view_of(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
     """The clean view of an upload; DecodeError with the reason."""
-    return preprocessing.view_of(data, pixel_limit, SCANS * pixel_limit)
+    return preprocessing.view_of(data, (pixel_limit, SCANS * pixel_limit))
 
 
 async def view_of_large(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
@@ -64,6 +64,7 @@ async def view_of_large(data: bytes, pixel_limit: int, preprocessing: Preprocess
     finally:
         with suppress(ProcessLookupError):  # it has ended
             child.kill()
+        await child.wait()
     if child.returncode == 0:
         size = preprocessing.input_size
         return np.frombuffer(answer, np.uint8).reshape(size, size, 3)
