@@ -40,7 +40,7 @@ def _split(one: dict[str, Any]) -> str:
 
 def defaults() -> str:
     """Heads of the defaults: split, passes, accuracies over seeds, seconds an epoch."""
-    head = ("train / valid / test", "augmented passes", "valid, epoch 1", "valid, last epoch", "test", "an epoch")
+    head = ("train / valid / test", "augmented passes", "valid, epoch 1", "valid, last epoch", "test", "time per epoch")
     return _table(head, (_seeds(split, row) for split in results("accuracy")["splits"] for row in split["defaults"]))
 
 
@@ -60,7 +60,7 @@ def sweeps() -> str:
         "best of the search, valid",
         "difference, 95 % over images",
         "corrected for the choice: valid, difference",
-        "test of the kept one",
+        "test, kept head",
         "merged, valid",
     )
     return _table(head, (_choice(split, row) for split in results("accuracy")["splits"] for row in split["sweeps"]))
@@ -84,7 +84,7 @@ def _choice(split: dict[str, Any], row: dict[str, Any]) -> list[object]:
 
 def baselines() -> str:
     """What classifiers without a head reach, in the basis of the head that is kept, and as a script in the pyramid."""
-    head = ("train / valid / test", "passes", "basis", "shrunken discriminants, valid", "logistic regression, valid")
+    head = ("train / valid / test", "passes", "basis", "LDA with shrinkage, valid", "logistic regression, valid")
     rows = (
         [
             _split(split),
@@ -98,7 +98,7 @@ def baselines() -> str:
     )
     found = results("speed")["probes"]
     scores = [_percent(found[name]["best"]) for name in ("lda", "logistic")]
-    script = ["`probe_strong.py`, the first split", 0, "pyramid, standardised", *scores]
+    script = ["`probe_strong.py`, Udacity split", 0, "pyramid, standardised", *scores]
     return _table(head, [*rows, script])
 
 
@@ -123,7 +123,7 @@ def _one_head() -> list[object]:
     theirs, ours, again = (median(found[who][what]) for who, what in _TIMED)
     reached = mean(head["valid"] for head in clean["heads"])
     return [
-        "one head of 20 epochs, whole process (basis kept from before)",
+        "one head of 20 epochs, complete process (basis cached)",
         f"{plain['seconds']:.0f} s, {_percent(plain['valid'])}",
         f"{theirs:.1f} s, {_percent(strong['valid'])}",
         f"{ours:.1f} s ({again:.1f} s), {_percent(reached)}",

@@ -149,7 +149,7 @@ def test_an_image_is_a_path_bytes_an_open_image_or_a_view(tmp_path: Path) -> Non
     (example,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     found: dict[str, Any] = {"model": REPOSITORY / "tests" / "data" / "model-1.safetensors", "photo": photo}
     exec(compile(example, "python.md", "exec"), found)
-    bundle, given = found["bundle"], found["given"]
+    bundle, given = found["bundle"], found["images"]
     first, *others = bundle.predict(given)
     assert first.path == photo
     assert [(one.path, one.top) for one in others] == [(None, first.top)] * 3
