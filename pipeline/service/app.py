@@ -75,23 +75,11 @@ class Health(BaseModel):
 
 def create_app(predictor: Predictor, config: ServeConfig, local: bool) -> FastAPI:
     """The service of one model file; `local` where only programs of this machine are meant to ask."""
-    bundle, batcher, decoder = predictor.bundle, Batcher(predictor), _Decoder(predictor, config)
-    most = int(config.max_mb * 1e6)
-    waiting, waiting_bytes = Room(config.max_waiting), Room(DISCARDED * most)
-
-    @asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
-        with catching_warnings():
-            try:
-                yield
-            finally:
-                decoder.close()
-                batcher.close()
-
+    service, most = _Service(predictor, config), int(config.max_mb * 1e6)
     app = FastAPI(
         title="Headgraft",
         description="Predictions of one exported model.",
-        lifespan=running,
+        lifespan=service.running,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -99,47 +87,10 @@ def create_app(predictor: Predictor, config: ServeConfig, local: bool) -> FastAP
     MultiPartParser.spool_max_size = most  # in memory: a file on disk for each would use up the descriptors
     app.add_middleware(guarded, most=most, local=local)
     _answer_with_reasons(app)
-
-    async def predict_all(uploads: list[UploadFile], top_k: int) -> tuple[list[FilePrediction], list[FailedFile]]:
-        views = await decoder.views([await upload.read() for upload in uploads])
-        read = [view for view in views if not isinstance(view, DecodeError)]
-        rows = iter(await asyncio.gather(*map(batcher.log_probs, read)))
-        predictions, failed = [], []
-        for upload, view in zip(uploads, views, strict=True):
-            name = named(upload.filename or "unnamed")
-            if isinstance(view, DecodeError):
-                failed.append(FailedFile(file=name, reason=str(view)))
-            else:
-                scores = bundle.top(next(rows), top_k)
-                shown = [replace(one, label=named(one.label), name=named(one.name)) for one in scores]
-                predictions.append(FilePrediction(file=name, top=[one.as_json() for one in shown]))
-        return predictions, failed
-
-    @app.post("/predict", responses={413: {"model": Refusal}, 422: {"model": Refusal}, 503: {"model": Refusal}})
-    async def predict(
-        files: Annotated[list[UploadFile], File(description="Image files.")],
-        top_k: Annotated[int, Query(ge=1, description="Classes to name for each file.")] = 5,
-    ) -> Answer:
-        """The most probable classes of image files; those that cannot be read are listed apart."""
-        start = time.perf_counter()
-        if len(files) > config.max_files:
-            raise HTTPException(413, f"{len(files)} files are over the limit of {config.max_files}: send fewer at once")
-        try:
-            with waiting.take(len(files)), waiting_bytes.take(sum(file.size or 0 for file in files)):
-                predictions, failed = await predict_all(files, top_k)
-        except asyncio.CancelledError:  # the grace that the server gives is over
-            raise HTTPException(503, "the service is being stopped") from None
-        if not predictions:
-            raise HTTPException(422, "; ".join(f"{one.file}: {one.reason}" for one in failed))
-        return Answer(predictions=predictions, failed=failed, seconds=time.perf_counter() - start)
-
-    @app.head("/health", include_in_schema=False)
-    @app.get("/health")
-    async def health() -> Health:
-        """That the service is there, and what it serves."""
-        precision = predictor.backbone.precision
-        return Health(status="ok", model=bundle.path.name, classes=len(bundle.classes), precision=precision)
-
+    refusals: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (413, 422, 503)}
+    app.post("/predict", responses=refusals)(service.predict)
+    app.head("/health", include_in_schema=False)(service.health)
+    app.get("/health")(service.health)
     page = (files("pipeline.service") / "page.html").read_text("utf-8")
 
     @app.api_route("/", methods=["GET", "HEAD"], response_class=HTMLResponse, include_in_schema=False)
@@ -149,38 +100,86 @@ def create_app(predictor: Predictor, config: ServeConfig, local: bool) -> FastAP
     return app
 
 
-class _Decoder:
-    """Views of uploads, in threads by how much work they are, so that no image waits for a larger one."""
+class _Service:
+    """Predictions of one model: uploads are decoded in threads, and computed in batches across requests.
+
+    Threads by how much work an image is, so that none waits for a larger one; large ones are decoded one at a time, in
+    a process of their own.
+    """
 
     def __init__(self, predictor: Predictor, config: ServeConfig) -> None:
-        self._settings = int(config.max_megapixels * 1e6), predictor.bundle.preprocessing
+        self._predictor, self._config, self._batcher = predictor, config, Batcher(predictor)
         threads = max(2, available_cpus() // 2)
         self._small = ThreadPoolExecutor(threads, "decode-small")
         self._middle = ThreadPoolExecutor(threads, "decode-middle", lower_priority)
         self._one_large = asyncio.Semaphore()
-        self._waiting_large = Room(max(config.max_files, config.max_waiting // 8))
+        self._images = Room(config.max_waiting)
+        self._large_images = Room(max(config.max_files, config.max_waiting // 8))
+        self._bytes = Room(int(DISCARDED * config.max_mb * 1e6))
 
-    async def views(self, contents: Sequence[bytes]) -> list[Pixels | DecodeError]:
+    @asynccontextmanager
+    async def running(self, _: FastAPI) -> AsyncIterator[None]:
+        """Until the service is stopped: then nobody waits for an answer any more."""
+        with catching_warnings():
+            try:
+                yield
+            finally:
+                for pool in (self._small, self._middle):
+                    pool.shutdown(wait=False, cancel_futures=True)
+                self._batcher.close()
+
+    async def predict(
+        self,
+        files: Annotated[list[UploadFile], File(description="Image files.")],
+        top_k: Annotated[int, Query(ge=1, description="Classes to name for each file.")] = 5,
+    ) -> Answer:
+        """The most probable classes of image files; those that cannot be read are listed apart."""
+        start, most = time.perf_counter(), self._config.max_files
+        if len(files) > most:
+            raise HTTPException(413, f"{len(files)} files are over the limit of {most}: send fewer at once")
+        answer = Answer(predictions=[], failed=[], seconds=0)
+        try:
+            with self._images.take(len(files)), self._bytes.take(sum(file.size or 0 for file in files)):
+                views = await self._views([await file.read() for file in files])
+                read = [view for view in views if not isinstance(view, DecodeError)]
+                rows = iter(await asyncio.gather(*map(self._batcher.log_probs, read)))
+        except asyncio.CancelledError:  # the grace that the server gives is over
+            raise HTTPException(503, "the service is being stopped") from None
+        for file, view in zip(files, views, strict=True):
+            name = named(file.filename or "unnamed")
+            if isinstance(view, DecodeError):
+                answer.failed.append(FailedFile(file=name, reason=str(view)))
+            else:
+                scores = self._predictor.bundle.top(next(rows), top_k)
+                shown = [replace(one, label=named(one.label), name=named(one.name)) for one in scores]
+                answer.predictions.append(FilePrediction(file=name, top=[one.as_json() for one in shown]))
+        if not answer.predictions:
+            raise HTTPException(422, "; ".join(f"{one.file}: {one.reason}" for one in answer.failed))
+        answer.seconds = time.perf_counter() - start
+        return answer
+
+    async def health(self) -> Health:
+        """That the service is there, and what it serves."""
+        bundle, precision = self._predictor.bundle, self._predictor.backbone.precision
+        return Health(status="ok", model=bundle.path.name, classes=len(bundle.classes), precision=precision)
+
+    async def _views(self, contents: Sequence[bytes]) -> list[Pixels | DecodeError]:
         """Of each file its view, or why there is none; status 503 where too many large images wait."""
         loop = asyncio.get_running_loop()
         efforts = await asyncio.gather(*(loop.run_in_executor(self._small, effort, data) for data in contents))
-        with self._waiting_large.take(sum(cost > LARGE for cost in efforts)):
+        with self._large_images.take(sum(cost > LARGE for cost in efforts)):
             return await asyncio.gather(*map(self._view, contents, efforts))
 
     async def _view(self, data: bytes, cost: int) -> Pixels | DecodeError:
+        settings = int(self._config.max_megapixels * 1e6), self._predictor.bundle.preprocessing
         try:
             if cost > LARGE:
                 async with self._one_large:
-                    return await view_of_large(data, *self._settings)
+                    return await view_of_large(data, *settings)
             pool = self._middle if cost > SMALL else self._small
-            return await asyncio.get_running_loop().run_in_executor(pool, view_of, data, *self._settings)
+            return await asyncio.get_running_loop().run_in_executor(pool, view_of, data, *settings)
         except DecodeError as error:
             return error
-
-    def close(self) -> None:
-        """Drop what waits."""
-        for pool in (self._small, self._middle):
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _answer_with_reasons(app: FastAPI) -> None:

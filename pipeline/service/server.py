@@ -114,7 +114,6 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._most = min(CONNECTIONS, _raise_descriptor_limit() // 2)
         self._most_bytes = most_bytes
-        self._accepting: list[asyncio.Task[None]] = []
         self._logged: set[object] = set()
         for name in ("uvicorn.error", "asyncio"):
             logging.getLogger(name).addFilter(self._first_of_its_kind)
@@ -127,10 +126,10 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections here rather than in asyncio, which logs each one that finds no descriptor."""
         await super().startup(sockets=[])
-        for listener in sockets or []:
-            listener.setblocking(False)
-            listener.listen(self.config.backlog)
-            self._accepting.append(asyncio.create_task(self._accept(listener)))
+        (listener,) = sockets or []
+        listener.setblocking(False)
+        listener.listen(self.config.backlog)
+        self._accepting = asyncio.create_task(self._accept(listener))
 
     async def on_tick(self, counter: int) -> bool:
         """Drop the clients that take too long or send too much."""
@@ -140,15 +139,13 @@ class Server(uvicorn.Server):
         uploads = sorted((one for one in self._connections if one.uploads), key=lambda one: one.received)
         while sum(one.received for one in uploads) > self._most_bytes:
             uploads.pop().drop()
-        for task in self._accepting:
-            if task.done():
-                task.result()  # it never ends by itself: show why
+        if self._accepting.done():
+            self._accepting.result()  # it never ends by itself: show why
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Give requests in progress `GRACE_SECONDS`; drop clients that the service waits for."""
-        for task in self._accepting:
-            task.cancel()
+        self._accepting.cancel()
         for connection in self._connections:
             if connection.patience is not None:
                 connection.drop()
