@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import REPOSITORY, Extract, Times, draw_image, register_tiny, some_base, tiny_tensors, train_config
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -144,7 +145,10 @@ def test_files_of_every_version_are_read(tmp_path: Path) -> None:
 def test_an_image_is_a_path_bytes_an_open_image_or_a_view(tmp_path: Path) -> None:
     """Each gives what the others give; the example of docs/python.md shows it."""
     register_tiny()
-    photo = draw_image(tmp_path / "one.png", 7, size=(60, 40))
+    photo = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # on its side
+    Image.open(draw_image(tmp_path / "one.png", 7, size=(60, 40))).save(photo, exif=exif)
     text = (REPOSITORY / "docs" / "python.md").read_text("utf-8")
     (example,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     found: dict[str, Any] = {"model": REPOSITORY / "tests" / "data" / "model-1.safetensors", "photo": photo}

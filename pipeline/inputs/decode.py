@@ -1,9 +1,8 @@
 """Bytes of an image file → RGB pixels: one policy, used wherever an image is read."""
 
 import re
-import stat
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from cache.files import read_regular
 from pipeline.errors import DecodeError
 from pipeline.inputs.effort import decoded_pixels, pixel_passes
 from pipeline.inputs.remarks import FRAMES, METADATA, PROFILE, collected
@@ -90,23 +90,15 @@ FULL_RANGE = Decoding()
 def read_image(path: Path) -> bytes:
     """The bytes of an image file; DecodeError where it is not a regular file, over `BYTE_LIMIT`, or unreadable."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise DecodeError("not a regular file")
-        if found.st_size > BYTE_LIMIT:
-            raise DecodeError(f"{found.st_size:,} bytes, over the limit of {BYTE_LIMIT:,}")
-        return path.read_bytes()
+        if (size := path.stat().st_size) > BYTE_LIMIT:
+            raise DecodeError(f"{size:,} bytes, over the limit of {BYTE_LIMIT:,}")
+        return read_regular(path)
     except OSError as error:
         raise DecodeError(f"cannot be read: {error.strerror}") from error
 
 
-def open_image(data: bytes | Image.Image) -> AbstractContextManager[Image.Image]:
-    """The image file of these bytes, its pixels not decoded yet; what Pillow raises where it is none it can read.
-
-    An image that is open already stays open.
-    """
-    if isinstance(data, Image.Image):
-        return nullcontext(data)
+def open_image(data: bytes) -> Image.Image:
+    """The image file of these bytes, its pixels not decoded yet; what Pillow raises where it is none it can read."""
     # Pillow inflates every profile of a PNG, of which a file has one: a few bytes could keep it busy for minutes.
     if data.startswith(b"\x89PNG") and data.count(b"iCCP") > _MOST_PROFILES:
         raise DecodeError("a PNG with more than one colour profile")
@@ -120,7 +112,7 @@ def decode_rgb(
     policy: Decoding = FULL_RANGE,
     remarks: dict[str, str] | None = None,
 ) -> Pixels:
-    """Decode the first frame of an image file, or of an open image, to uint8 RGB (height, width, 3), upright.
+    """Decode an image file, its first frame, or an image of Pillow to uint8 RGB (height, width, 3), upright.
 
     EXIF orientation is applied, colour profiles are ignored. CMYK goes through Pillow's conversion; grey is
     repeated; palettes are looked up; alpha is laid over white; 16-bit grey is scaled to the policy's range and
@@ -128,12 +120,12 @@ def decode_rgb(
     `LONGEST` times longer than wide, and floating-point images are refused. What is odd but harmless goes into
     `remarks`, details by kind. Raises DecodeError with the reason.
     """
-    if not data:
+    if data == b"":
         raise DecodeError("the file is empty")
     remarks = {} if remarks is None else remarks
     content = data if isinstance(data, bytes) else b""
     try:
-        with collected(remarks), open_image(data) as image:
+        with collected(remarks), open_image(data) if isinstance(data, bytes) else nullcontext(data) as image:
             _refuse_too_much(image, content, pixel_limit, effort_limit)
             # The second frame of an MPO is a preview or the other eye's view.
             if getattr(image, "is_animated", False) and image.format != "MPO":

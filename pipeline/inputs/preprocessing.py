@@ -4,19 +4,27 @@ Free of torch, so that a process which only decodes starts at once.
 """
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import DecodeError
 from pipeline.inputs.augment import clean_layout
-from pipeline.inputs.decode import DECODING_POLICY, EFFORT_LIMIT, PIXEL_LIMIT, Decoding, Pixels, decode_rgb, read_image
-
-ImageSource = str | Path | bytes | Image.Image | Pixels  # a file, its bytes, an open image, or a view
+from pipeline.inputs.decode import (
+    DECODING_POLICY,
+    EFFORT_LIMIT,
+    PIXEL_LIMIT,
+    Decoding,
+    Pixels,
+    decode_rgb,
+    read_image,
+)
+from pipeline.inputs.remarks import catching_warnings
 
 INTERPOLATION = "bilinear-antialias"
+ImageSource = str | Path | bytes | Image.Image  # a file, its bytes, or an image of Pillow
 # The same for every model; stated so that other programs can compute the input. Earlier cards do not have it.
 _ALWAYS = {"channels": "RGB", "layout": "NCHW", "resize_side": "shorter", "crop": "center", "scale": 1 / 255}
 
@@ -46,36 +54,31 @@ class Preprocessing:
         """From the fields of the same names of a manifest's base."""
         return cls(**{field.name: getattr(stored, field.name) for field in fields(cls)})
 
-    @property
+    @cached_property
     def policy(self) -> Decoding:
         """How image files become pixels."""
         return Decoding.parse(self.decoding)
+
+    def decode(
+        self,
+        image: ImageSource,
+        remarks: dict[str, str] | None = None,
+        pixel_limit: int = PIXEL_LIMIT,
+        effort_limit: int = EFFORT_LIMIT,
+    ) -> Pixels:
+        """RGB pixels (height, width, 3) by this policy; limits, `remarks` and DecodeError as of `decode_rgb`."""
+        content = read_image(Path(image)) if isinstance(image, str | Path) else image
+        return decode_rgb(content, pixel_limit, effort_limit, self.policy, remarks)
 
     def view(self, pixels: Pixels) -> Pixels:
         """The clean view: (height, width, 3) → (input_size, input_size, 3), bit for bit torchvision's preset."""
         (height, width), box = clean_layout(pixels.shape[0], pixels.shape[1], self.input_size, self.resize)
         return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR).crop(box))
 
-    def view_of(
-        self,
-        image: ImageSource,
-        limits: tuple[int, int] = (PIXEL_LIMIT, EFFORT_LIMIT),
-        remarks: dict[str, str] | None = None,
-    ) -> Pixels:
-        """The clean view (input_size, input_size, 3) of an image; DecodeError with the reason where there is none.
-
-        An array is taken as the view itself. `limits` are on pixels, and on pixels times scans; `remarks` as of
-        `decode_rgb`.
-        """
-        if isinstance(image, np.ndarray):
-            if image.shape != (self.input_size, self.input_size, 3) or image.dtype != np.uint8:
-                raise DecodeError(
-                    f"an array {image.shape} of {image.dtype}, expected a view ({self.input_size}, {self.input_size}, "
-                    "3) of uint8; give the pixels of a whole image as PIL.Image.fromarray(pixels)"
-                )
-            return image
-        data = read_image(Path(image)) if isinstance(image, str | Path) else image
-        return self.view(decode_rgb(data, *limits, self.policy, remarks))
+    def view_of(self, image: ImageSource) -> Pixels:
+        """The clean view of an image, decoded in this thread; DecodeError with the reason."""
+        with catching_warnings():
+            return self.view(self.decode(image))
 
     def as_card(self) -> dict[str, Any]:
         """As a model card states it."""

@@ -27,6 +27,7 @@ from pipeline.model.card import ModelCard
 
 logger = logging.getLogger("headgraft.model")
 
+AnyImage = ImageSource | Pixels  # a file, its bytes, an image of Pillow, or a view
 _AHEAD = 2  # batches that are decoded before they are asked for
 
 
@@ -115,11 +116,11 @@ class Bundle:
     def _on_cpu(self) -> "Predictor":
         return self.on("cpu", "float32")
 
-    def predict(self, images: ImageSource | Iterable[ImageSource], top_k: int = 5) -> list[Prediction]:
+    def predict(self, images: AnyImage | Iterable[AnyImage], top_k: int = 5) -> list[Prediction]:
         """As `Predictor.predict`, in float32 on the CPU."""
         return self._on_cpu.predict(images, top_k)
 
-    def log_probs(self, backbone: Backbone, images: Sequence[ImageSource]) -> tuple[Tensor, dict[int, str]]:
+    def log_probs(self, backbone: Backbone, images: Sequence[AnyImage]) -> tuple[Tensor, dict[int, str]]:
         """As `Predictor.log_probs`, and the reasons by index; kept until 1.0 for programs that call it."""
         failed: dict[int, str] = {}
         return Predictor(self, backbone).log_probs(images, failed=failed), failed
@@ -143,7 +144,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model on a device. An image is a path, the bytes of a file, an open PIL image, or a view.
+    """A model on a device. An image is a path, the bytes of a file, an image of Pillow, or a view.
 
     A view is an array (S, S, 3) of uint8, S = `preprocessing.input_size`: RGB, resized and cropped already.
     """
@@ -151,7 +152,7 @@ class Predictor:
     bundle: Bundle
     backbone: Backbone
 
-    def predict(self, images: ImageSource | Iterable[ImageSource], top_k: int = 5) -> list[Prediction]:
+    def predict(self, images: AnyImage | Iterable[AnyImage], top_k: int = 5) -> list[Prediction]:
         """The `top_k` most probable classes of each image, or of the one; DecodeError as of `log_probs`."""
         given = _listed(images)
         paths = [Path(image) if isinstance(image, str | Path) else None for image in given]
@@ -160,7 +161,7 @@ class Predictor:
 
     def log_probs(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[AnyImage],
         mirrored: bool = False,
         failed: dict[int, str] | None = None,
         remarks: Remarks | None = None,
@@ -181,7 +182,7 @@ class Predictor:
             found[indexes] = self.of_views(views, mirrored)
         return found
 
-    def features(self, images: Sequence[ImageSource]) -> Tensor:
+    def features(self, images: Sequence[AnyImage]) -> Tensor:
         """Rows of the backbone, unrounded: (N, D) float32; DecodeError as of `log_probs`."""
         batches = view_batches(self.backbone.preprocessing, images, self.backbone.batch_size)
         return torch.cat([self.backbone.features(views) for _, views in batches])
@@ -205,7 +206,7 @@ class Predictor:
 
 def view_batches(
     preprocessing: Preprocessing,
-    images: Sequence[ImageSource],
+    images: Sequence[AnyImage],
     size: int,
     failed: dict[int, str] | None = None,
     remarks: Remarks | None = None,
@@ -222,7 +223,7 @@ def view_batches(
         for index, image in enumerate(images[start : start + size], start):
             odd: dict[str, str] = {}
             try:
-                views[index] = preprocessing.view_of(image, remarks=odd)
+                views[index] = _view(preprocessing, image, odd)
                 noted.add(_name(image, index), odd)
             except DecodeError as error:
                 reasons[index] = str(error)
@@ -242,10 +243,22 @@ def view_batches(
         raise DecodeError("\n".join([found, *lines]))
 
 
-def _listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
+def _view(preprocessing: Preprocessing, image: AnyImage, odd: dict[str, str]) -> Pixels:
+    if not isinstance(image, np.ndarray):
+        return preprocessing.view(preprocessing.decode(image, odd))
+    shape = (preprocessing.input_size, preprocessing.input_size, 3)
+    if image.shape != shape or image.dtype != np.uint8:
+        raise DecodeError(
+            f"an array {image.shape} of {image.dtype}, expected a view {shape} of uint8; give the pixels of a whole "
+            "image as PIL.Image.fromarray(pixels)"
+        )
+    return image
+
+
+def _listed(images: AnyImage | Iterable[AnyImage]) -> list[AnyImage]:
     one = isinstance(images, str | Path | bytes | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
     return [images] if one else list(images)  # type: ignore[list-item, arg-type]  # as `one` says
 
 
-def _name(image: ImageSource, index: int) -> str:
+def _name(image: AnyImage, index: int) -> str:
     return named(image) if isinstance(image, str | Path) else f"image {index}"

@@ -50,7 +50,8 @@ def effort(data: bytes) -> int:
 
 def view_of(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
     """The clean view of an upload; DecodeError with the reason."""
-    return preprocessing.view_of(data, (pixel_limit, SCANS * pixel_limit))
+    pixels = preprocessing.decode(data, pixel_limit=pixel_limit, effort_limit=SCANS * pixel_limit)
+    return preprocessing.view(pixels)
 
 
 async def view_of_large(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
