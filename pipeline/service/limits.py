@@ -55,9 +55,9 @@ def _foreign(headers: Headers, local: bool) -> str:
     """Why a request is not answered, by its headers; "" where it is."""
     host, origin = headers.get("host", ""), headers.get("origin")
     if local and not _is_loopback(host):
-        return "this service is for programs on its own machine: ask it as localhost, or serve with --host"
+        return "only localhost requests are accepted: ask the service as localhost, or serve with --host"
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-        return "this service is not for pages of other sites"
+        return "requests from pages of other sites are refused"
     return ""
 
 

@@ -115,7 +115,7 @@ class Server(uvicorn.Server):
         self._most = min(CONNECTIONS, _raise_descriptor_limit() // 2)
         self._most_bytes = most_bytes
         self._logged: set[object] = set()
-        for name in ("uvicorn.error", "asyncio"):
+        for name in ("uvicorn.error", "asyncio", logger.name):
             logging.getLogger(name).addFilter(self._first_of_its_kind)
         logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the client is answered with the reason
 
@@ -166,9 +166,7 @@ class Server(uvicorn.Server):
                 protocol = partial(Connection, self.config, self.server_state, self.lifespan.state)
                 await loop.connect_accepted_socket(protocol, client)
             except OSError as error:
-                if "accept" not in self._logged:
-                    logger.warning(f"a connection was not accepted: {error.strerror} (further ones are not reported)")
-                self._logged.add("accept")
+                logger.warning("a connection was not accepted: %s (further ones are not reported)", error.strerror)
                 self._make_room()
                 await asyncio.sleep(PAUSE)
 
