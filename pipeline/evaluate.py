@@ -53,7 +53,7 @@ def _evaluate_model(config: EvaluateConfig) -> Scores:
     bundle = load_bundle(config.target)
     card, data = bundle.card, config.data
     if data is None:
-        raise ConfigError(f"{config.target} is a model, which records no path of images: name DATA, the images to score it on")
+        raise ConfigError(f"{config.target} is a model, which records no path of images: name DATA to score it on")
     images = ImageSet.scan(data, card.split_seed, bool(card.skipped), card.classes)
     # Data that has no splits of its own is split by its contents: after a change, a training image could be scored.
     if not images.has_splits and images.index("data", card.skipped).digest != card.set_digest:
