@@ -391,7 +391,7 @@ def export(as_json: bool, **options: Any) -> None:
         f"{parity['max_abs_diff']:.1g} in log-probability"
     )
     if result.calibration.ece:
-        text += f"\ntemperature {result.calibration.temperature:.3f}, {errors_in_words(asdict(result.calibration))}"
+        text += f"\ntemperature {result.calibration.temperature:.3f}, {errors_in_words(result.calibration)}"
     if result.class_prior != "none":
         text += f"\nclass prior: {result.class_prior}"
     if result.onnx:
@@ -478,7 +478,7 @@ def model_info(as_json: bool, model: Path, card: Path | None, overwrite: bool) -
     if card is not None:
         card.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(card, text.encode("utf-8", "backslashreplace"))
-    _emit({"model": str(model), **bundle.card}, as_json, text.rstrip("\n") if card is None else f"{card}: written")
+    _emit({"model": str(model), **bundle.stored}, as_json, text.rstrip("\n") if card is None else f"{card}: written")
 
 
 @main.group()

@@ -10,7 +10,7 @@ Nothing that takes time is imported here, so that what needs no torch starts at 
     pipeline.sweep          sweep
     pipeline.evaluate       evaluate
     pipeline.export         export
-    pipeline.model.bundle         load_bundle, Bundle
+    pipeline.model.file     load_bundle
     pipeline.predict        predict
     pipeline.estimator      HeadClassifier
     pipeline.inputs.images  ImageSet

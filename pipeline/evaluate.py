@@ -4,13 +4,11 @@ from dataclasses import fields
 
 import torch
 
-from cache.index import SkippedImage
 from pipeline.config import EvaluateConfig
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.names import resembling
-from pipeline.machine.device import available_cpus, resolve_device
-from pipeline.model.bundle import Bundle
+from pipeline.machine.device import available_cpus
 from pipeline.model.file import load_bundle
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RUN_FILE
@@ -43,10 +41,9 @@ def _evaluate_run(config: EvaluateConfig) -> Scores:
     run = Run.load(config.target)
     cache = run.open_cache(config.cache)
     index = cache.index(run.record.set)
-    images = index.split(config.split)
-    if not images:
+    groups = [image.digest for image in index.split(config.split)]
+    if not groups:
         raise RunError(f"set {index.name!r} has no {config.split} images")
-    groups = [image.digest for image in images]
     result = score(*run.log_probs(cache, index, config.split), config.split, groups)
     run.add_scores([result.as_record()])
     return result
@@ -54,33 +51,26 @@ def _evaluate_run(config: EvaluateConfig) -> Scores:
 
 def _evaluate_model(config: EvaluateConfig) -> Scores:
     bundle = load_bundle(config.target)
-    if config.data is None:
-        raise ConfigError(f"{config.target} is a model, and holds no place of images: name DATA, what to score it on")
-    data = config.data
-    images = ImageSet.scan(data, bundle.card["split_seed"], bool(bundle.card["skipped"]), bundle.classes)
-    _refuse_other_split(bundle, images)
+    card, data = bundle.card, config.data
+    if data is None:
+        raise ConfigError(f"{config.target} is a model, which records no path of images: name DATA to score it on")
+    images = ImageSet.scan(data, card.split_seed, bool(card.skipped), card.classes)
+    # Data that has no splits of its own is split by its contents: after a change, a training image could be scored.
+    if not images.has_splits and images.index("data", card.skipped).digest != card.set_digest:
+        raise PipelineError(
+            f"{data} has no splits of its own and is not as it was when the model was trained: "
+            "put the images to score under test/, or name them in a CSV"
+        )
     chosen = [image for image in images.images if image.split == config.split]
-    unknown = sorted({image.label for image in chosen} - set(bundle.classes))
+    unknown = sorted({image.label for image in chosen} - set(card.classes))
     if unknown or not chosen:
         found = "no images"
         if unknown:
-            first = f"{unknown[0]!r}{resembling(unknown[0], bundle.classes)}"
+            first = f"{unknown[0]!r}{resembling(unknown[0], card.classes)}"
             found = f"classes the model does not know, the first {first}"
         raise PipelineError(f"{config.split} of {data} has {found}; name the data the model was trained for")
-    device = resolve_device(config.device)
-    backbone = bundle.backbone(device, bundle.precision_on(device, config.precision))
     paths = [images.root / image.path for image in chosen]
-    log_probs = bundle.log_probs_of_all(backbone, paths, bundle.mirrors(config.tta))
-    place = {name: number for number, name in enumerate(bundle.classes)}
-    labels = torch.tensor([place[image.label] for image in chosen])
+    log_probs = bundle.on(config.device, config.precision).log_probs(paths, mirrored=config.tta == "flip")
+    number = {name: number for number, name in enumerate(card.classes)}
+    labels = torch.tensor([number[image.label] for image in chosen])
     return score(log_probs, labels, config.split, [image.digest for image in chosen])
-
-
-def _refuse_other_split(bundle: Bundle, images: ImageSet) -> None:
-    """Data that has no splits of its own is split by its contents: after a change, a training image could be scored."""
-    skipped = [SkippedImage(**image) for image in bundle.card["skipped"]]
-    if not images.has_splits and images.index("data", skipped).digest != bundle.card["set_digest"]:
-        raise PipelineError(
-            f"{images.data} has no splits of its own and is not as it was when the model was trained: "
-            "put the images to score under test/, or name them in a CSV"
-        )

@@ -1,18 +1,16 @@
 """Run → Bundle: calibrated on validation, through the parity gate."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
-from cache.index import SetIndex
-from cache.layout import TEMPORARY_SUFFIX
+from cache.files import replacing
+from cache.index import SPLITS, SetIndex
 from cache.store import FeatureCache
 from pipeline.backbones.sources import load_tensors
 from pipeline.backbones.weights import tensor_digest
@@ -24,7 +22,8 @@ from pipeline.inputs.images import root_now
 from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.machine.device import available_cpus
 from pipeline.model.bundle import Bundle
-from pipeline.model.file import BUNDLE_FORMAT, load_bundle, write_bundle
+from pipeline.model.card import Calibration, ModelCard, Pair, TrainedScores
+from pipeline.model.file import load_bundle, write_bundle
 from pipeline.model.onnx import require_packages, write_onnx
 from pipeline.model.parity import Trained, check_files, check_parity, chosen_images, device_of
 from pipeline.model.prior import class_prior
@@ -36,24 +35,6 @@ from pipeline.statistics.scoring import score
 logger = logging.getLogger("headgraft.export")
 
 WEIGHTS_LICENCE = "that of their source; torchvision's were trained on ImageNet, whose terms of access apply"
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What the card says of the temperatures.
-
-    Attributes:
-        temperature: folded into the last layer.
-        ece: calibration error by split, (before, after); on validation, each fold after a temperature of the others.
-            `valid_flip` is of validation by --tta flip.
-        floor: what each would be on average if the probabilities were right.
-        flip_temperature: for --tta flip; None where it was not asked for.
-    """
-
-    temperature: float = 1.0
-    ece: dict[str, tuple[float, float]] = field(default_factory=dict)
-    floor: dict[str, tuple[float, float]] = field(default_factory=dict)
-    flip_temperature: float | None = None
 
 
 @dataclass
@@ -70,12 +51,7 @@ class ExportResult:
 
 def export(config: ExportConfig) -> ExportResult:
     """Write the combined model of a run; ParityError, and no file, where it does not predict what was trained."""
-    check_target(config.model, config.overwrite)
-    if config.onnx:
-        if config.onnx.absolute() == config.model.absolute():
-            raise ConfigError(f"--onnx {config.onnx} is the model file itself: choose another path")
-        require_packages()
-        check_target(config.onnx, config.overwrite)
+    _check_targets(config)
     torch.set_num_threads(available_cpus())
     run = Run.load(config.run)
     cache = run.open_cache(config.cache)
@@ -83,84 +59,88 @@ def export(config: ExportConfig) -> ExportResult:
     prior = class_prior(run, index, config.class_prior)
     names = read_names(config.names, run.classes) if config.names else {}
     shift = prior.of_training_images if prior else None
-    calibration = _of_validation(run, cache, index, shift) if config.calibrate else Calibration()
-    calibration, looks = _of_test(calibration, run, cache, index, shift) if config.test else (calibration, [])
+    calibration, evaluations = _calibration(config, run, cache, index, shift)
     run = prior.corrected(run, calibration.temperature) if prior else run
-    root = root_now(index, config.data)
-    tensors = _backbone_tensors(cache, index)
+    root, tensors = root_now(index, config.data), _backbone_tensors(cache, index)
     head = temperature_scaled(run.folded_head(), calibration.temperature)
+    card = replace(_card(run, cache, index), names=names, calibration=calibration, class_prior=config.class_prior)
     if config.tta == "flip":
-        bundle = Bundle(config.model, _card(run, cache, index, names, calibration), tensors, head)
-        calibration = _of_flip(calibration, bundle, index, root, prior.from_wanted if prior else None)
-    with _beside(config.model) as temporary, _beside(config.onnx or config.model) as graph:
-        run.record.scored += looks  # saved when there is something to show for them
-        card = {**_card(run, cache, index, names, calibration), "class_prior": config.class_prior}
-        write_bundle(temporary, tensors, head, card)
-        trained = Trained(run, calibration.temperature, cache, tensors)
+        unscaled = replace(card, calibration=replace(calibration, flip_temperature=1.0))
+        bundle = Bundle(config.model, unscaled, tensors, head)
+        calibration = _with_flip(bundle, index, root, prior.from_wanted if prior else None)
+    scores = TrainedScores(run.record.valid_accuracy, [*run.record.scored, *evaluations])
+    card = replace(card, calibration=calibration, scores=scores)
+    with ExitStack() as files:
+        temporary = files.enter_context(replacing(config.model))
+        write_bundle(temporary, tensors, head, asdict(card))
         images = chosen_images(index.split("valid"))
-        parity = check_parity(temporary, trained, images, root)
+        parity = check_parity(temporary, Trained(run, calibration.temperature, cache, tensors), images, root)
         size = temporary.stat().st_size
         result = ExportResult(str(config.model), size, parity, calibration, class_prior=config.class_prior)
         if config.onnx:
             logger.info("writing the ONNX file, and comparing it with the model")
+            graph = files.enter_context(replacing(config.onnx))
             difference = write_onnx(load_bundle(temporary), graph, [root / image.path for image in images])
             result.onnx = {"file": str(config.onnx), "bytes": graph.stat().st_size, "max_abs_diff": difference}
-            graph.replace(config.onnx)
-        temporary.replace(config.model)
-    if looks:
-        run.add_scores(looks)
+    if evaluations:
+        run.add_scores(evaluations)
     return result
 
 
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A temporary name in the folder of `path`, for what will take its place; gone in the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid4().hex}{TEMPORARY_SUFFIX}")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+def _check_targets(config: ExportConfig) -> None:
+    """Refuse, before any work, what could not be written or may not be."""
+    check_target(config.model, config.overwrite)
+    if config.onnx:
+        if config.onnx.absolute() == config.model.absolute():
+            raise ConfigError(f"--onnx {config.onnx} is the model file itself: choose another path")
+        require_packages()
+        check_target(config.onnx, config.overwrite)
 
 
-def _of_validation(run: Run, cache: FeatureCache, index: SetIndex, shift: Tensor | None) -> Calibration:
-    """The temperature of least loss on validation, 1 where every image is classified correctly, or is in train too."""
-    found = calibrate(*run.log_probs(cache, index, "valid"), index, shift)
-    if found.temperature is None:
-        logger.warning("no validation image that is not in train is misclassified: the temperature stays 1")
-    errors, floors = (found.ece, found.scaled_ece), (found.floor, found.scaled_floor)
-    return Calibration(found.temperature or 1.0, {"valid": errors}, {"valid": floors})
-
-
-def _of_test(
-    known: Calibration, run: Run, cache: FeatureCache, index: SetIndex, shift: Tensor | None
+def _calibration(
+    config: ExportConfig, run: Run, cache: FeatureCache, index: SetIndex, shift: Tensor | None
 ) -> tuple[Calibration, list[dict[str, Any]]]:
-    """The same with the errors of the test images, and the evaluation of the run's own head, as it records it."""
+    """Calibration on validation, and with --test its errors on the test images and their evaluation.
+
+    The temperature is that of least loss on validation, 1 where every image is classified correctly, or is in train
+    too. The evaluation is of the run's own head, as it records it.
+    """
+    if not config.calibrate:
+        return Calibration(1.0), []
+    fit = calibrate(*run.log_probs(cache, index, "valid"), index, shift)
+    if fit.temperature is None:
+        logger.warning("no validation image that is not in train is misclassified: the temperature stays 1")
+    found = Calibration(fit.temperature or 1.0)
+    found = _with_errors(found, "valid", (fit.ece, fit.scaled_ece), (fit.floor, fit.scaled_floor))
+    if not config.test:
+        return found, []
     if not index.split("test"):
         raise RunError(f"set {index.name!r} has no test images: leave out --test")
     log_probs, labels = run.log_probs(cache, index, "test")
-    before, after = (at_temperature(log_probs, value, shift) for value in (1.0, known.temperature))
+    before, after = (at_temperature(log_probs, value, shift) for value in (1.0, found.temperature))
     errors, floors = (error_of(before, labels), error_of(after, labels)), (floor_of(before), floor_of(after))
-    found = replace(known, ece={**known.ece, "test": errors}, floor={**known.floor, "test": floors})
-    return found, [score(log_probs, labels, "test", [image.digest for image in index.split("test")]).as_record()]
+    groups = [image.digest for image in index.split("test")]
+    return _with_errors(found, "test", errors, floors), [score(log_probs, labels, "test", groups).as_record()]
 
 
-def _of_flip(known: Calibration, bundle: Bundle, index: SetIndex, root: Path, shift: Tensor | None) -> Calibration:
-    """The same with a temperature for --tta flip, fitted on the validation images themselves: the cache has no mirrored
-    views.
+def _with_errors(known: Calibration, split: str, ece: Pair, floor: Pair) -> Calibration:
+    return replace(known, ece={**known.ece, split: ece}, floor={**known.floor, split: floor})
+
+
+def _with_flip(bundle: Bundle, index: SetIndex, root: Path, shift: Tensor | None) -> Calibration:
+    """The model's calibration with a temperature for --tta flip, fitted on the validation images themselves.
+
+    The cache has no mirrored views.
     """
     images = index.split("valid")
     check_files(images, root)
     logger.info(f"--tta flip: the backbone sees {counted(len(images), 'validation image')}, as they are and mirrored")
-    backbone = bundle.backbone(device_of(bundle.precision), bundle.precision)
-    log_probs = bundle.log_probs_of_all(backbone, [root / image.path for image in images], mirrored=True)
-    found = calibrate(log_probs, torch.from_numpy(index.labels(images)), index, shift)
-    return replace(
-        known,
-        ece={**known.ece, "valid_flip": (found.ece, found.scaled_ece)},
-        floor={**known.floor, "valid_flip": (found.floor, found.scaled_floor)},
-        flip_temperature=found.temperature or 1.0,
-    )
+    precision = bundle.card.manifest.base.precision
+    predictor = bundle.on(device_of(precision), precision)
+    log_probs = predictor.log_probs([root / image.path for image in images], mirrored=True)
+    fit = calibrate(log_probs, torch.from_numpy(index.labels(images)), index, shift)
+    known = replace(bundle.card.calibration, flip_temperature=fit.temperature or 1.0)
+    return _with_errors(known, "valid_flip", (fit.ece, fit.scaled_ece), (fit.floor, fit.scaled_floor))
 
 
 def _backbone_tensors(cache: FeatureCache, index: SetIndex) -> dict[str, Tensor]:
@@ -183,27 +163,22 @@ def _backbone_tensors(cache: FeatureCache, index: SetIndex) -> dict[str, Tensor]
     )
 
 
-def _card(
-    run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str], calibration: Calibration
-) -> dict[str, Any]:
-    base = asdict(cache.manifest.base)
-    record = run.record
-    return {
-        "format": BUNDLE_FORMAT,
-        "classes": list(run.classes),
-        "names": {name: names[name] for name in run.classes if name in names},
-        "backbone": base["backbone"],
-        "weights": {"digest": base["weights_digest"], "licence": WEIGHTS_LICENCE},
-        "preprocessing": Preprocessing.of(cache.manifest.base).as_card(),
-        "basis": run.whole_basis.name,
-        "manifest": asdict(cache.manifest),
-        "set_digest": record.set_digest,
-        "skipped": [asdict(image) for image in index.skipped],
-        "set": index.name,
-        "images": {split: len(index.split(split)) for split in ("train", "valid", "test")},
-        "split_seed": index.split_seed,
-        "training": asdict(record.config),
-        "scores": {"valid_accuracy": record.valid_accuracy, "scored": record.scored},
-        "calibration": asdict(calibration),
-        "versions": record.versions,
-    }
+def _card(run: Run, cache: FeatureCache, index: SetIndex) -> ModelCard:
+    """The card of a run's model, still without names, calibration and scores."""
+    base = cache.manifest.base
+    return ModelCard(
+        backbone=base.backbone,
+        classes=run.classes,
+        names={},
+        preprocessing=Preprocessing.of(base).as_card(),
+        manifest=cache.manifest,
+        set_digest=run.record.set_digest,
+        split_seed=index.split_seed,
+        skipped=list(index.skipped),
+        weights={"digest": base.weights_digest, "licence": WEIGHTS_LICENCE},
+        basis=run.whole_basis.name,
+        set=index.name,
+        images={split: len(index.split(split)) for split in SPLITS},
+        training=asdict(run.record.config),
+        versions=run.record.versions,
+    )

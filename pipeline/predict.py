@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline.inputs.folders import Kind, entries_of, extension, unread_line
 from pipeline.inputs.grey import narrow_range
 from pipeline.inputs.listing import extensions
 from pipeline.inputs.remarks import Remarks
-from pipeline.machine.device import available_cpus, resolve_device
+from pipeline.machine.device import available_cpus
 from pipeline.model.file import load_bundle
 
 logger = logging.getLogger("headgraft.predict")
@@ -47,33 +47,35 @@ def predict(config: PredictConfig) -> PredictResult:
     """The `top_k` classes of every image file; files that cannot be decoded are listed, the others predicted."""
     start = time.perf_counter()
     bundle = load_bundle(config.model)
-    names = read_names(config.names, bundle.classes) if config.names else bundle.names
+    if config.names:
+        bundle = replace(bundle, card=replace(bundle.card, names=read_names(config.names, bundle.classes)))
     paths, nothing, unread = find_images(config.images)
     if unread:
         logger.warning(unread_line(unread))
     torch.set_num_threads(available_cpus())
-    device = resolve_device(config.device)
-    precision = bundle.precision_on(device, config.precision)
-    mirrored = bundle.mirrors(config.tta)
-    network = bundle.backbone(device, precision)
+    predictor = bundle.on(config.device, config.precision)
     ready = time.perf_counter()
-    if found := narrow_range(paths, bundle.preprocessing.policy):
-        logger.warning(f"{found[0]}; the model expects values up to {bundle.preprocessing.policy.grey_range:,}")
+    policy = bundle.preprocessing.policy
+    if found := narrow_range(paths, policy):
+        logger.warning(f"{found[0]}; the model expects values up to {policy.grey_range:,}")
+    failed: dict[int, str] = {}
     remarks = Remarks()
-    log_probs, failed = bundle.log_probs(network, paths, mirrored, remarks)
+    log_probs = predictor.log_probs(paths, config.tta == "flip", failed, remarks)
     for line in remarks.lines():
         logger.warning(line)
     rate = len(paths) / (time.perf_counter() - ready)
-    result = PredictResult(precision, failed=nothing, unread=dict(unread))
-    for place, path in enumerate(paths):
-        if place in failed:
-            result.failed.append({"path": str(path), "reason": failed[place]})
-            continue
-        guesses = bundle.top(log_probs[place], config.top_k, names)
-        top = [{"class": guess.label, "name": guess.name, "probability": guess.probability} for guess in guesses]
-        result.predictions.append({"path": str(path), "top": top})
-    result.images_per_second, result.seconds = rate, time.perf_counter() - start
-    return result
+    return PredictResult(
+        predictor.backbone.precision,
+        predictions=[
+            {"path": str(path), "top": [score.as_json() for score in bundle.top(log_probs[index], config.top_k)]}
+            for index, path in enumerate(paths)
+            if index not in failed
+        ],
+        failed=nothing + [{"path": str(paths[index]), "reason": reason} for index, reason in failed.items()],
+        seconds=time.perf_counter() - start,
+        images_per_second=rate,
+        unread=dict(unread),
+    )
 
 
 def as_csv(predictions: list[dict[str, Any]]) -> str:
@@ -82,8 +84,8 @@ def as_csv(predictions: list[dict[str, Any]]) -> str:
     lines = csv.writer(table, lineterminator="\n")
     lines.writerow(("path", "rank", "class", "name", "probability"))
     for prediction in predictions:
-        for rank, guess in enumerate(prediction["top"], start=1):
-            lines.writerow((prediction["path"], rank, guess["class"], guess["name"], f"{guess['probability']:.6g}"))
+        for rank, score in enumerate(prediction["top"], start=1):
+            lines.writerow((prediction["path"], rank, score["class"], score["name"], f"{score['probability']:.6g}"))
     return table.getvalue().rstrip("\n")
 
 
@@ -93,24 +95,19 @@ def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[dict[str, str]
     And what is none of these, with the reason; and how many files of other kinds the folders have, by extension.
     """
     found: list[Path] = []
-    nothing: list[dict[str, str]] = []
+    failed: list[dict[str, str]] = []
     unread: Counter[str] = Counter()
     for text in chain.from_iterable(_listed_on_input() if text == "-" else (text,) for text in given):
         path = Path(text)
         try:
-            if path.is_dir():
-                matches, unlisted, others = _images_below(path)
-                nothing += unlisted
-                unread += others
-            else:
-                matches = [path] if path.is_file() else _matches(text)
-            if not matches:
-                nothing.append({"path": text, "reason": _nothing_at(path)})
+            matches = _images_below(path, failed, unread) if path.is_dir() else _matches(path, text)
         except OSError as error:
-            nothing.append({"path": text, "reason": f"cannot be read: {error.strerror}"})
+            failed.append({"path": text, "reason": f"cannot be read: {error.strerror}"})
             continue
+        if not matches:
+            failed.append({"path": text, "reason": _nothing_at(path)})
         found += matches
-    return found, nothing, unread
+    return found, failed, unread
 
 
 def _nothing_at(path: Path) -> str:
@@ -128,34 +125,33 @@ def _listed_on_input() -> list[str]:
     return names
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(path: Path, pattern: str) -> list[Path]:
     try:
-        return sorted(map(Path, glob.glob(pattern, recursive=True)))
+        return [path] if path.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
     except RecursionError:  # hundreds of folders in one another
         return []
 
 
-def _images_below(folder: Path) -> tuple[list[Path], list[dict[str, str]], Counter[str]]:
+def _images_below(folder: Path, failed: list[dict[str, str]], unread: Counter[str]) -> list[Path]:
     """Images in `folder` at any depth, hidden ones aside, each folder once however many links lead to it.
 
-    And what cannot be looked into, with the reason; and how many files of other kinds there are, by extension.
+    What cannot be looked into goes into `failed`, with the reason; files of other kinds are counted in `unread`.
     """
     found: list[Path] = []
-    unlisted: list[dict[str, str]] = []
-    unread: Counter[str] = Counter()
-    waiting, seen = [folder], set()
+    waiting, seen = [folder], set[Path]()
     while waiting:
-        place = waiting.pop()
+        path = waiting.pop()
         try:
-            if (here := place.resolve()) in seen:
+            if (here := path.resolve()) in seen:
                 continue
-            entries = entries_of(place)
+            seen.add(here)
+            entries = entries_of(path)
         except OSError as error:
-            unlisted.append({"path": str(place), "reason": f"cannot be listed: {error.strerror}"})
+            failed.append({"path": str(path), "reason": f"cannot be listed: {error.strerror}"})
             continue
-        seen.add(here)
-        waiting += [path for path, kind in entries if kind is Kind.FOLDER]
-        found += [path for path, kind in entries if kind is Kind.IMAGE]
-        unlisted += [{"path": str(path), "reason": Kind.BROKEN.value} for path, kind in entries if kind is Kind.BROKEN]
-        unread.update(extension(path) for path, kind in entries if kind is Kind.UNREAD)
-    return sorted(found), unlisted, unread
+        waiting += [below for below, kind in entries if kind is Kind.FOLDER]
+        found += [below for below, kind in entries if kind is Kind.IMAGE]
+        unread.update(extension(below) for below, kind in entries if kind is Kind.UNREAD)
+        broken = [below for below, kind in entries if kind is Kind.BROKEN]
+        failed += [{"path": str(below), "reason": Kind.BROKEN.value} for below in broken]
+    return sorted(found)

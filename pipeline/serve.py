@@ -2,7 +2,6 @@
 
 import logging
 import socket
-from importlib.util import find_spec
 from ipaddress import ip_address
 
 import torch
@@ -10,36 +9,30 @@ import torch
 from cache.errors import install_hint
 from pipeline.config import ServeConfig
 from pipeline.errors import PipelineError
-from pipeline.machine.device import available_cpus, resolve_device
+from pipeline.machine.device import available_cpus
 from pipeline.model.file import load_bundle
 
 logger = logging.getLogger("headgraft.serve")
 
-PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
-
 
 def serve(config: ServeConfig) -> None:
     """Serve a model on `host` and `port`; PipelineError where a package of the extra is missing."""
-    missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
-    if missing:
-        raise PipelineError(f"serve needs {', '.join(missing)}: {install_hint('serve')}")
-    import uvicorn
+    try:
+        import python_multipart  # noqa: F401  # which FastAPI looks for when it makes the app
+        import uvicorn
 
-    from pipeline.service.app import create_app
-    from pipeline.service.limits import DISCARDED, Limits
-    from pipeline.service.server import GRACE_SECONDS, Connection, Server
+        from pipeline.service.app import create_app
+        from pipeline.service.limits import DISCARDED
+        from pipeline.service.server import GRACE_SECONDS, Connection, Server
+    except ModuleNotFoundError as error:
+        raise PipelineError(f"serve needs {error.name}: {install_hint('serve')}") from error
 
     with _listening(config) as listener:  # first: reading a model takes longer
         local = ip_address(listener.getsockname()[0]).is_loopback
         bundle = load_bundle(config.model)
         torch.set_num_threads(available_cpus())
-        device = resolve_device(config.device)
-        backbone = bundle.backbone(device, bundle.precision_on(device, config.precision))
-        limits = Limits(
-            int(config.max_mb * 1e6), config.max_files, int(config.max_megapixels * 1e6), config.max_waiting, local
-        )
         settings = uvicorn.Config(
-            create_app(bundle, backbone, limits),
+            create_app(bundle.on(config.device, config.precision), config, local),
             http=Connection,
             ws="none",
             loop="asyncio",
@@ -47,7 +40,7 @@ def serve(config: ServeConfig) -> None:
             timeout_keep_alive=5,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
-        server = Server(settings, DISCARDED * limits.bytes)
+        server = Server(settings, int(DISCARDED * config.max_mb * 1e6))
         host, port = config.host, listener.getsockname()[1]
         logger.info(f"{config.model}: http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
         server.run(sockets=[listener])

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.extract import extract
 from pipeline.inputs.display_names import read_names
+from pipeline.model.card import ModelCard
 from pipeline.model.file import load_bundle
 from pipeline.model.parity import chosen_images
 from pipeline.predict import find_images, predict
@@ -139,15 +141,13 @@ def test_a_model_that_differs_from_the_run_is_not_written(
 
     card, folded = stage._card, Run.folded_head
 
-    def wrong_card(*given: Any) -> dict[str, Any]:
+    def wrong_card(*given: Any) -> ModelCard:
         made = card(*given)
-        if wrong == "classes":
-            made["classes"] = made["classes"][1:] + made["classes"][:1]
         if wrong == "resize":
-            made["preprocessing"]["resize"] += 8
+            made.preprocessing["resize"] += 8
         if wrong == "mean":
-            made["preprocessing"]["mean"] = [0.5, 0.5, 0.5]
-        return made
+            made.preprocessing["mean"] = [0.5, 0.5, 0.5]
+        return replace(made, classes=made.classes[1:] + made.classes[:1]) if wrong == "classes" else made
 
     def wrong_fold(run: Run) -> torch.nn.Sequential:
         head = folded(run)
@@ -171,9 +171,10 @@ def test_a_model_that_depends_on_the_batch_is_not_written(trained: Path, tmp_pat
 
     valid = parity.chosen_images(Run.load(trained / "run").open_cache(None).index().split("valid"))
     expected = torch.log_softmax(torch.eye(8, 4), 1)
-    with pytest.raises(ParityError, match="differs from itself in batches of 3: on valid/"):
-        parity._compare(expected + 0.002 * torch.eye(8, 4), expected, valid, "itself in batches of 3", 1e-3)
-    assert parity._compare(expected, expected, valid, "itself", 1e-3) == 0
+    with pytest.raises(ParityError, match="differs from itself in batches of 3 on valid/"):
+        found, what = expected + 0.002 * torch.eye(8, 4), "the model differs from itself in batches of 3"
+        parity.largest_difference(found, expected, [image.path for image in valid], what, 1e-3)
+    assert parity.largest_difference(expected, expected, valid, "", 1e-3) == 0
 
 
 def predicts_the_same(script: str, file: Path, model: Path, paths: list[Path], folder: Path, tolerance: float) -> None:
@@ -182,7 +183,7 @@ def predicts_the_same(script: str, file: Path, model: Path, paths: list[Path], f
     command = [sys.executable, "-I", str(copied), str(file), *map(str, paths)]
     answer = json.loads(subprocess.run(command, cwd=folder, capture_output=True, check=True).stdout)
     bundle = load_bundle(model)
-    log_probs = bundle.log_probs(bundle.backbone(torch.device("cpu"), "float32"), paths)[0]
+    log_probs = bundle.on("cpu", "float32").log_probs(paths)
     assert answer["classes"] == list(bundle.classes)
     assert torch.allclose(torch.tensor(answer["log_probs"]), log_probs, atol=tolerance, rtol=5e-6)
 
@@ -258,10 +259,9 @@ def test_a_temperature_is_folded_into_the_last_layer(trained: Path, tmp_path: Pa
     assert hot.parity["max_abs_diff"] <= 1e-4
     paths = sorted((trained / "data" / "test").rglob("*.*"))
     one, other = (load_bundle(tmp_path / f"{name}.safetensors") for name in ("hot", "cold"))
-    found = one.log_probs(one.backbone(torch.device("cpu"), "float32"), paths)[0]
-    expected = other.log_probs(other.backbone(torch.device("cpu"), "float32"), paths)[0]
+    found, expected = (bundle.on("cpu", "float32").log_probs(paths) for bundle in (one, other))
     assert torch.allclose(found, torch.log_softmax(expected / 2.5, 1), atol=1e-4)
-    assert one.card["calibration"]["temperature"] == 2.5
+    assert one.card.calibration.temperature == 2.5
 
 
 @pytest.mark.real
@@ -275,7 +275,7 @@ def test_export_scores_test_images_only_when_it_is_asked_to(trained: Path, tmp_p
     assert (one["split"], one["images"]) == ("test", 4)
     assert asked.calibration.ece["test"][0] == pytest.approx(one["ece"])
     assert asked.calibration.floor["test"][0] == pytest.approx(one["ece_floor"])
-    scored = load_bundle(tmp_path / "test.safetensors").card["scores"]["scored"]
+    scored = load_bundle(tmp_path / "test.safetensors").card.scores.evaluations
     assert len(scored) == len(before) + 1
     for option in ({"test": True}, {"tta": "flip"}):
         with pytest.raises(ConfigError, match="--no-calibrate"):
@@ -299,13 +299,13 @@ def test_a_mirrored_look_has_a_temperature_of_its_own(trained: Path, tmp_path: P
         asked.clear()
         export(ExportConfig(trained / "run", tmp_path / "plain.safetensors"))
     own, none = (load_bundle(tmp_path / f"{name}.safetensors") for name in ("flip", "plain"))
-    assert (own.flip_temperature, none.flip_temperature) == (0.5, None)
-    assert own.card["calibration"]["ece"].keys() == {"valid", "valid_flip"}
+    assert [one.card.calibration.flip_temperature for one in (own, none)] == [0.5, None]
+    assert own.card.calibration.ece.keys() == {"valid", "valid_flip"}
     paths = sorted((trained / "data" / "valid").rglob("*.*"))
-    network = own.backbone(torch.device("cpu"), "float32")
-    both, averaged = (one.log_probs(network, paths, mirrored=True)[0] for one in (own, none))
+    predictors = [one.on("cpu", "float32") for one in (own, none)]
+    both, averaged = (one.log_probs(paths, mirrored=True) for one in predictors)
     assert torch.allclose(both, torch.log_softmax(averaged / 0.5, 1), atol=1e-5)
-    assert torch.equal(own.log_probs(network, paths)[0], none.log_probs(network, paths)[0])
+    assert torch.equal(*(one.log_probs(paths) for one in predictors))
     for name, said in (("flip", 0), ("plain", 1)):
         lines: list[str] = []
         logged(lines, predict, PredictConfig(tmp_path / f"{name}.safetensors", (str(paths[0]),), tta="flip"))
@@ -316,10 +316,9 @@ def test_a_mirrored_look_has_a_temperature_of_its_own(trained: Path, tmp_path: P
 @pytest.mark.real
 def test_a_mirrored_look_is_the_mean_of_both(model: Path, trained: Path) -> None:
     """--tta flip averages probabilities, so that a picture and its mirror image are the same to it."""
-    bundle = load_bundle(model)
-    network = bundle.backbone(torch.device("cpu"), "float32")
+    predictor = load_bundle(model).on("cpu", "float32")
     paths = sorted((trained / "data" / "test").rglob("*.*"))
-    plain, both = (bundle.log_probs(network, paths, mirrored=flip)[0] for flip in (False, True))
+    plain, both = (predictor.log_probs(paths, mirrored=flip) for flip in (False, True))
     assert torch.allclose(both.exp().sum(1), torch.ones(len(paths)), atol=1e-5)
     assert not torch.equal(plain, both)
     assert predict(PredictConfig(model, (str(paths[0]),), tta="flip")).predictions[0]["top"][0][
@@ -391,7 +390,7 @@ def test_predict_prints_one_object_and_lists_what_failed(model: Path, trained: P
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert found.keys() == {"precision", "predictions", "failed", "seconds", "images_per_second", "unread"}
-    assert found["predictions"][0]["top"][0].keys() == {"class", "name", "probability"}
+    assert found["predictions"][0]["top"][0].keys() == {"label", "class", "name", "probability"}
     assert found["failed"] == [{"path": str(tmp_path / "bad.jpg"), "reason": found["failed"][0]["reason"]}]
     with pytest.raises(DecodeError, match=r"bad\.jpg"):
         load_bundle(model).predict([tmp_path / "bad.jpg"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import REPOSITORY, Extract, Times, draw_image, register_tiny, some_base, tiny_tensors, train_config
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +23,7 @@ from cache.errors import HeadgraftError
 from cache.manifest import Manifest
 from cli import main
 from pipeline.backbones.weights import load_weights_file
-from pipeline.errors import BundleError, RunError, WeightsError
+from pipeline.errors import BundleError, DecodeError, RunError, WeightsError
 from pipeline.heads.head import HeadConfig, build_head
 from pipeline.model.bundle import Bundle
 from pipeline.model.file import load_bundle, write_bundle
@@ -137,7 +139,32 @@ def test_files_of_every_version_are_read(tmp_path: Path) -> None:
     (prediction,) = bundle.predict([draw_image(tmp_path / "one.png", 7)])
     assert [(guess.label, guess.name) for guess in prediction.top] == [("a", "rose"), ("b", "b")]
     assert prediction.top[0].probability == pytest.approx(0.77835274, abs=1e-5)
-    assert bundle.card["from_a_later_version"] == {"kept": True}
+    assert bundle.stored["from_a_later_version"] == {"kept": True}
+
+
+def test_an_image_is_a_path_bytes_an_open_image_or_a_view(tmp_path: Path) -> None:
+    """Each gives what the others give; the example of docs/python.md shows it."""
+    register_tiny()
+    photo = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # on its side
+    Image.open(draw_image(tmp_path / "one.png", 7, size=(60, 40))).save(photo, exif=exif)
+    text = (REPOSITORY / "docs" / "python.md").read_text("utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    found: dict[str, Any] = {"model": REPOSITORY / "tests" / "data" / "model-1.safetensors", "photo": photo}
+    exec(compile(example, "python.md", "exec"), found)
+    bundle, given = found["bundle"], found["images"]
+    first, *others = bundle.predict(given)
+    assert first.path == photo
+    assert [(one.path, one.top) for one in others] == [(None, first.top)] * 3
+    assert all(torch.equal(row, found["features"][0]) for row in found["features"])
+    assert bundle.predict(given[3]) == [others[2]]  # one view is one image
+    failed: dict[int, str] = {}
+    rows = found["predictor"].log_probs([photo, b"text", np.zeros((60, 40, 3), np.uint8)], failed=failed)
+    assert rows.isnan().all(1).tolist() == [False, True, True]
+    assert "Image.fromarray" in failed[2]
+    with pytest.raises(DecodeError, match=r"1 of 2 images[^\0]*image 1: not an image"):
+        bundle.predict([photo, b"text"])
 
 
 @pytest.mark.parametrize(
@@ -198,7 +225,7 @@ def same_model(file: Path, whole: Bundle) -> bool:
     """Whether a file has all tensors of `whole` and says what it says, but for its digest."""
     found = load_bundle(file)
     pairs = zip(found.head.state_dict().values(), whole.head.state_dict().values(), strict=True)
-    cards = [{name: value for name, value in model.card.items() if name in good_card()} for model in (found, whole)]
+    cards = [{name: value for name, value in model.stored.items() if name in good_card()} for model in (found, whole)]
     return (
         cards[0] == cards[1]
         and found.backbone_tensors.keys() == whole.backbone_tensors.keys()

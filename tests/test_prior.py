@@ -144,11 +144,9 @@ def test_a_corrected_model_passes_the_gate_and_says_so(data: Path, tmp_path: Pat
     assert results["train"].parity["max_abs_diff"] <= 1e-4
     assert results["train"].class_prior == "train"
     models = {prior: load_bundle(tmp_path / f"{prior}.safetensors") for prior in results}
-    assert {prior: model.card["class_prior"] for prior, model in models.items()} == {"none": "none", "train": "train"}
+    assert {prior: model.card.class_prior for prior, model in models.items()} == {"none": "none", "train": "train"}
     paths = sorted((data / "valid").rglob("*.*"))
-    plain, corrected = (
-        model.log_probs(model.backbone(torch.device("cpu"), "float32"), paths)[0] for model in models.values()
-    )
+    plain, corrected = (model.on("cpu", "float32").log_probs(paths) for model in models.values())
     expected = torch.log_softmax(plain + torch.tensor([0.3, 0.1, 0.3, 0.3]).log(), 1)
     assert torch.allclose(corrected, expected, atol=1e-5)
     calibrated = export(ExportConfig(run.path, tmp_path / "both.safetensors", class_prior="train"))

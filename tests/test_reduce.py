@@ -169,7 +169,7 @@ def test_a_head_of_it_leaves_like_any_other(reduced: Path, tmp_path: Path) -> No
     assert result.parity["max_abs_diff"] <= 1e-4
     assert result.parity["reduced_abs_diff"] < 0.05
     bundle = load_bundle(tmp_path / "model.safetensors")
-    assert bundle.card["basis"] == "pool+pca:6 then full"
+    assert bundle.card.basis == "pool+pca:6 then full"
     assert report(ReportConfig(run)).bytes > 1000
 
 

@@ -1,5 +1,6 @@
 """The service: what it answers, what it refuses and why, and the page in a real browser."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from chromium import asked, browser, errors
 from conftest import REPOSITORY, draw_image, preprocessing
@@ -28,7 +30,6 @@ from pipeline.config import ServeConfig
 from pipeline.errors import DecodeError, PipelineError
 from pipeline.inputs.decode import decode_rgb
 from pipeline.serve import serve
-from pipeline.service import decoding
 from pipeline.service.decoding import LARGE, SMALL, effort, view_of_large
 
 pytest.importorskip("fastapi")
@@ -173,7 +174,7 @@ def test_several_files_are_predicted_and_bad_ones_listed(server: Server, picture
     assert status == 200
     assert [one["file"] for one in answer["predictions"]] == ["a.png", "b.png"]
     (top,) = answer["predictions"][0]["top"]
-    assert (top["label"], top["name"]) == ("a", "rose")
+    assert (top["label"], top["class"], top["name"]) == ("a", "a", "rose")
     assert top["probability"] == pytest.approx(0.77835274, abs=1e-5)
     assert answer["failed"] == [{"file": "bad.jpg", "reason": answer["failed"][0]["reason"]}]
     assert answer["seconds"] > 0
@@ -429,12 +430,12 @@ def test_a_large_image_is_what_it_is_elsewhere(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (700, 900, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    view = view_of_large(data, 1_000_000, preprocessing(224))
+    view = asyncio.run(view_of_large(data, 1_000_000, preprocessing(224)))
     assert np.array_equal(view, preprocessing(224).view(decode_rgb(data)))
     with pytest.raises(DecodeError, match="900 x 700 pixels, over the limit of 100,000"):
-        view_of_large(data, 100_000, preprocessing(224))
+        asyncio.run(view_of_large(data, 100_000, preprocessing(224)))
     with pytest.raises(DecodeError, match="not an image"):
-        view_of_large(b"text \xff", 100_000, preprocessing(224))
+        asyncio.run(view_of_large(b"text \xff", 100_000, preprocessing(224)))
 
 
 def test_effort_counts_pixels_and_scans() -> None:
@@ -450,10 +451,15 @@ def test_effort_counts_pixels_and_scans() -> None:
 
 def test_stopping_ends_the_process_that_decodes_a_large_image() -> None:
     """It could take 20 s of processor time, and nobody waits for its answer any more."""
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(view_of_large, many_scans(2000, 200), 1 << 30, preprocessing(224))
-        while not decoding._children:
-            time.sleep(0.01)
-        decoding.end_children()
-        with pytest.raises(DecodeError):
-            answer.result()
+
+    async def stopped() -> None:
+        before = set(psutil.Process().children())
+        task = asyncio.create_task(view_of_large(many_scans(2000, 200), 1 << 30, preprocessing(224)))
+        while not (children := set(psutil.Process().children()) - before):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not psutil.wait_procs(children, timeout=10)[1]
+
+    asyncio.run(stopped())

@@ -1,27 +1,39 @@
-"""An exported model in memory: backbone, head, preprocessing and classes; from image files to probabilities."""
+"""An exported model in memory: backbone, head, preprocessing and classes; from images to probabilities."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # which pydantic wants before Python 3.12
 
-from cache.layout import CLEAN_VIEW
-from cache.manifest import Manifest
 from pipeline.backbones.backbone import Backbone, load_backbone
 from pipeline.backbones.spec import build_trunk
+from pipeline.console import named
 from pipeline.errors import BundleError, DecodeError
-from pipeline.inputs.loader import DecodeTask, Loader
-from pipeline.inputs.preprocessing import Preprocessing
-from pipeline.inputs.remarks import Remarks
-from pipeline.inputs.views import ViewPixels, Views
-from pipeline.machine.device import computes_bfloat16, resolve_precision
+from pipeline.inputs.decode import Pixels
+from pipeline.inputs.preprocessing import ImageSource, Preprocessing
+from pipeline.inputs.remarks import Remarks, catching_warnings
+from pipeline.machine.device import computes_bfloat16, resolve_device, resolve_precision
+from pipeline.model.card import ModelCard
 
 logger = logging.getLogger("headgraft.model")
+
+AnyImage = ImageSource | Pixels  # a file, its bytes, an image of Pillow, or a view
+_AHEAD = 2  # batches that are decoded before they are asked for
+
+
+# As `predict --json` and the service give it; `class` is `label` under its earlier name, until 1.0.
+ScoreJson = TypedDict("ScoreJson", {"label": str, "class": str, "name": str, "probability": float})
 
 
 @dataclass(frozen=True)
@@ -32,58 +44,51 @@ class ClassScore:
     name: str
     probability: float
 
+    def as_json(self) -> ScoreJson:
+        """With the label under both of its names."""
+        return {"label": self.label, "class": self.label, "name": self.name, "probability": self.probability}
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """An image file and its most probable classes, the likeliest first."""
+    """The most probable classes of an image, the likeliest first; `path` is None where it was not given as one."""
 
-    path: Path
+    path: Path | None
     top: tuple[ClassScore, ...]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model file in memory; `card` is its JSON: classes, names, preprocessing, manifest, training, scores."""
+    """A model file in memory.
+
+    Attributes:
+        path: of the file.
+        card: what it says of itself.
+        backbone_tensors: float32, by name.
+        head: over rows of the backbone, (B, D) → log-probabilities (B, C).
+        stored: the card's JSON as it was read, with what a later version added.
+    """
 
     path: Path
-    card: dict[str, Any]
+    card: ModelCard
     backbone_tensors: dict[str, Tensor]
     head: nn.Sequential
+    stored: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the head's outputs."""
-        return tuple(self.card["classes"])
-
-    @property
-    def names(self) -> dict[str, str]:
-        """Display names by class, as far as there are any."""
-        return dict(self.card["names"])
-
-    @property
-    def precision(self) -> str:
-        """The precision its training rows were computed in."""
-        return str(self.card["manifest"]["base"]["precision"])
-
-    @property
-    def flip_temperature(self) -> float | None:
-        """That of probabilities averaged over an image and its mirror image; None where export fitted none."""
-        found = self.card.get("calibration", {}).get("flip_temperature")
-        return None if found is None else float(found)
+        return self.card.classes
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How image files become the input, as in stage one."""
-        return Preprocessing.of(Manifest.parse(self.card["manifest"]).base)
-
-    @cached_property
-    def _cpu_backbone(self) -> Backbone:
-        return self.backbone(torch.device("cpu"), "float32")
+        """How images become the input, as in stage one."""
+        return Preprocessing.of(self.card.manifest.base)
 
     def backbone(self, device: torch.device, precision: str, batch_size: int | None = None) -> Backbone:
         """The bundle's backbone, ready to compute rows."""
         return load_backbone(
-            self.card["backbone"],
+            self.card.backbone,
             self.backbone_tensors,
             self.preprocessing,
             device=device,
@@ -91,120 +96,170 @@ class Bundle:
             batch_size=batch_size,
         )
 
-    def precision_on(self, device: torch.device, asked: str) -> str:
-        """`auto` is the model's precision where `device` computes in it, else float32, which is logged."""
-        if asked == "auto" and self.precision == "bfloat16" and not computes_bfloat16(device):
+    def on(
+        self, device: str | torch.device = "auto", precision: str = "auto", batch_size: int | None = None
+    ) -> "Predictor":
+        """The model on a device, ready to predict. PipelineError where the device is not there, or lacks `precision`.
+
+        `auto` is CUDA where there is one; as a precision, the model's, or float32 where the device does not compute in
+        that, which is logged.
+        """
+        place, trained = resolve_device(str(device)), self.card.manifest.base.precision
+        if precision == "auto" and trained == "bfloat16" and not computes_bfloat16(place):
+            precision = "float32"
             logger.warning(
-                f"the model was trained on bfloat16 features; this {device.type} does not compute in it, "
+                f"the model was trained on bfloat16 features; this {place.type} does not compute in it, "
                 "so float32 is used"
             )
-            return "float32"
-        return resolve_precision(asked, device, self.precision)
+        return Predictor(self, self.backbone(place, resolve_precision(precision, place, trained), batch_size))
 
-    def mirrors(self, tta: str) -> bool:
-        """Whether images are seen mirrored as well; that the model has no temperature for it is logged."""
-        if tta == "flip" and self.flip_temperature is None:
-            logger.warning(
-                "the model has no temperature for --tta flip, so its averaged probabilities are not calibrated: "
-                "export it with --tta flip"
-            )
-        return tta == "flip"
+    @cached_property
+    def _on_cpu(self) -> "Predictor":
+        return self.on("cpu", "float32")
 
-    def rows(
-        self, backbone: Backbone, paths: Sequence[Path], failed: dict[int, str]
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Backbone outputs of image files, batch by batch: (places in `paths`, (B, D) float32).
+    def predict(self, images: AnyImage | Iterable[AnyImage], top_k: int = 5) -> list[Prediction]:
+        """As `Predictor.predict`, in float32 on the CPU."""
+        return self._on_cpu.predict(images, top_k)
 
-        The places of files that cannot be decoded go into `failed`, with the reason.
-        """
-        for places, views in self._batches(paths, backbone.batch_size, failed):
-            yield places, backbone.features(views)
-
-    def _batches(
-        self, paths: Sequence[Path], size: int, failed: dict[int, str], remarks: Remarks | None = None
-    ) -> Iterator[tuple[list[int], list[ViewPixels]]]:
-        """Clean views of image files, decoded ahead in a thread: (places in `paths`, views)."""
-        places: list[int] = []
-        views: list[ViewPixels] = []
-        with Loader(Views(self.preprocessing), 1, remarks) as loader:
-            work = (DecodeTask(path, b"", (CLEAN_VIEW,)) for path in paths)
-            for place, (_, outcome) in enumerate(loader.run(work)):
-                if isinstance(outcome, DecodeError):
-                    failed[place] = str(outcome)
-                    continue
-                places.append(place)
-                views.append(outcome[0][1])
-                if len(views) == size:
-                    yield places, views
-                    places, views = [], []
-        if views:
-            yield places, views
-
-    @torch.inference_mode()
-    def log_probs(
-        self, backbone: Backbone, paths: Sequence[Path], mirrored: bool = False, remarks: Remarks | None = None
-    ) -> tuple[Tensor, dict[int, str]]:
-        """Log-probabilities of image files (N, C) float32, and the reason by place for those that have none.
-
-        With `mirrored`, each image is seen as it is and mirrored, and the probabilities are averaged, then scaled by
-        `flip_temperature`. What is odd in files that are read goes into `remarks`.
-        """
-        result = torch.full((len(paths), len(self.classes)), float("nan"))
+    def log_probs(self, backbone: Backbone, images: Sequence[AnyImage]) -> tuple[Tensor, dict[int, str]]:
+        """As `Predictor.log_probs`, and the reasons by index; kept until 1.0 for programs that call it."""
         failed: dict[int, str] = {}
-        for places, views in self._batches(paths, backbone.batch_size, failed, remarks):
-            result[places] = self.head(backbone.features(views))
-            if mirrored:
-                other = self.head(backbone.features([view[:, ::-1] for view in views]))
-                both = torch.logaddexp(result[places], other)
-                result[places] = torch.log_softmax(both / (self.flip_temperature or 1.0), 1)
-        if not result[[place for place in range(len(paths)) if place not in failed]].isfinite().all():
-            raise BundleError(f"{self.path} produced NaN or infinite probabilities: its weights are too large")
-        return result, failed
+        return Predictor(self, backbone).log_probs(images, failed=failed), failed
 
-    def log_probs_of_all(self, backbone: Backbone, paths: Sequence[Path], mirrored: bool = False) -> Tensor:
-        """As `log_probs`, (N, C); DecodeError names the files that cannot be decoded."""
-        log_probs, failed = self.log_probs(backbone, paths, mirrored)
-        if failed:
-            lines = "\n".join(f"  {paths[place]}: {reason}" for place, reason in failed.items())
-            raise DecodeError(f"{len(failed)} of {len(paths)} images cannot be decoded:\n{lines}\nFix or remove them.")
-        return log_probs
-
-    def predict(self, paths: str | Path | Sequence[str | Path], top_k: int = 5) -> list[Prediction]:
-        """The `top_k` most probable classes of each image file, or of the one, in float32 on the CPU.
-
-        DecodeError names the first file that cannot be read; then none is predicted.
-        """
-        files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-        log_probs, failed = self.log_probs(self._cpu_backbone, files)
-        if failed:
-            place, reason = next(iter(failed.items()))
-            raise DecodeError(f"{files[place]}: {reason}")
-        return [Prediction(path, self.top(row, top_k)) for path, row in zip(files, log_probs, strict=True)]
-
-    def top(self, log_probs: Tensor, top_k: int, names: Mapping[str, str] | None = None) -> tuple[ClassScore, ...]:
-        """The most probable classes of log-probabilities (C,), the likeliest first; `names` in place of its own."""
-        shown = self.names if names is None else names
-        values, places = log_probs.exp().topk(min(top_k, len(self.classes)))
-        found = [(self.classes[place], p) for place, p in zip(places.tolist(), values.tolist(), strict=True)]
-        return tuple(ClassScore(label, shown.get(label, label), p) for label, p in found)
+    def top(self, log_probs: Tensor, top_k: int) -> tuple[ClassScore, ...]:
+        """The most probable classes of log-probabilities (C,), the likeliest first."""
+        values, indexes = log_probs.exp().topk(min(top_k, len(self.classes)))
+        found = [(self.classes[index], value) for index, value in zip(indexes.tolist(), values.tolist(), strict=True)]
+        return tuple(ClassScore(label, self.card.names.get(label, label), value) for label, value in found)
 
     def as_module(self) -> nn.Module:
         """The whole model in float32: normalised images (B, 3, S, S) → log-probabilities (B, C).
 
-        Images are resized, cropped and normalised as `card["preprocessing"]` says.
+        Images are resized, cropped and normalised as `card.preprocessing` says.
         """
         with torch.device("meta"):
-            trunk = build_trunk(self.card["backbone"])
+            trunk = build_trunk(self.card.backbone)
         trunk.load_state_dict(self.backbone_tensors, assign=True)
-        return _Combined(trunk, self.head).eval().requires_grad_(False)
+        return nn.Sequential(OrderedDict(backbone=trunk, head=self.head)).eval().requires_grad_(False)
 
 
-class _Combined(nn.Module):
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
+@dataclass(frozen=True)
+class Predictor:
+    """A model on a device. An image is a path, the bytes of a file, an image of Pillow, or a view.
 
-    def forward(self, images: Tensor) -> Tensor:
-        log_probs: Tensor = self.head(self.backbone(images))
-        return log_probs
+    A view is an array (S, S, 3) of uint8, S = `preprocessing.input_size`: RGB, resized and cropped already.
+    """
+
+    bundle: Bundle
+    backbone: Backbone
+
+    def predict(self, images: AnyImage | Iterable[AnyImage], top_k: int = 5) -> list[Prediction]:
+        """The `top_k` most probable classes of each image, or of the one; DecodeError as of `log_probs`."""
+        given = _listed(images)
+        paths = [Path(image) if isinstance(image, str | Path) else None for image in given]
+        rows = self.log_probs(given)
+        return [Prediction(path, self.bundle.top(row, top_k)) for path, row in zip(paths, rows, strict=True)]
+
+    def log_probs(
+        self,
+        images: Sequence[AnyImage],
+        mirrored: bool = False,
+        failed: dict[int, str] | None = None,
+        remarks: Remarks | None = None,
+    ) -> Tensor:
+        """Log-probabilities of images (N, C) float32, `mirrored` as in `of_views`.
+
+        Images that cannot be decoded are in `failed`, with the reason by index, and their rows are NaN; without
+        `failed`, DecodeError names them. What is odd in files that are read goes into `remarks`.
+        """
+        if mirrored and self.bundle.card.calibration.flip_temperature is None:
+            logger.warning(
+                "the model has no temperature for --tta flip, so its averaged probabilities are not calibrated: "
+                "export it with --tta flip"
+            )
+        found = torch.full((len(images), len(self.bundle.classes)), float("nan"))
+        network = self.backbone
+        for indexes, views in view_batches(network.preprocessing, images, network.batch_size, failed, remarks):
+            found[indexes] = self.of_views(views, mirrored)
+        return found
+
+    def features(self, images: Sequence[AnyImage]) -> Tensor:
+        """Rows of the backbone, unrounded: (N, D) float32; DecodeError as of `log_probs`."""
+        batches = view_batches(self.backbone.preprocessing, images, self.backbone.batch_size)
+        return torch.cat([self.backbone.features(views) for _, views in batches])
+
+    @torch.inference_mode()
+    def of_views(self, views: Sequence[Pixels], mirrored: bool = False) -> Tensor:
+        """Log-probabilities (B, C) of one batch of views.
+
+        With `mirrored`, each is seen as it is and mirrored, and the probabilities are averaged, then scaled by
+        `flip_temperature`. BundleError where they are not finite.
+        """
+        found: Tensor = self.bundle.head(self.backbone.features(views))
+        if mirrored:
+            other = self.bundle.head(self.backbone.features([view[:, ::-1] for view in views]))
+            temperature = self.bundle.card.calibration.flip_temperature or 1.0
+            found = torch.log_softmax(torch.logaddexp(found, other) / temperature, 1)
+        if not found.isfinite().all():
+            raise BundleError(f"{self.bundle.path} produced NaN or infinite probabilities: its weights are too large")
+        return found
+
+
+def view_batches(
+    preprocessing: Preprocessing,
+    images: Sequence[AnyImage],
+    size: int,
+    failed: dict[int, str] | None = None,
+    remarks: Remarks | None = None,
+) -> Iterator[tuple[list[int], list[Pixels]]]:
+    """Views of images in batches of at most `size`, decoded ahead in a thread: (indexes, views).
+
+    `failed` and `remarks` are those of `Predictor.log_probs`.
+    """
+    reasons: dict[int, str] = {} if failed is None else failed
+    noted = Remarks() if remarks is None else remarks
+
+    def decoded(start: int) -> tuple[list[int], list[Pixels]]:
+        views: dict[int, Pixels] = {}
+        for index, image in enumerate(images[start : start + size], start):
+            odd: dict[str, str] = {}
+            try:
+                views[index] = _view(preprocessing, image, odd)
+                noted.add(_name(image, index), odd)
+            except DecodeError as error:
+                reasons[index] = str(error)
+        return [*views.keys()], [*views.values()]
+
+    with catching_warnings(), ThreadPoolExecutor(1, "decode") as pool:
+        starts = iter(range(0, len(images), size))
+        waiting = deque(pool.submit(decoded, start) for start in islice(starts, _AHEAD))
+        while waiting:
+            indexes, views = waiting.popleft().result()
+            waiting.extend(pool.submit(decoded, start) for start in islice(starts, 1))
+            if views:
+                yield indexes, views
+    if failed is None and reasons:
+        lines = [f"  {_name(images[index], index)}: {reason}" for index, reason in reasons.items()]
+        found = f"{len(reasons)} of {len(images)} images cannot be decoded; fix or remove them:"
+        raise DecodeError("\n".join([found, *lines]))
+
+
+def _view(preprocessing: Preprocessing, image: AnyImage, odd: dict[str, str]) -> Pixels:
+    if not isinstance(image, np.ndarray):
+        return preprocessing.view(preprocessing.decode(image, odd))
+    shape = (preprocessing.input_size, preprocessing.input_size, 3)
+    if image.shape != shape or image.dtype != np.uint8:
+        raise DecodeError(
+            f"an array {image.shape} of {image.dtype}, expected a view {shape} of uint8; give the pixels of a whole "
+            "image as PIL.Image.fromarray(pixels)"
+        )
+    return image
+
+
+def _listed(images: AnyImage | Iterable[AnyImage]) -> list[AnyImage]:
+    one = isinstance(images, str | Path | bytes | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
+    return [images] if one else list(images)  # type: ignore[list-item, arg-type]  # as `one` says
+
+
+def _name(image: AnyImage, index: int) -> str:
+    return named(image) if isinstance(image, str | Path) else f"image {index}"

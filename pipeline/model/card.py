@@ -1,100 +1,125 @@
-"""The card of a model file, its JSON: what must be in it for the model to be used, and what that may be."""
+"""The card of a model file, its JSON as a typed record: what the model reads, how it was made, how good it is."""
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, Self
 
+from msgspec import Meta
+
+from cache.index import SkippedImage
 from cache.manifest import Manifest
+from cache.records import Count, Digest, convert
+from pipeline.config import CLASS_PRIORS
 from pipeline.inputs.preprocessing import Preprocessing
 
-_TYPES = {
-    "backbone": str,
-    "classes": list,
-    "manifest": dict,
-    "names": dict,
-    "preprocessing": dict,
-    "set_digest": str,
-    "skipped": list,
-    "split_seed": int,
-}
-# Written by every export, but nothing that predicting needs: a model without them is a model.
-_OPTIONAL_TYPES = {
-    "basis": str,
-    "calibration": dict,
-    "class_prior": str,
-    "images": dict,
-    "scores": dict,
-    "set": str,
-    "training": dict,
-    "weights": dict,
-}
-_SCORED = {"split": str, "images": int, "top1": float, "mean_per_class": float, "when": str}
+BUNDLE_FORMAT: Literal[1] = 1
 PRECISIONS = ("float32", "bfloat16")
 
-
-def card_fault(card: dict[str, Any], outputs: int) -> str:
-    """What a card of a model of `outputs` classes lacks, or has that no model has; "" where it can be used."""
-    missing = sorted(name for name, kind in _TYPES.items() if type(card.get(name)) is not kind)
-    if missing:
-        return f"no usable {missing[0]}"
-    try:
-        base = Manifest.parse(card["manifest"]).base
-    except ValueError as error:
-        return f"a manifest with {error}"
-    if wrong := Preprocessing.of(base).fault(card["preprocessing"]):
-        return f"preprocessing by another {wrong}, which this program does not know"
-    if base.backbone != card["backbone"] or base.precision not in PRECISIONS:
-        return f"backbone {card['backbone']!r} in {base.precision}, unlike its manifest or this program"
-    if not _are_texts(card["classes"]) or not len(set(card["classes"])) == len(card["classes"]) == outputs:
-        return f"{len(card['classes'])} classes for {outputs} outputs, or classes that are not distinct text"
-    if not _are_texts([*card["names"].keys(), *card["names"].values()]):
-        return "display names that are not text"
-    if not all(isinstance(e, dict) and sorted(e) == ["digest", "path", "reason"] for e in card["skipped"]):
-        return "skipped files without path, digest and reason"
-    return _fault_of_history(card)
+Fraction = Annotated[float, Meta(ge=0, le=1.000001)]  # a sum that was rounded may be over 1
+Pair = tuple[Fraction, Fraction]
+Temperature = Annotated[float, Meta(gt=0, le=1e6)]
 
 
-def _fault_of_history(card: dict[str, Any]) -> str:
-    """What of how the model came to be cannot be told; "" where all of it can."""
-    wrong = [name for name, kind in _OPTIONAL_TYPES.items() if name in card and type(card[name]) is not kind]
-    if wrong:
-        return f"no usable {wrong[0]}"
-    scores, calibration = card.get("scores", {}), card.get("calibration", {})
-    scored = scores.get("scored", [])
-    if type(scores.get("valid_accuracy", 0.0)) is not float or type(scored) is not list:
-        return "scores that are none"
-    if not all(map(_is_score, scored)):
-        return "scores that are none"
-    return "" if _is_calibration(calibration) else "a calibration that is none"
+@dataclass(frozen=True)
+class Calibration:
+    """What the card says of temperatures.
+
+    Attributes:
+        temperature: folded into the last layer.
+        ece: calibration error by split, (before, after); on validation, each fold after a temperature of the others.
+            `valid_flip` is of validation by --tta flip.
+        floor: what each would be on average if the probabilities were right.
+        flip_temperature: for --tta flip; None where it was not asked for.
+    """
+
+    temperature: Temperature
+    ece: dict[str, Pair] = field(default_factory=dict)
+    floor: dict[str, Pair] = field(default_factory=dict)
+    flip_temperature: Temperature | None = None
 
 
-def _is_calibration(found: dict[str, Any]) -> bool:
-    """Whether it has temperatures, and pairs of errors and of their floors by split, as far as it has anything."""
-    for errors in (found.get("ece", {}), found.get("floor", {})):
-        if not _are_pairs(errors):
-            return False
-    flip = found.get("flip_temperature")
-    if flip is not None and not (type(flip) is float and 0 < flip < math.inf):
-        return False
-    return not found.get("ece") or type(found.get("temperature")) is float
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation as run.json has it: `Scores`, and `when` in UTC. Earlier ones have none of the optional fields."""
+
+    split: str
+    images: Count
+    top1: Fraction
+    top5: Fraction | None
+    mean_per_class: Fraction
+    when: str
+    intervals: dict[str, Pair] = field(default_factory=dict)
+    classes: Count | None = None
+    ece: Fraction | None = None
+    ece_floor: Fraction | None = None
 
 
-def _is_score(one: object) -> bool:
-    """Whether it is an evaluation: `top5` is None with five classes or fewer, earlier ones have no `intervals`."""
-    if not (isinstance(one, dict) and _has(one, _SCORED) and _are_pairs(one.get("intervals", {}))):
-        return False
-    return one.get("top5", "") is None or type(one.get("top5")) is float
+@dataclass(frozen=True)
+class TrainedScores:
+    """Validation accuracy after the last epoch, and the evaluations that the run records."""
+
+    valid_accuracy: Fraction | None = None
+    scored: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Those of `scored`; ValueError for one that is none."""
+        return [convert(one, Evaluation) for one in self.scored]
 
 
-def _are_pairs(values: object) -> bool:
-    """Whether it is an object of pairs of numbers."""
-    pairs = list(values.values()) if isinstance(values, dict) else [None]
-    return all(isinstance(pair, list) and [type(value) for value in pair] == [float, float] for pair in pairs)
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """The fields of the card. What has a default is not needed to predict: a model without it is a model.
 
+    Attributes:
+        backbone: name of the network.
+        classes: in the order of the head's outputs.
+        names: display names by class, as far as there are any.
+        preprocessing: of image files, for other programs; `of` has checked that it is that of the manifest.
+        manifest: of the cache.
+        set_digest: of the image set.
+        split_seed: of the image set.
+        skipped: files of the set that could not be decoded.
+        weights: digest and licence of the backbone's weights.
+        basis: name of the basis that was folded into the first layer.
+        set: name of the image set.
+        images: their number by split.
+        training: settings of the head.
+        class_prior: class frequencies that probabilities were corrected for.
+        versions: of libraries.
+        digest: of the tensors and the other fields; "" of models that were exported without one.
+    """
 
-def _has(values: dict[str, Any], types: dict[str, type]) -> bool:
-    return all(type(values.get(name)) is kind for name, kind in types.items())
+    backbone: str
+    classes: tuple[str, ...]
+    names: dict[str, str]
+    preprocessing: dict[str, Any]
+    manifest: Manifest
+    set_digest: Digest
+    split_seed: int
+    skipped: list[SkippedImage]
+    weights: dict[str, str] = field(default_factory=dict)
+    basis: str = ""
+    set: str = ""
+    images: dict[str, Count] = field(default_factory=dict)
+    training: dict[str, bool | int | float | str | None] = field(default_factory=dict)
+    scores: TrainedScores = TrainedScores()
+    calibration: Calibration = Calibration(1.0)
+    class_prior: Annotated[str, Meta(pattern=f"^({'|'.join(CLASS_PRIORS)})$")] = "none"
+    versions: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
+    format: Literal[1] = BUNDLE_FORMAT
 
-
-def _are_texts(values: Sequence[object]) -> bool:
-    return all(isinstance(value, str) for value in values)
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Self:
+        """Of parsed JSON; ValueError for what no export writes. Fields that a later version added are passed over."""
+        known = {one.name for one in fields(cls)}
+        card = convert({name: value for name, value in stored.items() if name in known}, cls)
+        base = Manifest.parse(stored["manifest"]).base
+        if wrong := Preprocessing.of(base).fault(card.preprocessing):
+            raise ValueError(f"preprocessing by another {wrong}, which this program does not know")
+        if base.backbone != card.backbone or base.precision not in PRECISIONS:
+            raise ValueError(f"{card.backbone[:20]!r} in {base.precision[:20]!r}, unlike its manifest or this program")
+        if len(set(card.classes)) != len(card.classes):
+            raise ValueError("a class twice")
+        _ = card.scores.evaluations
+        return card

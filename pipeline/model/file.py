@@ -17,9 +17,8 @@ from pipeline.console import first_line
 from pipeline.errors import BundleError
 from pipeline.heads.head import head_from_tensors
 from pipeline.model.bundle import Bundle
-from pipeline.model.card import card_fault
+from pipeline.model.card import BUNDLE_FORMAT, ModelCard
 
-BUNDLE_FORMAT = 1
 METADATA_KEY = "headgraft"
 
 
@@ -46,56 +45,57 @@ def _digest(tensors: dict[str, Tensor], card: dict[str, Any]) -> str:
 def load_bundle(path: str | Path) -> Bundle:
     """Read a model file; BundleError if it is not one that `export` wrote."""
     path = Path(path)
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "not a regular file"
-        raise BundleError(f"{path} is {kind}, expected a model file: make one from a run with export")
+    stored, tensors = _read(path)
+    if "digest" in stored and stored["digest"] != _digest(tensors, stored):
+        raise BundleError(f"{path} is damaged: it has changed since it was exported; copy it or export it again")
+    try:
+        card = ModelCard.of(stored)
+    except ValueError as error:
+        raise BundleError(f"{path} has a card with {first_line(error)}: export it again") from error
+    backbone, layers = _part(tensors, "backbone."), _part(tensors, "head.")
+    try:
+        head = _fitting_head(card, backbone, layers)
+    except (KeyError, RuntimeError, ValueError) as error:
+        wrong = f"do not fit {card.backbone}: {first_line(error)}"
+        raise BundleError(f"{path} holds tensors that {wrong}; export it again") from error
+    return Bundle(path, card, backbone, head, stored)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The card as it is stored, and the tensors by name."""
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+        raise BundleError(f"{path} {found}, expected a model file: make one from a run with export")
     try:
         with safe_open(path, "pt") as file:
             card = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except FileNotFoundError as error:
-        raise BundleError(f"{path} does not exist, expected a model file: make one with export") from error
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not a model that headgraft exported: {first_line(error)}") from error
     if card is None:
         raise BundleError(f"{path} holds tensors but no model card, expected a model file: make one with export")
     if not isinstance(card, dict) or card.get("format") != BUNDLE_FORMAT:
         raise BundleError(f"{path} is not of bundle format {BUNDLE_FORMAT}: export it again")
-    if "digest" in card and card["digest"] != _digest(tensors, card):
-        raise BundleError(f"{path} is damaged: it has changed since it was exported; copy it or export it again")
-    try:
-        head = head_from_tensors(_floats(_part(tensors, "head.")))
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise BundleError(f"{path} holds no whole head ({first_line(error)}): export it again") from error
-    if wrong := card_fault(card, outputs=len(head.state_dict()["3.bias"])):
-        raise BundleError(f"{path} has {wrong}: export it again")
-    bundle = Bundle(path, card, _part(tensors, "backbone."), head)
-    if wrong := _misfit(bundle):
-        raise BundleError(f"{path} holds tensors that do not fit {card['backbone']}: {wrong}; export it again")
-    return bundle
-
-
-def _floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same; ValueError where one is of another type, which a head would take over in silence."""
-    types = {str(tensor.dtype) for tensor in tensors.values()} - {"torch.float32"}
-    if types:
-        raise ValueError(f"{', '.join(sorted(types))} in place of torch.float32")
-    return tensors
+    return card, tensors
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _misfit(bundle: Bundle) -> str:
-    """What of the backbone or between it and the head is of another shape or type; "" where all fit."""
-    name, size = bundle.card["backbone"], bundle.card["preprocessing"]["input_size"]
-    wrong = state_dict_mismatch(name, bundle.backbone_tensors)
-    tensors = [*bundle.backbone_tensors.values(), *bundle.head.state_dict().values()]
-    types = {str(tensor.dtype) for tensor in tensors} - {"torch.float32"}
-    if wrong or types:
-        return wrong or f"{', '.join(sorted(types))} in place of torch.float32"
+def _fitting_head(card: ModelCard, backbone: dict[str, Tensor], layers: dict[str, Tensor]) -> nn.Sequential:
+    """The head; ValueError where a tensor of it or of the backbone is of another shape or type than the card says."""
+    tensors = [*backbone.values(), *layers.values()]
+    if types := {str(tensor.dtype) for tensor in tensors} - {"torch.float32"}:
+        raise ValueError(f"{', '.join(sorted(types))} in place of torch.float32")
     if not all(tensor.isfinite().all() for tensor in tensors):
-        return "numbers that are not finite"
-    found, wanted = bundle.head.state_dict()["0.weight"].shape[1], prod(row_shape(name, size))
-    return "" if found == wanted else f"the head takes {found} features, the backbone gives {wanted}"
+        raise ValueError("numbers that are not finite")
+    if wrong := state_dict_mismatch(card.backbone, backbone):
+        raise ValueError(wrong)
+    head = head_from_tensors(layers)
+    found, wanted = head[0].in_features, prod(row_shape(card.backbone, card.manifest.base.input_size))
+    if found != wanted:
+        raise ValueError(f"the head takes {found} features, the backbone gives {wanted}")
+    if head[3].out_features != len(card.classes):
+        raise ValueError(f"the head has {head[3].out_features} outputs for {len(card.classes)} classes")
+    return head

@@ -1,11 +1,12 @@
-"""A model's card in words, as Markdown: what it is, what it was made of, how good it is, how to use it."""
+"""A model's card in words, as Markdown: the template card.md beside this file, filled in."""
 
-from collections.abc import Iterator
-from typing import Any
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
 
 from pipeline.model.bundle import Bundle
+from pipeline.model.card import Calibration, Evaluation
 
-_SAID_BEFORE = ("basis", "set")
 _PRIORS = {
     "none": "as trained",
     "train": "corrected to the class frequencies of the training images, in the last bias",
@@ -17,99 +18,43 @@ SHOWN = 30  # classes that are listed
 def model_card(bundle: Bundle) -> str:
     """The card of a model file. It says what the file says; a file of an earlier version may say less."""
     card = bundle.card
-    base = card["manifest"]["base"]
-    lines = [f"# {bundle.path.name}", "", _purpose(bundle), ""]
-    lines += ["## What it is", ""]
     hidden, features = bundle.head.state_dict()["0.weight"].shape
-    lines += [
-        f"- {card['backbone']} up to `{base['layer']}`, frozen, then Linear({features}, {hidden}), ReLU, Dropout, "
-        f"Linear({hidden}, {len(bundle.classes)}), LogSoftmax",
-        f"- input: {bundle.preprocessing}",
-        f"- weights of the backbone: {base['weights_digest'][:16]}; licence: {_licence(card)}",
-        f"- trained on features computed in {base['precision']}; the file's numbers are float32",
-        f"- tensors: {_checked(card)}",
-        "",
-        "## How it was trained",
-        "",
-    ]
-    lines += [f"- images: {_images(card)}"] if "images" in card else []
-    lines += [f"- basis: {card['basis']}, folded into the first layer"] if "basis" in card else []
-    lines += [f"- class prior: {_PRIORS.get(card.get('class_prior', 'none'), 'not known')}"]
-    lines += [
-        f"- {name.replace('_', ' ')}: {value}"
-        for name, value in sorted(card.get("training", {}).items())
-        if name not in _SAID_BEFORE and value is not None
-    ]
-    lines += ["", "## How good it is", "", *_scores(card), "", *_calibration(card)]
-    lines += [
-        "## Classes",
-        "",
-        _classes(bundle),
-        "",
-        "## Use",
-        "",
-        f"    headgraft predict {bundle.path.name} IMAGE...",
-    ]
-    return "\n".join(lines) + "\n"
+    markdown = Environment(  # noqa: S701  # not HTML
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    template = markdown.from_string((files("pipeline.model") / "card.md").read_text("utf-8"))
+    return template.render(
+        name=bundle.path.name,
+        card=card,
+        base=card.manifest.base,
+        hidden=hidden,
+        features=features,
+        preprocessing=bundle.preprocessing,
+        images=[f"{count} {split}" for split, count in card.images.items()],
+        prior=_PRIORS[card.class_prior],
+        shown=[card.names.get(label, label) for label in card.classes[:SHOWN]],
+        accuracies=lambda scored: _accuracies(scored, len(card.classes)),
+        errors_in_words=errors_in_words,
+    )
 
 
-def _purpose(bundle: Bundle) -> str:
-    data = f", those of {bundle.card['set']}" if "set" in bundle.card else ""
-    return f"Tells {len(bundle.classes)} classes of images apart{data}. Exported by headgraft through its parity gate."
-
-
-def _checked(card: dict[str, Any]) -> str:
-    return f"checked, {card['digest']}" if "digest" in card else "not checked, exported without a digest"
-
-
-def _licence(card: dict[str, Any]) -> str:
-    return str(card.get("weights", {}).get("licence", "not stated"))
-
-
-def _images(card: dict[str, Any]) -> str:
-    counts = ", ".join(f"{count} {split}" for split, count in card["images"].items())
-    skipped = f"; {len(card['skipped'])} files skipped" if card["skipped"] else ""
-    return f"{counts}{skipped}"
-
-
-def _scores(card: dict[str, Any]) -> list[str]:
-    scores = card.get("scores", {})
-    lines = [f"- validation, last epoch: {scores['valid_accuracy']:.2%}"] if "valid_accuracy" in scores else []
-    for one in scores.get("scored", []):
-        accuracies = ", ".join(_accuracies(one, len(card["classes"])))
-        lines.append(f"- {one['split']}, {one['images']} images: {accuracies} (evaluated {one['when'][:10]})")
-    return lines or ["- not scored"]
-
-
-def _accuracies(scored: dict[str, Any], classes: int) -> Iterator[str]:
+def _accuracies(scored: Evaluation, classes: int) -> list[str]:
     """Each with its 95 % interval, where the file has those; an earlier file has a top-5 of five classes too."""
-    intervals = scored.get("intervals", {})
+    lines = []
     for name, key in (("top-1", "top1"), ("top-5", "top5"), ("mean per class", "mean_per_class")):
-        if scored[key] is not None and (key != "top5" or classes > 5):
-            bounds = [f"{bound:.2%}" for bound in intervals.get(key, ())]
-            yield f"{name} {scored[key]:.2%}" + (f" (95 % interval {' to '.join(bounds)})" if bounds else "")
+        value, bounds = getattr(scored, key), scored.intervals.get(key)
+        if value is not None and (key != "top5" or classes > 5):
+            interval = f" (95 % interval {bounds[0]:.2%} to {bounds[1]:.2%})" if bounds else ""
+            lines.append(f"{name} {value:.2%}{interval}")
+    return lines
 
 
-def _calibration(card: dict[str, Any]) -> list[str]:
-    found = card.get("calibration", {})
-    if not found.get("ece"):
-        return []
-    return [f"Temperature {found['temperature']:.3f}, fitted on validation; {errors_in_words(found)}.", ""]
+def errors_in_words(calibration: Calibration) -> str:
+    """The calibration errors by split, before and after, each with its floor where the card has that."""
 
+    def shown(split: str, after: int) -> str:
+        floors = calibration.floor.get(split)
+        return f"{calibration.ece[split][after]:.3f}" + (f" (floor {floors[after]:.3f})" if floors else "")
 
-def errors_in_words(calibration: dict[str, Any]) -> str:
-    """The calibration errors of a card, by split, before and after, each with its floor where the card has that."""
-
-    def shown(split: str, place: int) -> str:
-        floors = calibration.get("floor", {})
-        floor = f" (floor {floors[split][place]:.3f})" if split in floors else ""
-        return f"{calibration['ece'][split][place]:.3f}{floor}"
-
-    each = (f"{one.replace('_', ' ')} {shown(one, 0)} before and {shown(one, 1)} after" for one in calibration["ece"])
+    each = [f"{one.replace('_', ' ')} {shown(one, 0)} before and {shown(one, 1)} after" for one in calibration.ece]
     return f"calibration error: {', '.join(each)}"
-
-
-def _classes(bundle: Bundle) -> str:
-    shown = [bundle.names.get(name, name) for name in bundle.classes[:SHOWN]]
-    more = len(bundle.classes) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -14,9 +14,9 @@ import torch
 
 from cache.errors import install_hint
 from pipeline.backbones.backbone import normalise
-from pipeline.console import named
-from pipeline.errors import ParityError, PipelineError
-from pipeline.model.bundle import Bundle
+from pipeline.errors import PipelineError
+from pipeline.model.bundle import Bundle, view_batches
+from pipeline.model.parity import largest_difference
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # in log-probability, class by class
@@ -48,7 +48,7 @@ def write_onnx(bundle: Bundle, path: Path, images: Sequence[Path]) -> float:
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
     )
     assert program is not None
-    stated = {"classes": bundle.classes, "preprocessing": bundle.card["preprocessing"], "headgraft": bundle.card}
+    stated = {"classes": bundle.classes, "preprocessing": bundle.card.preprocessing, "headgraft": bundle.stored}
     program.model.metadata_props.update({key: json.dumps(value) for key, value in stated.items()})
     program.model.doc_string = (
         f"{INPUT}: float32 (N, 3, {size}, {size}): {bundle.preprocessing}. "
@@ -62,22 +62,12 @@ def _check(bundle: Bundle, path: Path, images: Sequence[Path]) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    model, largest = bundle.as_module(), 0.0
-    for start in range(0, len(images), BATCH):
-        files = images[start : start + BATCH]
-        views = np.stack([bundle.preprocessing.view_of(file) for file in files])
-        pixels = normalise(torch.from_numpy(views).permute(0, 3, 1, 2), bundle.preprocessing).contiguous()
+    model, expected, found = bundle.as_module(), [], []
+    for _, views in view_batches(bundle.preprocessing, images, BATCH):
+        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
+        inputs = normalise(pixels, bundle.preprocessing).contiguous()
         with torch.inference_mode():
-            expected = model(pixels)
-        found = torch.from_numpy(session.run([OUTPUT], {INPUT: pixels.numpy()})[0])
-        apart = (found - expected).abs().amax(1)
-        apart[found.argmax(1) != expected.argmax(1)] = torch.inf
-        worst = int(apart.argmax())
-        if not float(apart[worst]) <= TOLERANCE:
-            raise ParityError(
-                f"the ONNX file differs from the model on {named(files[worst])}: "
-                f"{float((found - expected)[worst].abs().max()):.2g} in log-probability, at most {TOLERANCE:g} and "
-                "the same most probable class are expected; nothing was written"
-            )
-        largest = max(largest, float(apart[worst]))
-    return largest
+            expected.append(model(inputs))
+        found.append(torch.from_numpy(session.run([OUTPUT], {INPUT: inputs.numpy()})[0]))
+    what = "the ONNX file differs from the model"
+    return largest_difference(torch.cat(found), torch.cat(expected), images, what, TOLERANCE)

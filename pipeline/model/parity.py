@@ -26,6 +26,7 @@ from pipeline.errors import ParityError, RunError
 from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.inputs.views import Views
 from pipeline.machine.device import computes_bfloat16
+from pipeline.model.bundle import view_batches
 from pipeline.run import Run
 from pipeline.statistics.calibration import at_temperature
 
@@ -47,12 +48,17 @@ _FRESH = "import sys; sys.path.insert(0, sys.argv[1]); import cache, pipeline; d
 
 @dataclass(frozen=True)
 class Trained:
-    """What a model file is held against: a run, at a temperature, on the cache it was trained from."""
+    """What a model file is compared with: a run, at a temperature, on the cache it was trained from."""
 
     run: Run
     temperature: float
     cache: FeatureCache
     backbone_tensors: dict[str, Tensor]
+
+    @torch.inference_mode()
+    def log_probs(self, basis: Basis, rows: Float16Array) -> Tensor:
+        """(N, C) of the head in `basis`, from rows (N, D)."""
+        return at_temperature(self.run.head(basis.apply(rows)), self.temperature)
 
 
 def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root: Path) -> dict[str, Any]:
@@ -80,10 +86,11 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
     answer = _ask_fresh_process(request)
     kinds = ("rounded", "whole", "float32")
     rounded, whole, float32 = (_by_class(trained.run.classes, answer[kind]) for kind in kinds)
-    difference = _compare(rounded, expected, images, "what was trained", TOLERANCE)
+    paths, differs = [image.path for image in images], "the exported model differs from"
+    difference = largest_difference(rounded, expected, paths, f"{differs} what was trained", TOLERANCE)
     for size, found in answer["batches"].items():
         some = _by_class(trained.run.classes, found)
-        _compare(some, whole[: len(some)], images, f"itself in batches of {size}", BATCH_TOLERANCE)
+        largest_difference(some, whole[: len(some)], paths, f"{differs} itself in batches of {size}", BATCH_TOLERANCE)
     apart = (float32 - expected).abs()
     return {
         "images": len(images),
@@ -103,19 +110,21 @@ def _agreement(found: Tensor, expected: Tensor) -> float:
     return float((found.argmax(1) == expected.argmax(1)).double().mean())
 
 
-def _compare(found: Tensor, expected: Tensor, images: list[ImageRecord], other: str, most: float) -> float:
-    """The largest difference of (N, C); ParityError where it is over `most`, or a most probable class differs."""
+def largest_difference(found: Tensor, expected: Tensor, images: Sequence[object], what: str, most: float) -> float:
+    """Of log-probabilities (N, C); ParityError where it is over `most`, or a most probable class differs.
+
+    The message begins with `what` and names the image that differs most.
+    """
     apart = (found - expected).abs().amax(1)
     apart[found.argmax(1) != expected.argmax(1)] += 1000  # comes first, whatever the differences
     apart[~apart.isfinite()] = torch.inf
     worst = int(apart.argmax())
     if not float(apart[worst]) <= most:
-        wrong = int((apart > most).sum())
         difference = float((found[worst] - expected[worst]).abs().max())
         raise ParityError(
-            f"the exported model differs from {other}: on {named(images[worst].path)} by "
-            f"{difference:.2g} in log-probability, at most {most:g} is expected, and so on {wrong} of "
-            f"{len(found)} images; nothing was written"
+            f"{what} on {named(images[worst])} by {difference:.2g} in log-probability, and so on "
+            f"{int((apart > most).sum())} of {len(found)} images; at most {most:g} and the same most probable class "
+            "are expected; nothing was written"
         )
     return float(apart[worst])
 
@@ -124,12 +133,8 @@ def chosen_images(valid: tuple[ImageRecord, ...]) -> list[ImageRecord]:
     """A seeded choice: one image of every class, then others, up to `IMAGES`."""
     shuffled = sorted(valid, key=lambda image: hashlib.sha256(b"parity" + image.key).digest())
     first = {image.label: image for image in reversed(shuffled)}
-    chosen = {image.path: image for image in first.values()}
-    for image in shuffled:
-        if len(chosen) >= IMAGES:
-            break
-        chosen[image.path] = image
-    return list(chosen.values())
+    ordered = {image.path: image for image in (*first.values(), *shuffled)}
+    return [*ordered.values()][: max(IMAGES, len(first))]
 
 
 def device_of(precision: str) -> torch.device:
@@ -159,53 +164,42 @@ def _expected(
 ) -> tuple[Tensor, dict[str, float]]:
     """(N, C) of the head in its basis on the cache's rows; on rows made here if another kind of machine made those.
 
-    Of a reduced cache, on whole rows made here: those it holds were rounded once more, by how much is said beside.
+    Of a reduced cache, on full rows made here: those it holds were rounded once more, by how much is in the dict.
     """
-    cache = trained.cache
+    cache, run = trained.cache, trained.run
     keys = [(image.key, CLEAN_VIEW) for image in images]
     here = _kind({**network.provenance, "views": Views.place})
     same_kind = all(_kind(made) == here for made in cache.provenance(keys))
     if same_kind and not cache.reduction:
-        return _log_probs(trained, trained.run.basis, cache.read(keys)), {}
+        return trained.log_probs(run.basis, cache.read(keys)), {}
     if not same_kind:
         logger.info("cache was built on different hardware: recomputing reference features locally")
-    whole = _rows_here(cache, images, root, network)
-    expected = _log_probs(trained, trained.run.whole_basis, whole)
-    return expected, _beside_reduced(trained, images, whole, expected, same_kind) if cache.reduction else {}
+    files = [root / image.path for image in images]
+    batches = view_batches(network.preprocessing, files, network.batch_size)
+    full = np.concatenate([network(views) for _, views in batches])
+    expected = trained.log_probs(run.whole_basis, full)
+    if not cache.reduction:
+        return expected, {}
+    stored = cache.read(keys)
+    _check_reduced(trained, images, stored, full, REDUCED_COSINE[same_kind])
+    found = trained.log_probs(run.basis, stored)
+    difference = float((found - expected).abs().max())
+    return expected, {"reduced_abs_diff": difference, "reduced_top1_agreement": _agreement(found, expected)}
 
 
-def _rows_here(cache: FeatureCache, images: list[ImageRecord], root: Path, network: Backbone) -> Float16Array:
-    """Whole rows of the images' files, (N, D)."""
-    preprocessing = Preprocessing.of(cache.manifest.base)
-    pixels = [preprocessing.view_of(root / image.path) for image in images]
-    size = network.batch_size
-    return np.concatenate([network(pixels[n : n + size]) for n in range(0, len(pixels), size)])
-
-
-def _log_probs(trained: Trained, basis: Basis, rows: Float16Array) -> Tensor:
-    with torch.inference_mode():
-        return at_temperature(trained.run.head(basis.apply(rows)), trained.temperature)
-
-
-def _beside_reduced(
-    trained: Trained, images: list[ImageRecord], whole: Float16Array, expected: Tensor, same_kind: bool
-) -> dict[str, float]:
-    """How far the cache's rounded rows are from unrounded ones, in log-probability; ParityError for another image's."""
+def _check_reduced(
+    trained: Trained, images: list[ImageRecord], stored: Float16Array, full: Float16Array, least: float
+) -> None:
+    """ParityError where a stored reduced row has a cosine below `least` with the one that full rows made here give."""
     assert trained.run.reduction is not None
-    stored = trained.cache.read([(image.key, CLEAN_VIEW) for image in images])
-    made = reduce_rows(trained.run.reduction, whole)
+    made = reduce_rows(trained.run.reduction, full)
     agree = torch.cosine_similarity(torch.from_numpy(stored).double(), torch.from_numpy(made).double())
     worst = int(agree.argmin())
-    if not float(agree[worst]) >= REDUCED_COSINE[same_kind]:
+    if not float(agree[worst]) >= least:
         raise ParityError(
             f"the row of {named(images[worst].path)} in {trained.cache.path} is not what its image gives: "
-            f"cosine {float(agree[worst]):.4f}, at least {REDUCED_COSINE[same_kind]} is expected; nothing was written"
+            f"cosine {float(agree[worst]):.4f}, at least {least} is expected; nothing was written"
         )
-    found = _log_probs(trained, trained.run.basis, stored)
-    return {
-        "reduced_abs_diff": float((found - expected).abs().max()),
-        "reduced_top1_agreement": _agreement(found, expected),
-    }
 
 
 def _kind(provenance: Mapping[str, Any]) -> tuple[str, str, str]:

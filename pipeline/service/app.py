@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -15,19 +16,17 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
 
-from pipeline.backbones.backbone import Backbone
+from pipeline.config import ServeConfig
 from pipeline.console import named
 from pipeline.errors import DecodeError
 from pipeline.inputs.decode import Pixels
 from pipeline.inputs.remarks import catching_warnings
 from pipeline.machine.device import available_cpus
-from pipeline.model.bundle import Bundle
+from pipeline.model.bundle import Predictor, ScoreJson
 from pipeline.service.batcher import Batcher
-from pipeline.service.decoding import LARGE, SMALL, effort, end_children, lower_priority, pixels_of, view_of_large
-from pipeline.service.limits import DISCARDED, Busy, LimitBody, Limits, Room
-from pipeline.service.origin import SameOrigin
+from pipeline.service.decoding import LARGE, SMALL, effort, lower_priority, view_of, view_of_large
+from pipeline.service.limits import DISCARDED, Room, guarded
 
-RETRY_AFTER = 1  # second
 # The page is all there is: nothing is loaded from anywhere, and nothing it shows can be a program.
 SAFE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -37,19 +36,11 @@ SAFE = {
 }
 
 
-class ClassProbability(BaseModel):
-    """A class, its display name and its probability."""
-
-    label: str
-    name: str
-    probability: float
-
-
 class FilePrediction(BaseModel):
     """The most probable classes of one file, the likeliest first."""
 
     file: str
-    top: list[ClassProbability]
+    top: list[ScoreJson]
 
 
 class FailedFile(BaseModel):
@@ -82,105 +73,24 @@ class Health(BaseModel):
     precision: str
 
 
-def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
-    """The service of one model file."""
-    batcher = Batcher(bundle, backbone)
-    threads = max(2, available_cpus() // 2)
-    small, large = ThreadPoolExecutor(threads, "decode-small"), ThreadPoolExecutor(1, "decode-large")
-    middle = ThreadPoolExecutor(threads, "decode-middle", lower_priority)
-    waiting, waiting_large = Room(limits.waiting), Room(limits.large)
-    preprocessing = bundle.preprocessing
-    waiting_bytes = Room(DISCARDED * limits.bytes)
-
-    @asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
-        with catching_warnings(), batcher:
-            try:
-                yield
-            finally:
-                for pool in (small, middle, large):
-                    pool.shutdown(wait=False, cancel_futures=True)
-                end_children()
-
+def create_app(predictor: Predictor, config: ServeConfig, local: bool) -> FastAPI:
+    """The service of one model file; `local` where only programs of this machine are meant to ask."""
+    service, most = _Service(predictor, config), int(config.max_mb * 1e6)
     app = FastAPI(
         title="Headgraft",
         description="Predictions of one exported model.",
-        lifespan=running,
+        lifespan=service.running,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
-    MultiPartParser.spool_max_size = limits.bytes  # in memory: a file on disk for each would use up the descriptors
-    app.add_middleware(LimitBody, most=limits.bytes)
-    app.add_middleware(SameOrigin, local=limits.local)
+    MultiPartParser.spool_max_size = most  # in memory: a file on disk for each would use up the descriptors
+    app.add_middleware(guarded, most=most, local=local)
     _answer_with_reasons(app)
-
-    def view_of(data: bytes) -> Pixels:
-        return preprocessing.view(pixels_of(data, limits.pixels, preprocessing))
-
-    def view_apart(data: bytes) -> Pixels:
-        return view_of_large(data, limits.pixels, preprocessing)
-
-    async def views_of(uploads: list[UploadFile]) -> list[Pixels | BaseException]:
-        """Of each file its view, or why there is none; Busy where too many large images wait."""
-        loop = asyncio.get_running_loop()
-        contents = [await upload.read() for upload in uploads]
-        efforts = await asyncio.gather(*(loop.run_in_executor(small, effort, data) for data in contents))
-        with waiting_large.take(sum(cost > LARGE for cost in efforts)):
-            decoding = [
-                loop.run_in_executor(large, view_apart, data)
-                if cost > LARGE
-                else loop.run_in_executor(middle if cost > SMALL else small, view_of, data)
-                for data, cost in zip(contents, efforts, strict=True)
-            ]
-            return await asyncio.gather(*decoding, return_exceptions=True)
-
-    async def predict_all(uploads: list[UploadFile], top_k: int) -> tuple[list[FilePrediction], list[FailedFile]]:
-        decoded = await views_of(uploads)
-        predictions, failed, computing = [], [], []
-        for upload, found in zip(uploads, decoded, strict=True):
-            name = named(upload.filename or "unnamed")
-            if isinstance(found, DecodeError):
-                failed.append(FailedFile(file=name, reason=str(found)))
-            elif isinstance(found, BaseException):
-                raise found
-            else:
-                computing.append((name, batcher.submit([found])[0]))
-        for name, future in computing:
-            guesses = bundle.top(await asyncio.wrap_future(future), top_k)
-            top = [
-                ClassProbability(label=named(g.label), name=named(g.name), probability=g.probability) for g in guesses
-            ]
-            predictions.append(FilePrediction(file=name, top=top))
-        return predictions, failed
-
-    @app.post("/predict", responses={413: {"model": Refusal}, 422: {"model": Refusal}, 503: {"model": Refusal}})
-    async def predict(
-        files: Annotated[list[UploadFile], File(description="Image files.")],
-        top_k: Annotated[int, Query(ge=1, description="Classes to name for each file.")] = 5,
-    ) -> Answer:
-        """The most probable classes of image files; those that cannot be read are listed apart."""
-        start = time.perf_counter()
-        if len(files) > limits.files:
-            raise HTTPException(413, f"{len(files)} files are over the limit of {limits.files}: send fewer at once")
-        try:
-            with waiting.take(len(files)), waiting_bytes.take(sum(file.size or 0 for file in files)):
-                predictions, failed = await predict_all(files, top_k)
-        except Busy:
-            reason = "queue full, retry in a second"
-            raise HTTPException(503, reason, {"Retry-After": str(RETRY_AFTER)}) from None
-        except asyncio.CancelledError:  # the grace that the server gives is over
-            raise HTTPException(503, "the service is being stopped") from None
-        if not predictions:
-            raise HTTPException(422, "; ".join(f"{one.file}: {one.reason}" for one in failed))
-        return Answer(predictions=predictions, failed=failed, seconds=time.perf_counter() - start)
-
-    @app.head("/health", include_in_schema=False)
-    @app.get("/health")
-    async def health() -> Health:
-        """That the service is there, and what it serves."""
-        return Health(status="ok", model=bundle.path.name, classes=len(bundle.classes), precision=backbone.precision)
-
+    refusals: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (413, 422, 503)}
+    app.post("/predict", responses=refusals)(service.predict)
+    app.head("/health", include_in_schema=False)(service.health)
+    app.get("/health")(service.health)
     page = (files("pipeline.service") / "page.html").read_text("utf-8")
 
     @app.api_route("/", methods=["GET", "HEAD"], response_class=HTMLResponse, include_in_schema=False)
@@ -188,6 +98,88 @@ def create_app(bundle: Bundle, backbone: Backbone, limits: Limits) -> FastAPI:
         return HTMLResponse(page, headers=SAFE)
 
     return app
+
+
+class _Service:
+    """Predictions of one model: uploads are decoded in threads, and computed in batches across requests.
+
+    Threads by how much work an image is, so that none waits for a larger one; large ones are decoded one at a time, in
+    a process of their own.
+    """
+
+    def __init__(self, predictor: Predictor, config: ServeConfig) -> None:
+        self._predictor, self._config, self._batcher = predictor, config, Batcher(predictor)
+        threads = max(2, available_cpus() // 2)
+        self._small = ThreadPoolExecutor(threads, "decode-small")
+        self._middle = ThreadPoolExecutor(threads, "decode-middle", lower_priority)
+        self._one_large = asyncio.Semaphore()
+        self._images = Room(config.max_waiting)
+        self._large_images = Room(max(config.max_files, config.max_waiting // 8))
+        self._bytes = Room(int(DISCARDED * config.max_mb * 1e6))
+
+    @asynccontextmanager
+    async def running(self, _: FastAPI) -> AsyncIterator[None]:
+        """Until the service is stopped: then nobody waits for an answer any more."""
+        with catching_warnings():
+            try:
+                yield
+            finally:
+                for pool in (self._small, self._middle):
+                    pool.shutdown(wait=False, cancel_futures=True)
+                self._batcher.close()
+
+    async def predict(
+        self,
+        files: Annotated[list[UploadFile], File(description="Image files.")],
+        top_k: Annotated[int, Query(ge=1, description="Classes to name for each file.")] = 5,
+    ) -> Answer:
+        """The most probable classes of image files; those that cannot be read are listed apart."""
+        start, most = time.perf_counter(), self._config.max_files
+        if len(files) > most:
+            raise HTTPException(413, f"{len(files)} files are over the limit of {most}: send fewer at once")
+        answer = Answer(predictions=[], failed=[], seconds=0)
+        try:
+            with self._images.take(len(files)), self._bytes.take(sum(file.size or 0 for file in files)):
+                views = await self._views([await file.read() for file in files])
+                read = [view for view in views if not isinstance(view, DecodeError)]
+                rows = iter(await asyncio.gather(*map(self._batcher.log_probs, read)))
+        except asyncio.CancelledError:  # the grace that the server gives is over
+            raise HTTPException(503, "the service is being stopped") from None
+        for file, view in zip(files, views, strict=True):
+            name = named(file.filename or "unnamed")
+            if isinstance(view, DecodeError):
+                answer.failed.append(FailedFile(file=name, reason=str(view)))
+            else:
+                scores = self._predictor.bundle.top(next(rows), top_k)
+                shown = [replace(one, label=named(one.label), name=named(one.name)) for one in scores]
+                answer.predictions.append(FilePrediction(file=name, top=[one.as_json() for one in shown]))
+        if not answer.predictions:
+            raise HTTPException(422, "; ".join(f"{one.file}: {one.reason}" for one in answer.failed))
+        answer.seconds = time.perf_counter() - start
+        return answer
+
+    async def health(self) -> Health:
+        """That the service is there, and what it serves."""
+        bundle, precision = self._predictor.bundle, self._predictor.backbone.precision
+        return Health(status="ok", model=bundle.path.name, classes=len(bundle.classes), precision=precision)
+
+    async def _views(self, contents: Sequence[bytes]) -> list[Pixels | DecodeError]:
+        """Of each file its view, or why there is none; status 503 where too many large images wait."""
+        loop = asyncio.get_running_loop()
+        efforts = await asyncio.gather(*(loop.run_in_executor(self._small, effort, data) for data in contents))
+        with self._large_images.take(sum(cost > LARGE for cost in efforts)):
+            return await asyncio.gather(*map(self._view, contents, efforts))
+
+    async def _view(self, data: bytes, cost: int) -> Pixels | DecodeError:
+        settings = int(self._config.max_megapixels * 1e6), self._predictor.bundle.preprocessing
+        try:
+            if cost > LARGE:
+                async with self._one_large:
+                    return await view_of_large(data, *settings)
+            pool = self._middle if cost > SMALL else self._small
+            return await asyncio.get_running_loop().run_in_executor(pool, view_of, data, *settings)
+        except DecodeError as error:
+            return error
 
 
 def _answer_with_reasons(app: FastAPI) -> None:

@@ -1,75 +1,50 @@
 """Images of all requests through the model, as many at once as wait, in one thread that has the processor."""
 
-import queue
-import threading
-from collections.abc import Sequence
-from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
-import torch
 from torch import Tensor
 
-from pipeline.backbones.backbone import Backbone
 from pipeline.inputs.decode import Pixels
-from pipeline.model.bundle import Bundle
-
-
-@dataclass(frozen=True)
-class _Image:
-    view: Pixels
-    answer: "Future[Tensor]"
+from pipeline.model.bundle import Predictor
 
 
 class Batcher:
-    """Log-probabilities of views, computed in batches across requests. A context manager."""
+    """Log-probabilities of views, computed in batches across requests, in one event loop."""
 
-    def __init__(self, bundle: Bundle, backbone: Backbone) -> None:
-        self._bundle = bundle
-        self._backbone = backbone
-        self._waiting: queue.SimpleQueue[_Image | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="predict", daemon=True)
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._thread = ThreadPoolExecutor(1, "predict")
+        self._waiting: list[tuple[Pixels, asyncio.Future[Tensor]]] = []
+        self._computing: asyncio.Task[None] | None = None
 
-    def __enter__(self) -> "Batcher":
-        self._thread.start()
-        return self
+    async def log_probs(self, view: Pixels) -> Tensor:
+        """(C,) of a view, when it has been its turn."""
+        answer: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
+        self._waiting.append((view, answer))
+        if self._computing is None or self._computing.done():
+            self._computing = asyncio.create_task(self._compute())
+        return await answer
 
-    def __exit__(self, *_: object) -> None:
-        with suppress(queue.Empty):
-            while image := self._waiting.get_nowait():  # no request waits for these any more
-                image.answer.cancel()
-        self._waiting.put(None)
-        self._thread.join()
+    async def _compute(self) -> None:
+        loop, size = asyncio.get_running_loop(), self._predictor.backbone.batch_size
+        while self._waiting:
+            batch, self._waiting = self._waiting[:size], self._waiting[size:]
+            batch = [(view, answer) for view, answer in batch if not answer.done()]  # not of requests that are gone
+            if not batch:
+                continue
+            try:
+                rows = await loop.run_in_executor(self._thread, self._predictor.of_views, [view for view, _ in batch])
+            except Exception as error:  # whatever it is belongs to the requests, and the next batch is computed
+                for _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            for (_, answer), row in zip(batch, rows, strict=True):
+                if not answer.done():
+                    answer.set_result(row)
 
-    def submit(self, views: Sequence[Pixels]) -> list["Future[Tensor]"]:
-        """Log-probabilities (C,) of each view, when they are there."""
-        images = [_Image(view, Future()) for view in views]
-        for image in images:
-            self._waiting.put(image)
-        return [image.answer for image in images]
-
-    def _run(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            batch, last = [first], False
-            while len(batch) < self._backbone.batch_size and not self._waiting.empty():
-                image = self._waiting.get()
-                if image is None:
-                    last = True
-                    break
-                batch.append(image)
-            self._answer([image for image in batch if image.answer.set_running_or_notify_cancel()])
-            if last:
-                return
-
-    @torch.inference_mode()
-    def _answer(self, batch: list[_Image]) -> None:
-        if not batch:
-            return
-        try:
-            rows = self._bundle.head(self._backbone.features([image.view for image in batch]))
-        except Exception as error:  # whatever it is belongs to the requests, and the thread goes on
-            for image in batch:
-                image.answer.set_exception(error)
-            return
-        for image, log_probs in zip(batch, rows, strict=True):
-            image.answer.set_result(log_probs)
+    def close(self) -> None:
+        """End when the batch that is being computed is done; no request waits for others any more."""
+        self._waiting.clear()
+        self._thread.shutdown()

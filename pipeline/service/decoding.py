@@ -5,11 +5,13 @@ time. That process runs this module: it reads a file's bytes on standard input a
 on standard output, or the reason why there is none, with status 1.
 """
 
+import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
+from asyncio.subprocess import PIPE
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,8 +38,6 @@ NICENESS = 10  # about a tenth of the processor time that another thread gets
 
 _STOPPED = {getattr(signal, name, 0) for name in ("SIGXCPU", "SIGKILL")}  # by the system, at a limit
 
-_children: set["subprocess.Popen[bytes]"] = set()
-
 
 def effort(data: bytes) -> int:
     """What decoding an image file costs, in pixels of a JPEG of one scan; 0 where it is not an image."""
@@ -48,34 +48,32 @@ def effort(data: bytes) -> int:
         return 0
 
 
-def pixels_of(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
-    """Decode an upload to uint8 RGB (height, width, 3); DecodeError with the reason."""
-    return preprocessing.decode(data, pixel_limit=pixel_limit, effort_limit=SCANS * pixel_limit)
+def view_of(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
+    """The clean view of an upload; DecodeError with the reason."""
+    pixels = preprocessing.decode(data, pixel_limit=pixel_limit, effort_limit=SCANS * pixel_limit)
+    return preprocessing.view(pixels)
 
 
-def view_of_large(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
-    """The clean view of a large image, from a process of its own; DecodeError with the reason."""
-    given = json.dumps([pixel_limit, asdict(preprocessing)])
-    command = [sys.executable, "-m", "pipeline.service.decoding", given]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=Path(__file__).parents[2]) as child:
-        _children.add(child)
-        answer, _ = child.communicate(data)
-        _children.discard(child)
+async def view_of_large(data: bytes, pixel_limit: int, preprocessing: Preprocessing) -> Pixels:
+    """The same, from a process of its own, which ends when nobody waits for it any more."""
+    command = [sys.executable, "-m", "pipeline.service.decoding", json.dumps([pixel_limit, asdict(preprocessing)])]
+    child = await asyncio.create_subprocess_exec(
+        *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=Path(__file__).parents[2]
+    )
+    try:
+        answer, _ = await child.communicate(data)
+    finally:
+        with suppress(ProcessLookupError):  # it has ended
+            child.kill()
+        await child.wait()
     if child.returncode == 0:
         size = preprocessing.input_size
         return np.frombuffer(answer, np.uint8).reshape(size, size, 3)
     if child.returncode == 1 and answer:
         raise DecodeError(answer.decode())
-    if -child.returncode in _STOPPED:
+    if child.returncode is not None and -child.returncode in _STOPPED:
         raise DecodeError(f"not decoded within {CPU_SECONDS} s of processor time or the memory there is")
     raise DecodeError("the decoder crashed")
-
-
-def end_children() -> None:
-    """Stop the processes that still decode, as the service ends."""
-    for child in list(_children):
-        child.kill()
 
 
 def lower_priority() -> None:
@@ -91,11 +89,11 @@ def main(pixel_limit: int, preprocessing: Preprocessing) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
-        pixels = pixels_of(sys.stdin.buffer.read(), pixel_limit, preprocessing)
+        answer = view_of(sys.stdin.buffer.read(), pixel_limit, preprocessing).tobytes()
     except DecodeError as error:
         sys.stdout.buffer.write(str(error).encode(errors="backslashreplace"))
         sys.exit(1)
-    sys.stdout.buffer.write(preprocessing.view(pixels).tobytes())
+    sys.stdout.buffer.write(answer)
 
 
 if __name__ == "__main__":

@@ -1,100 +1,92 @@
-"""What one request, and all of them, may hold: refused while it is being received rather than when it is whole."""
+"""Whom the service answers, what a request may hold, and how many images may wait."""
 
-import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
-from starlette.requests import ClientDisconnect
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-
-@dataclass(frozen=True)
-class Limits:
-    """Of one request: bytes of its body, files, and pixels of each; and of all: images that wait at once.
-
-    `local`: whether only programs of this machine are meant to ask.
-    """
-
-    bytes: int = 32 << 20
-    files: int = 16
-    pixels: int = 50_000_000
-    waiting: int = 128
-    local: bool = True
-
-    @property
-    def large(self) -> int:
-        """Large images that may wait at once: those of one request, or a few of many that may wait."""
-        return max(self.files, self.waiting // 8)
-
-
-class Busy(Exception):
-    """More images wait than may: come back later."""
+DISCARDED = 8  # times the limit that is read of a body and thrown away
+RETRY_AFTER = 1  # second
 
 
 class Room:
-    """Room for `most` images that wait at once."""
+    """Room for `most` images, or bytes of them, that wait at once."""
 
     def __init__(self, most: int) -> None:
         self._free = most
 
-    @contextlib.contextmanager
-    def take(self, images: int) -> Iterator[None]:
-        """Take room for so many images, and give it back in the end; Busy, at once, where there is none."""
-        if images > self._free:
-            raise Busy
-        self._free -= images
+    @contextmanager
+    def take(self, count: int) -> Iterator[None]:
+        """Take so much room, and give it back in the end; status 503, at once, where there is none."""
+        if count > self._free:
+            raise HTTPException(503, "queue full, retry in a second", {"Retry-After": str(RETRY_AFTER)})
+        self._free -= count
         try:
             yield
         finally:
-            self._free += images
+            self._free += count
 
 
-DISCARDED = 8  # times the limit that is read of a body and thrown away
+def guarded(app: ASGIApp, most: int, local: bool) -> ASGIApp:
+    """An ASGI application that refuses for `app` pages of other sites (403), and bodies over `most` bytes (413).
+
+    A browser names the site of a page in `Origin`. Where only programs of this machine are meant to ask (`local`), the
+    service's own name has to be one of it: a site could otherwise have its name point here, and be its own origin.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            if reason := _foreign(headers, local):
+                await JSONResponse({"reason": reason}, 403)(scope, receive, send)
+                return
+            receive = _counted(receive, int(headers.get("content-length", 0)), most)
+        await app(scope, receive, send)
+
+    return answer
 
 
-class LimitBody:
-    """An ASGI application whose requests end with status 413 where their body is over `most` bytes."""
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app = app
-        self.most = most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, its body counted."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        received = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
-        whole = False
-        if received <= self.most:
-            received = 0
-
-            async def counted() -> Message:
-                nonlocal received, whole
-                message = await receive()
-                whole = not message.get("more_body", False)
-                received += len(message.get("body", b""))
-                # What is over the limit is not handed on: to the application the client is gone.
-                return {"type": "http.disconnect"} if received > self.most else message
-
-            async def watched(message: Message) -> None:
-                if received <= self.most:
-                    await send(message)
-
-            with contextlib.suppress(ClientDisconnect):
-                await self.app(scope, counted, watched)
-        if received > self.most:
-            if not whole and received <= DISCARDED * self.most:
-                await _discard(receive, DISCARDED * self.most)
-            reason = f"the request is over the limit of {self.most:,} bytes: send fewer or smaller images"
-            await JSONResponse({"reason": reason}, 413, {"Connection": "close"})(scope, receive, send)
+def _foreign(headers: Headers, local: bool) -> str:
+    """Why a request is not answered, by its headers; "" where it is."""
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if local and not _is_loopback(host):
+        return "only localhost requests are accepted: ask the service as localhost, or serve with --host"
+    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        return "requests from pages of other sites are refused"
+    return ""
 
 
-async def _discard(receive: Receive, most: int) -> None:
-    """Read the rest of a body, up to `most` bytes: who is still sending would see a broken connection, no reason."""
-    while most > 0:
-        message = await receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            return
-        most -= len(message.get("body", b""))
+def _is_loopback(host: str) -> bool:
+    """Whether a Host header names this machine."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _counted(receive: Receive, announced: int, most: int) -> Receive:
+    """`receive`, with status 413 where the body is over `most` bytes, announced or received.
+
+    The rest of the body is read first, up to a limit: who is still sending would see a broken connection, no reason.
+    """
+    received = 0
+
+    async def counted() -> Message:
+        nonlocal received
+        message = await receive() if announced <= DISCARDED * most else {}
+        received += len(message.get("body", b""))
+        while max(announced, received) > most:
+            if received > DISCARDED * most or not message.get("more_body", False):
+                reason = f"the request is over the limit of {most:,} bytes: send fewer or smaller images"
+                raise HTTPException(413, reason, {"Connection": "close"})
+            message = await receive()
+            received += len(message.get("body", b""))
+        return message
+
+    return counted

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import time
+from functools import partial
 from types import FrameType
 from typing import cast
 
@@ -77,13 +78,9 @@ class Connection(H11Protocol):
         self.received += len(data)
         if self.uploads:
             self.since = min(time.monotonic(), self.since + len(data) / BODY_RATE)
-        super().data_received(data)
-
-    def handle_events(self) -> None:
-        """Read what has arrived; a request may start."""
         before = self.cycle
-        super().handle_events()
-        if self.cycle is not before:
+        super().data_received(data)
+        if self.cycle is not before:  # a request has started
             self.since = time.monotonic()
 
     def on_response_complete(self) -> None:
@@ -117,9 +114,8 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._most = min(CONNECTIONS, _raise_descriptor_limit() // 2)
         self._most_bytes = most_bytes
-        self._accepting: list[asyncio.Task[None]] = []
         self._logged: set[object] = set()
-        for name in ("uvicorn.error", "asyncio"):
+        for name in ("uvicorn.error", "asyncio", logger.name):
             logging.getLogger(name).addFilter(self._first_of_its_kind)
         logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the client is answered with the reason
 
@@ -130,10 +126,10 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections here rather than in asyncio, which logs each one that finds no descriptor."""
         await super().startup(sockets=[])
-        for listener in sockets or []:
-            listener.setblocking(False)
-            listener.listen(self.config.backlog)
-            self._accepting.append(asyncio.create_task(self._accept(listener)))
+        (listener,) = sockets or []
+        listener.setblocking(False)
+        listener.listen(self.config.backlog)
+        self._accepting = asyncio.create_task(self._accept(listener))
 
     async def on_tick(self, counter: int) -> bool:
         """Drop the clients that take too long or send too much."""
@@ -143,15 +139,13 @@ class Server(uvicorn.Server):
         uploads = sorted((one for one in self._connections if one.uploads), key=lambda one: one.received)
         while sum(one.received for one in uploads) > self._most_bytes:
             uploads.pop().drop()
-        for task in self._accepting:
-            if task.done():
-                task.result()  # it never ends by itself: show why
+        if self._accepting.done():
+            self._accepting.result()  # it never ends by itself: show why
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Give requests in progress `GRACE_SECONDS`; drop clients that the service waits for."""
-        for task in self._accepting:
-            task.cancel()
+        self._accepting.cancel()
         for connection in self._connections:
             if connection.patience is not None:
                 connection.drop()
@@ -169,17 +163,12 @@ class Server(uvicorn.Server):
                 await asyncio.sleep(0 if self._make_room() else PAUSE)
             try:
                 client, _ = await loop.sock_accept(listener)
-                await loop.connect_accepted_socket(self._connection, client)
+                protocol = partial(Connection, self.config, self.server_state, self.lifespan.state)
+                await loop.connect_accepted_socket(protocol, client)
             except OSError as error:
-                reason = f"a connection was not accepted: {error.strerror} (further ones are not reported)"
-                if "accept" not in self._logged:
-                    logger.warning(reason)
-                self._logged.add("accept")
+                logger.warning("a connection was not accepted: %s (further ones are not reported)", error.strerror)
                 self._make_room()
                 await asyncio.sleep(PAUSE)
-
-    def _connection(self) -> Connection:
-        return Connection(self.config, self.server_state, self.lifespan.state)
 
     def _make_room(self) -> bool:
         """Drop a twentieth of the connections; False where the service waits for no client."""
@@ -199,13 +188,11 @@ class Server(uvicorn.Server):
 
 
 def _raise_descriptor_limit() -> int:
-    """Raise this process's soft limit on descriptors as far as is allowed and of use; returns the limit."""
+    """Set this process's limit on descriptors as high as is allowed and of use; returns how many there are."""
     if resource is None:
         return DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return min(soft, DESCRIPTORS) if soft != resource.RLIM_INFINITY else DESCRIPTORS
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (OSError, ValueError):  # some systems grant less than the hard limit says
