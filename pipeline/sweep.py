@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.bases.fit import start_basis, started_width
+from pipeline.bases.fit import start_basis
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
@@ -110,8 +110,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
 
 def most_directions(trainset: TrainingSet) -> int:
     """The most principal directions that training rows can have in the regions of the default basis."""
-    shape = trainset.cache.row_shape
-    width = started_width(start_basis(trainset.default_basis, shape), shape)
+    width = start_basis(trainset.default_basis, trainset.layout).out_features(trainset.cache.in_features)
     return min(len(trainset.index.split("train")) * len(trainset.views), width)
 
 

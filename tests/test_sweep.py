@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from cache.errors import HeadgraftError
 from cache.store import FeatureCache
-from pipeline.bases.rows import HeadData
+from pipeline.bases.data import HeadData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import EvaluateConfig, HeadSettings, SweepConfig, TrainConfig
 from pipeline.errors import ConfigError, RunError

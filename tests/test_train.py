@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from cache.errors import CacheError, MissingRows
 from cache.projections import save_projection
 from cache.store import FeatureCache
-from pipeline.bases.rows import HeadData
+from pipeline.bases.data import HeadData
 from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, TrainConfig
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.evaluate import evaluate

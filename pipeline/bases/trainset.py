@@ -4,16 +4,20 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from cache import layout
 from cache.errors import MissingRows
 from cache.index import SetIndex
+from cache.keys import Digests, pack_digests
 from cache.store import FeatureCache
 from pipeline.bases.reduced import fitted_among, sees_labels
-from pipeline.config import REDUCED_BASIS, HeadSettings
 from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.inputs.images import count_leaks, stale_files
 from pipeline.inputs.listing import shown
+from pipeline.row_layout import RowLayout
 
 logger = logging.getLogger("headgraft.bases")
 
@@ -42,9 +46,22 @@ class TrainingSet:
         return [name for name in self.index.classes if name not in validated]
 
     @property
+    def layout(self) -> RowLayout:
+        """How its rows lie."""
+        return RowLayout.of(self.cache.row_shape)
+
+    @property
     def default_basis(self) -> str:
         """What a head is trained in where nothing else is asked for."""
-        return REDUCED_BASIS if self.cache.reduction else HeadSettings.basis
+        return self.layout.default_basis
+
+    def labels(self, split: str) -> Tensor:
+        """Places of the labels of a split's images in the classes, (N,)."""
+        return torch.from_numpy(self.index.labels(self.index.split(split)))
+
+    def digests(self, split: str) -> Digests:
+        """Digests of a split's images, (N, 32)."""
+        return pack_digests(image.digest for image in self.index.split(split))
 
     @property
     def recipe(self) -> str:

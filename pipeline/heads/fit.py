@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.bases.rows import HeadData
-from pipeline.bases.stream import StreamedData
+from pipeline.bases.data import TrainingData
 from pipeline.config import FEWEST_EPOCHS, MOST_EPOCHS, STEPS, HeadSettings, TrainConfig
 from pipeline.console import size
 from pipeline.errors import RunError
@@ -23,8 +22,6 @@ from pipeline.machine.device import computes_bfloat16
 from pipeline.machine.memory import available_bytes
 
 logger = logging.getLogger("headgraft.heads")
-
-Data = HeadData | StreamedData
 
 
 @dataclass
@@ -62,7 +59,7 @@ class Fitted:
     seconds: float
 
 
-def fit_head(config: TrainConfig, data: Data, level: int = logging.DEBUG) -> Fitted:
+def fit_head(config: TrainConfig, data: TrainingData, level: int = logging.DEBUG) -> Fitted:
     """Train a head on `data`, which is in its basis. Each epoch is logged at `level`.
 
     Raises RunError where its weights do not fit into memory, or become NaN or infinite.
@@ -70,7 +67,7 @@ def fit_head(config: TrainConfig, data: Data, level: int = logging.DEBUG) -> Fit
     start = time.perf_counter()
     settings, epochs = config.settings, list[Epoch]()
     refuse_beyond_memory(settings, data)
-    count = config.epochs or default_epochs(data.num_images, config.batch_size)
+    count = config.epochs or default_epochs(len(data.train_labels), config.batch_size)
     shape = shape_of(settings, data, count)
     state = HeadState.new(hyperparameters_of(settings, config.seed), shape)
     group = HeadGroup([state], shape, class_weights(settings, data), matmul_dtype_on(CPU))
@@ -91,7 +88,7 @@ def matmul_dtype_on(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if computes_bfloat16(device) else None
 
 
-def _epoch(number: int, group: HeadGroup, data: Data, config: TrainConfig) -> Epoch:
+def _epoch(number: int, group: HeadGroup, data: TrainingData, config: TrainConfig) -> Epoch:
     start = time.perf_counter()
     loss = float(group.epoch(data.batches(config.batch_size, shuffle_rng(config.seed, number))))
     hits, losses = group.score(data.validation())
@@ -101,7 +98,7 @@ def _epoch(number: int, group: HeadGroup, data: Data, config: TrainConfig) -> Ep
     return Epoch(number, loss, accuracy, valid_loss, time.perf_counter() - start)
 
 
-def score_head(head: nn.Sequential, data: Data) -> tuple[npt.NDArray[np.bool_], float]:
+def score_head(head: nn.Sequential, data: TrainingData) -> tuple[npt.NDArray[np.bool_], float]:
     """Where a head is right on validation (V,), in the order of the index, and its mean loss there."""
     hits, loss = [], 0.0
     for rows, labels in data.validation():
@@ -118,26 +115,26 @@ def hyperparameters_of(settings: HeadSettings, seed: int) -> HeadHyperparameters
     return HeadHyperparameters(settings.lr, settings.weight_decay, settings.dropout, seed)
 
 
-def shape_of(settings: HeadSettings, data: Data, epochs: int) -> HeadShape:
+def shape_of(settings: HeadSettings, data: TrainingData, epochs: int) -> HeadShape:
     """What a head of these settings shares with its group."""
-    steps = epochs * math.ceil(data.num_images / settings.batch_size)
+    steps = epochs * math.ceil(len(data.train_labels) / settings.batch_size)
     return HeadShape(data.in_features, settings.hidden, data.num_classes, steps)
 
 
-def class_weights(settings: HeadSettings, data: Data) -> Tensor | None:
+def class_weights(settings: HeadSettings, data: TrainingData) -> Tensor | None:
     """(C,) in inverse proportion to the training images of each class, 1 on average over them; None for equal ones."""
     if settings.class_weights == "none":
         return None
     counts = torch.bincount(data.train_labels, minlength=data.num_classes)
-    return data.num_images / (data.num_classes * counts.clamp_min(1))
+    return len(data.train_labels) / (data.num_classes * counts.clamp_min(1))
 
 
-def bytes_of_training(settings: HeadSettings, data: Data) -> int:
+def bytes_of_training(settings: HeadSettings, data: TrainingData) -> int:
     """Of a head's weights, gradients and both moments of AdamW in float32, and of copies to multiply with."""
     return 5 * 4 * settings.hidden * (data.in_features + data.num_classes)
 
 
-def refuse_beyond_memory(settings: HeadSettings, data: Data) -> None:
+def refuse_beyond_memory(settings: HeadSettings, data: TrainingData) -> None:
     """RunError where training a head of these settings takes more memory than is free."""
     needed = bytes_of_training(settings, data)
     if needed > (free := available_bytes()):

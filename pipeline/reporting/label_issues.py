@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cache.index import ImageRecord, SetIndex
 from cache.store import FeatureCache
+from pipeline.bases.moments import Moments
 from pipeline.bases.reduced import unchecked
 from pipeline.errors import RunError
 from pipeline.reporting.rows import CleanRows, narrow
-from pipeline.search.ridge import Moments
 from pipeline.statistics.groups import Groups
 
 FOLDS = 5

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.bases.data import TrainingData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig, TrainConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
-from pipeline.heads.fit import Data, Fitted, fit_head, score_head
+from pipeline.heads.fit import Fitted, fit_head, score_head
 from pipeline.heads.head import merge_heads
 from pipeline.run import Run, new_run
 from pipeline.search.basis_cache import BasisCache
@@ -83,7 +84,7 @@ def trained_in_words(trained: Sequence[Trained], metric: Metric) -> str:
     return f"mean validation accuracy ({metric.name}) {np.mean([metric.of(one.hits) for one in trained]):.2%}"
 
 
-def merged(trained: Sequence[Trained], data: Data) -> Trained:
+def merged(trained: Sequence[Trained], data: TrainingData) -> Trained:
     """All of them as one head, as if it had been trained so."""
     head = merge_heads([one.fitted.head for one in trained])
     hits, loss = score_head(head, data)

@@ -9,13 +9,12 @@ from typing import Any, Protocol
 import torch
 
 from cache.store import FeatureCache
-from pipeline.bases.rows import ROWS_TO_SCORE
+from pipeline.bases.data import ROWS_TO_SCORE, TrainingData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.heads.fit import (
-    Data,
     bytes_of_training,
     class_weights,
     hyperparameters_of,
@@ -91,7 +90,7 @@ class LocalExecutor:
             yield group, train_group(group, bases.data(group.settings[0].basis), self.device)
 
 
-def largest_group(settings: HeadSettings, data: Data, device: torch.device) -> int:
+def largest_group(settings: HeadSettings, data: TrainingData, device: torch.device) -> int:
     """How many heads of these settings may be trained at once; RunError where there is no room for one."""
     refuse_beyond_memory(settings, data)
     each = 2 * bytes_of_training(settings, data)
@@ -102,7 +101,7 @@ def largest_group(settings: HeadSettings, data: Data, device: torch.device) -> i
     return max(1, free_bytes(device) // each)
 
 
-def train_group(group: Group, data: Data, device: torch.device) -> list[Outcome]:
+def train_group(group: Group, data: TrainingData, device: torch.device) -> list[Outcome]:
     """From where the states are or, where there are none, from the start.
 
     States are kept of heads that may go on, while there is room: without, a head would train again from the start.
