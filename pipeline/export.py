@@ -30,7 +30,7 @@ from pipeline.model.parity import Trained, check_files, check_parity, chosen_ima
 from pipeline.model.prior import class_prior
 from pipeline.run import Run
 from pipeline.run_folder import check_target
-from pipeline.statistics.calibration import at_temperature, calibrate, error_of, floor_of, temperature_scaled
+from pipeline.statistics.calibration import at_temperature, calibrate, error_of, floor_of
 from pipeline.statistics.scoring import score
 
 logger = logging.getLogger("headgraft.export")
@@ -88,7 +88,7 @@ def export(config: ExportConfig) -> ExportResult:
     run = prior.corrected(run, calibration.temperature) if prior else run
     root = root_now(index, config.data)
     tensors = _backbone_tensors(cache, index)
-    head = temperature_scaled(run.folded_head(), calibration.temperature)
+    head = run.folded_head().temperature_scaled(calibration.temperature)
     if config.tta == "flip":
         bundle = Bundle(config.model, _card(run, cache, index, names, calibration), tensors, head)
         calibration = _of_flip(calibration, bundle, index, root, prior.from_wanted if prior else None)

@@ -17,7 +17,7 @@ from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.heads.fit import default_epochs
-from pipeline.heads.head import hidden_units
+from pipeline.heads.head import hidden_in_words
 from pipeline.machine.cluster import connected
 from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.machine.memory import allowed_bytes
@@ -175,13 +175,12 @@ def _finish(
         **(result.default if ended.default_won else result.searched),
         "won": "default" if ended.default_won else "search",
         "difference": {**asdict(ended.apart), "corrected": found.above if found else None},
-        "merged": {"hidden": hidden_units(together.fitted.head), "valid_accuracy": merged_accuracy},
+        "merged": {"hidden": together.fitted.head.hidden_units, "valid_accuracy": merged_accuracy},
     }
     result.retrain_seconds = time.perf_counter() - start
     kept = "kept" if config.merge else "--merge would keep that"
-    logger.info(
-        f"merged, {hidden_units(together.fitted.head)} hidden units: validation accuracy {merged_accuracy:.2%}; {kept}"
-    )
+    units = hidden_in_words(together.fitted.head.hidden_units)
+    logger.info(f"merged, {units}: validation accuracy {merged_accuracy:.2%}; {kept}")
     # The first seed, not the one that validates best: choosing among seeds gains nothing but a flattering figure.
     return run_of(together if config.merge else ended.winners[0], race.bases)
 

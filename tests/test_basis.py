@@ -15,7 +15,7 @@ from pipeline.bases.fit import fit_basis, start_basis
 from pipeline.bases.moments import Blocks, Moments
 from pipeline.basis_name import BasisName
 from pipeline.errors import PipelineError
-from pipeline.heads.head import HeadConfig, build_head, head_from_tensors
+from pipeline.heads.head import Head
 from pipeline.row_layout import RowLayout
 
 NAMES = [
@@ -51,11 +51,11 @@ def in_blocks(rows: Tensor, labels: Tensor, size: int = 7) -> Blocks:
 def folded_difference(basis: Basis, rows: np.ndarray) -> float:
     """Largest difference in log-probability between a head in the basis and the folded one."""
     z = basis.apply(rows)
-    head = build_head(HeadConfig(z.shape[1], 6, 3), torch.Generator().manual_seed(0)).eval()
+    head = Head.new(z.shape[1], 6, 3, generator=torch.Generator().manual_seed(0)).eval()
     tensors: dict[str, Tensor] = dict(head.state_dict())
     tensors["0.weight"], tensors["0.bias"] = basis.fold(tensors["0.weight"], tensors["0.bias"])
     with torch.inference_mode():
-        whole = head_from_tensors(tensors)(torch.from_numpy(rows.astype(np.float32)))
+        whole = Head.from_tensors(tensors)(torch.from_numpy(rows.astype(np.float32)))
         return float((whole - head(z)).abs().max())
 
 

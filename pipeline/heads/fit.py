@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.bases.data import TrainingData
@@ -16,7 +16,7 @@ from pipeline.config import FEWEST_EPOCHS, MOST_EPOCHS, STEPS, HeadSettings, Tra
 from pipeline.console import size
 from pipeline.errors import RunError
 from pipeline.heads.group import CPU, HeadGroup, HeadHyperparameters, HeadShape, HeadState
-from pipeline.heads.head import head_from_tensors
+from pipeline.heads.head import Head, hidden_in_words, num_weights
 from pipeline.heads.seeds import shuffle_rng
 from pipeline.machine.device import computes_bfloat16
 from pipeline.machine.memory import available_bytes
@@ -52,7 +52,7 @@ class Fitted:
         seconds: of training and scoring.
     """
 
-    head: nn.Sequential
+    head: Head
     epochs: list[Epoch]
     valid_accuracy: float
     valid_loss: float
@@ -79,7 +79,7 @@ def fit_head(config: TrainConfig, data: TrainingData, level: int = logging.DEBUG
             f"epoch {number:3d}  loss {epoch.train_loss:.4f}  "
             f"valid {epoch.valid_accuracy:.2%}, loss {epoch.valid_loss:.4f}  {epoch.seconds:.2f} s",
         )
-    head = head_from_tensors(group.weights(0), config.dropout)
+    head = Head.from_tensors(group.weights(0), config.dropout)
     return Fitted(head, epochs, epoch.valid_accuracy, epoch.valid_loss, time.perf_counter() - start)
 
 
@@ -98,7 +98,7 @@ def _epoch(number: int, group: HeadGroup, data: TrainingData, config: TrainConfi
     return Epoch(number, loss, accuracy, valid_loss, time.perf_counter() - start)
 
 
-def score_head(head: nn.Sequential, data: TrainingData) -> tuple[npt.NDArray[np.bool_], float]:
+def score_head(head: Head, data: TrainingData) -> tuple[npt.NDArray[np.bool_], float]:
     """Where a head is right on validation (V,), in the order of the index, and its mean loss there."""
     hits, loss = [], 0.0
     for rows, labels in data.validation():
@@ -131,7 +131,7 @@ def class_weights(settings: HeadSettings, data: TrainingData) -> Tensor | None:
 
 def bytes_of_training(settings: HeadSettings, data: TrainingData) -> int:
     """Of a head's weights, gradients and both moments of AdamW in float32, and of copies to multiply with."""
-    return 5 * 4 * settings.hidden * (data.in_features + data.num_classes)
+    return 5 * 4 * num_weights(data.in_features, settings.hidden, data.num_classes)
 
 
 def refuse_beyond_memory(settings: HeadSettings, data: TrainingData) -> None:
@@ -139,6 +139,6 @@ def refuse_beyond_memory(settings: HeadSettings, data: TrainingData) -> None:
     needed = bytes_of_training(settings, data)
     if needed > (free := available_bytes()):
         raise RunError(
-            f"a head of {settings.hidden} hidden units on {data.in_features} features takes {size(needed)}, "
+            f"a head with {hidden_in_words(settings.hidden)} on {data.in_features} features takes {size(needed)}, "
             f"{size(free)} are free: choose a smaller --hidden, or a smaller --basis"
         )

@@ -14,6 +14,7 @@ from cache.layout import CLEAN_VIEW
 from cache.manifest import Manifest
 from pipeline.backbones.backbone import Backbone, build_trunk, load_backbone
 from pipeline.errors import BundleError, DecodeError
+from pipeline.heads.head import Head
 from pipeline.inputs.loader import DecodeTask, Loader
 from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.inputs.remarks import Remarks
@@ -47,7 +48,7 @@ class Bundle:
     path: Path
     card: dict[str, Any]
     backbone_tensors: dict[str, Tensor]
-    head: nn.Sequential
+    head: Head
 
     @property
     def classes(self) -> tuple[str, ...]:

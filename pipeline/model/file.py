@@ -9,13 +9,13 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from cache.files import write_atomically
 from pipeline.backbones.backbone import row_shape, state_dict_mismatch
 from pipeline.console import first_line
 from pipeline.errors import BundleError
-from pipeline.heads.head import head_from_tensors
+from pipeline.heads.head import Head
 from pipeline.model.bundle import Bundle
 from pipeline.model.card import card_fault
 
@@ -23,7 +23,7 @@ BUNDLE_FORMAT = 1
 METADATA_KEY = "headgraft"
 
 
-def write_bundle(path: Path, backbone: dict[str, Tensor], head: nn.Sequential, card: dict[str, Any]) -> None:
+def write_bundle(path: Path, backbone: dict[str, Tensor], head: Head, card: dict[str, Any]) -> None:
     """Write tensors `backbone.*` and `head.*`, the JSON `card` and their digest as one file, whole or not at all."""
     tensors = {f"backbone.{name}": tensor for name, tensor in backbone.items()}
     tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
@@ -64,10 +64,10 @@ def load_bundle(path: str | Path) -> Bundle:
     if "digest" in card and card["digest"] != _digest(tensors, card):
         raise BundleError(f"{path} is damaged: it has changed since it was exported; copy it or export it again")
     try:
-        head = head_from_tensors(_floats(_part(tensors, "head.")))
+        head = Head.from_tensors(_floats(_part(tensors, "head.")))
     except (KeyError, RuntimeError, ValueError) as error:
         raise BundleError(f"{path} holds no whole head ({first_line(error)}): export it again") from error
-    if wrong := card_fault(card, outputs=len(head.state_dict()["3.bias"])):
+    if wrong := card_fault(card, outputs=head.num_classes):
         raise BundleError(f"{path} has {wrong}: export it again")
     bundle = Bundle(path, card, _part(tensors, "backbone."), head)
     if wrong := _misfit(bundle):
@@ -97,5 +97,5 @@ def _misfit(bundle: Bundle) -> str:
         return wrong or f"{', '.join(sorted(types))} in place of torch.float32"
     if not all(tensor.isfinite().all() for tensor in tensors):
         return "numbers that are not finite"
-    found, wanted = bundle.head.state_dict()["0.weight"].shape[1], prod(row_shape(name, size))
+    found, wanted = bundle.head.in_features, prod(row_shape(name, size))
     return "" if found == wanted else f"the head takes {found} features, the backbone gives {wanted}"

@@ -20,10 +20,8 @@ def model_card(bundle: Bundle) -> str:
     base = card["manifest"]["base"]
     lines = [f"# {bundle.path.name}", "", _purpose(bundle), ""]
     lines += ["## What it is", ""]
-    hidden, features = bundle.head.state_dict()["0.weight"].shape
     lines += [
-        f"- {card['backbone']} up to `{base['layer']}`, frozen, then Linear({features}, {hidden}), ReLU, Dropout, "
-        f"Linear({hidden}, {len(bundle.classes)}), LogSoftmax",
+        f"- {card['backbone']} up to `{base['layer']}`, frozen, then {bundle.head.architecture}",
         f"- input: {bundle.preprocessing}",
         f"- weights of the backbone: {base['weights_digest'][:16]}; licence: {_licence(card)}",
         f"- trained on features computed in {base['precision']}; the file's numbers are float32",

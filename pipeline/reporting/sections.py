@@ -12,6 +12,7 @@ import numpy as np
 from cache.index import ImageRecord
 from pipeline.config import ExtractConfig
 from pipeline.console import counted
+from pipeline.heads.head import hidden_in_words
 from pipeline.reporting import figures
 from pipeline.reporting.classes import ClassRow, class_rows
 from pipeline.reporting.confusion import Cell, Pair
@@ -65,7 +66,7 @@ def _frame(found: Findings) -> dict[str, Any]:
         f"set {found.index.name}: {len(run.classes)} classes, {counts} images for training, validation and test",
         f"{base.backbone} at {base.input_size} pixels in {base.precision}",
         counted(config.passes, "augmented pass"),
-        f"basis {run.whole_basis.name}, {config.hidden} hidden units",
+        f"basis {run.whole_basis.name}, {hidden_in_words(config.hidden)}",
         f"headgraft {version('headgraft')}, {datetime.now(UTC):%Y-%m-%d}",
     )
     names = {

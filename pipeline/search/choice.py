@@ -13,7 +13,7 @@ from pipeline.config import HeadSettings, SweepConfig, TrainConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.heads.fit import Fitted, fit_head, score_head
-from pipeline.heads.head import merge_heads
+from pipeline.heads.head import merge_heads, num_weights
 from pipeline.run import Run, new_run
 from pipeline.search.basis_cache import BasisCache
 from pipeline.search.halving import SuccessiveHalving, Trial
@@ -41,7 +41,7 @@ def finalists(heads: Sequence[Trial]) -> list[Trial]:
 def _size(settings: HeadSettings, bases: BasisCache) -> int:
     """Weights of the head in its basis."""
     data = bases.data(settings.basis)
-    return settings.hidden * (data.in_features + data.num_classes)
+    return num_weights(data.in_features, settings.hidden, data.num_classes)
 
 
 def describe(settings: HeadSettings) -> str:

@@ -32,7 +32,7 @@ from pipeline.search.journal import Score
 
 _LEAST_FREE = 1 << 30  # bytes that states of waiting heads leave alone
 _LARGEST_GROUP = 16  # heads on a CPU; more share a multiplication no better (docs/performance.md)
-_BYTES_A_UNIT = 24  # of what a step holds of each hidden unit of each row: in two precisions, noise and gradient
+_BYTES_A_UNIT = 24  # that a step holds of each hidden unit, or logit, of each row: in two precisions, noise, gradient
 
 Outcome = tuple[Score, HeadState | None]
 Stop = Callable[[], bool]
@@ -97,7 +97,7 @@ def largest_group(settings: HeadSettings, data: TrainingData, device: torch.devi
     if device.type == "cpu":
         return max(1, min(_LARGEST_GROUP, free_bytes(device) // each))
     # There, all heads at once; a step and a validation take more than the weights.
-    each += _BYTES_A_UNIT * settings.hidden * max(settings.batch_size, ROWS_TO_SCORE)
+    each += _BYTES_A_UNIT * (settings.hidden or data.num_classes) * max(settings.batch_size, ROWS_TO_SCORE)
     return max(1, free_bytes(device) // each)
 
 
