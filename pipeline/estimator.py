@@ -16,7 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from pipeline.config import LARGEST_SEED, TRAIN_BOUNDS, HeadSettings
 from pipeline.errors import ConfigError
-from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape
+from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
 from pipeline.heads.head import Head
 from pipeline.heads.seeds import shuffle_rng
 from pipeline.options import require_count
@@ -124,7 +124,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         weighed = None if weights is None else torch.from_numpy(weights)
         steps = self.epochs * math.ceil(len(rows) / self.batch_size)
         member = HeadHyperparameters(self.lr, self.weight_decay, self.dropout, seed)
-        group = HeadGroup.new([member], HeadShape(rows.shape[1], self.hidden, len(self.classes_), steps))
+        shape = HeadShape(rows.shape[1], self.hidden, len(self.classes_), steps)
+        group = HeadGroup([HeadState.new(member, shape)], shape)
         for epoch in range(1, self.epochs + 1):
             for batch in torch.randperm(len(rows), generator=shuffle_rng(seed, epoch)).split(self.batch_size):
                 group.step(rows[batch], labels[batch], None if weighed is None else weighed[batch])

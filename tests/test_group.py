@@ -192,7 +192,8 @@ def test_dropout_keeps_the_mean_and_is_drawn_head_by_head(
 
 def test_an_epoch_means_over_rows_and_a_score_counts_them() -> None:
     """A smaller last batch weighs less."""
-    group, single = (HeadGroup.new(MEMBERS, SHAPE, torch.float64) for _ in range(2))
+    states = [HeadState.new(member, SHAPE, torch.float64) for member in MEMBERS]
+    group, single = HeadGroup(states, SHAPE), HeadGroup(states, SHAPE)
     losses = torch.stack([single.step(x, labels) * len(x) for x, labels in batches()])
     assert torch.allclose(group.epoch(batches()), losses.sum(0) / sum(len(x) for x, _ in batches()))
     everything = torch.cat([x for x, _ in batches()]), torch.cat([labels for _, labels in batches()])
@@ -238,7 +239,7 @@ def test_a_head_goes_on_in_another_group_as_if_nothing_had_happened(vectorized: 
 
 def test_a_state_is_a_copy() -> None:
     """Further steps leave it alone."""
-    group = HeadGroup.new(MEMBERS, SHAPE)
+    group = HeadGroup([HeadState.new(member, SHAPE) for member in MEMBERS], SHAPE)
     before = group.state(1)
     kept = {name: tensor.clone() for name, tensor in before.tensors.items()}
     x, labels = batches()[0]

@@ -134,9 +134,9 @@ class StreamedData:
                 for batch in order[:leaving].split(batch_size):
                     yield rows[batch], labels[batch]
                 rows, labels = rows[order[leaving:]], labels[order[leaving:]]
-        rest = torch.randperm(len(rows), generator=generator).split(batch_size) if len(rows) else ()
-        for batch in rest:
-            yield rows[batch], labels[batch]
+        if len(rows):
+            for batch in torch.randperm(len(rows), generator=generator).split(batch_size):
+                yield rows[batch], labels[batch]
 
     def clean(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of the clean view of the training images, in any order."""
@@ -149,7 +149,9 @@ class StreamedData:
 
     def validation(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Rows and labels of the validation images, in `valid_order`; held where the window could hold them."""
-        return self._validation if len(self.valid_labels) <= self.window else self._read_validation()
+        if len(self.valid_labels) > self.window:
+            return self._read(self._valid_keys, self.valid_labels)
+        return self._validation
 
     @cached_property
     def valid_order(self) -> Tensor:
@@ -157,12 +159,9 @@ class StreamedData:
         parts = self.trainset.cache.parts(self._valid_keys)
         return torch.from_numpy(np.concatenate([part.positions for part in parts]))
 
-    def _read_validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._read(self._valid_keys, self.valid_labels)
-
     @cached_property
     def _validation(self) -> list[tuple[Tensor, Tensor]]:
-        return list(self._read_validation())
+        return list(self._read(self._valid_keys, self.valid_labels))
 
     @cached_property
     def _train(self) -> Digests:

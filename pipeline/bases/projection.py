@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
@@ -18,7 +18,7 @@ from cache.keys import RowKey, keys_of
 from cache.manifest import json_digest
 from cache.projections import load_projection, save_projection
 from cache.store import FeatureCache, Positions
-from pipeline.bases.basis import Basis, Stage
+from pipeline.bases.basis import Basis
 from pipeline.bases.data import ROWS_AT_ONCE, HeadData, StreamedData, TrainingData, read_shards
 from pipeline.bases.fit import BASIS_VERSION, Memo, fit_basis, start_basis
 from pipeline.bases.trainset import TrainingSet
@@ -140,7 +140,10 @@ def _projected(
         return ((rows[some], theirs) for some, theirs in zip(places, labels, strict=True))
 
     basis = fit_basis(start, blocks, len(trainset.index.classes), trainset.layout, memo)
-    projected = _apply(basis.stages[len(start.stages) :], rows)
+    projected = rows
+    if len(basis.stages) > len(start.stages):
+        rest = Basis(name, basis.stages[len(start.stages) :])
+        projected = torch.cat([rest.transform(block) for block in rows.split(ROWS_AT_ONCE)])
     if basis.stages:
         try:
             save_projection(cache.path, source, save({"rows": projected.contiguous(), **basis.tensors()}))
@@ -160,14 +163,3 @@ def _in_regions(cache: FeatureCache, keys: list[RowKey], start: Basis, memo: Mem
             rows[torch.from_numpy(positions)] = start.apply(block)
         memo.regions[regions] = rows
     return memo.regions[regions]
-
-
-def _apply(stages: Sequence[Stage], rows: Tensor) -> Tensor:
-    """All of `rows` (M, in) after `stages`, (M, out); the same tensor where there are none."""
-    if not stages:
-        return rows
-    chain = Basis("", tuple(stages))
-    result = torch.empty(len(rows), chain.out_features(rows.shape[1]))
-    for part, block in zip(result.split(ROWS_AT_ONCE), rows.split(ROWS_AT_ONCE), strict=True):
-        part.copy_(chain.transform(block))
-    return result

@@ -78,25 +78,7 @@ class TrainingSet:
         """
         opened = FeatureCache.open(cache)
         index = opened.index(name)
-        if len(index.classes) < 2:
-            raise RunError(
-                f"set {index.name!r} has one class, {index.classes[0]!r}, expected two or more: "
-                "add images of another class, and run extract again"
-            )
-        if not index.split("train"):
-            raise RunError(
-                f"set {index.name!r} has no training images: fix those that could not be decoded, and extract again"
-            )
-        if len({image.key for image in index.split("train")}) < 2:
-            raise RunError(
-                f"the training images of set {index.name!r} are one image, expected at least one of each class: "
-                "add other images, and run extract again"
-            )
-        if not index.split("valid"):
-            raise RunError(
-                f"set {index.name!r} has no validation images: add a valid/ folder next to train/, or, where there are "
-                "no split folders, more images of a class, and run extract again"
-            )
+        _refuse_unusable(index)
         _refuse_stale(index)
         chosen = _passes(passes, opened, index)
         leaks = count_leaks(index)
@@ -110,6 +92,24 @@ class TrainingSet:
             count = f"{len(absent)} of {counted(len(index.classes), 'class')} without validation images"
             logger.warning(f"{count}, for which no head is chosen: {shown([repr(name) for name in absent])}")
         return found
+
+
+def _refuse_unusable(index: SetIndex) -> None:
+    train = index.split("train")
+    wrong = ""
+    if len(index.classes) < 2:
+        wrong = f"has one class, {index.classes[0]!r}, expected two or more: add images of another class"
+    elif not train:
+        wrong = "has no training images: fix those that could not be decoded"
+    elif len({image.key for image in train}) < 2:
+        wrong = "has training images that are one image, expected at least one of each class: add other images"
+    elif not index.split("valid"):
+        wrong = (
+            "has no validation images: add a valid/ folder next to train/, or, where there are no split folders, more "
+            "images of a class"
+        )
+    if wrong:
+        raise RunError(f"set {index.name!r} {wrong}, and run extract again")
 
 
 def _passes(asked: int | None, cache: FeatureCache, index: SetIndex) -> int:

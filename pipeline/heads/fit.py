@@ -72,7 +72,13 @@ def fit_head(config: TrainConfig, data: TrainingData, level: int = logging.DEBUG
     state = HeadState.new(hyperparameters_of(settings, config.seed), shape)
     group = HeadGroup([state], shape, class_weights(settings, data), matmul_dtype_on(CPU))
     for number in range(1, count + 1):
-        epoch = _epoch(number, group, data, config)
+        begin = time.perf_counter()
+        loss = float(group.epoch(data.batches(config.batch_size, shuffle_rng(config.seed, number))))
+        hits, valid_losses = group.score(data.validation())
+        if not math.isfinite(loss + float(valid_losses)):
+            raise RunError(f"loss or weights became NaN or infinite in epoch {number}: lower --lr, now {config.lr}")
+        accuracy = float(hits.double().mean())
+        epoch = Epoch(number, loss, accuracy, float(valid_losses), time.perf_counter() - begin)
         epochs.append(epoch)
         logger.log(
             level,
@@ -86,16 +92,6 @@ def fit_head(config: TrainConfig, data: TrainingData, level: int = logging.DEBUG
 def matmul_dtype_on(device: torch.device) -> torch.dtype | None:
     """What heads multiply in: bfloat16 where `device` computes in that, at up to twice the speed, else float32."""
     return torch.bfloat16 if computes_bfloat16(device) else None
-
-
-def _epoch(number: int, group: HeadGroup, data: TrainingData, config: TrainConfig) -> Epoch:
-    start = time.perf_counter()
-    loss = float(group.epoch(data.batches(config.batch_size, shuffle_rng(config.seed, number))))
-    hits, losses = group.score(data.validation())
-    accuracy, valid_loss = float(hits.double().mean()), float(losses)
-    if not math.isfinite(loss + valid_loss):
-        raise RunError(f"loss or weights became NaN or infinite in epoch {number}: lower --lr, now {config.lr}")
-    return Epoch(number, loss, accuracy, valid_loss, time.perf_counter() - start)
 
 
 def score_head(head: Head, data: TrainingData) -> tuple[npt.NDArray[np.bool_], float]:

@@ -104,13 +104,6 @@ class HeadGroup:
         arrays = (self.tensors, self._gradients, first, second)
         self._optimizer = (VectorizedAdamW if vectorized else PerHeadAdamW)(arrays, self.step_count, decays)
 
-    @classmethod
-    def new(
-        cls, members: Sequence[HeadHyperparameters], shape: HeadShape, dtype: torch.dtype = torch.float32
-    ) -> "HeadGroup":
-        """A group before its first step."""
-        return cls([HeadState.new(member, shape, dtype) for member in members], shape)
-
     def __len__(self) -> int:
         """G, heads."""
         return len(self.members)
