@@ -143,7 +143,9 @@ def _projected(
     projected = rows
     if len(basis.stages) > len(start.stages):
         rest = Basis(name, basis.stages[len(start.stages) :])
-        projected = torch.cat([rest.transform(block) for block in rows.split(ROWS_AT_ONCE)])
+        projected = torch.empty(len(rows), rest.out_features(rows.shape[1]))
+        for part, block in zip(projected.split(ROWS_AT_ONCE), rows.split(ROWS_AT_ONCE), strict=True):
+            part.copy_(rest.transform(block))
     if basis.stages:
         try:
             save_projection(cache.path, source, save({"rows": projected.contiguous(), **basis.tensors()}))

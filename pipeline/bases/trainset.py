@@ -1,4 +1,4 @@
-"""What heads are trained on: a set of a cache, looked over before any training."""
+"""What heads are trained on: a set of a cache, checked before any training."""
 
 import logging
 from dataclasses import dataclass
@@ -117,16 +117,18 @@ def _passes(asked: int | None, cache: FeatureCache, index: SetIndex) -> int:
     if asked is not None and asked <= index.passes:
         return asked
     known = max(index.passes, cache.complete_passes(index))
-    if asked is not None and asked > known:
+    if asked is None:
+        return known
+    if asked > known:
         raise MissingRows(
             f"set {index.name!r} of {cache.path} has {counted(known, 'augmented pass')}, {asked} asked for: "
             f"run extract with --passes {asked}, or train with --passes {known}"
         )
-    return known if asked is None else asked
+    return asked
 
 
 def _refuse_seen_labels(cache: FeatureCache, index: SetIndex) -> int:
-    """How many validation and test images the reduction was fitted on: said; refused where their labels took part.
+    """How many validation and test images the reduction was fitted on: logged; refused where their labels took part.
 
     Images that are also in train are leaks of the set itself, counted as such, and not here.
     """

@@ -32,7 +32,7 @@ class DrawnDropout:
             generator.state = generator.state if state is None else state
 
     def sample(self, hidden: Tensor, step: int) -> Tensor:
-        """What hidden units (G, B, H) are multiplied by: 0, or what keeps the mean; each head draws on at a step."""
+        """What hidden units (G, B, H) are multiplied by: 0, or what keeps the mean; `step` is not used."""
         kept, count = torch.empty_like(hidden), hidden[0].numel()
         for number, (least, generator) in enumerate(zip(self._least, self._generators, strict=True)):
             drawn = generator.random_raw(-(-count // 4)).view(np.uint16)[:count] >= least

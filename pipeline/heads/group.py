@@ -111,8 +111,8 @@ class HeadGroup:
     def step(self, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step.
 
-        The mean is weighted by `class_weights`. `weights` (B,) of the rows, in their place, are step as they are: 1 on
-        average over all rows, not within the batch.
+        The mean is weighted by `class_weights`, or by `weights` (B,) of the rows, which are 1 on average over all rows,
+        not within the batch.
         """
         *_, w2, b2 = self.tensors.values()
         w2 = w2.to(x.dtype)

@@ -74,10 +74,10 @@ def _discriminant(data: LabelledRows) -> dict[float, float]:
     """
     moments = Moments.of(data.all_views, data.in_features, data.num_classes)
     fits = {shrinkage: _fit(moments, shrinkage) for shrinkage in SHRINKAGES}
-    hits = dict.fromkeys(SHRINKAGES, 0)
+    hits, mean = dict.fromkeys(SHRINKAGES, 0), moments.mean
     for rows, labels in data.validation():
         for shrinkage, (weight, bias) in fits.items():
-            hits[shrinkage] += int((((rows - moments.mean) @ weight + bias).argmax(1) == labels).sum())
+            hits[shrinkage] += int((((rows - mean) @ weight + bias).argmax(1) == labels).sum())
     return {shrinkage: count / len(data.valid_labels) for shrinkage, count in hits.items()}
 
 
