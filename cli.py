@@ -235,7 +235,7 @@ def extract(as_json: bool, **options: Any) -> None:
 
 @main.command("train-head")
 @_training_options
-@_option(TrainConfig, "hidden", "Hidden units.")
+@_option(TrainConfig, "hidden", "Hidden units; 0 = logistic regression.")
 @_option(TrainConfig, "dropout", "Dropout probability.")
 @_option(TrainConfig, "lr", "Initial learning rate of the cosine schedule.")
 @_option(TrainConfig, "epochs", "Epochs.  [default: about 1,000 steps, 20 to 100 epochs]", type=int)

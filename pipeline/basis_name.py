@@ -1,15 +1,13 @@
 """BasisName: what a basis is called and what that asks for; free of torch, as `config` is."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 
 REGIONS = ("full", "pool", "pyramid")
-_PART = re.compile(r"(?P<kind>white|lda)(?::(?P<number>\d{1,9}(?:\.\d{1,9})?))?|(?P<pca>pca):(?P<count>\d{1,9})")
-_LAST: tuple[list[str], ...] = ([], ["pca"], ["lda"], ["lda", "pca"])
-_CHAINS = (*_LAST, *(["white", *last] for last in _LAST))
+_G = r"\d{1,9}(?:\.\d{1,9})?"
+_NAME = re.compile(rf"(full|pool|pyramid)(?:\+(white)(?::({_G}))?)?(?:\+(lda)(?::({_G}))?)?(?:\+pca:(\d{{1,9}}))?")
 WHITE_SHRINKAGE = 6.0
 LDA_SHRINKAGE = 4.0
 
@@ -27,34 +25,20 @@ class BasisName:
     def parse(cls, name: str) -> "BasisName":
         """`full`, `pool` or `pyramid`, then `+white[:G]`, then `+pca:R` or `+lda[:G]` or both, `+lda[:G]+pca:R`.
 
-        `pca:R` is `full+pca:R`, `lda` is `full+lda`.
+        `pca:R` is `full+pca:R`, `lda` is `full+lda`. ConfigError for any other name, and for a G or R of 0.
         """
-        parts = name.split("+")
-        regions = parts.pop(0) if parts[0] in REGIONS else None
-        found = [_PART.fullmatch(part) for part in parts]
-        kinds = [match and (match["kind"] or match["pca"]) for match in found]
-        _require(
-            kinds in _CHAINS and (regions is not None or kinds in _LAST[1:]),
-            f"{name[:60]!r} is not a basis: expected full, pool or pyramid, then +white[:G], then +pca:R, +lda[:G] or "
-            "+lda[:G]+pca:R",
-        )
-        values = {kind: match["number"] or match["count"] for kind, match in zip(kinds, found, strict=True) if match}
-        white, lda = (
-            _shrinkage(name, values, *known) for known in (("white", WHITE_SHRINKAGE), ("lda", LDA_SHRINKAGE))
-        )
-        components = int(values["pca"]) if "pca" in values else None
-        _require(components != 0, f"{name!r}: pca needs one component or more")
-        return cls(regions or "full", white, components, lda)
-
-
-def _shrinkage(name: str, values: Mapping[str | None, str | None], kind: str, default: float) -> float | None:
-    if kind not in values:
-        return None
-    number = default if values[kind] is None else float(values[kind] or 0)
-    _require(number > 0, f"{name!r}: the shrinkage must be above 0")
-    return number
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
+        found = _NAME.fullmatch(name if name.startswith(REGIONS) else f"full+{name}")
+        if found is None or name.startswith("white"):
+            raise ConfigError(
+                f"{name[:60]!r} is not a basis: expected full, pool or pyramid, then +white[:G], then +pca:R, +lda[:G] "
+                "or +lda[:G]+pca:R"
+            )
+        regions, white, white_shrinkage, lda, lda_shrinkage, count = found.groups()
+        shrinkage = float(white_shrinkage or WHITE_SHRINKAGE) if white else None
+        discriminant = float(lda_shrinkage or LDA_SHRINKAGE) if lda else None
+        components = int(count) if count else None
+        if 0 in (shrinkage, discriminant):
+            raise ConfigError(f"{name!r}: the shrinkage must be above 0")
+        if components == 0:
+            raise ConfigError(f"{name!r}: pca needs one component or more")
+        return cls(regions, shrinkage, components, discriminant)

@@ -41,7 +41,7 @@ _EXTRACT_BOUNDS = {
     "threads": (1, 1024),
     "unit_rows": (1, 1_000_000),
 }
-_HEAD_BOUNDS = {"hidden": (1, 1 << 16), "batch_size": (1, 1 << 20)}
+_HEAD_BOUNDS = {"hidden": (0, 1 << 16), "batch_size": (1, 1 << 20)}
 TRAIN_BOUNDS = {
     "passes": (0, MOST_PASSES),
     "epochs": (1, 100_000),

@@ -16,8 +16,8 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from pipeline.config import LARGEST_SEED, TRAIN_BOUNDS, HeadSettings
 from pipeline.errors import ConfigError
-from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape
-from pipeline.heads.head import head_from_tensors
+from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
+from pipeline.heads.head import Head
 from pipeline.heads.seeds import shuffle_rng
 from pipeline.options import require_count
 
@@ -31,7 +31,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     Rows are taken as they are: standardise them or reduce them in a `Pipeline`.
 
     Attributes:
-        hidden: hidden units.
+        hidden: hidden units; 0 for logistic regression, whose dropout has nothing to leave out.
         dropout: dropout probability, 0 or more and under 1.
         lr: learning rate of AdamW at the start; it falls to 0 as a cosine.
         epochs: passes over the rows.
@@ -112,19 +112,20 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     def _train(
         self, X: Array, places: npt.NDArray[np.intp], weights: npt.NDArray[np.float64] | None, seed: int
-    ) -> torch.nn.Sequential:
+    ) -> Head:
         """A head trained on rows (N, D), labels (N,) as places in `classes_`, and weights (N,)."""
         rows, labels = torch.from_numpy(X), torch.from_numpy(places)
         weighed = None if weights is None else torch.from_numpy(weights)
         steps = self.epochs * math.ceil(len(rows) / self.batch_size)
         member = HeadHyperparameters(self.lr, self.weight_decay, self.dropout, seed)
-        group = HeadGroup.new([member], HeadShape(rows.shape[1], self.hidden, len(self.classes_), steps))
+        shape = HeadShape(rows.shape[1], self.hidden, len(self.classes_), steps)
+        group = HeadGroup([HeadState.new(member, shape)], shape)
         for epoch in range(1, self.epochs + 1):
             for batch in torch.randperm(len(rows), generator=shuffle_rng(seed, epoch)).split(self.batch_size):
                 group.step(rows[batch], labels[batch], None if weighed is None else weighed[batch])
         if not group.finite().all():
             raise ValueError(f"the weights became NaN or infinite: lower lr, now {self.lr}, or standardise the rows")
-        return head_from_tensors(group.weights(0), self.dropout)
+        return Head.from_tensors(group.weights(0), self.dropout)
 
     def predict_log_proba(self, X: npt.ArrayLike) -> Array:
         """Log-probabilities (N, C), classes in the order of `classes_`."""

@@ -29,7 +29,7 @@ from pipeline.model.parity import Trained, check_files, check_parity, chosen_ima
 from pipeline.model.prior import class_prior
 from pipeline.run import Run
 from pipeline.run_folder import check_target
-from pipeline.statistics.calibration import at_temperature, calibrate, error_of, floor_of, temperature_scaled
+from pipeline.statistics.calibration import at_temperature, calibrate, error_of, floor_of
 from pipeline.statistics.scoring import score
 
 logger = logging.getLogger("headgraft.export")
@@ -62,7 +62,7 @@ def export(config: ExportConfig) -> ExportResult:
     calibration, evaluations = _calibration(config, run, cache, index, shift)
     run = prior.corrected(run, calibration.temperature) if prior else run
     root, tensors = root_now(index, config.data), _backbone_tensors(cache, index)
-    head = temperature_scaled(run.folded_head(), calibration.temperature)
+    head = run.folded_head().temperature_scaled(calibration.temperature)
     card = replace(_card(run, cache, index), names=names, calibration=calibration, class_prior=config.class_prior)
     if config.tta == "flip":
         unscaled = replace(card, calibration=replace(calibration, flip_temperature=1.0))

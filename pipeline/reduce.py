@@ -18,9 +18,9 @@ from cache.reduction import Reduction, save_basis
 from cache.store import FeatureCache, Part, check_place
 from cache.writer import ShardWriter, merge_small_shards
 from pipeline.bases.basis import Basis
+from pipeline.bases.data import ROWS_AT_ONCE
+from pipeline.bases.projection import load_data, source_of
 from pipeline.bases.reduced import packed_basis, reduce_rows, reduction_basis, uses_labels
-from pipeline.bases.rows import load_data, source_of
-from pipeline.bases.stream import ROWS_AT_ONCE
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import ReduceConfig, TrainConfig
 from pipeline.console import counted, progress, size
@@ -123,7 +123,7 @@ def _begun(config: ReduceConfig, trainset: TrainingSet, fitted: Basis | None) ->
 def _describe(out: Path, trainset: TrainingSet, basis: Basis, source: str) -> Reduction:
     """The record of the reduction, its basis kept in `out`."""
     width, index = trainset.cache.in_features, trainset.index
-    reduced = basis.transform(torch.zeros(1, width)).shape[1]
+    reduced = basis.out_features(width)
     train = index.split("train")
     fitted_on = {
         "set": index.name,

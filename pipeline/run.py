@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from cache import layout
 from cache.errors import HeadgraftError
@@ -33,7 +33,7 @@ from pipeline.console import reason
 from pipeline.errors import ConfigError, RunError
 from pipeline.heads.fit import Fitted, matmul_dtype_on
 from pipeline.heads.group import CPU
-from pipeline.heads.head import head_from_tensors, hidden_units
+from pipeline.heads.head import Head
 from pipeline.run_folder import BASIS_FILE, HEAD_FILE, JOURNAL_FILE, REDUCTION_FILE, RUN_FILE, RUN_FILES
 from pipeline.run_record import RUN_FORMAT, ReducedBy, RunConfig, RunRecord
 
@@ -52,7 +52,7 @@ class Run:
     path: Path
     record: RunRecord
     basis: Basis
-    head: nn.Sequential = field(repr=False)
+    head: Head = field(repr=False)
     reduction: Basis | None = None
 
     @property
@@ -65,11 +65,9 @@ class Run:
         """From whole rows of the backbone to what the head sees."""
         return chained(self.reduction, self.basis)
 
-    def folded_head(self) -> nn.Sequential:
+    def folded_head(self) -> Head:
         """The head over whole rows (B, D)."""
-        tensors = dict(self.head.state_dict())
-        tensors["0.weight"], tensors["0.bias"] = self.whole_basis.fold(tensors["0.weight"], tensors["0.bias"])
-        return head_from_tensors(tensors)
+        return self.head.folded(self.whole_basis)
 
     @torch.inference_mode()
     def log_probs(self, cache: FeatureCache, index: SetIndex, split: str) -> tuple[Tensor, Tensor]:
@@ -148,12 +146,12 @@ class Run:
             reduced = record.reduction
             reduction = Basis.from_tensors(reduced.basis, load(contents[REDUCTION_FILE])) if reduced else None
             tensors = load(contents[HEAD_FILE])
-            head = head_from_tensors({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
+            head = Head.from_tensors({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
             bases = [one.tensors().values() for one in (basis, reduction) if one]
             if not all(tensor.isfinite().all() for tensor in chain(*bases, head.state_dict().values())):
                 raise ValueError("a weight that is not finite")
-            if not len(set(record.classes)) == len(record.classes) == head[3].out_features:
-                raise ValueError(f"{head[3].out_features} outputs for {len(record.classes)} distinct classes")
+            if not len(set(record.classes)) == len(record.classes) == head.num_classes:
+                raise ValueError(f"{head.num_classes} outputs for {len(record.classes)} distinct classes")
         except (OSError, ValueError, LookupError, AttributeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise RunError(f"{path} is not a whole run ({error}): train it again with --overwrite") from error
         return cls(path, record, basis, head, reduction)
@@ -178,14 +176,14 @@ class Run:
                 f"set {index.name!r} of {opened.path} changed since {self.path} was trained: "
                 "train again with --overwrite, or extract again as it was (--split-seed)"
             )
-        if list(index.classes) != self.record.classes or self._width(opened.in_features) != self.head[0].in_features:
+        if list(index.classes) != self.record.classes or self._width(opened.in_features) != self.head.in_features:
             raise RunError(f"{self.path} has other classes or a head for another basis: train again with --overwrite")
         return opened
 
     def _width(self, in_features: int) -> int:
         """R, that the basis makes of rows of D features; 0 where it is made for others."""
         try:
-            return self.basis.transform(torch.zeros(1, in_features)).shape[1]
+            return self.basis.out_features(in_features)
         except (RuntimeError, IndexError, ValueError):
             return 0
 
@@ -194,7 +192,7 @@ def new_run(config: TrainConfig, trainset: TrainingSet, fitted: Fitted, basis: B
     """The run of a trained head, not yet saved."""
     manifest, reduction = trainset.cache.manifest, trainset.cache.reduction
     asked = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
-    made = {"hidden": hidden_units(fitted.head), "basis": basis.name, "passes": trainset.passes}
+    made = {"hidden": fitted.head.hidden_units, "basis": basis.name, "passes": trainset.passes}
     record = RunRecord(
         cache=str(trainset.cache.path.absolute()),
         base_digest=manifest.base.digest,

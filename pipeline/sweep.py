@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.bases.fit import start_basis, started_width
+from pipeline.bases.fit import start_basis
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
@@ -107,8 +107,7 @@ def _finish(config: SweepConfig, heads: Sequence[Trial], race: SuccessiveHalving
 
 def most_directions(trainset: TrainingSet) -> int:
     """The most principal directions that training rows can have in the regions of the default basis."""
-    shape = trainset.cache.row_shape
-    width = started_width(start_basis(trainset.default_basis, shape), shape)
+    width = start_basis(trainset.default_basis, trainset.layout).out_features(trainset.cache.in_features)
     return min(len(trainset.index.split("train")) * len(trainset.views), width)
 
 

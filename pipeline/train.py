@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import torch
 
-from pipeline.bases.rows import load_data
+from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import TrainConfig
 from pipeline.heads.fit import default_epochs, fit_head

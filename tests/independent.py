@@ -2,8 +2,8 @@
 
     python independent.py MODEL IMAGE...     prints {"classes": [...], "log_probs": [[...], ...]}
 
-Written from the description of the file alone: tensors `backbone.features.N.*`, `head.0.*`, `head.3.*`, and a card
-under the metadata key `headgraft`.
+Written from the description of the file alone: tensors `backbone.features.N.*`, `head.0.*`, `head.3.*` where there is
+a hidden layer, and a card under the metadata key `headgraft`.
 """
 
 import json
@@ -28,10 +28,11 @@ def load(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def network(card: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     """torchvision's network with the head in place of its classifier."""
     hidden, features = tensors["head.0.weight"].shape
+    layers: list[nn.Module] = [nn.Linear(features, hidden)]
+    if "head.3.weight" in tensors:
+        layers += [nn.ReLU(), nn.Dropout(), nn.Linear(hidden, len(card["classes"]))]
     model: nn.Module = getattr(models, card["backbone"])(weights=None)
-    model.classifier = nn.Sequential(
-        nn.Linear(features, hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, len(card["classes"])), nn.LogSoftmax(1)
-    )
+    model.classifier = nn.Sequential(*layers, nn.LogSoftmax(1))
     names = {name: name.removeprefix("backbone.").replace("head.", "classifier.") for name in tensors}
     model.load_state_dict({names[name]: tensor for name, tensor in tensors.items()})
     return model.eval()

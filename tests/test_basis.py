@@ -10,11 +10,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.bases.basis import Basis, Scale
-from pipeline.bases.directions import Blocks, principal, principal_of_rows, scatter_of
-from pipeline.bases.fit import fit_basis, region_stage, start_basis
+from pipeline.bases.directions import directions
+from pipeline.bases.fit import fit_basis, start_basis
+from pipeline.bases.moments import Blocks, Moments
 from pipeline.basis_name import BasisName
 from pipeline.errors import PipelineError
-from pipeline.heads.head import HeadConfig, build_head, head_from_tensors
+from pipeline.heads.head import Head
+from pipeline.row_layout import RowLayout
 
 NAMES = [
     "full",
@@ -37,8 +39,8 @@ def fitted(name: str, shape: tuple[int, ...], count: int = 40) -> tuple[Basis, n
     """A basis fitted on random rows of three classes, as train.py fits it, and the rows."""
     rows = np.abs(some_rows(count, int(np.prod(shape)))) + np.float16(0.1)
     labels = torch.arange(count) % 3
-    start = start_basis(name, shape)
-    return fit_basis(start, in_blocks(start.apply(rows), labels), 3, shape), rows
+    start, layout = start_basis(name, RowLayout.of(shape)), RowLayout.of(shape)
+    return fit_basis(start, in_blocks(start.apply(rows), labels), 3, layout), rows
 
 
 def in_blocks(rows: Tensor, labels: Tensor, size: int = 7) -> Blocks:
@@ -49,11 +51,11 @@ def in_blocks(rows: Tensor, labels: Tensor, size: int = 7) -> Blocks:
 def folded_difference(basis: Basis, rows: np.ndarray) -> float:
     """Largest difference in log-probability between a head in the basis and the folded one."""
     z = basis.apply(rows)
-    head = build_head(HeadConfig(z.shape[1], 6, 3), torch.Generator().manual_seed(0)).eval()
+    head = Head.new(z.shape[1], 6, 3, generator=torch.Generator().manual_seed(0)).eval()
     tensors: dict[str, Tensor] = dict(head.state_dict())
     tensors["0.weight"], tensors["0.bias"] = basis.fold(tensors["0.weight"], tensors["0.bias"])
     with torch.inference_mode():
-        whole = head_from_tensors(tensors)(torch.from_numpy(rows.astype(np.float32)))
+        whole = Head.from_tensors(tensors)(torch.from_numpy(rows.astype(np.float32)))
         return float((whole - head(z)).abs().max())
 
 
@@ -137,24 +139,32 @@ def test_the_pyramid_of_7_x_7_is_the_six_regions_measured() -> None:
     maps = rows.astype(np.float32).reshape(3, 8, 7, 7)
     boxes = [(0, 7, 0, 7), (0, 4, 0, 4), (0, 4, 3, 7), (3, 7, 0, 4), (3, 7, 3, 7), (2, 5, 2, 5)]
     expected = np.concatenate([maps[:, :, a:b, c:d].mean((2, 3)) for a, b, c, d in boxes], axis=1)
-    stage = region_stage("pyramid", (8, 7, 7))
-    assert stage is not None
-    assert np.allclose(Basis("pyramid", (stage,)).apply(rows).numpy(), expected, atol=1e-5)
+    start = start_basis("pyramid", RowLayout(8, (7, 7)))
+    assert np.allclose(start.apply(rows).numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", range(1, 11))
 def test_regions_of_any_map_size_are_means(side: int) -> None:
     """No region is empty, and a constant map has that constant everywhere."""
-    stage = region_stage("pyramid", (2, side, side + 1))
-    assert stage is not None
-    assert torch.allclose(stage.apply(torch.full((1, 2 * side * (side + 1)), 3.0)), torch.tensor(3.0))
+    start = start_basis("pyramid", RowLayout(2, (side, side + 1)))
+    assert torch.allclose(start.transform(torch.full((1, 2 * side * (side + 1)), 3.0)), torch.tensor(3.0))
 
 
 def test_regions_need_a_map() -> None:
     """Rows that are no channels x height x width can only be taken whole."""
     with pytest.raises(PipelineError, match="use full"):
-        region_stage("pool", (128,))
-    assert region_stage("full", (128,)) is None
+        start_basis("pool", RowLayout.of((128,)))
+    assert start_basis("full", RowLayout.of((128,))).stages == ()
+
+
+@pytest.mark.parametrize(
+    ("row_shape", "features", "basis"), [((8, 7, 6), 336, "pyramid+white"), ((128,), 128, "full"), ((4, 2), 8, "full")]
+)
+def test_a_layout_says_how_rows_lie(row_shape: tuple[int, ...], features: int, basis: str) -> None:
+    """D, and the basis of a head where none is asked for: the pyramid needs a map."""
+    layout = RowLayout.of(row_shape)
+    assert (layout.in_features, layout.default_basis) == (features, basis)
+    assert start_basis(basis, layout).out_features(features) == (6 * 8 if layout.grid else features)
 
 
 def test_more_components_than_rows_are_refused() -> None:
@@ -170,8 +180,8 @@ def test_whitening_makes_the_within_class_spread_alike() -> None:
     values = (generator.normal(size=(600, 4)) @ mixing)[:, :, None] * np.ones((1, 1, 4))
     rows = torch.from_numpy(values.reshape(600, 16).astype(np.float32))
     labels = torch.arange(600) % 3
-    start = start_basis("pool+white:0.000001", (4, 2, 2))
-    basis = fit_basis(start, in_blocks(start.transform(rows), labels), 3, (4, 2, 2))
+    start = start_basis("pool+white:0.000001", RowLayout(4, (2, 2)))
+    basis = fit_basis(start, in_blocks(start.transform(rows), labels), 3, RowLayout(4, (2, 2)))
     covariance = np.cov(basis.transform(rows).numpy().T)
     assert np.allclose(covariance, np.eye(4), atol=0.1)
 
@@ -182,9 +192,9 @@ def test_whitening_makes_the_within_class_spread_alike() -> None:
 def test_a_fit_does_not_depend_on_how_rows_come(name: str) -> None:
     """One at a time or all together: the same stages to rounding."""
     rows = torch.from_numpy(np.abs(some_rows(60, 128)).astype(np.float32))
-    labels, start = torch.arange(60) % 3, start_basis(name, (8, 4, 4))
+    labels, start = torch.arange(60) % 3, start_basis(name, RowLayout(8, (4, 4)))
     found = [
-        fit_basis(start, in_blocks(start.transform(rows), labels, size), 3, (8, 4, 4)).transform(rows)
+        fit_basis(start, in_blocks(start.transform(rows), labels, size), 3, RowLayout(8, (4, 4))).transform(rows)
         for size in (1, 7, 60)
     ]
     for other in found[1:]:
@@ -199,8 +209,8 @@ def test_discriminants_are_those_of_scikit_learn() -> None:
     labels = np.arange(300) % 4
     values = generator.normal(size=(4, 6))[labels] + generator.normal(size=(300, 6)) @ generator.normal(size=(6, 6))
     rows = torch.from_numpy(values.astype(np.float32))
-    start = start_basis("lda:0.0000001", (6,))
-    basis = fit_basis(start, in_blocks(rows, torch.from_numpy(labels)), 4, (6,))
+    start = start_basis("lda:0.0000001", RowLayout(6))
+    basis = fit_basis(start, in_blocks(rows, torch.from_numpy(labels)), 4, RowLayout(6))
     z = basis.transform(rows).numpy()
     scaled = basis.stages[0].apply(rows).numpy()
     reference = LinearDiscriminantAnalysis(solver="eigen").fit(scaled, labels)
@@ -221,7 +231,9 @@ def test_principal_directions_are_those_of_scikit_learn(few: int, monkeypatch: p
     blocks = in_blocks(rows, torch.arange(300) % 3)
     expected = PCA(3, svd_solver="full").fit_transform(rows.numpy())
     monkeypatch.setattr("pipeline.bases.directions._FEW", few)
-    for stages in (principal(scatter_of(blocks, 3), 3), principal_of_rows(blocks, 3)):
+    for widest in (6, 5):
+        monkeypatch.setattr("pipeline.bases.directions.WIDEST", widest)
+        stages = directions(BasisName("full", components=3), 6, lambda: Moments.of(blocks, 6, 3), blocks)
         z = Basis("", tuple(stages)).transform(rows).numpy()
         assert np.isclose(z.var(0).mean(), 1, atol=1e-2)
         for column in range(3):
@@ -244,9 +256,9 @@ def test_discriminants_of_very_wide_rows_are_refused() -> None:
 def test_the_fit_has_the_moments_of_its_rows() -> None:
     """Mean 0, the softened deviation, and a whitening that leaves unit overall spread."""
     rows = torch.from_numpy(np.abs(some_rows(60, 128)).astype(np.float32))
-    start = start_basis("pyramid+white", (8, 4, 4))
+    start = start_basis("pyramid+white", RowLayout(8, (4, 4)))
     x = start.transform(rows)
-    basis = fit_basis(start, in_blocks(x, torch.arange(60) % 3), 3, (8, 4, 4))
+    basis = fit_basis(start, in_blocks(x, torch.arange(60) % 3), 3, RowLayout(8, (4, 4)))
     scale = basis.stages[1]
     assert isinstance(scale, Scale)
     assert torch.allclose(scale.mean, x.mean(0), atol=1e-5)
@@ -260,10 +272,10 @@ def test_the_fit_has_the_moments_of_its_rows() -> None:
 @pytest.mark.parametrize("row", [torch.zeros(32), 7 * torch.rand(32, generator=torch.Generator().manual_seed(0))])
 def test_features_that_never_differ_are_refused(name: str, row: Tensor) -> None:
     """As useless weights or black images give them; a whitening would divide by zero, or by the rounding of sums."""
-    start = start_basis(name, (8, 2, 2))
+    start = start_basis(name, RowLayout(8, (2, 2)))
     blocks = in_blocks(start.transform(row.repeat(20, 1)), torch.arange(20) % 3)
     with pytest.raises(PipelineError, match="all training images are the same"):
-        fit_basis(start, blocks, 3, (8, 2, 2))
+        fit_basis(start, blocks, 3, RowLayout(8, (2, 2)))
 
 
 @pytest.mark.parametrize("copies", [1, 3])
@@ -273,14 +285,14 @@ def test_one_image_a_class_is_not_whitened_and_that_is_said(regions: str, copies
     rows = torch.rand(3, 32, generator=torch.Generator().manual_seed(0)).repeat(copies, 1)
     labels = torch.arange(3).repeat(copies)
     for last in ("", "+white", "+white+lda", "+white+pca:2", "+lda", "+pca:2"):
-        start, said = start_basis(f"{regions}{last}", (8, 2, 2)), list[str]()
+        start, said = start_basis(f"{regions}{last}", RowLayout(8, (2, 2))), list[str]()
         blocks = in_blocks(start.transform(rows), labels)
         with heard(said.append):
-            basis = fit_basis(start, blocks, 3, (8, 2, 2))
+            basis = fit_basis(start, blocks, 3, RowLayout(8, (2, 2)))
         assert basis.transform(rows).isfinite().all()
         assert [("not whitened" in line, "--passes 1" in line) for line in said] == [(True, True)] * ("white" in last)
-    start = start_basis(f"{regions}+white", (8, 2, 2))
-    found = fit_basis(start, in_blocks(start.transform(rows), labels), 3, (8, 2, 2))
+    start = start_basis(f"{regions}+white", RowLayout(8, (2, 2)))
+    found = fit_basis(start, in_blocks(start.transform(rows), labels), 3, RowLayout(8, (2, 2)))
     plain = Basis("", found.stages[:2])  # regions and standardising
     ratio = found.transform(rows) / plain.transform(rows)
     assert torch.allclose(ratio, ratio[0, 0], rtol=1e-3)
@@ -296,10 +308,10 @@ def test_principal_directions_of_few_rows_in_many_dimensions_are_found(monkeypat
         return eigh(matrix)
 
     rows = torch.rand(6, 32, generator=torch.Generator().manual_seed(0))
-    start = start_basis("full+pca:2", (8, 2, 2))
+    start = start_basis("full+pca:2", RowLayout(8, (2, 2)))
     blocks = in_blocks(rows, torch.arange(6) % 2)
-    expected = fit_basis(start, blocks, 2, (8, 2, 2)).transform(rows)
+    expected = fit_basis(start, blocks, 2, RowLayout(8, (2, 2))).transform(rows)
     monkeypatch.setattr(torch.linalg, "eigh", failing)
-    found = fit_basis(start, blocks, 2, (8, 2, 2)).transform(rows)
+    found = fit_basis(start, blocks, 2, RowLayout(8, (2, 2))).transform(rows)
     assert found.dtype == torch.float32
     assert torch.allclose(found.abs(), expected.abs(), atol=1e-3)

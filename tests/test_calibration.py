@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.index import ImageRecord, SetIndex
-from pipeline.heads.head import HeadConfig, build_head
+from pipeline.heads.head import Head
 from pipeline.statistics.calibration import (
     FOLDS,
     at_temperature,
@@ -18,7 +18,6 @@ from pipeline.statistics.calibration import (
     error_of,
     fit_temperature,
     floor_of,
-    temperature_scaled,
 )
 
 
@@ -142,8 +141,8 @@ def test_the_error_after_a_temperature_is_of_images_it_was_not_fitted_on() -> No
 
 def test_a_cooled_head_gives_what_the_temperature_would() -> None:
     """Folded into the last layer, and no other."""
-    head = build_head(HeadConfig(6, 5, 4)).eval()
+    head = Head.new(6, 5, 4).eval()
     x = torch.randn(9, 6)
     with torch.inference_mode():
-        assert torch.allclose(temperature_scaled(head, 1.7)(x), at_temperature(head(x), 1.7), atol=1e-6)
-    assert torch.equal(temperature_scaled(head, 1.7).state_dict()["0.weight"], head.state_dict()["0.weight"])
+        assert torch.allclose(head.temperature_scaled(1.7)(x), at_temperature(head(x), 1.7), atol=1e-6)
+    assert torch.equal(head.temperature_scaled(1.7).state_dict()["0.weight"], head.state_dict()["0.weight"])

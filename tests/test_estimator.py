@@ -44,7 +44,7 @@ def digits(classes: int = 3, rows: int = 90) -> tuple[Any, Any]:
         ("lr", "fast", "a number"),
         ("dropout", 1, "under 1"),
         ("dropout", -0.1, "0 or more"),
-        ("hidden", 0, "1 or more"),
+        ("hidden", -1, "0 or more"),
         ("hidden", None, "an integer"),
         ("batch_size", 0, "1 or more"),
         ("batch_size", 1 << 30, "at most"),

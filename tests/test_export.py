@@ -1,6 +1,7 @@
 """Leaving: one model file that predicts from image files what was trained from the cache."""
 
 import csv
+import importlib.util
 import json
 import re
 import shutil
@@ -193,6 +194,20 @@ def test_another_program_predicts_the_same(model: Path, trained: Path, tmp_path:
     """From the model file, within 1e-4, class by class."""
     paths = sorted((trained / "data").rglob("*.*"))
     predicts_the_same("independent.py", model, model, paths, tmp_path, 1e-4)
+
+
+@pytest.mark.real
+def test_logistic_regression_is_exported(trained: Path, tmp_path: Path) -> None:
+    """A head without a hidden layer passes the gate, also as ONNX, and another program predicts the same."""
+    settings = {"hidden": 0, "epochs": 15, "basis": "pyramid+white", "class_weights": "balanced"}
+    train_head(train_config(trained / "features", tmp_path / "run", **settings))
+    with_onnx = importlib.util.find_spec("onnxscript") and importlib.util.find_spec("onnxruntime")
+    file, graph = tmp_path / "m.safetensors", tmp_path / "m.onnx" if with_onnx else None
+    assert export(ExportConfig(tmp_path / "run", file, onnx=graph)).parity["top1_agreement"] == 1
+    with safe_open(file, "pt") as opened:
+        assert {name for name in opened.keys() if name.startswith("head.")} == {"head.0.weight", "head.0.bias"}  # noqa: SIM118
+    assert "then Linear(9216, 4), LogSoftmax" in CliRunner().invoke(main, ["model", "info", str(file)]).stdout
+    predicts_the_same("independent.py", file, file, sorted((trained / "data" / "test").rglob("*.*")), tmp_path, 1e-4)
 
 
 @pytest.mark.real

@@ -11,7 +11,7 @@ from torch.nn.functional import nll_loss
 
 from pipeline.heads.dropout import DrawnDropout, DropoutMask, HashedDropout
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
-from pipeline.heads.head import HeadConfig, build_head
+from pipeline.heads.head import Head
 from pipeline.heads.seeds import dropout_rng, init_rng
 
 MEMBERS = [
@@ -34,17 +34,18 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def trained(
-    members: list[HeadHyperparameters], dtype: torch.dtype = torch.float64, vectorized: bool = False
+    members: list[HeadHyperparameters], dtype: torch.dtype = torch.float64, vectorized: bool = False, hidden: int = 5
 ) -> tuple[HeadGroup, Tensor]:
     """A group after all steps, and the losses (steps, G); `vectorized` is how it is done anywhere but on a CPU."""
-    group = HeadGroup([HeadState.new(member, SHAPE, dtype) for member in members], SHAPE, vectorized=vectorized)
+    shape = replace(SHAPE, hidden=hidden)
+    group = HeadGroup([HeadState.new(member, shape, dtype) for member in members], shape, vectorized=vectorized)
     return group, torch.stack([group.step(x.to(dtype), labels) for x, labels in batches()])
 
 
 def by_hand(member: HeadHyperparameters) -> tuple[dict[str, Tensor], Tensor]:
     """The same head by automatic differentiation, torch's AdamW and its cosine schedule."""
     noise = dropout_rng(member.seed)
-    head = build_head(HeadConfig(8, 5, 3, member.dropout), init_rng(member.seed)).double()
+    head = Head.new(8, 5, 3, member.dropout, init_rng(member.seed)).double()
     optimizer = torch.optim.AdamW(head.parameters(), lr=member.lr, weight_decay=member.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     losses = []
@@ -62,11 +63,37 @@ def by_hand(member: HeadHyperparameters) -> tuple[dict[str, Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+def test_heads_without_a_hidden_layer_do_what_torch_does(dtype: torch.dtype, most: float, vectorized: bool) -> None:
+    """Logistic regression, each head as by automatic differentiation; dropout has no hidden units and is ignored."""
+    shape = replace(SHAPE, hidden=0)
+    group = HeadGroup([HeadState.new(member, shape, dtype) for member in MEMBERS], shape, vectorized=vectorized)
+    losses = torch.stack([group.step(x.to(dtype), labels) for x, labels in batches()])
+    for number, member in enumerate(MEMBERS):
+        head = Head.new(8, 0, 3, member.dropout, init_rng(member.seed)).to(dtype)
+        assert [type(layer).__name__ for layer in head] == ["Linear", "LogSoftmax"]
+        optimizer = torch.optim.AdamW(head.parameters(), lr=member.lr, weight_decay=member.weight_decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+        for step, (x, labels) in enumerate(batches()):
+            loss = nll_loss(head(x.to(dtype)), labels)
+            assert abs(float(loss.detach() - losses[step, number])) < most
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        found = group.weights(number)
+        assert found.keys() == head.state_dict().keys() == {"0.weight", "0.bias"}
+        assert all((found[name] - tensor).abs().max() < most for name, tensor in head.state_dict().items())
+        assert torch.allclose(group.log_probs(x.to(dtype))[number], head(x.to(dtype)).detach(), atol=most)
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+@pytest.mark.parametrize("vectorized", [False, True])
 @pytest.mark.parametrize("number", range(3))
-def test_a_head_in_a_group_is_the_head_alone(number: int, vectorized: bool) -> None:
+def test_a_head_in_a_group_is_the_head_alone(number: int, vectorized: bool, hidden: int) -> None:
     """In float64 to 1e-10, whatever the others' settings are; the first and the last share a seed and stay apart."""
-    group, losses = trained(MEMBERS, vectorized=vectorized)
-    alone, own = trained([MEMBERS[number]], vectorized=vectorized)
+    group, losses = trained(MEMBERS, vectorized=vectorized, hidden=hidden)
+    alone, own = trained([MEMBERS[number]], vectorized=vectorized, hidden=hidden)
     assert (losses[:, number] - own[:, 0]).abs().max() < 1e-10
     for name, tensor in alone.weights(0).items():
         assert (group.weights(number)[name] - tensor).abs().max() < 1e-10
@@ -131,7 +158,7 @@ def test_log_probabilities_are_those_of_each_head() -> None:
     found = group.log_probs(x)
     assert torch.allclose(found.exp().sum(2), torch.ones(3, 7, dtype=torch.float64))
     for number in range(3):
-        head = build_head(HeadConfig(8, 5, 3)).double().eval()
+        head = Head.new(8, 5, 3).double().eval()
         head.load_state_dict(group.weights(number))
         with torch.inference_mode():
             assert torch.allclose(found[number], head(x))
@@ -165,7 +192,8 @@ def test_dropout_keeps_the_mean_and_is_drawn_head_by_head(
 
 def test_an_epoch_means_over_rows_and_a_score_counts_them() -> None:
     """A smaller last batch weighs less."""
-    group, single = (HeadGroup.new(MEMBERS, SHAPE, torch.float64) for _ in range(2))
+    states = [HeadState.new(member, SHAPE, torch.float64) for member in MEMBERS]
+    group, single = HeadGroup(states, SHAPE), HeadGroup(states, SHAPE)
     losses = torch.stack([single.step(x, labels) * len(x) for x, labels in batches()])
     assert torch.allclose(group.epoch(batches()), losses.sum(0) / sum(len(x) for x, _ in batches()))
     everything = torch.cat([x for x, _ in batches()]), torch.cat([labels for _, labels in batches()])
@@ -211,7 +239,7 @@ def test_a_head_goes_on_in_another_group_as_if_nothing_had_happened(vectorized: 
 
 def test_a_state_is_a_copy() -> None:
     """Further steps leave it alone."""
-    group = HeadGroup.new(MEMBERS, SHAPE)
+    group = HeadGroup([HeadState.new(member, SHAPE) for member in MEMBERS], SHAPE)
     before = group.state(1)
     kept = {name: tensor.clone() for name, tensor in before.tensors.items()}
     x, labels = batches()[0]

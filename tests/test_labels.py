@@ -13,12 +13,12 @@ from torch import Tensor
 
 from cache.index import ImageRecord
 from cache.store import FeatureCache
+from pipeline.bases.moments import Moments
 from pipeline.config import ExtractConfig
 from pipeline.extract import extract
 from pipeline.reporting.duplicates import near_duplicates
 from pipeline.reporting.label_issues import FOLDS, label_issues, out_of_fold, stratified_folds
 from pipeline.reporting.rows import CleanRows
-from pipeline.search.ridge import Moments
 from pipeline.statistics.groups import Groups, join
 
 
@@ -81,9 +81,11 @@ def test_the_balanced_fit_is_that_of_classes_with_equally_many_images() -> None:
     equal = Moments.zeros(64, 4)
     equal.add(rows.features, rows.labels)
     mean, covariance, cross = equal.balanced()
-    torch.testing.assert_close(mean, equal.mean, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(covariance, equal.covariance, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(cross, equal.cross, atol=1e-5, rtol=1e-4)
+    one_hot = torch.nn.functional.one_hot(rows.labels, 4).float()
+    both = torch.cov(torch.cat([rows.features, one_hot], 1).T, correction=0)
+    torch.testing.assert_close(mean, rows.features.mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(covariance, both[:64, :64], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cross, both[:64, 64:], atol=1e-5, rtol=1e-4)
     more = Moments.zeros(64, 4)
     chosen = torch.cat([torch.arange(40), torch.arange(10).repeat(20)])
     more.add(rows.features[chosen], rows.labels[chosen])

@@ -24,7 +24,7 @@ from cache.manifest import Manifest
 from cli import main
 from pipeline.backbones.weights import load_weights_file
 from pipeline.errors import BundleError, DecodeError, RunError, WeightsError
-from pipeline.heads.head import HeadConfig, build_head
+from pipeline.heads.head import Head
 from pipeline.model.bundle import Bundle
 from pipeline.model.file import load_bundle, write_bundle
 from pipeline.model.markdown import model_card
@@ -113,7 +113,7 @@ def good_card() -> dict[str, Any]:
 def written(path: Path, card: dict[str, Any], **others: Tensor) -> Path:
     """A model file of the tiny backbone and this card."""
     register_tiny()
-    write_bundle(path, {**tiny_tensors(), **others}, build_head(HeadConfig(32, 4, 2)), card)
+    write_bundle(path, {**tiny_tensors(), **others}, Head.new(32, 4, 2), card)
     return path
 
 
@@ -292,7 +292,7 @@ def test_tensors_that_do_not_fit_the_backbone_are_refused(others: dict[str, Tens
 def test_a_head_of_other_features_is_refused(tmp_path: Path) -> None:
     """A whole head, only not of this backbone."""
     register_tiny()
-    head = build_head(HeadConfig(31, 4, 2))
+    head = Head.new(31, 4, 2)
     write_bundle(tmp_path / "model.safetensors", tiny_tensors(), head, good_card())
     with pytest.raises(BundleError, match="takes 31 features, the backbone gives 32"):
         load_bundle(tmp_path / "model.safetensors")
@@ -301,7 +301,7 @@ def test_a_head_of_other_features_is_refused(tmp_path: Path) -> None:
 def test_a_head_that_is_no_numbers_is_refused(tmp_path: Path) -> None:
     """Rather than to predict with."""
     register_tiny()
-    head = build_head(HeadConfig(32, 4, 2))
+    head = Head.new(32, 4, 2)
     head.state_dict()["3.bias"][1] = float("nan")
     write_bundle(tmp_path / "model.safetensors", tiny_tensors(), head, good_card())
     with pytest.raises(BundleError, match="not finite"):
@@ -322,7 +322,7 @@ def test_a_head_of_whole_numbers_is_refused(tmp_path: Path) -> None:
 def test_weights_that_lead_to_no_numbers_are_said(tmp_path: Path) -> None:
     """Each of them finite, the probabilities not."""
     register_tiny()
-    head = build_head(HeadConfig(32, 4, 2))
+    head = Head.new(32, 4, 2)
     head.state_dict()["0.weight"].fill_(3e38)
     write_bundle(tmp_path / "model.safetensors", tiny_tensors(), head, good_card())
     with pytest.raises(BundleError, match="NaN or infinite"):

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.export import export
 from pipeline.extract import extract
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
-from pipeline.heads.head import HeadConfig, build_head, head_from_tensors, with_class_prior
+from pipeline.heads.head import Head
 from pipeline.heads.seeds import shuffle_rng
 from pipeline.model.file import load_bundle
 from pipeline.model.prior import class_prior
@@ -25,15 +25,15 @@ from pipeline.train import train_head
 
 def test_probabilities_are_multiplied_by_the_ratio_of_priors() -> None:
     """And normalised: Bayes' rule; back again is where it began."""
-    head = build_head(HeadConfig(6, 5, 3), torch.Generator().manual_seed(0)).eval()
+    head = Head.new(6, 5, 3, generator=torch.Generator().manual_seed(0)).eval()
     trained, wanted = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.6, 0.3, 0.1])
     rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         before = head(rows)
         expected = before.double().exp() * wanted.double() / trained.double()
-        found = with_class_prior(head, trained, wanted)(rows)
+        found = head.with_class_prior(trained, wanted)(rows)
         assert torch.allclose(found.double().exp(), expected / expected.sum(1, keepdim=True), atol=1e-6)
-        back = with_class_prior(with_class_prior(head, trained, wanted), wanted, trained)
+        back = head.with_class_prior(trained, wanted).with_class_prior(wanted, trained)
         assert torch.allclose(back(rows), before, atol=1e-5)
 
 
@@ -54,9 +54,9 @@ def test_a_balanced_head_is_calibrated_for_the_frequencies_it_met() -> None:
     for epoch in range(1, 11):
         order = torch.randperm(4000, generator=shuffle_rng(0, epoch)).split(64)
         group.epoch((rows[part], labels[part]) for part in order)
-    head = head_from_tensors(group.weights(0))
+    head = Head.from_tensors(group.weights(0))
     counts = torch.bincount(labels, minlength=3).double()
-    corrected = with_class_prior(head, torch.full((3,), 1 / 3), counts / counts.sum())
+    corrected = head.with_class_prior(torch.full((3,), 1 / 3), counts / counts.sum())
     before, after = head(others), corrected(others)
     assert error_of(after, truth) < 0.5 * error_of(before, truth)
     assert float((before.exp().mean(0) - frequencies).abs().max()) > 0.1

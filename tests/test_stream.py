@@ -11,8 +11,8 @@ from conftest import Extract, Times, logged, train_config
 from cache.errors import DamagedCache
 from cache.layout import CLEAN_VIEW
 from cache.store import FeatureCache
-from pipeline.bases.rows import load_data
-from pipeline.bases.stream import StreamedData
+from pipeline.bases.data import StreamedData
+from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import EvaluateConfig
 from pipeline.evaluate import evaluate
@@ -97,8 +97,8 @@ def test_a_shard_that_is_damaged_while_training_is_not_read(features: Path) -> N
     """It was sound when the cache was opened; each reading checks it again."""
     data = streamed(features)
     list(data.batches(4, torch.Generator().manual_seed(0)))
-    wanted = bytes(data.train[0])
-    victim = next(shard.path for shard in data.cache.shards if (wanted, CLEAN_VIEW) in shard.keys)
+    wanted = data.trainset.index.split("train")[0].key
+    victim = next(shard.path for shard in data.trainset.cache.shards if (wanted, CLEAN_VIEW) in shard.keys)
     whole = bytearray(victim.read_bytes())
     whole[-1] ^= 1
     victim.write_bytes(whole)

@@ -18,11 +18,12 @@ from sklearn.linear_model import LogisticRegression
 
 from cache.errors import HeadgraftError
 from cache.store import FeatureCache
-from pipeline.bases.rows import HeadData
+from pipeline.bases.data import HeadData
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import EvaluateConfig, HeadSettings, SweepConfig, TrainConfig
+from pipeline.config import EvaluateConfig, HeadSettings, ReportConfig, SweepConfig, TrainConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
+from pipeline.report import report
 from pipeline.run import Run
 from pipeline.search.baselines import INVERSE_PENALTIES, SHRINKAGES, baselines
 from pipeline.search.basis_cache import BasisCache
@@ -192,6 +193,21 @@ def test_the_seeds_of_the_choice_merge_into_one_head(features: Path) -> None:
     rows = torch.randn(50, len(merged.head.state_dict()["0.weight"].T))
     logits = torch.stack([head[:4](rows) for head in heads]).mean(0)
     assert torch.allclose(merged.head(rows), torch.log_softmax(logits, 1), atol=1e-5)
+
+
+def test_a_sweep_of_logistic_regression(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads without a hidden layer are trained beside others; the seeds of one merge into another such head."""
+    default = HeadSettings("pool", hidden=0, lr=0.03, batch_size=8)
+    for module in ("sweep", "search.choice"):
+        monkeypatch.setattr(f"pipeline.{module}.default_settings", lambda _: default)
+    (features.parent / "space.toml").write_text('basis = "pool"\nhidden = [0, 2]\nlr = 1e-4\nbatch_size = 8\n')
+    result = sweep(config(features, search="grid", halving=False, merge=True, epochs=8))
+    assert [(head.config.hidden, head.finished) for head in result.heads] == [(0, True), (0, True), (2, True)]
+    assert result.best.won == "default"
+    assert result.best.merged.hidden == Run.load(features.parent / "run").head.hidden_units == 0
+    assert "as one merged head with no hidden layer" in table(result)
+    page = report(ReportConfig(features.parent / "run")).report
+    assert "basis pool, no hidden layer" in Path(page).read_text()
 
 
 def test_results_are_a_table_a_json_file_and_a_csv_file(features: Path) -> None:

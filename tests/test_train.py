@@ -14,13 +14,13 @@ from safetensors.torch import load, save
 from cache.errors import CacheError, MissingRows
 from cache.projections import save_projection
 from cache.store import FeatureCache
-from pipeline.bases.rows import HeadData
+from pipeline.bases.data import HeadData
 from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, TrainConfig
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.heads.fit import class_weights
 from pipeline.heads.group import CPU
-from pipeline.heads.head import HeadConfig, build_head, head_from_tensors
+from pipeline.heads.head import Head, merge_heads
 from pipeline.machine.device import computes_bfloat16
 from pipeline.run import Run
 from pipeline.run_folder import BASIS_FILE, HEAD_FILE
@@ -304,7 +304,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    [{"hidden": 0}, {"epochs": 0}, {"batch_size": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"lr": 0.0},
+    [{"hidden": -1}, {"epochs": 0}, {"batch_size": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"lr": 0.0},
      {"lr": float("nan")}, {"weight_decay": -1.0}, {"passes": -1}, {"basis": "middle"}, {"hidden": 10**12},
      {"batch_size": 10**30}, {"epochs": 10**9}, {"passes": 10**9}, {"seed": -1}, {"seed": 1 << 80},
      {"memory": float("inf")}, {"memory": float("nan")}, {"basis": "pool+white:" + "9" * 400},
@@ -318,18 +318,50 @@ def test_values_outside_their_range_are_refused(option: dict[str, object]) -> No
 
 def test_a_head_is_linear_relu_dropout_linear_logsoftmax() -> None:
     """In that order; its outputs are log-probabilities."""
-    head = build_head(HeadConfig(6, 5, 3, 0.5), torch.Generator().manual_seed(0))
+    head = Head.new(6, 5, 3, 0.5, generator=torch.Generator().manual_seed(0))
     assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Dropout", "Linear", "LogSoftmax"]
     with torch.inference_mode():
         assert torch.allclose(head.eval()(torch.randn(4, 6)).exp().sum(1), torch.ones(4))
 
 
-def test_a_head_comes_back_from_its_tensors() -> None:
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_a_head_comes_back_from_its_tensors(hidden: int) -> None:
     """Sizes are read from the tensors."""
-    head = build_head(HeadConfig(6, 5, 3, 0.5)).eval()
+    head = Head.new(6, hidden, 3, 0.5).eval()
+    x = torch.randn(4, 6)
+    again = Head.from_tensors(dict(head.state_dict()))
+    assert (again.in_features, again.hidden_units, again.num_classes) == (6, hidden, 3)
+    with torch.inference_mode():
+        assert torch.equal(again(x), head(x))
+
+
+def test_heads_without_a_hidden_layer_merge_into_their_mean() -> None:
+    """The mean of the logits is that of the weights; heads that were merged stay as they were."""
+    heads = [Head.new(6, 0, 3, generator=torch.Generator().manual_seed(seed)).eval() for seed in range(3)]
     x = torch.randn(4, 6)
     with torch.inference_mode():
-        assert torch.equal(head_from_tensors(dict(head.state_dict()))(x), head(x))
+        expected = torch.log_softmax(torch.stack([head.last(x) for head in heads]).mean(0), 1)
+        merged = merge_heads(heads)
+        assert torch.allclose(merged(x), expected, atol=1e-6)
+    assert merged.hidden_units == 0
+
+
+def test_logistic_regression_is_a_head(features: Path, tmp_path: Path) -> None:
+    """Two tensors; it learns, and is folded, temperature-scaled and prior-corrected as any head."""
+    result = train_head(train_config(features, tmp_path / "run", hidden=0, epochs=30, basis="pyramid+white"))
+    run = Run.load(tmp_path / "run")
+    assert result.valid_accuracy == evaluate(EvaluateConfig(tmp_path / "run", split="valid")).top1 >= 0.75
+    assert load((tmp_path / "run" / HEAD_FILE).read_bytes()).keys() == {"head.0.weight", "head.0.bias"}
+    assert run.record.config.hidden == 0
+    cache = FeatureCache.open(features)
+    rows = cache.read([(image.key, "pass:0") for image in cache.index().images])
+    inside, folded = run.head(run.basis.apply(rows)), run.folded_head()
+    assert folded.architecture == "Linear(32, 4), LogSoftmax"
+    assert float((inside - folded(torch.from_numpy(rows.astype(np.float32)))).abs().max()) < 1e-4
+    even, wanted = torch.full((4,), 0.25), torch.tensor([0.4, 0.3, 0.2, 0.1])
+    corrected = run.head.with_class_prior(even, wanted, 1.7).temperature_scaled(1.7)
+    expected = torch.log_softmax(inside / 1.7 + wanted.log(), 1)
+    assert torch.allclose(corrected(run.basis.apply(rows)), expected, atol=1e-5)
 
 
 def test_scores_are_what_a_count_by_hand_gives() -> None:

@@ -1,12 +1,11 @@
 """Linear maps D → R that a head is trained in, and that fold back into its first layer exactly.
 
-A basis is a chain of stages, each affine in its input. Training sees z = stages(x); `fold` turns a first layer
-(H, R) over z into the same layer (H, D) over x, in float64.
+A basis is a chain of stages, each affine in its input: `apply` maps rows (N, in) float32 to (N, out) float32, and
+`fold` turns a first layer (H, out), (H,) over these into the same layer (H, in), (H,) over the former, in float64.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,16 +13,6 @@ from torch import Tensor
 
 from cache.shard import Float16Array
 from pipeline.errors import PipelineError
-
-
-class Stage(Protocol):
-    """One affine step of a basis."""
-
-    def apply(self, x: Tensor) -> Tensor:
-        """(N, in) → (N, out), float32."""
-
-    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """(H, out), (H,) over the stage's output → (H, in), (H,) over its input, float64."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +71,8 @@ class Project:
         return weight @ self.matrix.double().T, bias
 
 
-_KINDS: dict[str, type[Regions] | type[Scale] | type[Mix] | type[Project]] = {
-    kind.__name__.lower(): kind for kind in (Regions, Scale, Mix, Project)
-}
+Stage = Regions | Scale | Mix | Project
+_KINDS: dict[str, type[Stage]] = {kind.__name__.lower(): kind for kind in (Regions, Scale, Mix, Project)}
 
 
 @dataclass(frozen=True)
@@ -105,8 +93,12 @@ class Basis:
             x = stage.apply(x)
         return x
 
+    def out_features(self, in_features: int) -> int:
+        """R, of rows of D features; RuntimeError, IndexError or ValueError where it is made for rows of other D."""
+        return self.transform(torch.zeros(1, in_features)).shape[1]
+
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """A first layer (H, R), (H,) over this basis → (H, D), (H,) over whole rows, float32, computed in float64."""
+        """A first layer (H, R), (H,) over this basis → (H, D), (H,) over full features: float32, by way of float64."""
         weight, bias = weight.double(), bias.double()
         for stage in reversed(self.stages):
             weight, bias = stage.fold(weight, bias)
@@ -117,7 +109,7 @@ class Basis:
         return {
             f"{number}.{type(stage).__name__.lower()}.{field.name}": getattr(stage, field.name).contiguous()
             for number, stage in enumerate(self.stages)
-            for field in fields(stage)  # type: ignore[arg-type]  # every stage is a dataclass
+            for field in fields(stage)
         }
 
     @classmethod

@@ -1,30 +1,20 @@
 """Fitting a basis on training rows, block by block: what it needs of them are moments, however many rows there are."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.bases.basis import Basis, Mix, Regions, Scale, Stage
-from pipeline.bases.directions import (
-    WIDEST,
-    Blocks,
-    ScatterMatrices,
-    discriminant,
-    principal,
-    principal_of_rows,
-    scatter_of,
-    side_by_side,
-)
+from pipeline.bases.directions import directions
+from pipeline.bases.moments import Blocks, Moments
 from pipeline.basis_name import BasisName
 from pipeline.errors import PipelineError
+from pipeline.row_layout import RowLayout
 
 logger = logging.getLogger("headgraft.bases")
-
-Shape = tuple[int, ...]
 
 # Kept projections were made by this version of the fit: change it with any number below.
 BASIS_VERSION = 6
@@ -32,117 +22,68 @@ BASIS_VERSION = 6
 SAME = 3e-3  # deviation over root mean square: below, there is little but the rounding of float16 and of sums
 
 
-def start_basis(name: str, row_shape: Shape) -> Basis:
-    """What of a basis needs no fitting: its regions."""
-    parsed = BasisName.parse(name)
-    first = region_stage(parsed.regions, row_shape)
-    if first is None and parsed.shrinkage is not None:
-        first = whitening_regions(row_shape)
-    return Basis(name, (first,) if first else ())
-
-
-def region_stage(name: str, row_shape: Shape) -> Regions | None:
-    """First stage of a basis on rows of (channels, height, width); None for whole rows as they lie."""
-    if name == "full":
-        return None
-    if len(row_shape) != 3:
-        raise PipelineError(
-            f"basis {name} needs rows of channels x height x width, these are {row_shape}: "
-            "use full, alone or with +white, +pca:R or +lda"
-        )
-    _, height, width = row_shape
-    boxes = _boxes(height, width) if name == "pyramid" else [(slice(None), slice(None))]
-    weights = torch.zeros(height, width, len(boxes))
-    for number, (rows, columns) in enumerate(boxes):
-        weights[rows, columns, number] = 1 / weights[rows, columns, number].numel()
-    return Regions(weights.view(height * width, -1))
-
-
-def _boxes(height: int, width: int) -> list[tuple[slice, slice]]:
-    """The whole, four quadrants that share the middle line of an odd side, and the centre third."""
-
-    def parts(side: int) -> tuple[slice, slice, slice]:
-        return slice(0, -(-side // 2)), slice(side // 2, side), slice(side // 3, side - side // 3)
-
-    (top, bottom, middle), (left, right, centre) = parts(height), parts(width)
-    quadrants = [(top, left), (top, right), (bottom, left), (bottom, right)]
-    return [(slice(None), slice(None)), *quadrants, (middle, centre)]
-
-
-def whitening_regions(row_shape: Shape) -> Regions:
-    """Whole rows as blocks of channels, one a position, so that channels can be mixed."""
-    return Regions(torch.eye(int(np.prod(row_shape[1:]))))
-
-
 @dataclass
-class Shared:
+class Memo:
     """What bases of the same rows have in common, kept while several of them are fitted."""
 
     regions: dict[str, Tensor] = field(default_factory=dict)  # rows in them, (M, R0)
-    first: dict[BasisName, tuple[list[Stage], Tensor]] = field(default_factory=dict)  # stages, rows after them (M, R1)
-    spreads: dict[BasisName, ScatterMatrices] = field(default_factory=dict)  # of the training rows among these
+    stages: dict[BasisName, Sequence[Stage]] = field(default_factory=dict)  # by the name up to its whitening
+    moments: dict[BasisName, Moments] = field(default_factory=dict)  # of the training rows after these stages
 
     @property
     def bytes(self) -> int:
         """Memory that the rows take."""
-        return sum(rows.nbytes for rows in (*self.regions.values(), *(rows for _, rows in self.first.values())))
+        return sum(rows.nbytes for rows in self.regions.values())
+
+
+def start_basis(name: str, layout: RowLayout) -> Basis:
+    """The stage of a basis that needs no fitting, its regions; none of rows as they lie."""
+    parsed = BasisName.parse(name)
+    if parsed.regions == "full" and parsed.shrinkage is None:
+        return Basis(name, ())
+    return Basis(name, (Regions(torch.from_numpy(layout.region_weights(parsed.regions))),))
 
 
 def fit_basis(
     start: Basis,
     blocks: Blocks,
     num_classes: int,
-    row_shape: Shape,
+    layout: RowLayout,
+    memo: Memo | None = None,
     sample: Blocks | None = None,
 ) -> Basis:
-    """Fit what follows `start` on `blocks` of training rows in it.
+    """Fit what follows `start` on `blocks` of training rows in it, less what `memo` has of bases of the same rows.
 
     All rows are read once, for a whitening twice, for directions once more. Rows are held for principal directions of
     very wide rows alone: those of `sample`, if given.
     """
-    name = BasisName.parse(start.name)
-    stages = first_stages(name, blocks, num_classes, row_shape)
-    before = Basis(start.name, tuple(stages))
+    name, memo = BasisName.parse(start.name), memo or Memo()
+    first = replace(name, components=None, discriminant=None)
+    if first not in memo.stages:
+        memo.stages[first] = _first_stages(name, blocks, num_classes, layout.channels)
+    before = Basis("", tuple(memo.stages[first]))
+    width = start.out_features(layout.in_features)
 
     def after(these: Blocks) -> Blocks:
         return lambda: ((before.transform(rows), labels) for rows, labels in these())
 
-    width = started_width(start, row_shape)
-    stages += directions(name, width, lambda: scatter_of(after(blocks), num_classes), after(sample or blocks))
-    return Basis(start.name, (*start.stages, *stages))
+    def moments() -> Moments:
+        if first not in memo.moments:
+            memo.moments[first] = Moments.of(after(blocks), width, num_classes)
+        return memo.moments[first]
+
+    last = directions(name, width, moments, after(sample or blocks))
+    return Basis(start.name, (*start.stages, *before.stages, *last))
 
 
-def started_width(start: Basis, row_shape: Shape) -> int:
-    """Features of a row in its regions."""
-    return start.transform(torch.zeros(1, int(np.prod(row_shape)))).shape[1]
-
-
-def directions(name: BasisName, width: int, spread: Callable[[], ScatterMatrices], rows: Blocks) -> list[Stage]:
-    """Last stages of a basis on rows (n, width) of this spread: discriminants, principal directions or both, if any."""
-    if name.discriminant is None and name.components is not None and width > WIDEST:
-        return principal_of_rows(rows, name.components)
-    chosen: list[list[Stage]] = []
-    found = spread() if name.discriminant is not None or name.components is not None else None
-    if found and name.discriminant is not None:
-        chosen.append(discriminant(found, name.discriminant))
-    if found and name.components is not None:
-        chosen.append(principal(found, name.components))
-    return side_by_side(chosen)
-
-
-def without_last(name: BasisName) -> BasisName:
-    """The basis up to its whitening."""
-    return replace(name, components=None, discriminant=None)
-
-
-def first_stages(name: BasisName, blocks: Blocks, num_classes: int, row_shape: Shape) -> list[Stage]:
+def _first_stages(name: BasisName, blocks: Blocks, num_classes: int, channels: int) -> list[Stage]:
     """Standardising and, if it has any, whitening; nothing for `full` alone."""
     if name == BasisName("full"):
         return []
     scale = _standardise(blocks)
     if name.shrinkage is None:
         return [scale]
-    return [scale, *_whiten(name, scale, blocks, num_classes, row_shape[0])]
+    return [scale, *_whiten(name.shrinkage, name.regions, scale, blocks, num_classes, channels)]
 
 
 def _standardise(blocks: Blocks) -> Scale:
@@ -166,50 +107,32 @@ def _deviation(squares: Tensor, total: Tensor, count: int) -> Tensor:
     return ((squares - total.square() / count) / max(count - 1, 1)).clamp_min(0).sqrt()
 
 
-def _whiten(name: BasisName, scale: Stage, blocks: Blocks, num_classes: int, channels: int) -> list[Stage]:
+def _whiten(
+    shrinkage: float, regions: str, scale: Stage, blocks: Blocks, num_classes: int, channels: int
+) -> list[Stage]:
     """Whiten channels by the shrunken within-class covariance of their means over the map; one scale for all.
 
     Channels are not mixed where the rows of each class are the same, as with one image per class and no passes.
     """
-    assert name.shrinkage is not None
-    counts = torch.zeros(num_classes, 1, dtype=torch.float64)
-    sums = torch.zeros(num_classes, channels, dtype=torch.float64)
-    products, all_products = torch.zeros(2, channels, channels, dtype=torch.float64)
-    all_sums, vectors = torch.zeros(channels, dtype=torch.float64), 0
+    of_images = Moments.zeros(channels, num_classes, torch.float64)  # of means over the map
+    of_vectors = Moments.zeros(channels, 1, torch.float64)
     for rows, labels in blocks():
         z = scale.apply(rows).view(len(rows), -1, channels)  # (n, K, channels); a pyramid's first is the whole map
-        means = (z[:, 0] if name.regions == "pyramid" else z.mean(1)).double()
-        counts += torch.bincount(labels, minlength=num_classes).unsqueeze(1)
-        sums.index_add_(0, labels, means)
-        products += means.T @ means
-        every = z.reshape(-1, channels)
-        all_products += every.T @ every
-        all_sums += every.sum(0)
-        vectors += len(every)
-    covariance = (products - sums.T @ (sums / counts.clamp_min(1))) / counts.sum()
-    if not _differs(covariance):
+        of_images.add((z[:, 0] if regions == "pyramid" else z.mean(1)).double(), labels)
+        of_vectors.add(z.reshape(-1, channels))
+    covariance = of_images.within
+    if not float(covariance.diagonal().mean()) > SAME**2:  # less than the rounding of sums
         logger.warning(
             "+white: the training rows of each class are the same, as with one image per class and no passes, so that "
             "channels are not whitened; extract --passes 1 makes rows that differ"
         )
         # The covariance of all rows is then that between classes, and whitening by it hides what tells them apart.
         covariance = torch.eye(channels, dtype=torch.float64)
-    matrix = _whitening(covariance, name.shrinkage)
+    shrinking = shrinkage * covariance.diagonal().mean() * torch.eye(channels, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(covariance + shrinking)
+    matrix = vectors * values.rsqrt()
     # Scaling each direction by itself would undo the shrinkage.
-    squares, total = (matrix * (all_products @ matrix)).sum(), (all_sums @ matrix).sum()
-    spread = _deviation(squares, total, vectors * channels).clamp_min(1e-6)
+    squares, total = (matrix * (of_vectors.products @ matrix)).sum(), (of_vectors.by_class[0] @ matrix).sum()
+    spread = _deviation(squares, total, int(of_vectors.counts.sum()) * channels).clamp_min(1e-6)
     width = channels * z.shape[1]
     return [Mix(matrix.float().contiguous()), Scale(torch.zeros(width), spread.float().expand(width).contiguous())]
-
-
-def _differs(covariance: Tensor) -> bool:
-    """Whether rows of this covariance (C, C), standardised, differ by more than the rounding of sums."""
-    return float(covariance.diagonal().mean()) > SAME**2
-
-
-def _whitening(covariance: Tensor, shrinkage: float) -> Tensor:
-    """U w^(-1/2) of a covariance (C, C) to which `shrinkage` times its mean diagonal is added: (C, C) float64."""
-    identity = torch.eye(len(covariance), dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(covariance + shrinkage * covariance.diagonal().mean() * identity)
-    whitening: Tensor = vectors * values.rsqrt()
-    return whitening

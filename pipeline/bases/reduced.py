@@ -80,9 +80,8 @@ def reduction_basis(cache: FeatureCache) -> Basis | None:
         return None
     try:
         basis = Basis.from_tensors(reduction.basis, _arrays(cache, reduction)[0])
-        made = basis.transform(torch.zeros(1, reduction.in_features)).shape
-        if made != (1, reduction.out_features):
-            raise ValueError(f"it makes rows of {made[-1]}, expected {reduction.out_features}")
+        if (made := basis.out_features(reduction.in_features)) != reduction.out_features:
+            raise ValueError(f"it makes rows of {made}, expected {reduction.out_features}")
     except (PipelineError, ValueError, IndexError, RuntimeError) as error:
         raise DamagedCache(
             f"{cache.path / BASIS_FILE} is not the basis of these rows ({error}): reduce again"

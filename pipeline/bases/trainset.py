@@ -1,18 +1,22 @@
-"""What heads are trained on: a set of a cache, looked over before any training."""
+"""What heads are trained on: a set of a cache, checked before any training."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from cache import layout
 from cache.index import SetIndex
+from cache.keys import Digests, pack_digests
 from cache.store import FeatureCache
 from pipeline.bases.reduced import fitted_among, sees_labels
-from pipeline.config import REDUCED_BASIS, HeadSettings
 from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.inputs.folders import shown
 from pipeline.inputs.images import count_leaks, stale_files
+from pipeline.row_layout import RowLayout
 
 logger = logging.getLogger("headgraft.bases")
 
@@ -41,9 +45,22 @@ class TrainingSet:
         return [name for name in self.index.classes if name not in validated]
 
     @property
+    def layout(self) -> RowLayout:
+        """How its rows lie."""
+        return RowLayout.of(self.cache.row_shape)
+
+    @property
     def default_basis(self) -> str:
         """What a head is trained in where nothing else is asked for."""
-        return REDUCED_BASIS if self.cache.reduction else HeadSettings.basis
+        return self.layout.default_basis
+
+    def labels(self, split: str) -> Tensor:
+        """Places of the labels of a split's images in the classes, (N,)."""
+        return torch.from_numpy(self.index.labels(self.index.split(split)))
+
+    def digests(self, split: str) -> Digests:
+        """Digests of a split's images, (N, 32)."""
+        return pack_digests(image.digest for image in self.index.split(split))
 
     @property
     def recipe(self) -> str:
@@ -60,25 +77,7 @@ class TrainingSet:
         """
         opened = FeatureCache.open(cache)
         index = opened.index(name)
-        if len(index.classes) < 2:
-            raise RunError(
-                f"set {index.name!r} has one class, {index.classes[0]!r}, expected two or more: "
-                "add images of another class, and run extract again"
-            )
-        if not index.split("train"):
-            raise RunError(
-                f"set {index.name!r} has no training images: fix those that could not be decoded, and extract again"
-            )
-        if len({image.key for image in index.split("train")}) < 2:
-            raise RunError(
-                f"the training images of set {index.name!r} are one image, expected at least one of each class: "
-                "add other images, and run extract again"
-            )
-        if not index.split("valid"):
-            raise RunError(
-                f"set {index.name!r} has no validation images: add a valid/ folder next to train/, or, where there are "
-                "no split folders, more images of a class, and run extract again"
-            )
+        _refuse_unusable(index)
         _refuse_stale(index)
         chosen = opened.passes(index, passes)
         leaks = count_leaks(index)
@@ -94,8 +93,26 @@ class TrainingSet:
         return found
 
 
+def _refuse_unusable(index: SetIndex) -> None:
+    train = index.split("train")
+    wrong = ""
+    if len(index.classes) < 2:
+        wrong = f"has one class, {index.classes[0]!r}, expected two or more: add images of another class"
+    elif not train:
+        wrong = "has no training images: fix those that could not be decoded"
+    elif len({image.key for image in train}) < 2:
+        wrong = "has training images that are one image, expected at least one of each class: add other images"
+    elif not index.split("valid"):
+        wrong = (
+            "has no validation images: add a valid/ folder next to train/, or, where there are no split folders, more "
+            "images of a class"
+        )
+    if wrong:
+        raise RunError(f"set {index.name!r} {wrong}, and run extract again")
+
+
 def _refuse_seen_labels(cache: FeatureCache, index: SetIndex) -> int:
-    """How many validation and test images the reduction was fitted on: said; refused where their labels took part.
+    """How many validation and test images the reduction was fitted on: logged; refused where their labels took part.
 
     Images that are also in train are leaks of the set itself, counted as such, and not here.
     """

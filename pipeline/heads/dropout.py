@@ -1,11 +1,11 @@
-"""What dropout leaves out, for all heads of a group at once: 16 random bits for each hidden unit.
+"""Which hidden units dropout leaves out, for all heads of a group at once: 16 random bits for each hidden unit.
 
 A head's numbers are its own, whatever the others are. Processors draw them from one generator a head; a device with
 thousands of threads computes them in one go, from seed, step and place alone.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +15,6 @@ from torch import Tensor
 from pipeline.heads.seeds import dropout_rng
 
 _VALUES = 1 << 16
-
-
-class DropoutMask(Protocol):
-    """The random numbers of G heads."""
-
-    def sample(self, hidden: Tensor, step: int) -> Tensor:
-        """What hidden units (G, B, H) are multiplied by after `step` steps: 0, or what keeps the mean."""
-
-    def state(self, number: int) -> Any:
-        """What it takes to go on with the numbers of one head."""
 
 
 def least_kept(dropout: float) -> int:
@@ -42,7 +32,7 @@ class DrawnDropout:
             generator.state = generator.state if state is None else state
 
     def sample(self, hidden: Tensor, step: int) -> Tensor:
-        """What hidden units (G, B, H) are multiplied by; `step` does not matter, as each head draws on."""
+        """What hidden units (G, B, H) are multiplied by: 0, or what keeps the mean; `step` is not used."""
         kept, count = torch.empty_like(hidden), hidden[0].numel()
         for number, (least, generator) in enumerate(zip(self._least, self._generators, strict=True)):
             drawn = generator.random_raw(-(-count // 4)).view(np.uint16)[:count] >= least
@@ -50,7 +40,7 @@ class DrawnDropout:
         return kept
 
     def state(self, number: int) -> Any:
-        """Of the head's generator."""
+        """State of a head's generator, to resume from."""
         return self._generators[number].state
 
 
@@ -64,7 +54,7 @@ class HashedDropout:
         self._scale = torch.from_numpy(_VALUES / (_VALUES - least)).to(device).unsqueeze(1)
 
     def sample(self, hidden: Tensor, step: int) -> Tensor:
-        """What hidden units (G, B, H) are multiplied by."""
+        """What hidden units (G, B, H) are multiplied by after `step` steps: 0, or what keeps the mean."""
         count = hidden[0].numel()
         keys = torch.from_numpy(_keys(self._seeds, step)).to(hidden.device).unsqueeze(1)
         places = torch.arange(-(-count // 2), dtype=torch.int32, device=hidden.device).mul_(_GOLDEN)
@@ -73,6 +63,9 @@ class HashedDropout:
 
     def state(self, number: int) -> None:
         """Nothing: the numbers follow from the seed and the step."""
+
+
+DropoutMask = DrawnDropout | HashedDropout
 
 
 def _signed(number: int) -> int:

@@ -8,23 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.bases.rows import HeadData
-from pipeline.bases.stream import StreamedData
+from pipeline.bases.data import TrainingData
 from pipeline.config import FEWEST_EPOCHS, MOST_EPOCHS, STEPS, HeadSettings, TrainConfig
 from pipeline.console import size
 from pipeline.errors import RunError
 from pipeline.heads.group import CPU, HeadGroup, HeadHyperparameters, HeadShape, HeadState
-from pipeline.heads.head import head_from_tensors
+from pipeline.heads.head import Head, hidden_in_words, num_weights
 from pipeline.heads.seeds import shuffle_rng
 from pipeline.machine.device import computes_bfloat16
 from pipeline.machine.memory import available_bytes
 
 logger = logging.getLogger("headgraft.heads")
-
-Data = HeadData | StreamedData
 
 
 @dataclass
@@ -55,14 +52,14 @@ class Fitted:
         seconds: of training and scoring.
     """
 
-    head: nn.Sequential
+    head: Head
     epochs: list[Epoch]
     valid_accuracy: float
     valid_loss: float
     seconds: float
 
 
-def fit_head(config: TrainConfig, data: Data, level: int = logging.DEBUG) -> Fitted:
+def fit_head(config: TrainConfig, data: TrainingData, level: int = logging.DEBUG) -> Fitted:
     """Train a head on `data`, which is in its basis. Each epoch is logged at `level`.
 
     Raises RunError where its weights do not fit into memory, or become NaN or infinite.
@@ -70,19 +67,25 @@ def fit_head(config: TrainConfig, data: Data, level: int = logging.DEBUG) -> Fit
     start = time.perf_counter()
     settings, epochs = config.settings, list[Epoch]()
     refuse_beyond_memory(settings, data)
-    count = config.epochs or default_epochs(data.num_images, config.batch_size)
+    count = config.epochs or default_epochs(len(data.train_labels), config.batch_size)
     shape = shape_of(settings, data, count)
     state = HeadState.new(hyperparameters_of(settings, config.seed), shape)
     group = HeadGroup([state], shape, class_weights(settings, data), matmul_dtype_on(CPU))
     for number in range(1, count + 1):
-        epoch = _epoch(number, group, data, config)
+        begin = time.perf_counter()
+        loss = float(group.epoch(data.batches(config.batch_size, shuffle_rng(config.seed, number))))
+        hits, valid_losses = group.score(data.validation())
+        if not math.isfinite(loss + float(valid_losses)):
+            raise RunError(f"loss or weights became NaN or infinite in epoch {number}: lower --lr, now {config.lr}")
+        accuracy = float(hits.double().mean())
+        epoch = Epoch(number, loss, accuracy, float(valid_losses), time.perf_counter() - begin)
         epochs.append(epoch)
         logger.log(
             level,
             f"epoch {number:3d}  loss {epoch.train_loss:.4f}  "
             f"valid {epoch.valid_accuracy:.2%}, loss {epoch.valid_loss:.4f}  {epoch.seconds:.2f} s",
         )
-    head = head_from_tensors(group.weights(0), config.dropout)
+    head = Head.from_tensors(group.weights(0), config.dropout)
     return Fitted(head, epochs, epoch.valid_accuracy, epoch.valid_loss, time.perf_counter() - start)
 
 
@@ -91,17 +94,7 @@ def matmul_dtype_on(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if computes_bfloat16(device) else None
 
 
-def _epoch(number: int, group: HeadGroup, data: Data, config: TrainConfig) -> Epoch:
-    start = time.perf_counter()
-    loss = float(group.epoch(data.batches(config.batch_size, shuffle_rng(config.seed, number))))
-    hits, losses = group.score(data.validation())
-    accuracy, valid_loss = float(hits.double().mean()), float(losses)
-    if not math.isfinite(loss + valid_loss):
-        raise RunError(f"loss or weights became NaN or infinite in epoch {number}: lower --lr, now {config.lr}")
-    return Epoch(number, loss, accuracy, valid_loss, time.perf_counter() - start)
-
-
-def score_head(head: nn.Sequential, data: Data) -> tuple[npt.NDArray[np.bool_], float]:
+def score_head(head: Head, data: TrainingData) -> tuple[npt.NDArray[np.bool_], float]:
     """Where a head is right on validation (V,), in the order of the index, and its mean loss there."""
     hits, loss = [], 0.0
     for rows, labels in data.validation():
@@ -118,30 +111,30 @@ def hyperparameters_of(settings: HeadSettings, seed: int) -> HeadHyperparameters
     return HeadHyperparameters(settings.lr, settings.weight_decay, settings.dropout, seed)
 
 
-def shape_of(settings: HeadSettings, data: Data, epochs: int) -> HeadShape:
+def shape_of(settings: HeadSettings, data: TrainingData, epochs: int) -> HeadShape:
     """What a head of these settings shares with its group."""
-    steps = epochs * math.ceil(data.num_images / settings.batch_size)
+    steps = epochs * math.ceil(len(data.train_labels) / settings.batch_size)
     return HeadShape(data.in_features, settings.hidden, data.num_classes, steps)
 
 
-def class_weights(settings: HeadSettings, data: Data) -> Tensor | None:
+def class_weights(settings: HeadSettings, data: TrainingData) -> Tensor | None:
     """(C,) in inverse proportion to the training images of each class, 1 on average over them; None for equal ones."""
     if settings.class_weights == "none":
         return None
     counts = torch.bincount(data.train_labels, minlength=data.num_classes)
-    return data.num_images / (data.num_classes * counts.clamp_min(1))
+    return len(data.train_labels) / (data.num_classes * counts.clamp_min(1))
 
 
-def bytes_of_training(settings: HeadSettings, data: Data) -> int:
+def bytes_of_training(settings: HeadSettings, data: TrainingData) -> int:
     """Of a head's weights, gradients and both moments of AdamW in float32, and of copies to multiply with."""
-    return 5 * 4 * settings.hidden * (data.in_features + data.num_classes)
+    return 5 * 4 * num_weights(data.in_features, settings.hidden, data.num_classes)
 
 
-def refuse_beyond_memory(settings: HeadSettings, data: Data) -> None:
+def refuse_beyond_memory(settings: HeadSettings, data: TrainingData) -> None:
     """RunError where training a head of these settings takes more memory than is free."""
     needed = bytes_of_training(settings, data)
     if needed > (free := available_bytes()):
         raise RunError(
-            f"a head of {settings.hidden} hidden units on {data.in_features} features takes {size(needed)}, "
+            f"a head with {hidden_in_words(settings.hidden)} on {data.in_features} features takes {size(needed)}, "
             f"{size(free)} are free: choose a smaller --hidden, or a smaller --basis"
         )

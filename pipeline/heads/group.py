@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.heads.dropout import DrawnDropout, DropoutMask, HashedDropout
-from pipeline.heads.head import HeadConfig, build_head
+from pipeline.heads.head import Head
 from pipeline.heads.optimizer import PerHeadAdamW, VectorizedAdamW
 from pipeline.heads.seeds import init_rng
 
@@ -32,7 +32,7 @@ class HeadHyperparameters:
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What all heads of a group share: R inputs, H hidden units, C classes, and the steps of their schedule."""
+    """What all heads of a group share: R inputs, H hidden units or none, C classes, the steps of their schedule."""
 
     in_features: int
     hidden: int
@@ -58,8 +58,7 @@ class HeadState:
     @classmethod
     def new(cls, member: HeadHyperparameters, shape: HeadShape, dtype: torch.dtype = torch.float32) -> "HeadState":
         """Before the first step."""
-        config = HeadConfig(shape.in_features, shape.hidden, shape.num_classes, member.dropout)
-        head = build_head(config, init_rng(member.seed))
+        head = Head.new(shape.in_features, shape.hidden, shape.num_classes, generator=init_rng(member.seed))
         tensors = {name: tensor.to(dtype) for name, tensor in head.state_dict().items()}
         zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         return cls(member, tensors, (zeros, zeros), 0)
@@ -68,6 +67,7 @@ class HeadState:
 class HeadGroup:
     """G heads Linear(R, H), ReLU, Dropout, Linear(H, C), LogSoftmax, as arrays over all of them.
 
+    With H = 0 they are Linear(R, C), LogSoftmax, and their dropout has nothing to leave out: it is not drawn.
     AdamW, each learning rate falling to 0 over the steps of `shape` as a cosine. `class_weights` (C,) weigh the loss of
     each row by its label, as `NLLLoss` does. `products` is what multiplications are computed in, the dtype of the
     weights unless said. `vectorized` is how dropout is drawn and weights are stepped: for all heads in the same few
@@ -95,23 +95,14 @@ class HeadGroup:
         self._gradients = {name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()}
         if vectorized is None:
             vectorized = device.type != "cpu"
-        self._noise = self._noise_of(states, vectorized)
-        arrays = (self.tensors, self._gradients, first, second)
-        decays = [member.weight_decay for member in self.members]
-        self._optimizer = (VectorizedAdamW if vectorized else PerHeadAdamW)(arrays, self.step_count, decays)
-
-    @classmethod
-    def new(
-        cls, members: Sequence[HeadHyperparameters], shape: HeadShape, dtype: torch.dtype = torch.float32
-    ) -> "HeadGroup":
-        """A group before its first step."""
-        return cls([HeadState.new(member, shape, dtype) for member in members], shape)
-
-    def _noise_of(self, states: Sequence[HeadState], vectorized: bool) -> DropoutMask:
-        seeds, dropouts = zip(*((member.seed, member.dropout) for member in self.members), strict=True)
+        seeds, dropouts, decays = zip(*((m.seed, m.dropout, m.weight_decay) for m in self.members), strict=True)
+        self._noise: DropoutMask
         if vectorized:
-            return HashedDropout(seeds, dropouts, self.device)
-        return DrawnDropout(seeds, dropouts, [state.noise for state in states])
+            self._noise = HashedDropout(seeds, dropouts, device)
+        else:
+            self._noise = DrawnDropout(seeds, dropouts, [state.noise for state in states])
+        arrays = (self.tensors, self._gradients, first, second)
+        self._optimizer = (VectorizedAdamW if vectorized else PerHeadAdamW)(arrays, self.step_count, decays)
 
     def __len__(self) -> int:
         """G, heads."""
@@ -120,14 +111,15 @@ class HeadGroup:
     def step(self, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step.
 
-        The mean is weighted by `class_weights`. `weights` (B,) of the rows, in their place, are step as they are: 1 on
-        average over all rows, not within the batch.
+        The mean is weighted by `class_weights`, or by `weights` (B,) of the rows, which are 1 on average over all rows,
+        not within the batch.
         """
-        _, _, w2, b2 = self.tensors.values()
+        *_, w2, b2 = self.tensors.values()
         w2 = w2.to(x.dtype)
-        hidden = self._first(x).relu_()  # (G, B, H)
-        kept = self._noise.sample(hidden, self.step_count)
-        seen = hidden * kept
+        hidden = seen = self._hidden(x)  # (G, B, H)
+        if self.shape.hidden:
+            kept = self._noise.sample(hidden, self.step_count)
+            seen = hidden * kept
         log_probs = torch.log_softmax(torch.bmm(seen, w2.mT).to(b2.dtype) + b2.unsqueeze(1), 2)  # (G, B, C)
         target = labels.expand(len(self), -1).unsqueeze(2)
         shares = self._shares(labels, log_probs.dtype, weights)
@@ -136,12 +128,14 @@ class HeadGroup:
         ones = torch.full_like(target, -1, dtype=log_probs.dtype)
         d_logits = log_probs.exp_().scatter_add_(2, target, ones).mul_(shares.unsqueeze(1))
         rounded = d_logits.to(x.dtype)
-        d_hidden = torch.bmm(rounded, w2).mul_(kept).mul_(hidden > 0)
-        g1, c1, g2, c2 = self._gradients.values()
-        _multiply(d_hidden.mT, x.expand(len(self), -1, -1), g1)
+        *first, g2, c2 = self._gradients.values()
         _multiply(rounded.mT, seen, g2)
-        torch.sum(d_hidden, 1, dtype=c1.dtype, out=c1)
         torch.sum(d_logits, 1, out=c2)
+        if self.shape.hidden:
+            g1, c1 = first
+            d_hidden = torch.bmm(rounded, w2).mul_(kept).mul_(hidden > 0)
+            _multiply(d_hidden.mT, x.expand(len(self), -1, -1), g1)
+            torch.sum(d_hidden, 1, dtype=c1.dtype, out=c1)
         self._update()
         return losses
 
@@ -154,10 +148,13 @@ class HeadGroup:
         weights = self.class_weights.to(dtype)[labels]
         return weights / weights.sum()
 
-    def _first(self, x: Tensor) -> Tensor:
-        """The first layers of all heads: (B, R) → (G, B, H), in the dtype of x."""
+    def _hidden(self, x: Tensor) -> Tensor:
+        """What the last layers see, in the dtype of x: hidden units (G, B, H), or without any the rows, (G, B, R)."""
+        rows = x.expand(len(self), -1, -1)
+        if not self.shape.hidden:
+            return rows
         w1, b1, *_ = self.tensors.values()
-        return torch.baddbmm(b1.unsqueeze(1).to(x.dtype), x.expand(len(self), -1, -1), w1.mT.to(x.dtype))
+        return torch.baddbmm(b1.unsqueeze(1).to(x.dtype), rows, w1.mT.to(x.dtype)).relu_()
 
     def _update(self) -> None:
         """Every head's step along its gradient; its rate falls to 0 over the schedule as a cosine."""
@@ -195,8 +192,8 @@ class HeadGroup:
     @torch.inference_mode()
     def log_probs(self, x: Tensor) -> Tensor:
         """Log-probabilities of rows (B, R) by every head, (G, B, C); nothing is left out."""
-        _, _, w2, b2 = self.tensors.values()
-        return torch.log_softmax(torch.baddbmm(b2.unsqueeze(1), self._first(x).relu_(), w2.mT), 2)
+        *_, w2, b2 = self.tensors.values()
+        return torch.log_softmax(torch.baddbmm(b2.unsqueeze(1), self._hidden(x), w2.mT), 2)
 
     def finite(self) -> Tensor:
         """Whether all weights of each head are numbers, (G,)."""

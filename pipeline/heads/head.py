@@ -1,78 +1,136 @@
-"""The head: Linear(D, H), ReLU, Dropout, Linear(H, C), LogSoftmax."""
+"""The head: Linear(D, H), ReLU, Dropout, Linear(H, C), LogSoftmax; with H = 0, Linear(D, C), LogSoftmax."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """Shape of a head: D inputs, H hidden units, C classes; `dropout` is the share of hidden units left out."""
-
-    in_features: int
-    hidden: int
-    num_classes: int
-    dropout: float = 0.5
+from pipeline.bases.basis import Basis
 
 
-def build_head(config: HeadConfig, generator: torch.Generator | None = None) -> nn.Sequential:
-    """A new head, (B, D) → log-probabilities (B, C); weights as `nn.Linear` draws them, from `generator`."""
-    head = _layers(config)
-    for layer in (head[0], head[3]):
+class Head(nn.Sequential):
+    """(B, D) → log-probabilities (B, C), by H hidden units; with none, it is logistic regression.
+
+    Its tensors are `0.weight` (H, D), `0.bias`, `3.weight` (C, H) and `3.bias`, or without a hidden layer `0.weight`
+    (C, D) and `0.bias` alone. What changes a layer returns another head, in eval mode; this one stays as it is.
+    """
+
+    @classmethod
+    def new(
+        cls,
+        in_features: int,
+        hidden: int,
+        num_classes: int,
+        dropout: float = 0.5,
+        generator: torch.Generator | None = None,
+    ) -> "Head":
+        """A head with weights as `nn.Linear` draws them, from `generator`; `dropout` is of its hidden units, if any."""
+        head = cls(*_layers(in_features, hidden, num_classes, dropout))
+        for layer in head:
+            if isinstance(layer, nn.Linear):
+                bound = 1 / math.sqrt(layer.in_features)
+                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        return head
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], dropout: float = 0.0) -> "Head":
+        """The head of its tensors, in eval mode; KeyError, ValueError or RuntimeError where they are not a head's."""
+        outputs, in_features = tensors["0.weight"].shape
+        hidden, num_classes = (outputs, len(tensors["3.weight"])) if "3.weight" in tensors else (0, outputs)
+        head = cls(*_layers(in_features, hidden, num_classes, dropout))
+        head.load_state_dict(tensors)
+        return head.eval().requires_grad_(False)
+
+    @property
+    def first(self) -> nn.Linear:
+        """The layer over the features."""
+        return self._linear(0)
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that gives the logits; without a hidden layer, the first one."""
+        return self._linear(len(self) - 2)
+
+    @property
+    def in_features(self) -> int:
+        """D."""
+        return self.first.in_features
+
+    @property
+    def hidden_units(self) -> int:
+        """H, 0 without a hidden layer."""
+        return 0 if self.first is self.last else self.first.out_features
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.last.out_features
+
+    @property
+    def architecture(self) -> str:
+        """The layers in words, as torch names them."""
+        first = [f"Linear({self.in_features}, {self.hidden_units})", "ReLU", "Dropout"] if self.hidden_units else []
+        return ", ".join([*first, f"Linear({self.last.in_features}, {self.num_classes})", "LogSoftmax"])
+
+    def folded(self, basis: Basis) -> "Head":
+        """The head over full features, of this one over rows in `basis`."""
+        return self._with(0, *basis.fold(self.first.weight, self.first.bias))
+
+    def temperature_scaled(self, temperature: float) -> "Head":
+        """The head with its logits over `temperature`, in its last layer."""
+        weight, bias = ((tensor.double() / temperature).float() for tensor in (self.last.weight, self.last.bias))
+        return self._with(len(self) - 2, weight, bias)
+
+    def with_class_prior(self, trained: Tensor, wanted: Tensor, temperature: float = 1.0) -> "Head":
+        """The head for classes as frequent as `wanted` (C,), of this one that was trained for `trained` (C,).
+
+        Bayes' rule multiplies probabilities by the ratio of both and normalises: the log of it is added to the last
+        bias, times the `temperature` that logits are divided by later. Saerens, Latinne and Decaestecker, Adjusting the
+        Outputs of a Classifier to New a Priori Probabilities, Neural Computation 2002; Menon et al., Long-Tail Learning
+        via Logit Adjustment, ICLR 2021.
+        """
+        added = temperature * (wanted.double() / trained.double()).log()
+        return self._with(len(self) - 2, self.last.weight, (self.last.bias.double() + added).float())
+
+    def _linear(self, number: int) -> nn.Linear:
+        layer = self[number]
         assert isinstance(layer, nn.Linear)
-        bound = 1 / math.sqrt(layer.in_features)
-        nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-    return head
+        return layer
+
+    def _with(self, number: int, weight: Tensor, bias: Tensor) -> "Head":
+        return Head.from_tensors({**self.state_dict(), f"{number}.weight": weight, f"{number}.bias": bias})
 
 
-def _layers(config: HeadConfig) -> nn.Sequential:
-    return nn.Sequential(
-        nn.utils.skip_init(nn.Linear, config.in_features, config.hidden),
-        nn.ReLU(),
-        nn.Dropout(config.dropout),
-        nn.utils.skip_init(nn.Linear, config.hidden, config.num_classes),
-        nn.LogSoftmax(dim=1),
-    )
+def _layers(in_features: int, hidden: int, num_classes: int, dropout: float) -> list[nn.Module]:
+    last = [nn.utils.skip_init(nn.Linear, hidden or in_features, num_classes), nn.LogSoftmax(dim=1)]
+    if not hidden:
+        return last
+    return [nn.utils.skip_init(nn.Linear, in_features, hidden), nn.ReLU(), nn.Dropout(dropout), *last]
 
 
-def hidden_units(head: nn.Sequential) -> int:
-    """H."""
-    return len(head.state_dict()["0.bias"])
+def merge_heads(heads: Sequence[Head]) -> Head:
+    """One head that averages the logits of `heads`: all their hidden units side by side, or the mean of their weights.
 
-
-def merge_heads(heads: Sequence[nn.Sequential]) -> nn.Sequential:
-    """One head that averages the logits of `heads`: all their hidden units side by side, in eval mode.
-
-    For heads of one basis and the same classes. Averaging the outputs of nets that differ in their seeds alone is known
-    as a deep ensemble (Lakshminarayanan et al., NeurIPS 2017); with one hidden layer, it is a net of one hidden layer.
+    For heads of one basis, the same classes and all with a hidden layer or all without. Averaging the outputs of nets
+    that differ in their seeds alone is known as a deep ensemble (Lakshminarayanan et al., NeurIPS 2017); with at most
+    one hidden layer, it is a net of the same kind.
     """
     parts = [head.state_dict() for head in heads]
-    first = {name: torch.cat([part[name] for part in parts]) for name in ("0.weight", "0.bias")}
+    stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    if not heads[0].hidden_units:
+        return Head.from_tensors({name: tensors.mean(0) for name, tensors in stacked.items()})
     weight = torch.cat([part["3.weight"] for part in parts], 1) / len(parts)
-    bias = torch.stack([part["3.bias"] for part in parts]).mean(0)
-    return head_from_tensors({**first, "3.weight": weight, "3.bias": bias})
+    first = {name: stacked[name].flatten(0, 1) for name in ("0.weight", "0.bias")}
+    return Head.from_tensors({**first, "3.weight": weight, "3.bias": stacked["3.bias"].mean(0)})
 
 
-def with_class_prior(head: nn.Sequential, trained: Tensor, wanted: Tensor, temperature: float = 1.0) -> nn.Sequential:
-    """The head whose probabilities are for classes as frequent as `wanted` (C,), where it was trained for `trained`.
-
-    Bayes' rule multiplies them by the ratio of both and normalises: the log of it is added to the last bias, times the
-    `temperature` that logits are divided by later. Saerens,
-    Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New a Priori Probabilities, Neural Computation
-    2002; Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021.
-    """
-    tensors = dict(head.state_dict())
-    tensors["3.bias"] = (tensors["3.bias"].double() + temperature * (wanted.double() / trained.double()).log()).float()
-    return head_from_tensors(tensors)
+def num_weights(in_features: int, hidden: int, num_classes: int) -> int:
+    """Weights of a head, without biases."""
+    return hidden * (in_features + num_classes) if hidden else in_features * num_classes
 
 
-def head_from_tensors(tensors: dict[str, Tensor], dropout: float = 0.0) -> nn.Sequential:
-    """The head of `0.weight (H, D), 0.bias, 3.weight (C, H), 3.bias`, in eval mode."""
-    hidden, in_features = tensors["0.weight"].shape
-    head = _layers(HeadConfig(in_features, hidden, len(tensors["3.weight"]), dropout))
-    head.load_state_dict(tensors)
-    return head.eval().requires_grad_(False)
+def hidden_in_words(hidden: int) -> str:
+    """The number of hidden units, for a person."""
+    return f"{hidden} hidden units" if hidden else "no hidden layer"

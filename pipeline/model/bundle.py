@@ -20,6 +20,7 @@ from pipeline.backbones.backbone import Backbone, load_backbone
 from pipeline.backbones.spec import build_trunk
 from pipeline.console import named
 from pipeline.errors import BundleError, DecodeError
+from pipeline.heads.head import Head
 from pipeline.inputs.decode import Pixels
 from pipeline.inputs.preprocessing import ImageSource, Preprocessing
 from pipeline.inputs.remarks import Remarks, catching_warnings
@@ -72,7 +73,7 @@ class Bundle:
     path: Path
     card: ModelCard
     backbone_tensors: dict[str, Tensor]
-    head: nn.Sequential
+    head: Head
     stored: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -9,20 +9,20 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from cache.files import write_atomically
 from pipeline.backbones.spec import row_shape, state_dict_mismatch
 from pipeline.console import first_line
 from pipeline.errors import BundleError
-from pipeline.heads.head import head_from_tensors
+from pipeline.heads.head import Head
 from pipeline.model.bundle import Bundle
 from pipeline.model.card import BUNDLE_FORMAT, ModelCard
 
 METADATA_KEY = "headgraft"
 
 
-def write_bundle(path: Path, backbone: dict[str, Tensor], head: nn.Sequential, card: dict[str, Any]) -> None:
+def write_bundle(path: Path, backbone: dict[str, Tensor], head: Head, card: dict[str, Any]) -> None:
     """Write tensors `backbone.*` and `head.*`, the JSON `card` and their digest as one file, whole or not at all."""
     tensors = {f"backbone.{name}": tensor for name, tensor in backbone.items()}
     tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
@@ -83,7 +83,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _fitting_head(card: ModelCard, backbone: dict[str, Tensor], layers: dict[str, Tensor]) -> nn.Sequential:
+def _fitting_head(card: ModelCard, backbone: dict[str, Tensor], layers: dict[str, Tensor]) -> Head:
     """The head; ValueError where a tensor of it or of the backbone is of another shape or type than the card says."""
     tensors = [*backbone.values(), *layers.values()]
     if types := {str(tensor.dtype) for tensor in tensors} - {"torch.float32"}:
@@ -92,10 +92,10 @@ def _fitting_head(card: ModelCard, backbone: dict[str, Tensor], layers: dict[str
         raise ValueError("numbers that are not finite")
     if wrong := state_dict_mismatch(card.backbone, backbone):
         raise ValueError(wrong)
-    head = head_from_tensors(layers)
-    found, wanted = head[0].in_features, prod(row_shape(card.backbone, card.manifest.base.input_size))
+    head = Head.from_tensors(layers)
+    found, wanted = head.in_features, prod(row_shape(card.backbone, card.manifest.base.input_size))
     if found != wanted:
         raise ValueError(f"the head takes {found} features, the backbone gives {wanted}")
-    if head[3].out_features != len(card.classes):
-        raise ValueError(f"the head has {head[3].out_features} outputs for {len(card.classes)} classes")
+    if head.num_classes != len(card.classes):
+        raise ValueError(f"the head has {head.num_classes} outputs for {len(card.classes)} classes")
     return head

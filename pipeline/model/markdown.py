@@ -18,7 +18,6 @@ SHOWN = 30  # classes that are listed
 def model_card(bundle: Bundle) -> str:
     """The card of a model file. It says what the file says; a file of an earlier version may say less."""
     card = bundle.card
-    hidden, features = bundle.head.state_dict()["0.weight"].shape
     markdown = Environment(  # noqa: S701  # not HTML
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -27,8 +26,7 @@ def model_card(bundle: Bundle) -> str:
         name=bundle.path.name,
         card=card,
         base=card.manifest.base,
-        hidden=hidden,
-        features=features,
+        architecture=bundle.head.architecture,
         preprocessing=bundle.preprocessing,
         images=[f"{count} {split}" for split, count in card.images.items()],
         prior=_PRIORS[card.class_prior],

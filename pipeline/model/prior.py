@@ -7,7 +7,6 @@ from torch import Tensor
 
 from cache.index import SetIndex
 from pipeline.errors import ConfigError
-from pipeline.heads.head import with_class_prior
 from pipeline.run import Run
 
 
@@ -34,7 +33,7 @@ class ClassPrior:
 
     def corrected(self, run: Run, temperature: float) -> Run:
         """The run with a head that, at `temperature`, is for the wanted frequencies; its files stay as they are."""
-        return replace(run, head=with_class_prior(run.head, self.trained, self.wanted, temperature))
+        return replace(run, head=run.head.with_class_prior(self.trained, self.wanted, temperature))
 
 
 def class_prior(run: Run, index: SetIndex, prior: str) -> ClassPrior | None:

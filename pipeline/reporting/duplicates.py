@@ -22,10 +22,10 @@ from cache.layout import CLEAN_VIEW, pass_view
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis, Mix, Regions, Scale
 from pipeline.bases.directions import WIDEST
-from pipeline.bases.fit import region_stage
 from pipeline.bases.reduced import sees_labels
 from pipeline.errors import ConfigError
 from pipeline.reporting.threshold import MOST_FALSE, Threshold, false_alarms
+from pipeline.row_layout import RowLayout
 from pipeline.statistics.groups import Groups, join
 
 NEAREST = 10  # pairs that are kept of each image: a thousand frames of one scene have half a million
@@ -125,19 +125,19 @@ def _identical(images: Sequence[ImageRecord]) -> Iterator[Link]:
             yield from ((1.0, image, other) for other in copies[number + 1 : number + 1 + NEAREST])
 
 
-def _regions(row_shape: tuple[int, ...]) -> Basis:
+def _regions(layout: RowLayout) -> Basis:
     """Means over the map, its upper and lower half and its centre, each with its mirror image; other rows as is."""
-    stage = region_stage("pyramid", row_shape) if len(row_shape) == 3 else None
-    if stage is None:
+    if layout.grid is None:
         return Basis("", ())
-    weights = stage.weights.view(*row_shape[1:], -1)  # (height, width, K)
-    mirrored = (weights + weights.flip(1)).view(len(stage.weights), -1) / 2
+    weights = torch.from_numpy(layout.region_weights("pyramid")).view(*layout.grid, -1)  # (height, width, K)
+    mirrored = (weights + weights.flip(1)).flatten(0, 1) / 2
     return Basis("", (Regions(torch.unique(mirrored, dim=1)),))  # left and right quadrants have become the same
 
 
 def _fitted(cache: FeatureCache, images: Sequence[ImageRecord]) -> tuple[Basis, Tensor]:
     """The features, fitted on the clean views of `images`, and these in them (N, R), each of length 1."""
-    start, channels = _regions(cache.row_shape), cache.row_shape[0]
+    layout = RowLayout.of(cache.row_shape)
+    start, channels = _regions(layout), layout.channels
     rows = _rows(cache, [(image.key, CLEAN_VIEW) for image in images], start)
     deviation = rows.std(0, correction=0)
     scale = Scale(rows.mean(0), deviation + 0.1 * deviation.mean() + 1e-6)  # nearly constant features stay small
@@ -154,7 +154,7 @@ def _fitted(cache: FeatureCache, images: Sequence[ImageRecord]) -> tuple[Basis, 
 
 def _rows(cache: FeatureCache, keys: Sequence[RowKey], basis: Basis) -> Tensor:
     """Rows of `keys` in a basis, (N, R)."""
-    rows = torch.empty(len(keys), basis.transform(torch.zeros(1, cache.in_features)).shape[1])
+    rows = torch.empty(len(keys), basis.out_features(cache.in_features))
     for positions, block in cache.blocks(keys):
         rows[torch.from_numpy(positions)] = basis.apply(block)
     return rows

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cache.index import ImageRecord, SetIndex
 from cache.store import FeatureCache
+from pipeline.bases.moments import Moments
 from pipeline.bases.reduced import unchecked
 from pipeline.errors import RunError
 from pipeline.reporting.rows import CleanRows, narrow
-from pipeline.search.ridge import Moments
 from pipeline.statistics.groups import Groups
 
 FOLDS = 5
@@ -75,18 +75,15 @@ def label_issues(cache: FeatureCache, index: SetIndex, groups: Groups) -> LabelI
     kept = known[labels]
     rows = CleanRows(cache, narrow(cache), [images[place] for place in kept.nonzero().flatten()], labels[kept])
     left = {place: int(counts[place].sum()) for place in range(count) if counts[place].any() and not known[place]}
-    return LabelIssues(_found(rows, folds[kept], known) if rows.images else [], len(rows.images), left)
-
-
-def _found(rows: CleanRows, folds: Tensor, known: Tensor) -> list[LabelIssue]:
-    """Of rows with folds (N,), all of classes that are `known` (C,)."""
-    scores = out_of_fold(rows, folds, len(known)).masked_fill(~known, -torch.inf)
+    if not rows.images:
+        return LabelIssues([], 0, left)
+    scores = out_of_fold(rows, folds[kept], count).masked_fill(~known, -torch.inf)
     agreement = torch.softmax(SHARPNESS * scores, dim=1)
     own, suggested = agreement.gather(1, rows.labels[:, None]).squeeze(1).tolist(), agreement.argmax(1).tolist()
     issues = (LabelIssue(*one) for one in zip(rows.images, rows.labels.tolist(), suggested, own, strict=True))
-    return sorted(
-        (issue for issue in issues if issue.label != issue.suggested), key=lambda one: (one.agreement, one.image.path)
-    )
+    found = [issue for issue in issues if issue.label != issue.suggested]
+    found.sort(key=lambda one: (one.agreement, one.image.path))
+    return LabelIssues(found, len(rows.images), left)
 
 
 def stratified_folds(images: Sequence[ImageRecord], labels: Tensor, groups: Groups) -> Tensor:

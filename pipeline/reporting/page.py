@@ -6,6 +6,7 @@ from importlib.metadata import version
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.console import counted, duration, named, size
+from pipeline.heads.head import hidden_in_words
 from pipeline.reporting import figures, sections
 from pipeline.reporting.costs import PHASES
 from pipeline.reporting.findings import MOST_COMPARED, Findings
@@ -33,6 +34,7 @@ def render(found: Findings, shown: sections.Shown, pictures: Thumbnails) -> byte
         pictures=pictures,
         numbers={digest: number for number, digest in enumerate(pictures.uris)},
         figures=figures,
+        hidden_in_words=hidden_in_words,
         ranked=ranked,
         settings=list(SETTINGS),
         phases=PHASES,

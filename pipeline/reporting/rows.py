@@ -13,6 +13,7 @@ from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
 from pipeline.bases.directions import WIDEST
 from pipeline.bases.fit import start_basis
+from pipeline.row_layout import RowLayout
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class CleanRows:
     @cached_property
     def width(self) -> int:
         """R, the length of a row."""
-        return self.basis.transform(torch.zeros(1, self.cache.in_features)).shape[1]
+        return self.basis.out_features(self.cache.in_features)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows (n, R) and their places in `images` (n,), shard by shard."""
@@ -79,4 +80,5 @@ def narrow(cache: FeatureCache, basis: Basis | None = None) -> Basis:
     """`basis` where a covariance of its rows can be had, else the pyramid of means, unfitted; of no map, whole rows."""
     if basis and CleanRows(cache, basis, (), torch.empty(0)).width <= WIDEST:
         return basis
-    return start_basis("pyramid" if len(cache.row_shape) == 3 else "full", cache.row_shape)
+    layout = RowLayout.of(cache.row_shape)
+    return start_basis("pyramid" if layout.grid else "full", layout)

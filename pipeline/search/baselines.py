@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,41 +10,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from pipeline.bases.directions import WIDEST, ScatterMatrices, scatter_of
+from pipeline.bases.data import LabelledRows
+from pipeline.bases.directions import WIDEST
+from pipeline.bases.moments import Moments
 
 SHRINKAGES = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)  # times the mean variance within classes
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1)
 _MOST_NUMBERS = 1 << 27  # of all rows that logistic regression holds, half a GB
 _ITERATIONS = 500
-
-
-class Data(Protocol):
-    """Rows in a basis, some at a time, with their labels."""
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-
-    @property
-    def train_labels(self) -> Tensor:
-        """(N,)."""
-
-    @property
-    def valid_labels(self) -> Tensor:
-        """(V,)."""
-
-    @property
-    def in_features(self) -> int:
-        """R, the length of a row."""
-
-    def clean(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """Rows (n, R) and labels (n,) of the clean views of the training images."""
-
-    def all_views(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """The same of all views."""
-
-    def validation(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """The same of the validation images."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +50,7 @@ class Baselines:
         return max(self.majority, self.discriminant or 0.0, self.logistic or 0.0)
 
 
-def baselines(data: Data, basis: str) -> Baselines:
+def baselines(data: LabelledRows, basis: str) -> Baselines:
     """Each at the penalty that is best on validation."""
     start = time.perf_counter()
     counts = torch.bincount(data.train_labels, minlength=data.num_classes)
@@ -95,32 +67,28 @@ def _best(accuracies: dict[float, float]) -> tuple[float, float]:
     return max(accuracies.items(), key=lambda item: item[1])
 
 
-def _discriminant(data: Data) -> dict[float, float]:
+def _discriminant(data: LabelledRows) -> dict[float, float]:
     """Validation accuracy by shrinkage: classes of equal covariance, G times its mean diagonal added to that.
 
     Friedman, Regularized discriminant analysis, JASA 1989, with gamma = G / (1 + G).
     """
-    spread = scatter_of(data.all_views, data.num_classes)
-    shares = torch.bincount(data.train_labels, minlength=data.num_classes) / len(data.train_labels)
-    fits = {shrinkage: _fit(spread, shares, shrinkage) for shrinkage in SHRINKAGES}
-    hits = dict.fromkeys(SHRINKAGES, 0)
+    moments = Moments.of(data.all_views, data.in_features, data.num_classes)
+    fits = {shrinkage: _fit(moments, shrinkage) for shrinkage in SHRINKAGES}
+    hits, mean = dict.fromkeys(SHRINKAGES, 0), moments.mean
     for rows, labels in data.validation():
         for shrinkage, (weight, bias) in fits.items():
-            hits[shrinkage] += int((((rows - spread.mean) @ weight + bias).argmax(1) == labels).sum())
+            hits[shrinkage] += int((((rows - mean) @ weight + bias).argmax(1) == labels).sum())
     return {shrinkage: count / len(data.valid_labels) for shrinkage, count in hits.items()}
 
 
-def _fit(spread: ScatterMatrices, shares: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
+def _fit(moments: Moments, shrinkage: float) -> tuple[Tensor, Tensor]:
     """Weights (R, C) and biases (C,) over centred rows; a class without images is never named."""
-    means = spread.between / shares.clamp_min(1e-12).sqrt().unsqueeze(1)  # (C, R), less the mean of all
-    within = spread.within.double()
-    size = within.diagonal().mean().maximum(1e-5 * spread.total.diagonal().mean()).clamp_min(1e-12)
-    within.diagonal().add_(shrinkage * size)
-    weight = torch.linalg.solve(within, means.T.double()).float()
-    return weight, shares.log() - (means.T * weight).sum(0) / 2
+    means = moments.class_means - moments.mean
+    weight = torch.linalg.solve(moments.shrunken_within(shrinkage, torch.float64), means.T.double()).float()
+    return weight, moments.shares.log() - (means.T * weight).sum(0) / 2
 
 
-def _logistic(data: Data) -> dict[float, float]:
+def _logistic(data: LabelledRows) -> dict[float, float]:
     """Validation accuracy by C, of scikit-learn's multinomial logistic regression."""
     x, y = _arrays(data.clean())
     valid, truth = _arrays(data.validation())

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from pipeline.bases.data import TrainingData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig, TrainConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
-from pipeline.heads.fit import Data, Fitted, fit_head, score_head
-from pipeline.heads.head import hidden_units, merge_heads
+from pipeline.heads.fit import Fitted, fit_head, score_head
+from pipeline.heads.head import hidden_in_words, merge_heads, num_weights
 from pipeline.run import Run, new_run
 from pipeline.search.executor import Trial
 from pipeline.search.halving import SuccessiveHalving
@@ -32,7 +33,7 @@ def choose(heads: Sequence[Trial], race: SuccessiveHalving) -> Trial:
 
     def size(head: Trial) -> int:
         data = race.bases.data(head.settings.basis)
-        return head.settings.hidden * (data.in_features + data.num_classes)
+        return num_weights(data.in_features, head.settings.hidden, data.num_classes)
 
     equals = [head for head in last if race.accuracy(head) == most]
     return min(equals, key=lambda head: (size(head), head.score.loss, head.number))
@@ -76,9 +77,9 @@ def final(config: SweepConfig, chosen: HeadSettings, heads: Sequence[Trial], rac
     won = apart.value > 0
     winners = tried if won else known
     together = _merged(winners, bases.data(winners[0].config.settings.basis))
-    hidden, accuracy = hidden_units(together.fitted.head), float(race.metric.of(together.hits))
+    hidden, accuracy = together.fitted.head.hidden_units, float(race.metric.of(together.hits))
     hint = "kept" if config.merge else "--merge would keep that"
-    logger.info(f"merged, {hidden} hidden units: validation accuracy {accuracy:.2%}; {hint}")
+    logger.info(f"merged, {hidden_in_words(hidden)}: validation accuracy {accuracy:.2%}; {hint}")
     best = Best(
         **vars(searched if won else default_head),
         won="search" if won else "default",
@@ -131,7 +132,7 @@ def _summary(
     return Retrained(of[0].config.settings, float(np.mean(values)), std, len(values), in_search, corrected)
 
 
-def _merged(trained: Sequence[_Trained], data: Data) -> _Trained:
+def _merged(trained: Sequence[_Trained], data: TrainingData) -> _Trained:
     """All of them as one head, as if it had been trained so."""
     head = merge_heads([one.fitted.head for one in trained])
     hits, loss = score_head(head, data)

@@ -8,13 +8,12 @@ from functools import cached_property
 import torch
 
 from cache.store import FeatureCache
-from pipeline.bases.rows import ROWS_TO_SCORE
+from pipeline.bases.data import ROWS_TO_SCORE, TrainingData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.heads.fit import (
-    Data,
     bytes_of_training,
     class_weights,
     hyperparameters_of,
@@ -32,7 +31,7 @@ from pipeline.search.journal import UNTRIED, Score
 
 _LEAST_FREE = 1 << 30  # bytes that states of waiting heads leave alone
 _LARGEST_GROUP = 16  # heads on a CPU; more share a multiplication no better (docs/performance.md)
-_BYTES_A_UNIT = 24  # of what a step holds of each hidden unit of each row: in two precisions, noise and gradient
+_BYTES_A_UNIT = 24  # that a step holds of each hidden unit, or logit, of each row: in two precisions, noise, gradient
 
 Outcome = tuple[Score, HeadState | None]
 Stop = Callable[[], bool]
@@ -108,18 +107,18 @@ class Executor:
                 yield part, train_group(part, data, self.device)
 
 
-def largest_group(settings: HeadSettings, data: Data, device: torch.device) -> int:
+def largest_group(settings: HeadSettings, data: TrainingData, device: torch.device) -> int:
     """How many heads of these settings may be trained at once; RunError where there is no room for one."""
     refuse_beyond_memory(settings, data)
     each = 2 * bytes_of_training(settings, data)
     if device.type == "cpu":
         return max(1, min(_LARGEST_GROUP, free_bytes(device) // each))
     # There, all heads at once; a step and a validation take more than the weights.
-    each += _BYTES_A_UNIT * settings.hidden * max(settings.batch_size, ROWS_TO_SCORE)
+    each += _BYTES_A_UNIT * (settings.hidden or data.num_classes) * max(settings.batch_size, ROWS_TO_SCORE)
     return max(1, free_bytes(device) // each)
 
 
-def train_group(group: Group, data: Data, device: torch.device) -> list[Outcome]:
+def train_group(group: Group, data: TrainingData, device: torch.device) -> list[Outcome]:
     """From where the states are or, where there are none, from the start.
 
     States are kept of heads that may go on, while there is room: without, a head would train again from the start.

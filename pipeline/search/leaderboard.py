@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 
 from pipeline.console import counted
+from pipeline.heads.head import hidden_in_words
 from pipeline.run_folder import RESULTS_FILE, TABLE_FILE
 from pipeline.search.results import HeadResult, SweepResult
 from pipeline.search.space import SETTINGS
@@ -64,7 +65,7 @@ def _summary(result: SweepResult) -> str:
         f"{result.run}: {_WINNERS[best.won]} of {counted(len(result.heads), 'head')}, {finished} of them "
         f"trained to the end; validation accuracy ({result.choose_by}) {best.mean:.2%} ± {best.std:.2%} "
         f"(mean and std over {seeds}), {best.merged.valid_accuracy:.2%} as one merged "
-        f"head of {best.merged.hidden} hidden units\n"
+        f"head with {hidden_in_words(best.merged.hidden)}\n"
         f"best of the search less default head, same images and seeds: {100 * apart.value:+.2f} points "
         f"({100 * apart.low:+.2f} to {100 * apart.high:+.2f}, 95 % over images){others}\n"
         f"baselines, top-1, in basis {known.basis}: {fitted}\n"

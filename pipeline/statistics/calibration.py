@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from torch import Tensor, nn, tensor
+from torch import Tensor, tensor
 from torch.nn.functional import log_softmax, nll_loss
 
 from cache.index import SetIndex
-from pipeline.heads.head import head_from_tensors
 
 BINS = 15
 LARGEST = 100.0  # temperature, and one over the smallest
@@ -83,16 +82,8 @@ def fit_temperature(log_probs: Tensor, labels: Tensor, shift: Tensor | None = No
     return math.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-4}).x)
 
 
-def temperature_scaled(head: nn.Sequential, temperature: float) -> nn.Sequential:
-    """The head with its logits over `temperature`, in its last layer."""
-    tensors = dict(head.state_dict())
-    for name in ("3.weight", "3.bias"):
-        tensors[name] = (tensors[name].double() / temperature).float()
-    return head_from_tensors(tensors)
-
-
 def at_temperature(log_probs: Tensor, temperature: float, shift: Tensor | None = None) -> Tensor:
-    """What the cooled head gives, from what the head gave: (N, C).
+    """Log-probabilities of the temperature-scaled head, from those of the head: (N, C).
 
     `shift` (C,) is added after the division: the logarithm of a ratio of class frequencies, by Bayes' rule.
     """

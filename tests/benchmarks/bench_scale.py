@@ -23,7 +23,7 @@ from beside import hardware, run, say, straight
 from cache.check import verify
 from cache.store import FeatureCache
 from cache.writer import merge_small_shards
-from pipeline.bases.rows import load_data
+from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import ExtractConfig, TrainConfig
 from pipeline.extraction.plan import ExtractionPlan, workload_of

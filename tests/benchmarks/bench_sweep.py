@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from beside import hardware, line
 
-from pipeline.bases.rows import HeadData
+from pipeline.bases.data import HeadData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings
-from pipeline.heads.fit import Data
 from pipeline.machine.device import available_cpus
 from pipeline.search.basis_cache import BasisCache
 from pipeline.search.executor import Trial
@@ -34,7 +33,7 @@ class Given(BasisCache):
 
     given: HeadData | None = None
 
-    def data(self, name: str) -> Data:
+    def data(self, name: str) -> HeadData:
         assert self.given is not None
         return self.given
 
@@ -58,7 +57,7 @@ def bench_linear(cache: Path, name: str | None, passes: int) -> None:
         return time.perf_counter() - start
 
     seconds()  # the first is slower
-    count = data.num_images
+    count = len(data.train_labels)
     _fit("heads", [16, 32, 48, 64], [seconds(heads=n) for n in (16, 32, 48, 64)])
     parts = [count * quarters // 4 for quarters in (1, 2, 3, 4)]
     _fit("images", parts, [seconds(images=n) for n in parts])
