@@ -1,41 +1,46 @@
-"""Errors whose message is meant for the person at the keyboard.
-
-HeadgraftError
-└── CacheError
-    ├── ManifestMismatch   the cache was made with other settings
-    ├── DamagedCache       a file of the cache is not what was written
-    ├── MissingRows        rows that a set needs are not there
-    ├── UnknownSet         no such image set, or more than one to choose from
-    └── CacheBusy          another process writes this cache
-"""
+"""Errors whose message is meant for the person at the keyboard, and whose `code` is meant for a script."""
 
 
 class HeadgraftError(Exception):
     """One sentence or more: what was found, what was expected, what to do."""
 
+    code = "error"
+
 
 class CacheError(HeadgraftError):
-    """The feature cache cannot serve what was asked."""
+    """The feature cache cannot do what was asked."""
+
+    code = "cache-error"
 
 
 class ManifestMismatch(CacheError):
     """The cache was made with settings that give other numbers."""
 
+    code = "manifest-mismatch"
+
 
 class DamagedCache(CacheError):
     """A file of the cache differs from what was written."""
+
+    code = "damaged-cache"
 
 
 class MissingRows(CacheError):
     """Rows that an image set needs are not in the cache."""
 
+    code = "missing-rows"
+
 
 class UnknownSet(CacheError):
-    """The image set asked for is not in the cache, or the choice is open."""
+    """The image set asked for is not in the cache, or there are several to choose from."""
+
+    code = "unknown-set"
 
 
 class CacheBusy(CacheError):
-    """Another process holds the cache for writing."""
+    """Another process writes this cache or run."""
+
+    code = "cache-busy"
 
 
 def install_hint(extra: str) -> str:

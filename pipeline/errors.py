@@ -1,15 +1,4 @@
-"""Errors of the pipeline whose message is meant for the person at the keyboard.
-
-HeadgraftError
-└── PipelineError
-    ├── ConfigError      an option has a value it cannot have: wrong usage
-    ├── DecodeError      an image file cannot become pixels
-    ├── ImageSetError    a data set cannot be used as it is
-    ├── WeightsError     pretrained weights cannot be had, or are not what they should be
-    ├── RunError         a run cannot be made, read or used with this cache
-    ├── BundleError      a model file cannot be made or read
-    └── ParityError      an exported model differs from what was trained
-"""
+"""Errors of the pipeline: messages for the person at the keyboard, codes for a script."""
 
 from cache.errors import HeadgraftError
 
@@ -17,30 +6,58 @@ from cache.errors import HeadgraftError
 class PipelineError(HeadgraftError):
     """The pipeline cannot do what was asked."""
 
+    code = "pipeline-error"
+
 
 class ConfigError(PipelineError):
-    """An option has a value it cannot have: wrong usage."""
+    """Wrong usage: an option or argument has a value that it cannot have, is unknown or is missing."""
+
+    code = "wrong-usage"
 
 
 class DecodeError(PipelineError):
-    """An image file cannot become pixels."""
+    """Image files cannot be decoded."""
+
+    code = "undecodable-images"
 
 
 class ImageSetError(PipelineError):
     """A data set cannot be used as it is."""
 
+    code = "unusable-data"
+
 
 class WeightsError(PipelineError):
     """Pretrained weights cannot be had, or are not what they should be."""
+
+    code = "weights-error"
 
 
 class RunError(PipelineError):
     """A run cannot be made, read, or used with this cache."""
 
+    code = "run-error"
+
+
+class TargetExists(RunError):
+    """There is something where a run or file is to be written, and `--overwrite` was not given."""
+
+    code = "target-exists"
+
+
+class DataChanged(RunError):
+    """The images are not as they were extracted: `extract` brings the cache up to date."""
+
+    code = "data-changed"
+
 
 class BundleError(PipelineError):
     """A model file cannot be made or read."""
 
+    code = "model-error"
+
 
 class ParityError(PipelineError):
     """An exported model does not predict what was trained."""
+
+    code = "parity-error"

@@ -14,12 +14,12 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from pipeline.config import LARGEST_SEED, TRAIN_BOUNDS, HeadSettings
+from pipeline.config import LARGEST_SEED, HeadSettings, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape
 from pipeline.heads.head import head_from_tensors
 from pipeline.heads.seeds import shuffle_rng
-from pipeline.options import require_count
+from pipeline.options import limits_of
 
 Array = npt.NDArray[np.float32]
 
@@ -92,7 +92,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
                 batch_size=self.batch_size,
                 weight_decay=self.weight_decay,
             )
-            require_count("epochs", self.epochs, *TRAIN_BOUNDS["epochs"], optional=False)
+            limits_of(TrainConfig, "epochs").check("epochs", self.epochs, int)
         except ConfigError as error:
             option, rest = str(error).split(" ", 1)
             raise ValueError(f"{option.removeprefix('--').replace('-', '_')} {rest}") from None

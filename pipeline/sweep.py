@@ -29,7 +29,7 @@ from pipeline.search.choice import choose, default_settings, describe, final, me
 from pipeline.search.executor import Executor, LocalExecutor, RayExecutor
 from pipeline.search.halving import SuccessiveHalving, Trial
 from pipeline.search.journal import Journal
-from pipeline.search.leaderboard import result_files
+from pipeline.search.leaderboard import result_files, table
 from pipeline.search.proposals import Search, start_search
 from pipeline.search.selection import Corrected, Metric, corrected
 from pipeline.search.space import Space, default_space, first_trials
@@ -39,7 +39,30 @@ logger = logging.getLogger("headgraft.sweep")
 
 @dataclass
 class SweepResult:
-    """What `sweep` did; the fields of its JSON. `seconds` ends with the search, those of `basis_seconds` among them."""
+    """What `sweep` did; accuracies are those of `choose_by`.
+
+    Attributes:
+        run: folder of the run.
+        set: name of the image set.
+        passes: augmented passes trained on.
+        choose_by: validation metric that decided.
+        leaks: as of train-head.
+        heads: `[{config, epochs, finished, valid_accuracy, valid_loss}]`; `finished` where it trained all epochs.
+        best: the one of `searched` and `default` that is kept, with `won` (`search` or `default`), `merged: {hidden,
+            valid_accuracy}` and `difference: {value, low, high, corrected}` of `searched` less `default` on the same
+            images: `low` to `high` is a 95 % interval over images, `corrected` the difference on images that did not
+            choose; null where too few images are left, or the default head was not trained to the end.
+        searched: the best head of the search, `{config, mean, std, seeds, valid_accuracy}`: mean and standard deviation
+            over seeds, accuracy in the search; and `corrected`, its accuracy on images that did not choose it, by
+            bootstrap, null where too few are left.
+        default: the same of the default head, without `corrected`; `valid_accuracy` is null where a time limit left it
+            untried.
+        baselines: validation accuracies (top-1) of simpler classifiers.
+        classes_without_validation: as of train-head.
+        seconds: to the end of the search, those of `basis_seconds` among them.
+        basis_seconds: spent on bases.
+        retrain_seconds: spent on retraining with several seeds.
+    """
 
     run: str
     set: str
@@ -55,6 +78,10 @@ class SweepResult:
     seconds: float = 0.0
     basis_seconds: float = 0.0
     retrain_seconds: float = 0.0
+
+    def in_words(self) -> str:
+        """A table of the best heads, and the choice beside the baselines."""
+        return table(asdict(self))
 
 
 def sweep(config: SweepConfig) -> SweepResult:

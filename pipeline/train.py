@@ -9,6 +9,7 @@ import torch
 from pipeline.bases.rows import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import TrainConfig
+from pipeline.console import counted
 from pipeline.heads.fit import Epoch, default_epochs, fit_head
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
@@ -18,7 +19,21 @@ from pipeline.run_folder import claimed_run, refuse_to_overwrite
 
 @dataclass
 class TrainResult:
-    """What `train_head` did; the fields of its JSON."""
+    """What `train_head` did; the accuracy and loss are those of the last epoch, whose head is kept.
+
+    Attributes:
+        run: folder of the run.
+        set: name of the image set.
+        basis: name of the basis.
+        precision: that the features were computed in.
+        leaks: images `{across_splits, two_labels}`; of a reduced cache also `in_reduction`: validation and test images
+            that the reduction was fitted on, without their labels.
+        epochs: one after the other.
+        valid_accuracy: validation accuracy, a fraction.
+        valid_loss: validation loss.
+        classes_without_validation: number of classes that have no validation image, for which no head is chosen.
+        seconds: of the command.
+    """
 
     run: str
     set: str
@@ -30,6 +45,11 @@ class TrainResult:
     valid_loss: float = 0.0
     classes_without_validation: int = 0
     seconds: float = 0.0
+
+    def in_words(self) -> str:
+        """One line."""
+        accuracy = f"validation accuracy {self.valid_accuracy:.2%} after {counted(len(self.epochs), 'epoch')}"
+        return f"{self.run}: {accuracy}, {self.seconds:.1f} s"
 
 
 def train_head(config: TrainConfig) -> TrainResult:

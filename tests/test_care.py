@@ -13,7 +13,7 @@ from conftest import Extract, Times, draw_image
 
 from cache.check import repair, verify
 from cache.errors import CacheError, DamagedCache, MissingRows, UnknownSet
-from cache.info import in_words, info
+from cache.info import info
 from cache.pack import pack
 from cache.prune import forget, prune
 from cache.store import FeatureCache
@@ -211,7 +211,7 @@ def test_info_says_what_is_there(cache: Path) -> None:
     assert found.rows == {"pass:0": 24, "pass:1": 12}
     (entry,) = found.sets
     assert (entry["set"], entry["images"], entry["passes"], entry["missing"]) == ("data", 24, 1, 0)
-    text = in_words(found)
+    text = found.in_words()
     for words in ("tiny", "float32", "crop-flip-rotate", "24 of the clean view", "12 of augmented pass 1", "12 train"):
         assert words in text
 

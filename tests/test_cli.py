@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import REPOSITORY, draw_image
 
-import cli
 from cli import main
+from pipeline.command_line import Command
 from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig, SweepConfig, TrainConfig
 
 COMMANDS = [
@@ -145,7 +145,9 @@ def noisy(folder, name):
     os.write(1, b"from the descriptor\\n")
     subprocess.run(["echo", "from a child"])
     ctypes.CDLL(None).printf(b"from C\\n")
+    return forgotten
 
+forgotten = cache.prune.ForgetResult("folder", "flowers")
 cache.prune.forget = noisy
 cli.main(["cache", "forget", "folder", "--set", "flowers", *sys.argv[1:]])
 """
@@ -153,7 +155,7 @@ cli.main(["cache", "forget", "folder", "--set", "flowers", *sys.argv[1:]])
 
 def test_whatever_a_library_prints_standard_output_is_the_object() -> None:
     """Printed by Python, past it, by a child process or by C code: that is for the person watching."""
-    assert all(isinstance(command, cli._Command) for command in commands())
+    assert all(isinstance(command, Command) for command in commands())
     for options in (["--json"], []):
         command = [sys.executable, "-c", NOISY, *options]
         result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)

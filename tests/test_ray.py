@@ -221,14 +221,14 @@ def test_more_than_the_cluster_has_is_refused(run_extract: Extract, workers: Pat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"engine": "slurm"}, "expected local or ray"),
+        ({"engine": "slurm"}, "--engine is 'slurm', expected one of local, ray"),
         ({"ray_workers": 2}, "--ray-workers is for --engine ray"),
         ({"ray_address": "auto"}, "--ray-address is for --engine ray"),
         ({"gpus_per_worker": 1}, "--gpus-per-worker is for --engine ray"),
         ({"unit_rows": 5}, "--unit-rows is for --engine ray"),
-        ({"engine": "ray", "unit_rows": 0}, "expected 1 or more"),
-        ({"engine": "ray", "ray_workers": 0}, "expected 1 or more"),
-        ({"engine": "ray", "gpus_per_worker": -1}, "expected 0 to 64"),
+        ({"engine": "ray", "unit_rows": 0}, "--unit-rows is 0"),
+        ({"engine": "ray", "ray_workers": 0}, "--ray-workers is 0"),
+        ({"engine": "ray", "gpus_per_worker": -1}, "--gpus-per-worker is -1"),
     ],
 )
 def test_options_that_cannot_be(given: dict[str, Any], message: str) -> None:

@@ -16,7 +16,7 @@ from test_parts import rows_of
 
 from cache.check import verify
 from cache.errors import CacheError, DamagedCache, HeadgraftError, MissingRows
-from cache.info import in_words, info
+from cache.info import info
 from cache.layout import BASIS_FILE, REDUCTION_FILE
 from cache.prune import forget
 from cache.reduction import Reduction, save_basis
@@ -99,7 +99,7 @@ def test_every_row_is_there_in_its_basis(features: Path, reduced: Path) -> None:
     assert small.manifest == whole.manifest
     assert small.index() == whole.index()
     assert verify(reduced).bad == []
-    assert "to 6 by pool+pca:6; what that costs was not measured" in in_words(info(reduced))
+    assert "to 6 by pool+pca:6; what that costs was not measured" in info(reduced).in_words()
 
 
 def test_shards_are_of_the_same_format(reduced: Path) -> None:
@@ -212,7 +212,7 @@ def test_what_is_lost_is_measured_and_kept(features: Path) -> None:
     assert kept is not None
     assert kept.accuracy == accuracy == reduce_it(features, seeds=2).accuracy
     assert reduce_it(features, seeds=1).accuracy["seeds"] == 1
-    assert f"costs {100 * accuracy['lost']:.2f} points of validation accuracy" in in_words(info(out))
+    assert f"costs {100 * accuracy['lost']:.2f} points of validation accuracy" in info(out).in_words()
 
 
 def test_an_interval_of_the_loss_is_over_seeds_and_images() -> None:

@@ -11,7 +11,7 @@ from cache.store import FeatureCache
 from pipeline.bases.reduced import fitted_among, sees_labels
 from pipeline.config import REDUCED_BASIS, HeadSettings
 from pipeline.console import counted
-from pipeline.errors import RunError
+from pipeline.errors import DataChanged, RunError
 from pipeline.inputs.images import count_leaks, stale_files
 from pipeline.inputs.listing import shown
 
@@ -134,7 +134,7 @@ def _refuse_stale(index: SetIndex) -> None:
     changes = stale_files(index)
     if changes:
         shown = "\n".join(f"  {change}" for change in changes[:5]) + ("\n  …" if len(changes) > 5 else "")
-        raise RunError(
+        raise DataChanged(
             f"{index.data} is not as it was extracted, {len(changes)} files differ:\n{shown}\n"
             f"Run extract again (--set {index.name}): only new contents are computed."
         )
