@@ -41,8 +41,7 @@ WEIGHTS_LICENCE = "that of their source; torchvision's were trained on ImageNet,
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the card says of the temperatures, by split: `valid`, with `--test` also `test`, with `--tta flip` also
-    `valid_flip`.
+    """What the card says of the temperatures.
 
     Attributes:
         temperature: folded into the last layer.
@@ -69,7 +68,7 @@ class ExportResult:
             `{images, precision, max_abs_diff, top1_agreement, batch_sizes}`; for information, of the model in float32
             `float32_abs_diff, float32_p99_diff, float32_top1_agreement`, and of a reduced cache `reduced_abs_diff,
             reduced_top1_agreement`: what rounding the stored rows did.
-        calibration: temperatures, and calibration errors before and after.
+        calibration: by split: `valid`, with `--test` also `test`, with `--tta flip` also `valid_flip`.
         onnx: `{file, bytes, max_abs_diff}`; empty without `--onnx`.
         class_prior: class frequencies that probabilities are for.
     """

@@ -57,7 +57,9 @@ class SweepResult:
             bootstrap, null where too few are left.
         default: the same of the default head, without `corrected`; `valid_accuracy` is null where a time limit left it
             untried.
-        baselines: validation accuracies (top-1) of simpler classifiers.
+        baselines: `{basis, majority, discriminant, shrinkage, logistic, inverse_penalty, seconds}`: validation
+            accuracies (top-1) of the majority class, shrunken discriminants and logistic regression; the latter two are
+            None with more than 8,192 features, logistic regression also where its rows are too many to hold.
         classes_without_validation: as of train-head.
         seconds: to the end of the search, those of `basis_seconds` among them.
         basis_seconds: spent on bases.

@@ -245,6 +245,32 @@ def test_errors_are_one_message_and_status_1(extracted: tuple[object, ...], data
     assert "no backbone" in refused("weights", "fetch", "vgg99")
 
 
+def test_a_refusal_is_one_object_too(
+    extracted: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --json: a code for scripts, and the message that is on standard error as well; the status is the same."""
+    cache, run = tmp_path / "features", tmp_path / "run"
+    invoke(*extracted)
+    train = ("train-head", "--cache", cache, "--run", run, "--epochs", 1)
+    invoke(*train)
+    refusals = {
+        (*train,): (1, "target-exists"),
+        (*train, "--overwrite", "--set", "none"): (1, "unknown-set"),
+        (*train, "--overwrite", "--passes", 1): (1, "missing-rows"),
+        (*train, "--lr", 0): (2, "wrong-usage"),
+        (*train, "--nonsense"): (2, "wrong-usage"),
+        ("evaluate", tmp_path / "none"): (1, "run-error"),
+        ("serve", tmp_path / "none"): (1, "model-error"),
+    }
+    for arguments, (status, code) in refusals.items():
+        result = invoke(*arguments, "--json")
+        found = json.loads(result.stdout)
+        assert (result.exit_code, found.keys(), found["error"]["code"]) == (status, {"error"}, code), arguments
+        assert found["error"]["message"] in result.stderr
+    monkeypatch.setattr("cache.check.repair", lambda _: Path(tmp_path, "none").read_bytes())
+    assert json.loads(invoke("cache", "repair", cache, "--json").stdout)["error"]["code"] == "system-error"
+
+
 def test_a_file_that_is_no_csv_is_one_message(tmp_path: Path) -> None:
     """A picture given as DATA."""
     refused("extract", draw_image(tmp_path / "a.png", 1, size=(400, 400)), "--cache", tmp_path / "features")

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cache.errors import CacheBusy
+from cache.errors import CacheBusy, MissingRows
 from cache.keys import RowKey, pack_keys, unpack_keys
 from cache.lock import writing
 from cache.store import FeatureCache
 from pipeline.config import ExtractConfig
-from pipeline.errors import ConfigError, DecodeError, ImageSetError, PipelineError
+from pipeline.errors import ConfigError, DecodeError, ImageSetError
 from pipeline.extraction.plan import _part_of
 from pipeline.inputs import images
 
@@ -91,7 +91,7 @@ def test_processes_at_once(run_extract: Extract, data: Path, tiny: str, tmp_path
 def test_a_part_that_is_missing_is_said_or_computed(run_extract: Extract) -> None:
     """--finish computes nothing; the next extract does what is missing, and indexes all of it."""
     first = run_extract(shard_of="1/2")
-    with pytest.raises(PipelineError, match=f"{24 - first.computed} rows of .* are not there yet"):
+    with pytest.raises(MissingRows, match=f"{24 - first.computed} rows of .* are not there yet"):
         run_extract(finish=True)
     assert run_extract().computed == 24 - first.computed
 

@@ -440,7 +440,7 @@ def test_the_commands_say_what_was_done(tmp_path: Path) -> None:
     assert found.keys() == {"url", "cache", "shards", "present", "bytes", "sets", "refused", "seconds"}
     assert (found["url"], found["shards"], found["sets"], found["refused"]) == (URL, 1, [], [])
     done = run(main, ["cache", "pull", "memory://no", str(tmp_path / "c"), "--json"])
-    assert (done.exit_code, done.stdout) == (1, "")
+    assert (done.exit_code, json.loads(done.stdout)["error"]["code"]) == (1, CacheError.code)
 
 
 @pytest.fixture(scope="module")
