@@ -2,45 +2,36 @@
 
 
 class HeadgraftError(Exception):
-    """One sentence or more: what was found, what was expected, what to do."""
+    """One sentence or more: what was found, what was expected, what to do. Every class has a `code` of its own."""
 
     code = "error"
 
+    def __init_subclass__(cls, code: str) -> None:
+        cls.code = code
 
-class CacheError(HeadgraftError):
+
+class CacheError(HeadgraftError, code="cache-error"):
     """The feature cache cannot do what was asked."""
 
-    code = "cache-error"
 
-
-class ManifestMismatch(CacheError):
+class ManifestMismatch(CacheError, code="manifest-mismatch"):
     """The cache was made with settings that give other numbers."""
 
-    code = "manifest-mismatch"
 
-
-class DamagedCache(CacheError):
+class DamagedCache(CacheError, code="damaged-cache"):
     """A file of the cache differs from what was written."""
 
-    code = "damaged-cache"
 
-
-class MissingRows(CacheError):
+class MissingRows(CacheError, code="missing-rows"):
     """Rows that an image set needs are not in the cache."""
 
-    code = "missing-rows"
 
-
-class UnknownSet(CacheError):
+class UnknownSet(CacheError, code="unknown-set"):
     """The image set asked for is not in the cache, or there are several to choose from."""
 
-    code = "unknown-set"
 
-
-class CacheBusy(CacheError):
+class CacheBusy(CacheError, code="cache-busy"):
     """Another process writes this cache or run."""
-
-    code = "cache-busy"
 
 
 def install_hint(extra: str) -> str:

@@ -31,7 +31,7 @@ from pipeline.report import ReportResult
 from pipeline.statistics.scoring import Scores
 from pipeline.sweep import SweepResult
 from pipeline.train import TrainResult
-from pipeline.weights import FetchedWeights, WeightsList
+from pipeline.weights import WeightsFile, WeightsList
 
 RESULTS: dict[str, type] = {
     "extract": ExtractResult,
@@ -51,7 +51,7 @@ RESULTS: dict[str, type] = {
     "cache forget": ForgetResult,
     "cache prune": PruneResult,
     "weights list": WeightsList,
-    "weights fetch": FetchedWeights,
+    "weights fetch": WeightsFile,
 }
 DOCS = Path(__file__).resolve().parent
 WRITTEN = (DOCS.parent / "README.md", DOCS / "results.md")

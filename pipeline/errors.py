@@ -3,61 +3,41 @@
 from cache.errors import HeadgraftError
 
 
-class PipelineError(HeadgraftError):
+class PipelineError(HeadgraftError, code="pipeline-error"):
     """The pipeline cannot do what was asked."""
 
-    code = "pipeline-error"
+
+class ConfigError(PipelineError, code="wrong-usage"):
+    """Wrong usage: an option or argument is unknown or missing, or has a value that it cannot have."""
 
 
-class ConfigError(PipelineError):
-    """Wrong usage: an option or argument has a value that it cannot have, is unknown or is missing."""
-
-    code = "wrong-usage"
-
-
-class DecodeError(PipelineError):
+class DecodeError(PipelineError, code="undecodable-images"):
     """Image files cannot be decoded."""
 
-    code = "undecodable-images"
 
-
-class ImageSetError(PipelineError):
+class ImageSetError(PipelineError, code="unusable-data"):
     """A data set cannot be used as it is."""
 
-    code = "unusable-data"
 
-
-class WeightsError(PipelineError):
+class WeightsError(PipelineError, code="weights-error"):
     """Pretrained weights cannot be had, or are not what they should be."""
 
-    code = "weights-error"
 
-
-class RunError(PipelineError):
+class RunError(PipelineError, code="run-error"):
     """A run cannot be made, read, or used with this cache."""
 
-    code = "run-error"
 
-
-class TargetExists(RunError):
+class TargetExists(RunError, code="target-exists"):
     """There is something where a run or file is to be written, and `--overwrite` was not given."""
 
-    code = "target-exists"
 
-
-class DataChanged(RunError):
+class DataChanged(RunError, code="data-changed"):
     """The images are not as they were extracted: `extract` brings the cache up to date."""
 
-    code = "data-changed"
 
-
-class BundleError(PipelineError):
+class BundleError(PipelineError, code="model-error"):
     """A model file cannot be made or read."""
 
-    code = "model-error"
 
-
-class ParityError(PipelineError):
+class ParityError(PipelineError, code="parity-error"):
     """An exported model does not predict what was trained."""
-
-    code = "parity-error"

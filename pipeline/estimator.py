@@ -19,7 +19,6 @@ from pipeline.errors import ConfigError
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape
 from pipeline.heads.head import head_from_tensors
 from pipeline.heads.seeds import shuffle_rng
-from pipeline.options import limits_of
 
 Array = npt.NDArray[np.float32]
 
@@ -92,7 +91,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
                 batch_size=self.batch_size,
                 weight_decay=self.weight_decay,
             )
-            limits_of(TrainConfig, "epochs").check("epochs", self.epochs, int)
+            TrainConfig.__dataclass_fields__["epochs"].metadata["option"].check("epochs", self.epochs, int)
         except ConfigError as error:
             option, rest = str(error).split(" ", 1)
             raise ValueError(f"{option.removeprefix('--').replace('-', '_')} {rest}") from None

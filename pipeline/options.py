@@ -75,12 +75,6 @@ def option_of(config: Any, name: str) -> Any:
     return field(default=known.default, metadata=known.metadata)
 
 
-def limits_of(config: Any, name: str) -> Option:
-    """What a field of a config may hold."""
-    declared: Option = config.__dataclass_fields__[name].metadata["option"]
-    return declared
-
-
 def kind_of(declared: Field[Any]) -> type:
     """bool, int, float, str or Path, of a field that may hold None as well; tuple for several texts."""
     return next((kind for kind in (bool, int, float, str, Path) if declared.type in (kind, kind | None)), tuple)

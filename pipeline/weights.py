@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from pipeline.backbones.backbone import BACKBONES, backbone_spec
 from pipeline.backbones.sources import fetch
+from pipeline.backbones.weights import NamedWeights
 
 
 @dataclass(frozen=True)
-class ListedWeights:
+class WeightsFile:
     """Weights that are known by name.
 
     Attributes:
@@ -22,6 +23,10 @@ class ListedWeights:
     path: str
     present: bool
 
+    def in_words(self) -> str:
+        """The path alone."""
+        return self.path
+
 
 @dataclass(frozen=True)
 class WeightsList:
@@ -31,38 +36,24 @@ class WeightsList:
         weights: one entry for each backbone.
     """
 
-    weights: list[ListedWeights]
+    weights: list[WeightsFile]
 
     def in_words(self) -> str:
         """A line for each backbone."""
         return "\n".join(f"{w.backbone:8} {w.weights}  {w.path if w.present else 'not fetched'}" for w in self.weights)
 
 
-@dataclass(frozen=True)
-class FetchedWeights:
-    """What `fetch_weights` has.
-
-    Attributes:
-        backbone: name of the network.
-        path: file of its weights.
-    """
-
-    backbone: str
-    path: str
-
-    def in_words(self) -> str:
-        """The path alone."""
-        return self.path
-
-
 def list_weights() -> WeightsList:
     """The default weights of every backbone, fetched or not."""
-    known = [spec.weights for spec in BACKBONES.values()]
-    return WeightsList([ListedWeights(w.backbone, w.name, str(w.path), w.present) for w in known])
+    return WeightsList([_file_of(spec.weights) for spec in BACKBONES.values()])
 
 
-def fetch_weights(backbone: str) -> FetchedWeights:
+def fetch_weights(backbone: str) -> WeightsFile:
     """Have the default weights of a backbone on this machine; WeightsError where that cannot be."""
-    named = backbone_spec(backbone).weights
-    fetch(named)
-    return FetchedWeights(backbone, str(named.path))
+    weights = backbone_spec(backbone).weights
+    fetch(weights)
+    return _file_of(weights)
+
+
+def _file_of(weights: NamedWeights) -> WeightsFile:
+    return WeightsFile(weights.backbone, weights.name, str(weights.path), weights.present)
