@@ -162,7 +162,7 @@ def test_whatever_a_library_prints_standard_output_is_the_object() -> None:
         assert len(result.stdout.splitlines()) == 1
         assert set(result.stderr.splitlines()) == {f"from {it}" for it in ("python", "the descriptor", "a child", "C")}
         assert "from" not in result.stdout
-    assert "flowers is forgotten" in result.stdout
+    assert "flowers" in result.stdout
 
 
 def test_a_closed_output_is_no_error() -> None:
@@ -235,14 +235,15 @@ def test_skipped_files_are_in_the_object(extracted: tuple[object, ...], data: Pa
 def test_errors_are_one_message_and_status_1(extracted: tuple[object, ...], data: Path, tmp_path: Path) -> None:
     """Missing data, no cache, no run, no model, an existing run: no traceback, nothing on standard output."""
     cache, run = tmp_path / "features", tmp_path / "run"
-    assert "does not exist" in refused("extract", tmp_path / "none", "--cache", cache)
-    assert "run extract first" in refused("train-head", "--cache", cache, "--run", run)
+    assert str(tmp_path / "none") in refused("extract", tmp_path / "none", "--cache", cache)
+    assert str(cache) in refused("train-head", "--cache", cache, "--run", run)
     assert "run.json" in refused("export", run, tmp_path / "model.safetensors")
-    assert "does not exist" in refused("predict", tmp_path / "model.safetensors", draw_image(tmp_path / "a.png", 1))
-    assert "does not exist" in refused("evaluate", tmp_path / "none.safetensors")
+    model = tmp_path / "model.safetensors"
+    assert str(model) in refused("predict", model, draw_image(tmp_path / "a.png", 1))
+    assert str(model) in refused("evaluate", model)
     (data / "train" / "1" / "bad.jpg").write_bytes(b"text")
     assert "--skip-bad" in refused(*extracted)
-    assert "no backbone" in refused("weights", "fetch", "vgg99")
+    assert "'vgg99'" in refused("weights", "fetch", "vgg99")
 
 
 def test_a_refusal_is_one_object_too(
@@ -399,7 +400,8 @@ def test_a_sweep_is_a_table_and_one_json_object(extracted: tuple[object, ...], t
     (tmp_path / "space.toml").write_text("hiden = 4")
     refusal = invoke(*options, "--run", tmp_path / "c")
     assert refusal.exit_code == 2
-    assert "did you mean 'hidden'?" in refusal.stderr
+    assert "'hiden'" in refusal.stderr
+    assert "'hidden'" in refusal.stderr
     assert not (tmp_path / "c").exists()
     for left_out in ((*where,), ("--run", tmp_path / "c")):
         refusal = invoke("sweep", *left_out)
@@ -418,4 +420,4 @@ def test_predict_prints_failures_beside_the_results_not_among_them(tmp_path: Pat
     assert result.exit_code == 1
     [line] = result.stdout.splitlines()
     assert line.startswith(str(image))
-    assert f"{tmp_path}/b.png: does not exist" in result.stderr
+    assert f"{tmp_path}/b.png: " in result.stderr
