@@ -6,8 +6,8 @@ class HeadgraftError(Exception):
 
     code = "error"
 
-    def __init_subclass__(cls, code: str) -> None:
-        cls.code = code
+    def __init_subclass__(cls, code: str | None = None) -> None:
+        cls.code = code or cls.code  # Ray derives classes of its own from these
 
 
 class CacheError(HeadgraftError, code="cache-error"):

@@ -5,8 +5,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -15,7 +16,19 @@ from conftest import REPOSITORY, draw_image
 
 from cli import main
 from pipeline.command_line import Command
-from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig, SweepConfig, TrainConfig
+from pipeline.config import (
+    EvaluateConfig,
+    ExportConfig,
+    ExtractConfig,
+    PredictConfig,
+    ReduceConfig,
+    ReportConfig,
+    ServeConfig,
+    SweepConfig,
+    TrainConfig,
+)
+from pipeline.errors import ConfigError
+from pipeline.options import flag
 
 COMMANDS = [
     "weights",
@@ -88,8 +101,8 @@ def extracted(tiny: str, data: Path, tmp_path: Path) -> tuple[object, ...]:
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_every_command_explains_itself(command: str) -> None:
     """--help and -h exit 0 and show usage."""
-    for flag in ("--help", "-h"):
-        result = invoke(*command.split(), flag)
+    for asked in ("--help", "-h"):
+        result = invoke(*command.split(), asked)
         assert result.exit_code == 0
         assert result.stdout.startswith("Usage:")
 
@@ -304,6 +317,22 @@ def test_a_value_out_of_range_is_refused_by_its_option(tmp_path: Path) -> None:
     """The message names the option as it is typed."""
     assert "--image-size is 8" in invoke("extract", tmp_path, "--cache", tmp_path / "c", "--image-size", 8).stderr
     assert "--batch-size is 0" in invoke("train-head", "--cache", "c", "--run", "r", "--batch-size", 0).stderr
+
+
+@pytest.mark.parametrize("config", [*CONFIGS.values(), ReduceConfig, ReportConfig, ServeConfig])
+def test_every_limit_that_is_declared_is_checked(config: Any) -> None:
+    """Of every option, at the command line and from Python: its choices, the numbers just beyond, and NaN."""
+    given = {field.name: Path(field.name) for field in fields(config) if field.default is MISSING}
+    for field in fields(config):
+        option = field.metadata.get("option")
+        if option is None:
+            continue
+        limits = {option.above: 0, option.below: 0, option.least: -1, option.most: 1}
+        wrong: list[Any] = [limit + beyond for limit, beyond in limits.items() if limit is not None]
+        wrong += ["none of these"] if option.choices else [float("nan")] if wrong else []
+        for value in wrong:
+            with pytest.raises(ConfigError, match=f"^{flag(field.name)} is "):
+                config(**{**given, field.name: value})
 
 
 def test_a_program_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
