@@ -46,13 +46,13 @@ class Scores:
     def in_words(self) -> str:
         """One line: accuracies with their intervals, and the calibration error."""
         names = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
-        accuracies = [
+        shown = [
             f"{names[key]} {getattr(self, key):.2%} ({low:.2%} to {high:.2%})"
             for key, (low, high) in self.intervals.items()
         ]
         images = f"{self.split}, {self.images} images of {counted(self.classes, 'class')}"
         calibration = f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f})"
-        return f"{images}: {', '.join([*accuracies, calibration])}; in brackets 95 % intervals over images"
+        return f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images"
 
 
 def score(log_probs: Tensor, labels: Tensor, split: str, groups: Sequence[str | int] | None = None) -> Scores:
