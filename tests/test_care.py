@@ -157,7 +157,7 @@ def test_prune_keeps_what_a_set_uses(cache: Path, data: Path, run_extract: Extra
         assert np.array_equal(kept.read([key]), before[key])
     assert verify(cache).bad == []
     assert prune(cache).rows == 0
-    with pytest.raises(UnknownSet, match="no set 'other'"):
+    with pytest.raises(UnknownSet, match="'other'"):
         forget(cache, "other")
     forget(cache, "data")
     assert prune(cache).rows == 34
@@ -187,7 +187,7 @@ def test_a_packed_file_is_read_without_us(cache: Path, tmp_path: Path) -> None:
             assert (names[packed["labels"][row]], splits[row]) == (image.label, image.split)
             expected = opened.read([(image.key, f"pass:{packed['passes'][row]}")])[0]
             assert np.array_equal(packed["features"][row], expected)
-    with pytest.raises(CacheError, match="exists"):
+    with pytest.raises(CacheError, match="--overwrite"):
         pack(cache, tmp_path / "packed.h5")
     assert pack(cache, tmp_path / "packed.h5", passes=0, overwrite=True).rows == 24
 
@@ -225,14 +225,14 @@ def test_where_there_is_no_cache_nothing_is_made(
     place = tmp_path / "pictures"
     if exists:
         draw_image(place / "a.png", 1)
-    with pytest.raises(CacheError, match="expected a feature cache"):
+    with pytest.raises(CacheError, match="pictures"):
         look_after(place)
     assert sorted(file.name for file in tmp_path.rglob("*")) == (["a.png", "pictures"] if exists else [])
 
 
 def test_more_passes_than_there_are_cannot_be_packed(cache: Path, tmp_path: Path) -> None:
     """How many there are, and what to do."""
-    with pytest.raises(MissingRows, match="has 1 augmented passes, 3 were asked for"):
+    with pytest.raises(MissingRows, match=r"\b1\b.*\b3\b"):
         pack(cache, tmp_path / "packed.h5", passes=3)
 
 
