@@ -20,24 +20,55 @@ Changes = Callable[[SetIndex], list[str]]  # how a set's images differ from its 
 
 @dataclass
 class VerifyResult:
-    """What `verify` found; the fields of its JSON. `bad` has `shard` (a file's place in the cache) and `reason`."""
+    """What `verify` found.
+
+    Attributes:
+        cache: folder of the cache.
+        shards: files of rows.
+        rows: distinct rows in sound shards.
+        bad: `[{shard, reason}]`; `shard` is a file's place in the cache, indexes and projections included.
+        missing: `{set: rows}` that were lost.
+        changed: `{set: [what]}`: images that differ from the index.
+    """
 
     cache: str
     shards: int
     rows: int
     bad: list[dict[str, str]] = field(default_factory=list)
-    missing: dict[str, int] = field(default_factory=dict)  # rows lost, by set
-    changed: dict[str, list[str]] = field(default_factory=dict)  # images that differ from the index, by set
+    missing: dict[str, int] = field(default_factory=dict)
+    changed: dict[str, list[str]] = field(default_factory=dict)
+
+    def in_words(self) -> str:
+        """A line of counts, and one for each thing that is wrong."""
+        lines = [f"{self.shards} shards, {self.rows} rows, {len(self.bad)} bad"]
+        lines += [f"{bad['shard']}: {bad['reason']}" for bad in self.bad]
+        lines += [f"{name}: {change}" for name, changes in self.changed.items() for change in changes]
+        return "\n".join(lines)
 
 
 @dataclass
 class RepairResult:
-    """What `repair` did: the files it set aside, in words where, and the rows `extract` will compute again, by set."""
+    """What `repair` did.
+
+    Attributes:
+        cache: folder of the cache.
+        set_aside: `[{shard}]`, files that were quarantined.
+        place: folder that they are in now.
+        missing: `{set: rows}` that `extract` will compute again.
+    """
 
     cache: str
     set_aside: list[dict[str, str]]
     place: str
     missing: dict[str, int]
+
+    def in_words(self) -> str:
+        """What was quarantined, file by file, and how many rows are missing."""
+        lines = [f"{len(self.set_aside)} files quarantined in {self.place}"] if self.set_aside else []
+        lines += [moved["shard"] for moved in self.set_aside]
+        if lost := sum(self.missing.values()):
+            lines.append(f"{lost} rows are missing: extract will compute them again")
+        return "\n".join(lines) or "no file is corrupted"
 
 
 def verify(path: Path, changes: Changes | None = None) -> VerifyResult:

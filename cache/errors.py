@@ -1,41 +1,37 @@
-"""Errors whose message is meant for the person at the keyboard.
-
-HeadgraftError
-└── CacheError
-    ├── ManifestMismatch   the cache was made with other settings
-    ├── DamagedCache       a file of the cache is not what was written
-    ├── MissingRows        rows that a set needs are not there
-    ├── UnknownSet         no such image set, or more than one to choose from
-    └── CacheBusy          another process writes this cache
-"""
+"""Errors whose message is meant for the person at the keyboard, and whose `code` is meant for a script."""
 
 
 class HeadgraftError(Exception):
-    """One sentence or more: what was found, what was expected, what to do."""
+    """One sentence or more: what was found, what was expected, what to do. Every class has a `code` of its own."""
+
+    code = "error"
+
+    def __init_subclass__(cls, code: str | None = None) -> None:
+        cls.code = code or cls.code  # Ray derives classes of its own from these
 
 
-class CacheError(HeadgraftError):
-    """The feature cache cannot serve what was asked."""
+class CacheError(HeadgraftError, code="cache-error"):
+    """The feature cache cannot do what was asked."""
 
 
-class ManifestMismatch(CacheError):
+class ManifestMismatch(CacheError, code="manifest-mismatch"):
     """The cache was made with settings that give other numbers."""
 
 
-class DamagedCache(CacheError):
+class DamagedCache(CacheError, code="damaged-cache"):
     """A file of the cache differs from what was written."""
 
 
-class MissingRows(CacheError):
+class MissingRows(CacheError, code="missing-rows"):
     """Rows that an image set needs are not in the cache."""
 
 
-class UnknownSet(CacheError):
-    """The image set asked for is not in the cache, or the choice is open."""
+class UnknownSet(CacheError, code="unknown-set"):
+    """The image set asked for is not in the cache, or there are several to choose from."""
 
 
-class CacheBusy(CacheError):
-    """Another process holds the cache for writing."""
+class CacheBusy(CacheError, code="cache-busy"):
+    """Another process writes this cache or run."""
 
 
 def install_hint(extra: str) -> str:

@@ -15,7 +15,25 @@ from cache.store import FeatureCache
 
 @dataclass
 class CacheInfo:
-    """The fields of `cache info`'s JSON; `rows` counts those of each view, `sets` says what each index names."""
+    """What a cache holds.
+
+    Attributes:
+        cache: folder of the cache.
+        format: version of the format.
+        base: settings that decide the numbers of every row.
+        augmentation: recipe of the augmented passes; None without any.
+        rows: `{view: count}`.
+        shards: files of rows.
+        bytes: size of the shards.
+        projections: number of projections that are kept.
+        sets: `[{set, data, images, classes, splits, passes, skipped, missing}]`, or `{set, error}` of a bad index.
+        reduction: of a reduced cache, the fields of its `reduction.json`; else None.
+        duplicates: with `--duplicates`, `[{a, b, cosine, identical, labels, splits}]`; else None.
+        near_duplicates: with `--duplicates`, `{threshold, false_alarm_rate, expected_false, detection_rate}`: minimum
+            cosine, null where only identical files were looked for; probability that a pair of images of different
+            classes reaches it; such pairs expected among all pairs of the set; fraction of augmented views that reach
+            it with their own image, null without augmented passes. Else None.
+    """
 
     cache: str
     format: int
@@ -27,6 +45,29 @@ class CacheInfo:
     projections: int
     sets: list[dict[str, Any]]
     reduction: dict[str, Any] | None = None
+    duplicates: list[dict[str, Any]] | None = None
+    near_duplicates: dict[str, Any] | None = None
+
+    def in_words(self) -> str:
+        """A line for each thing that it holds."""
+        base, recipe = self.base, self.augmentation
+        shape = " x ".join(map(str, base["row_shape"]))
+        lines = [
+            f"{self.cache}: format {self.format}, {sum(self.rows.values())} rows in {self.shards} shards, "
+            f"{self.bytes / 1e6:.0f} MB",
+            f"backbone       {base['backbone']}, {base['layer']}, rows of {shape}, computed in {base['precision']}",
+            f"weights        {base['weights_digest']}",
+            f"preprocessing  short side to {base['resize']}, centre crop of {base['input_size']}, "
+            f"{base['interpolation']}, mean {base['mean']}, std {base['std']}, decoding {base['decoding']}",
+            f"augmentation   {recipe['recipe']}, version {recipe['version']}, seed {recipe['seed']}"
+            if recipe
+            else "augmentation   none yet",
+            *([f"reduced        {_reduced_in_words(self.reduction)}"] if self.reduction else []),
+            *(f"rows           {count} of {_view_in_words(view)}" for view, count in self.rows.items()),
+            *(f"set            {_set_in_words(entry)}" for entry in self.sets),
+            f"projections    {self.projections} kept",
+        ]
+        return "\n".join(lines)
 
 
 def info(cache: FeatureCache | Path) -> CacheInfo:
@@ -61,28 +102,6 @@ def _set(cache: FeatureCache, name: str, index: SetIndex | CacheError) -> dict[s
         "skipped": len(index.skipped),
         "missing": cache.lost(index),
     }
-
-
-def in_words(found: CacheInfo) -> str:
-    """The same for a person."""
-    base, recipe = found.base, found.augmentation
-    shape = " x ".join(map(str, base["row_shape"]))
-    lines = [
-        f"{found.cache}: format {found.format}, {sum(found.rows.values())} rows in {found.shards} shards, "
-        f"{found.bytes / 1e6:.0f} MB",
-        f"backbone       {base['backbone']}, {base['layer']}, rows of {shape}, computed in {base['precision']}",
-        f"weights        {base['weights_digest']}",
-        f"preprocessing  short side to {base['resize']}, centre crop of {base['input_size']}, "
-        f"{base['interpolation']}, mean {base['mean']}, std {base['std']}, decoding {base['decoding']}",
-        f"augmentation   {recipe['recipe']}, version {recipe['version']}, seed {recipe['seed']}"
-        if recipe
-        else "augmentation   none yet",
-        *([f"reduced        {_reduced_in_words(found.reduction)}"] if found.reduction else []),
-        *(f"rows           {count} of {_view_in_words(view)}" for view, count in found.rows.items()),
-        *(f"set            {_set_in_words(entry)}" for entry in found.sets),
-        f"projections    {found.projections} kept",
-    ]
-    return "\n".join(lines)
 
 
 def _reduced_in_words(reduction: dict[str, Any]) -> str:

@@ -22,12 +22,23 @@ _TEXT = h5py.string_dtype("utf-8")
 
 @dataclass
 class PackResult:
-    """What `pack` wrote: `rows` (file, pass) pairs, one after the other."""
+    """What `pack` wrote.
+
+    Attributes:
+        file: path of the HDF5 file.
+        set: name of the image set.
+        rows: (file, pass) pairs, one after the other.
+        bytes: size of the file.
+    """
 
     file: str
     set: str
     rows: int
     bytes: int
+
+    def in_words(self) -> str:
+        """One line."""
+        return f"{self.file}: {self.rows} rows of {self.set}, {self.bytes / 1e6:.0f} MB"
 
 
 def pack(

@@ -22,19 +22,48 @@ logger = logging.getLogger("headgraft.cache")
 
 @dataclass
 class PruneResult:
-    """Rows and bytes, of shards and projections, that `prune` dropped or, where `dry_run`, would drop."""
+    """What `prune` deleted or, where `dry_run`, would delete.
+
+    Attributes:
+        cache: folder of the cache.
+        rows: that no set uses, and spare copies.
+        bytes: of shards and projections.
+        dry_run: whether nothing was deleted.
+    """
 
     cache: str
     rows: int
     bytes: int
     dry_run: bool
 
+    def in_words(self) -> str:
+        """One line."""
+        return f"{self.rows} rows, {self.bytes / 1e6:.1f} MB {'would be deleted' if self.dry_run else 'deleted'}"
 
-def forget(path: Path, name: str) -> None:
+
+@dataclass(frozen=True)
+class ForgetResult:
+    """What `forget` did.
+
+    Attributes:
+        cache: folder of the cache.
+        set: name of the image set whose index was deleted.
+    """
+
+    cache: str
+    set: str
+
+    def in_words(self) -> str:
+        """One line."""
+        return f"{self.set} is forgotten; prune deletes rows that no set uses"
+
+
+def forget(path: Path, name: str) -> ForgetResult:
     """Drop the index of set `name`; its rows stay until `prune`. UnknownSet if there is none."""
     cache = FeatureCache.open(path)  # where there is no cache, nothing is made, not even a lock
     with writing(path):
         remove([index_path(path / layout.SET_FOLDER, cache.set_name(name))])
+    return ForgetResult(str(path), name)
 
 
 def prune(path: Path, dry_run: bool = False) -> PruneResult:

@@ -29,10 +29,17 @@ Sizes = Mapping[str, int]  # bytes of files, by their place in the cache
 
 @dataclass(frozen=True)
 class CopyResult:
-    """What `push` sent or `pull` received; the fields of their JSON.
+    """What `push` sent or `pull` received.
 
-    `shards` and `bytes` count what was copied, `present` the shards that were there already, `sets` names the indexes
-    that were copied. `refused` has `file` (its place in the cache) and `reason`: none of these was copied.
+    Attributes:
+        url: where to or from, without a password.
+        cache: folder of the cache.
+        shards: number that was copied.
+        present: number of shards that were there already.
+        bytes: of the shards that were copied.
+        sets: names of the sets whose indexes were copied.
+        refused: `[{file, reason}]` of what was not copied; `file` is a place in the cache. The exit status is 1 then.
+        seconds: of the command.
     """
 
     url: str
@@ -43,6 +50,16 @@ class CopyResult:
     sets: tuple[str, ...]
     refused: tuple[dict[str, str], ...]
     seconds: float
+
+    def in_words(self) -> str:
+        """One line, and one for each file that was refused."""
+        shards = "1 shard" if self.shards == 1 else f"{self.shards} shards"
+        lines = [
+            f"{shards} copied, {self.bytes / 1e6:.1f} MB, {self.present} there already ({self.url}); "
+            f"{len(self.sets)} of the sets, {self.seconds:.1f} s"
+        ]
+        lines += [f"refused {refused['file']}: {refused['reason']}" for refused in self.refused]
+        return "\n".join(lines)
 
 
 class Refused(CacheError):

@@ -1,28 +1,87 @@
 """What of the documents is written by the program: `python docs/write.py` after a change of options or of results.
 
-docs/commands.md comes from the command line itself; the tables between `<!-- results:NAME -->` and `<!-- end -->` in
-README.md and docs/results.md from the files in docs/results/, which `make results` measures.
+docs/commands.md comes from the command line itself, docs/json.md from the classes of results and errors; the tables
+between `<!-- results:NAME -->` and `<!-- end -->` in README.md and docs/results.md from the files in docs/results/,
+which `make results` measures.
 """
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 import click
 from tables import TABLES
 
+from cache.check import RepairResult, VerifyResult
+from cache.errors import HeadgraftError
+from cache.info import CacheInfo
+from cache.pack import PackResult
+from cache.prune import ForgetResult, PruneResult
+from cache.remote import CopyResult
 from cli import main
+from pipeline import errors
+from pipeline.export import ExportResult
+from pipeline.extract import ExtractResult
+from pipeline.predict import PredictResult
+from pipeline.reduce import ReduceResult
+from pipeline.report import ReportResult
+from pipeline.run_record import TrainResult
+from pipeline.search.results import SweepResult
+from pipeline.statistics.scoring import Scores
+from pipeline.weights import WeightsFile, WeightsList
 
+RESULTS: dict[str, type] = {
+    "extract": ExtractResult,
+    "train-head": TrainResult,
+    "sweep": SweepResult,
+    "evaluate": Scores,
+    "report": ReportResult,
+    "export": ExportResult,
+    "predict": PredictResult,
+    "cache info": CacheInfo,
+    "cache verify": VerifyResult,
+    "cache repair": RepairResult,
+    "cache pack": PackResult,
+    "cache reduce": ReduceResult,
+    "cache push": CopyResult,
+    "cache pull": CopyResult,
+    "cache forget": ForgetResult,
+    "cache prune": PruneResult,
+    "weights list": WeightsList,
+    "weights fetch": WeightsFile,
+}
 DOCS = Path(__file__).resolve().parent
 WRITTEN = (DOCS.parent / "README.md", DOCS / "results.md")
 _START = """# Commands
 
-What the help of each command says; this page is written by `docs/write.py`. Every command but `serve` has `--json` too:
-what is printed then is in [json.md](json.md).
+What the help of each command says; this page is written by `docs/write.py`. Every command has `--json` too: what is
+printed then is in [json.md](json.md).
 
 Exit status: 0 done; 1 the work could not be done, with one message (`predict` also where one of the files could not be
 read, `cache verify` where anything is bad); 2 wrong usage; 130 interrupted, 143 terminated.
 """
+_JSON = """# JSON
+
+With `--json` a command prints one object on standard output; everything else goes to standard error. Accuracies are
+fractions, seconds are wall-clock. From the first release on, fields are added, never renamed or removed. This page is
+written by `docs/write.py` from the docstrings of the result classes; `in_words()` of each says the same as the command
+without `--json`.
+
+`model info` prints `model`, the path, and the fields of the card. `serve` prints an object only where it is refused.
+
+## Refusals
+
+A command that is refused prints `{"error": {"code": ..., "message": ...}}`, the message on standard error as well, and
+ends with status 2 for `wrong-usage`, else 1. Codes stay as they are; messages may be improved. A result with parts that
+failed (`predict`, `cache verify`, `cache push`, `cache pull`) is printed as a result, and the status is 1.
+
+| code | class | meaning |
+|---|---|---|
+"""
+_JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null", Any: "any"}
 
 
 def commands() -> str:
@@ -67,6 +126,54 @@ def _line(text: str | None) -> str:
     return re.sub(r"\s+", " ", text or "").strip()
 
 
+def json_page() -> str:
+    """docs/json.md."""
+    known = [f"| `{one.code}` | `{one.__name__}` | {_line(one.__doc__)} |" for one in _errors(HeadgraftError)][1:]
+    known.append("| `system-error` | `OSError` | The system refused to read, write or connect. |")
+    return _JSON + "\n".join([*known, "", *map(_result, RESULTS)])
+
+
+def _errors(kind: type[HeadgraftError]) -> Iterator[type[HeadgraftError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        if below.__module__ in ("cache.errors", errors.__name__):
+            yield from _errors(below)
+
+
+def _result(command: str) -> str:
+    kind = RESULTS[command]
+    summary, _, _ = str(kind.__doc__).partition("\n\n")
+    head = f"## {command}\n\n{_line(summary)}\n\n| field | type | meaning |\n|---|---|---|\n"
+    return head + "\n".join(_rows(kind)) + "\n"
+
+
+def _rows(kind: Any, prefix: str = "") -> Iterator[str]:
+    """A row for each field of a result, and for those of the results in it."""
+    meanings = attributes(kind)
+    for field in fields(kind):
+        yield f"| `{prefix}{field.name}` | {_type(field.type)} | {meanings[field.name]} |"
+        for part in (field.type, *get_args(field.type)):
+            if is_dataclass(part):
+                yield from _rows(part, f"{prefix}{field.name}{'' if part is field.type else '[]'}.")
+
+
+def attributes(kind: type) -> dict[str, str]:
+    """What the `Attributes:` block of a class says of each field."""
+    _, _, block = str(kind.__doc__).partition("Attributes:\n")
+    found = re.findall(r"^ {8}(\w+): (.*(?:\n {9,}.*)*)", block, re.MULTILINE)
+    return {name: re.sub(r"\bNone\b", "null", _line(text)) for name, text in found}
+
+
+def _type(kind: Any) -> str:
+    """A type of Python in the words of JSON."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (list, tuple):
+        return f"list of {_type(parts[0])}s"
+    if NoneType in parts:
+        return " or ".join(map(_type, parts))
+    return _JSON_TYPES.get(kind, "object")
+
+
 def filled(text: str) -> str:
     """The same document with its tables as the results are now."""
 
@@ -78,5 +185,6 @@ def filled(text: str) -> str:
 
 if __name__ == "__main__":
     (DOCS / "commands.md").write_text(commands(), "utf-8")
+    (DOCS / "json.md").write_text(json_page(), "utf-8")
     for path in WRITTEN:
         path.write_text(filled(path.read_text("utf-8")), "utf-8")

@@ -12,6 +12,7 @@ Nothing that takes time is imported here, so that what needs no torch starts at 
     pipeline.export         export
     pipeline.model.file     load_bundle
     pipeline.predict        predict
+    pipeline.weights        list_weights, fetch_weights
     pipeline.estimator      HeadClassifier
     pipeline.inputs.images  ImageSet
 """

@@ -1,93 +1,84 @@
-"""One frozen dataclass per stage: the options of the command line and of the library, their defaults and limits.
+"""One frozen dataclass per command: its arguments, and its options with their defaults, help, choices and limits.
 
-Free of torch, so that `headgraft --help` starts at once and both entry points share every default.
+The command line takes its options from these fields, and the library its own. Free of torch, so that
+`headgraft --help` starts at once.
 """
 
-import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 
 from cache.layout import LARGEST_SIDE, MOST_PASSES
 from pipeline.basis_name import BasisName
 from pipeline.options import (
+    DEVICES,
+    PRECISIONS,
+    TTA,
+    Checked,
     ClusterConfig,
-    check_computing,
-    check_device,
-    check_training,
-    check_tta,
+    option,
+    option_of,
     require,
-    require_count,
-    require_number,
-    take_texts_as_paths,
+    required,
 )
 
 CLASS_WEIGHTS = ("none", "balanced")
 CLASS_PRIORS = ("none", "train", "uniform")
 METRICS = ("top1", "mean-per-class")
 SEARCHES = ("random", "grid", "optuna")
+SPLITS = ("train", "valid", "test")
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1000, 20, 100  # of a head whose epochs are not given: measured, docs/performance.md
 REDUCED_BASIS = "full"  # of a head on rows that are reduced already
 
-# Beyond these, a number is a slip of the hand; without them it would end in an overflow or the machine's memory.
+# Beyond a limit, a number is a slip of the hand; it would end in an overflow or take all of the memory.
 LARGEST_SEED = (1 << 32) - 1  # seeds.py counts on it
-_EXTRACT_BOUNDS = {
-    "passes": (0, MOST_PASSES),
-    "image_size": (32, LARGEST_SIDE),
-    "seed": (0, LARGEST_SEED),
-    "split_seed": (0, LARGEST_SEED),
-    "batch_size": (1, 4096),
-    "workers": (0, 256),
-    "threads": (1, 1024),
-    "unit_rows": (1, 1_000_000),
-}
-_HEAD_BOUNDS = {"hidden": (0, 1 << 16), "batch_size": (1, 1 << 20)}
-TRAIN_BOUNDS = {
-    "passes": (0, MOST_PASSES),
-    "epochs": (1, 100_000),
-    "seed": (0, LARGEST_SEED),
-}
-_SWEEP_BOUNDS = {**TRAIN_BOUNDS, "heads": (1, 100_000), "seeds": (1, 100)}
+_MOST_GB = 10**9
 
 
 @dataclass(frozen=True)
 class ExtractConfig(ClusterConfig):
-    """Stage one. `passes` augmented views per training image; `image_size` in pixels; None counts are chosen.
+    """Stage one, of images in `data`.
 
-    `shard_of` i/n computes the i-th of n parts alone, beside others that compute theirs; `finish` indexes what
-    they have computed, and computes nothing; `hash_only` comes before them, so that each need not hash all. Workers of
-    a cluster are handed `unit_rows` at once, which are lost with them. `grey_range` is the value of 16-bit grey that
-    becomes white, or "auto"; None for 65535.
+    Parts of it (`shard_of`) compute beside one another; `hash_only` comes before them, so that each need not hash all
+    images, and `finish` after them. Workers of a cluster are handed `unit_rows` at once, which are lost with them.
     """
 
     data: Path
-    cache: Path
-    set: str | None = None
-    passes: int = 0
-    backbone: str = "vgg16"
-    weights: str | None = None
-    image_size: int = 224
-    seed: int = 0
-    split_seed: int = 0
-    precision: str = "auto"
-    device: str = "auto"
-    batch_size: int | None = None
-    workers: int | None = None
-    threads: int | None = None
-    grey_range: str | None = None
-    skip_bad: bool = False
-    dry_run: bool = False
-    shard_of: str | None = None
-    finish: bool = False
-    hash_only: bool = False
-    unit_rows: int | None = None
+    cache: Path = field(metadata=required("Folder of the feature cache."))
+    set: str | None = option(None, "Name of the image set.  [default: last component of DATA]")
+    passes: int = option(0, "Number of augmented passes over the training images.", least=0, most=MOST_PASSES)
+    backbone: str = option("vgg16", "Pretrained network: vgg11, vgg13, vgg16, vgg19 or alexnet.")
+    weights: str | None = option(None, "Name of the weights, or a weights file.  [default: ImageNet]")
+    image_size: int = option(224, "Input size of the backbone in pixels.", least=32, most=LARGEST_SIDE)
+    seed: int = option(0, "Random seed of the augmented passes.", least=0, most=LARGEST_SEED)
+    split_seed: int = option(0, "Random seed of the split, where DATA has none.", least=0, most=LARGEST_SEED)
+    precision: str = option("auto", "Compute precision of the backbone.", choices=PRECISIONS)
+    device: str = option("auto", "Device of the backbone.", choices=DEVICES)
+    batch_size: int | None = option(None, "Images per batch.  [default: 8; 64 on CUDA]", least=1, most=4096)
+    workers: int | None = option(
+        None,
+        "Decoding threads; 0 = decode in the main thread.  [default: half of the CPUs; all with CUDA]",
+        least=0,
+        most=256,
+    )
+    threads: int | None = option(None, "Compute threads.  [default: all CPUs]", least=1, most=1024)
+    grey_range: str | None = option(
+        None,
+        "White level of 16-bit grey images, or auto; 4095 for 12-bit data.  [default: 65535]",
+        metavar="MAX|auto",
+    )
+    skip_bad: bool = option(False, "Skip undecodable files (they are recorded) instead of failing.")
+    dry_run: bool = option(False, "Print the plan and exit.")
+    shard_of: str | None = option(None, "i/n: compute part i of n; other processes compute the others.")
+    hash_only: bool = option(False, "Hash the images once, before the parts; compute nothing.")
+    finish: bool = option(False, "Write the index after all parts are computed; compute nothing.")
+    _: KW_ONLY
+    unit_rows: int | None = option(
+        None, "Rows per unit of work (Ray).  [default: up to 128; 1000 with a GPU]", least=1, most=1_000_000
+    )
 
     def __post_init__(self) -> None:
-        take_texts_as_paths(self)
         super().__post_init__()
-        check_computing(self.precision, self.device)
-        for name, (least, most) in _EXTRACT_BOUNDS.items():
-            require_count(name, getattr(self, name), least, most)
         grey = self.grey_range
         known = grey in (None, "auto") or (str(grey).isdecimal() and 255 <= int(str(grey)) <= 65535)
         require(
@@ -111,240 +102,199 @@ class ExtractConfig(ClusterConfig):
 
 
 @dataclass(frozen=True)
-class HeadSettings:
-    """One head, Linear(D, hidden) to Linear(hidden, C), and how it is trained: what a sweep varies.
+class HeadSettings(Checked):
+    """One head, Linear(D, hidden) to Linear(hidden, C), and how it is trained: what a sweep varies."""
 
-    The head is trained in `basis`; `class_weights` balanced has every class weigh the same in the loss.
-    """
-
-    basis: str = "pyramid+white"
-    hidden: int = 512
-    dropout: float = 0.5
-    lr: float = 1e-3
-    batch_size: int = 128
-    weight_decay: float = 0.0
-    class_weights: str = "none"
+    basis: str = option("pyramid+white", "Basis the head is trained in.")
+    hidden: int = option(512, "Hidden units.", least=1, most=1 << 16)
+    dropout: float = option(0.5, "Dropout probability.", least=0, below=1)
+    lr: float = option(1e-3, "Initial learning rate of the cosine schedule.", above=0)
+    batch_size: int = option(128, "Images per step.", least=1, most=1 << 20)
+    weight_decay: float = option(0.0, "Weight decay of AdamW.", least=0)
+    class_weights: str = option("none", "balanced: weight loss by inverse class frequency.", choices=CLASS_WEIGHTS)
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _HEAD_BOUNDS.items():
-            require_count(name, getattr(self, name), least, most, optional=False)
-        require_number("dropout", self.dropout, lambda value: 0 <= value < 1, "0 or more and under 1")
-        require_number("lr", self.lr, lambda value: 0 < value < math.inf, "a number above 0")
-        require_number("weight_decay", self.weight_decay, lambda value: 0 <= value < math.inf, "0 or more")
-        known = ", ".join(CLASS_WEIGHTS)
-        require(self.class_weights in CLASS_WEIGHTS, f"--class-weights is {self.class_weights!r}, expected {known}")
+        super().__post_init__()
         BasisName.parse(self.basis)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Stage two, one head of `HeadSettings`.
+class _TrainingConfig(Checked):
+    """What one head and a sweep are asked alike: from where, into which run, on which rows."""
 
-    `basis` None is `HeadSettings.basis`, or on a reduced cache `REDUCED_BASIS`; None `epochs` make some `STEPS` steps.
-    `passes` None takes every pass the cache has whole for the set.
-    `memory`, in GB, is what rows may take; None is half of what is free. More rows than that are read in each epoch.
-    """
+    cache: Path = field(metadata=required("Folder of the feature cache."))
+    run: Path = field(metadata=required("Folder of the run: the trained head and its records."))
+    set: str | None = option(None, "Image set.  [default: the only one]")
+    passes: int | None = option(
+        None, "Augmented passes to train on.  [default: all complete passes]", least=0, most=MOST_PASSES
+    )
+    memory: float | None = option(
+        None, "Memory for features in GB; more is streamed.  [default: half of free RAM]", above=0, most=_MOST_GB
+    )
 
-    cache: Path
-    run: Path
-    set: str | None = None
-    passes: int | None = None
-    hidden: int = HeadSettings.hidden
-    dropout: float = HeadSettings.dropout
-    lr: float = HeadSettings.lr
-    epochs: int | None = None
-    batch_size: int = HeadSettings.batch_size
-    weight_decay: float = HeadSettings.weight_decay
-    class_weights: str = HeadSettings.class_weights
-    basis: str | None = None
-    seed: int = 0
-    memory: float | None = None
-    overwrite: bool = False
+
+@dataclass(frozen=True)
+class TrainConfig(_TrainingConfig):
+    """Stage two, one head of `HeadSettings`."""
+
+    hidden: int = option_of(HeadSettings, "hidden")
+    dropout: float = option_of(HeadSettings, "dropout")
+    lr: float = option_of(HeadSettings, "lr")
+    epochs: int | None = option(
+        None, f"Epochs.  [default: about 1,000 steps, {FEWEST_EPOCHS} to {MOST_EPOCHS} epochs]", least=1, most=100_000
+    )
+    batch_size: int = option_of(HeadSettings, "batch_size")
+    weight_decay: float = option_of(HeadSettings, "weight_decay")
+    class_weights: str = option_of(HeadSettings, "class_weights")
+    basis: str | None = option(
+        None,
+        "full, pool or pyramid, then +white[:G], then +pca:R, +lda[:G] or +lda[:G]+pca:R.  "
+        f"[default: {HeadSettings.basis}; on a reduced cache {REDUCED_BASIS}]",
+    )
+    seed: int = option(0, "Random seed of weights, shuffling and dropout.", least=0, most=LARGEST_SEED)
+    overwrite: bool = option(False, "Overwrite an existing run.")
 
     def __post_init__(self) -> None:
-        check_training(self, TRAIN_BOUNDS)
+        super().__post_init__()
         _ = self.settings  # which checks them
 
     @property
     def settings(self) -> HeadSettings:
-        """What is said of the head."""
-        said = {field.name: getattr(self, field.name) for field in fields(HeadSettings)}
-        return HeadSettings(**{**said, "basis": self.basis or HeadSettings.basis})
+        """The head's hyper-parameters."""
+        found = {field.name: getattr(self, field.name) for field in fields(HeadSettings)}
+        return HeadSettings(**{**found, "basis": self.basis or HeadSettings.basis})
 
 
 @dataclass(frozen=True)
-class SweepConfig(ClusterConfig):
-    """Stage two, many heads: `heads` of a space, found by `search`, each for up to `epochs`.
+class SweepConfig(ClusterConfig, _TrainingConfig):
+    """Stage two, many heads of a search space, the default head and one in each basis among them.
 
-    `space` is a TOML file, None the default space. The default head, and one in each basis, are among the heads. With
-    `halving`, the worst of the others are stopped early. `time_limit`, in seconds, ends the search. The best head by
-    `choose_by` and the default head are retrained with `seeds` seeds. The better one is kept, of the first of these
-    seeds or, with `merge`, all as one head. The search runs on `device`, the rest on the CPU.
+    The best head and the default head are retrained with `seeds` seeds, on the CPU. The better one is kept, of the
+    first of these seeds or, with `merge`, all as one head.
     """
 
-    cache: Path
-    run: Path
-    set: str | None = None
-    passes: int | None = None
-    heads: int = 64
-    epochs: int | None = None
-    time_limit: float | None = None
-    space: Path | None = None
-    search: str = "random"
-    halving: bool = True
-    choose_by: str = "top1"
-    seeds: int = 5
-    merge: bool = False
-    device: str = "auto"
-    seed: int = 0
-    memory: float | None = None
-    overwrite: bool = False
+    heads: int = option(64, "Number of heads to try.", least=1, most=100_000)
+    epochs: int | None = option(
+        None, "Epochs of a head that is not stopped early.  [default: as for train-head]", least=1, most=100_000
+    )
+    time_limit: float | None = option(None, "Seconds until the search ends; the best head so far is chosen.", above=0)
+    space: Path | None = option(None, "TOML file of the search space.  [default: bases, dropout, rates, decay]")
+    search: str = option("random", "Search strategy.", choices=SEARCHES)
+    halving: bool = option(True, "Stop the worst heads early (successive halving).")
+    choose_by: str = option("top1", "Validation metric that decides.", choices=METRICS)
+    seeds: int = option(5, "Retrain the best head, and the default one, with this many seeds.", least=1, most=100)
+    device: str = option("auto", "Device of the search.", choices=DEVICES)
+    merge: bool = option(False, "Merge the heads of all seeds into one head (mean of their logits).")
+    _: KW_ONLY
+    seed: int = option(0, "Random seed of the search and its heads.", least=0, most=LARGEST_SEED)
+    overwrite: bool = option(False, "Overwrite an existing run.")
 
     def __post_init__(self) -> None:
-        check_training(self, _SWEEP_BOUNDS)
         super().__post_init__()
-        check_device(self.device)
-        limit = self.time_limit
-        require(limit is None or 0 < limit < float("inf"), f"--time-limit is {limit}, expected seconds above 0")
-        metrics = ", ".join(METRICS)
-        require(self.choose_by in METRICS, f"--choose-by is {self.choose_by!r}, expected one of {metrics}")
-        require(self.search in SEARCHES, f"--search is {self.search!r}, expected one of {', '.join(SEARCHES)}")
         last = self.seed + self.seeds
         require(last <= LARGEST_SEED, f"--seed is {self.seed}, and {self.seeds} more follow: at most {LARGEST_SEED:,}")
 
 
 @dataclass(frozen=True)
-class ReduceConfig:
-    """Cache → a smaller one, `out`, of rows in `basis`, fitted on the training rows of `set` with all its passes.
-
-    What that costs is measured on validation, with heads of `seeds` seeds on either; 0 does not measure.
-    """
+class ReduceConfig(Checked):
+    """Cache → a smaller one, of rows in a basis that is fitted on the training rows of a set with all its passes."""
 
     cache: Path
-    out: Path
-    basis: str = "pyramid+pca:512"
-    set: str | None = None
-    seeds: int = 3
-    memory: float | None = None
+    out: Path = field(metadata=required("Folder of the reduced cache."))
+    basis: str = option("pyramid+pca:512", "Basis: pool or pyramid, then +white[:G], +pca:R or +lda[:G].")
+    set: str | None = option(None, "Image set the basis is fitted on.  [default: the only one]")
+    seeds: int = option(
+        3, "Number of heads trained on both caches to measure the loss of accuracy; 0 = off.", least=0, most=100
+    )
+    memory: float | None = option(
+        None, "Memory for features in GB.  [default: half of free RAM]", above=0, most=_MOST_GB
+    )
 
     def __post_init__(self) -> None:
-        check_training(self, {"seeds": (0, 100)})
-        require(
-            BasisName.parse(self.basis) != BasisName("full"),
-            "--basis full reduces nothing: choose another, such as pyramid+pca:512",
-        )
+        super().__post_init__()
+        reduces = BasisName.parse(self.basis) != BasisName("full")
+        require(reduces, "--basis full reduces nothing: choose another, such as pyramid+pca:512")
 
 
 @dataclass(frozen=True)
-class ExportConfig:
-    """Run → one model file. `cache` and `data` None: where the run and its set recorded them.
-
-    With `test`, the calibration error of the test images is computed too, and the run records that. With `tta` "flip",
-    a temperature for predicting with it is fitted on the validation images, which the backbone sees both ways.
-    With `class_prior` the probabilities are those for classes as frequent as in training, or all equally; "none" leaves
-    them as the head was trained.
-    """
+class ExportConfig(Checked):
+    """Run → one model file."""
 
     run: Path
     model: Path
-    cache: Path | None = None
-    data: Path | None = None
-    names: Path | None = None
-    onnx: Path | None = None
-    calibrate: bool = True
-    test: bool = False
-    tta: str = "none"
-    class_prior: str = "none"
-    overwrite: bool = False
+    cache: Path | None = option(None, "Folder of the feature cache.  [default: the path recorded in the run]")
+    data: Path | None = option(None, "Folder of the images.  [default: the path recorded in the cache]")
+    names: Path | None = option(None, "JSON file of display names by class.")
+    onnx: Path | None = option(None, "Path of an ONNX file to write as well, verified against the model.")
+    calibrate: bool = option(
+        True, "Temperature scaling, fitted on the validation images and folded into the last layer."
+    )
+    test: bool = option(False, "Also compute the calibration error of the test images; recorded as a test evaluation.")
+    tta: str = option("none", "flip: also fit a temperature for predictions with --tta flip.", choices=TTA)
+    class_prior: str = option(
+        "none",
+        "Class frequencies to correct probabilities for: train, uniform, or none (as trained).",
+        choices=CLASS_PRIORS,
+    )
+    overwrite: bool = option(False, "Overwrite an existing model.")
 
     def __post_init__(self) -> None:
-        take_texts_as_paths(self)
-        check_tta(self.tta)
-        for option, asked in (("--test", self.test), ("--tta flip", self.tta == "flip")):
-            require(
-                self.calibrate or not asked, f"{option} needs the temperature: leave out --no-calibrate or {option}"
-            )
-        known = ", ".join(CLASS_PRIORS)
-        require(self.class_prior in CLASS_PRIORS, f"--class-prior is {self.class_prior!r}, expected {known}")
+        super().__post_init__()
+        for flag, asked in (("--test", self.test), ("--tta flip", self.tta == "flip")):
+            possible = self.calibrate or not asked
+            require(possible, f"{flag} needs the temperature: leave out --no-calibrate or {flag}")
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """Scores of one split: of a run from the cache, of a model from image files in `data`; `tta` as for predicting."""
+class EvaluateConfig(Checked):
+    """Scores of one split: of a run from its cache, of a model from image files in `data`."""
 
-    target: Path
+    target: Path = field(metadata={"metavar": "RUN_OR_MODEL"})
     data: Path | None = None
-    cache: Path | None = None
-    split: str = "test"
-    precision: str = "auto"
-    device: str = "auto"
-    tta: str = "none"
-
-    def __post_init__(self) -> None:
-        take_texts_as_paths(self)
-        check_computing(self.precision, self.device)
-        check_tta(self.tta)
-        require(self.split in ("train", "valid", "test"), f"--split is {self.split!r}, expected train, valid or test")
+    cache: Path | None = option(None, "Folder of the feature cache.  [default: the path recorded in the run]")
+    split: str = option("test", "Split to score.", choices=SPLITS)
+    precision: str = option("auto", "Compute precision of the backbone (models only).", choices=PRECISIONS)
+    device: str = option("auto", "Device of the backbone (models only).", choices=DEVICES)
+    tta: str = option("none", "Test-time augmentation (models only); flip: average with the mirror image.", choices=TTA)
 
 
 @dataclass(frozen=True)
-class ReportConfig:
-    """Run → one page, `report.html` in its folder or `output`; `cache` and `data` None: where they were."""
+class ReportConfig(Checked):
+    """Run → one page."""
 
     run: Path
-    output: Path | None = None
-    cache: Path | None = None
-    data: Path | None = None
-    names: Path | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        take_texts_as_paths(self)
+    output: Path | None = option(None, "Path of the page.  [default: report.html in RUN]")
+    cache: Path | None = option(None, "Folder of the feature cache.  [default: the path recorded in the run]")
+    data: Path | None = option(None, "Folder of the images.  [default: the path recorded in the cache]")
+    names: Path | None = option(None, "JSON file of display names by class.")
+    overwrite: bool = option(False, "Overwrite an existing file at --output.")
 
 
 @dataclass(frozen=True)
-class PredictConfig:
-    """Image files → the `top_k` most probable classes; `images` are files, folders, globs, or `-` for standard input.
-
-    With `tta` "flip", each image is seen as it is and mirrored, and the probabilities are averaged.
-    """
+class PredictConfig(Checked):
+    """Image files → classes; `images` are files, folders, globs, or `-` for a list on standard input."""
 
     model: Path
-    images: tuple[str, ...]
-    top_k: int = 5
-    names: Path | None = None
-    precision: str = "auto"
-    device: str = "auto"
-    tta: str = "none"
-
-    def __post_init__(self) -> None:
-        take_texts_as_paths(self)
-        check_computing(self.precision, self.device)
-        check_tta(self.tta)
-        require(self.top_k >= 1, f"--top-k is {self.top_k}, expected 1 or more")
+    images: tuple[str, ...] = field(metadata={"metavar": "IMAGE..."})
+    top_k: int = option(5, "Number of classes per image.", least=1)
+    names: Path | None = option(None, "JSON file of display names by class.")
+    precision: str = option("auto", "Compute precision of the backbone.", choices=PRECISIONS)
+    device: str = option("auto", "Device of the backbone.", choices=DEVICES)
+    tta: str = option("none", "Test-time augmentation; flip: average with the mirror image.", choices=TTA)
 
 
 @dataclass(frozen=True)
-class ServeConfig:
-    """A model over HTTP on `host` and `port`. The limits are of a request, `max_waiting` is images of all requests."""
+class ServeConfig(Checked):
+    """A model over HTTP. `max_waiting` counts images of all requests, the other limits are of one."""
 
     model: Path
-    host: str = "127.0.0.1"
-    port: int = 8000
-    precision: str = "auto"
-    device: str = "auto"
-    max_mb: float = 32.0
-    max_files: int = 16
-    max_megapixels: float = 50.0
-    max_waiting: int = 128
-
-    def __post_init__(self) -> None:
-        take_texts_as_paths(self)
-        check_computing(self.precision, self.device)
-        for name, least, most in (("port", 0, 65535), ("max_files", 1, 10_000), ("max_waiting", 1, 100_000)):
-            require_count(name, getattr(self, name), least, most)
-        for name in ("max_mb", "max_megapixels"):
-            require(
-                0 < getattr(self, name) <= 1000,
-                f"--{name.replace('_', '-')} is {getattr(self, name)}, expected above 0",
-            )
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(8000, "Port to listen on.", least=0, most=65535)
+    precision: str = option("auto", "Compute precision of the backbone.", choices=PRECISIONS)
+    device: str = option("auto", "Device of the backbone.", choices=DEVICES)
+    max_mb: float = option(32.0, "Maximum size of a request in MB.", above=0, most=1000)
+    max_files: int = option(16, "Maximum number of files per request.", least=1, most=10_000)
+    max_megapixels: float = option(50.0, "Maximum size of an image in megapixels.", above=0, most=1000)
+    max_waiting: int = option(
+        128, "Maximum number of queued images; further requests get status 503.", least=1, most=100_000
+    )

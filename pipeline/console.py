@@ -15,6 +15,8 @@ from typing import Any
 
 SECONDS_BETWEEN_LINES = 10.0
 
+Show = Callable[[int, str, float], object]  # how much is done, at what rate in words, seconds left
+
 logger = logging.getLogger("headgraft")
 
 
@@ -104,56 +106,48 @@ def reason(error: BaseException) -> str:
 def progress(total: int, what: str, note: Callable[[], str] = str) -> Iterator[Callable[[int], None]]:
     """Yield `advance(n)`; a bar with rate, `note` and time left on a terminal, else a log line every ten seconds."""
     handler = next((one for one in logger.handlers if isinstance(one, Terminal) and one.terminal), None)
-    if handler and logger.isEnabledFor(logging.INFO):
-        with _bar(handler, total, what, note) as advance:
-            yield advance
-    else:
-        yield _lines(total, what, note)
-
-
-@contextmanager
-def _bar(handler: Terminal, total: int, what: str, note: Callable[[], str]) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(what, total=total, rate="")
-        start, done = time.monotonic(), 0
+    start, done = time.monotonic(), 0
+    drawn = handler and logger.isEnabledFor(logging.INFO)
+    with _bar(handler, total, what) if handler and drawn else _lines(total, what) as show:
 
         def advance(n: int) -> None:
             nonlocal done
             done += n
-            bar.update(task, advance=n, rate=f"{done / max(time.monotonic() - start, 1e-9):.1f}/s{note()}")
+            rate = done / max(time.monotonic() - start, 1e-9)
+            show(done, f"{rate:.1f}/s{note()}", (total - done) / max(rate, 1e-9))
 
+        yield advance
+
+
+@contextmanager
+def _bar(handler: Terminal, total: int, what: str) -> Iterator[Show]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]}")
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), console=console
+    ) as bar:
+        task = bar.add_task(what, total=total, rate="")
         handler.bar = console
         try:
-            yield advance
+            yield lambda done, rate, _: bar.update(task, completed=done, rate=rate)
         finally:
             handler.bar = None
 
 
-def _lines(total: int, what: str, note: Callable[[], str]) -> Callable[[int], None]:
-    start = last = time.monotonic()
-    done = 0
+@contextmanager
+def _lines(total: int, what: str) -> Iterator[Show]:
+    last = time.monotonic()
 
-    def advance(n: int) -> None:
-        nonlocal done, last
-        done += n
-        now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES or done == total:
-            last = now
-            rate = done / max(now - start, 1e-9)
-            logger.info(f"{what}: {done} of {total}, {rate:.1f}/s{note()}, {duration((total - done) / rate)} left")
+    def show(done: int, rate: str, left: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES or done == total:
+            last = time.monotonic()
+            logger.info(f"{what}: {done} of {total}, {rate}, {duration(left)} left")
 
-    return advance
+    yield show
 
 
 def counted(count: int, word: str) -> str:

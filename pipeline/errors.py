@@ -1,46 +1,43 @@
-"""Errors of the pipeline whose message is meant for the person at the keyboard.
-
-HeadgraftError
-└── PipelineError
-    ├── ConfigError      an option has a value it cannot have: wrong usage
-    ├── DecodeError      an image file cannot become pixels
-    ├── ImageSetError    a data set cannot be used as it is
-    ├── WeightsError     pretrained weights cannot be had, or are not what they should be
-    ├── RunError         a run cannot be made, read or used with this cache
-    ├── BundleError      a model file cannot be made or read
-    └── ParityError      an exported model differs from what was trained
-"""
+"""Errors of the pipeline: messages for the person at the keyboard, codes for a script."""
 
 from cache.errors import HeadgraftError
 
 
-class PipelineError(HeadgraftError):
+class PipelineError(HeadgraftError, code="pipeline-error"):
     """The pipeline cannot do what was asked."""
 
 
-class ConfigError(PipelineError):
-    """An option has a value it cannot have: wrong usage."""
+class ConfigError(PipelineError, code="wrong-usage"):
+    """Wrong usage: an option or argument is unknown or missing, or has a value that it cannot have."""
 
 
-class DecodeError(PipelineError):
-    """An image file cannot become pixels."""
+class DecodeError(PipelineError, code="undecodable-images"):
+    """Image files cannot be decoded."""
 
 
-class ImageSetError(PipelineError):
+class ImageSetError(PipelineError, code="unusable-data"):
     """A data set cannot be used as it is."""
 
 
-class WeightsError(PipelineError):
+class WeightsError(PipelineError, code="weights-error"):
     """Pretrained weights cannot be had, or are not what they should be."""
 
 
-class RunError(PipelineError):
+class RunError(PipelineError, code="run-error"):
     """A run cannot be made, read, or used with this cache."""
 
 
-class BundleError(PipelineError):
+class TargetExists(RunError, code="target-exists"):
+    """There is something where a run or file is to be written, and `--overwrite` was not given."""
+
+
+class DataChanged(RunError, code="data-changed"):
+    """The images are not as they were extracted: `extract` brings the cache up to date."""
+
+
+class BundleError(PipelineError, code="model-error"):
     """A model file cannot be made or read."""
 
 
-class ParityError(PipelineError):
+class ParityError(PipelineError, code="parity-error"):
     """An exported model does not predict what was trained."""

@@ -14,12 +14,11 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from pipeline.config import LARGEST_SEED, TRAIN_BOUNDS, HeadSettings
+from pipeline.config import LARGEST_SEED, HeadSettings, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
 from pipeline.heads.head import Head
 from pipeline.heads.seeds import shuffle_rng
-from pipeline.options import require_count
 
 Array = npt.NDArray[np.float32]
 
@@ -86,7 +85,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         try:
             names = ("hidden", "dropout", "lr", "batch_size", "weight_decay")
             HeadSettings(**{name: getattr(self, name) for name in names})
-            require_count("epochs", self.epochs, *TRAIN_BOUNDS["epochs"], optional=False)
+            TrainConfig.__dataclass_fields__["epochs"].metadata["option"].check("epochs", self.epochs, int)
         except ConfigError as error:
             option, rest = str(error).split(" ", 1)
             raise ValueError(f"{option.removeprefix('--').replace('-', '_')} {rest}") from None

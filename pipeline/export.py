@@ -24,6 +24,7 @@ from pipeline.machine.device import available_cpus
 from pipeline.model.bundle import Bundle
 from pipeline.model.card import Calibration, ModelCard, Pair, TrainedScores
 from pipeline.model.file import load_bundle, write_bundle
+from pipeline.model.markdown import errors_in_words
 from pipeline.model.onnx import require_packages, write_onnx
 from pipeline.model.parity import Trained, check_files, check_parity, chosen_images, device_of
 from pipeline.model.prior import class_prior
@@ -39,7 +40,19 @@ WEIGHTS_LICENCE = "that of their source; torchvision's were trained on ImageNet,
 
 @dataclass
 class ExportResult:
-    """The fields of the command's JSON; `parity.float32_*` are those of the model in float32, not rounded."""
+    """What `export` wrote.
+
+    Attributes:
+        model: path of the model file.
+        bytes: its size.
+        parity: largest difference of log-probabilities from the run, at the cache's precision, which is the gate:
+            `{images, precision, max_abs_diff, top1_agreement, batch_sizes}`; for information, of the model in float32
+            `float32_abs_diff, float32_p99_diff, float32_top1_agreement`, and of a reduced cache `reduced_abs_diff,
+            reduced_top1_agreement`: what rounding the stored rows did.
+        calibration: by split: `valid`, with `--test` also `test`, with `--tta flip` also `valid_flip`.
+        onnx: `{file, bytes, max_abs_diff}`; empty without `--onnx`.
+        class_prior: class frequencies that probabilities are for.
+    """
 
     model: str
     bytes: int
@@ -47,6 +60,22 @@ class ExportResult:
     calibration: Calibration
     onnx: dict[str, Any] = field(default_factory=dict)
     class_prior: str = "none"
+
+    def in_words(self) -> str:
+        """A line on the model, and one each on its temperature, its class prior and the ONNX file."""
+        parity, onnx, scaled = self.parity, self.onnx, self.calibration
+        lines = [
+            f"{self.model}: {self.bytes / 1e6:.0f} MB; {parity['images']} images agree with the run within "
+            f"{parity['max_abs_diff']:.1g} in log-probability"
+        ]
+        if scaled.ece:
+            lines.append(f"temperature {scaled.temperature:.3f}, {errors_in_words(scaled)}")
+        if self.class_prior != "none":
+            lines.append(f"class prior: {self.class_prior}")
+        if onnx:
+            within = f"the model within {onnx['max_abs_diff']:.1g}"
+            lines.append(f"{onnx['file']}: {onnx['bytes'] / 1e6:.0f} MB, {within}")
+        return "\n".join(lines)
 
 
 def export(config: ExportConfig) -> ExportResult:

@@ -26,11 +26,25 @@ logger = logging.getLogger("headgraft.extract")
 
 @dataclass
 class ExtractResult:
-    """What `extract` did; the fields of its JSON. Seconds are wall-clock, those of `phases` overlap.
+    """What `extract` did.
 
-    `bound` is the phase that the others waited for: "decode", "compute" or "write"; "" where nothing was computed.
-    `remarks` on files that were decoded all the same: by kind, how many and the first.
-    `unread` counts files of other kinds by extension, `outside` image files in no class folder by folder.
+    Attributes:
+        set: name of the image set.
+        images: files of the set.
+        rows: distinct (content, view) pairs that the set needs; after a run, `computed` + `reused`.
+        computed: rows that the backbone computed.
+        reused: rows that the cache had.
+        seconds: of the command.
+        warmup_seconds: until the backbone is ready; with `--engine ray`, until the first worker is.
+        images_per_second: computed rows a second after the warm-up, decoding and writing included.
+        phases: seconds of `{decode, compute, write}`, which overlap; with `--engine ray` sums over all workers.
+        bound: the phase that the others waited for, with `--engine ray` the longest; "" where nothing was computed.
+        skipped: `[{path, reason}]` of files that cannot be decoded.
+        remarks: `{kind: [files, first]}`: oddities of files that were decoded all the same, such as more than one page.
+        cache: folder of the cache.
+        bytes: size of its shards.
+        unread: `{extension: files}` of other kinds; empty for a CSV.
+        outside: `{folder: images}` in no class folder (`.` is DATA); empty for a CSV.
     """
 
     set: str
@@ -49,6 +63,15 @@ class ExtractResult:
     bytes: int
     unread: dict[str, int]
     outside: dict[str, int]
+
+    def in_words(self) -> str:
+        """One line, and one for each skipped file."""
+        missing = self.rows - self.computed - self.reused
+        to_do = f", {missing} to compute" if missing else ""
+        rate = f", {self.images_per_second:.1f} rows/s after startup" if self.images_per_second else ""
+        counts = f"{self.rows} rows of {counted(self.images, 'image')} in {self.cache}: {self.computed} computed"
+        skipped = [f"skipped {named(bad['path'])}: {bad['reason']}" for bad in self.skipped]
+        return "\n".join([f"{counts}, {self.reused} reused{to_do}, {self.seconds:.1f} s{rate}", *skipped])
 
 
 def extract(config: ExtractConfig) -> ExtractResult:

@@ -1,10 +1,11 @@
-"""What options of several stages have in common: choices, their checks, and what computes. Free of torch."""
+"""How an option is declared: its default, help, choices and limits beside the field of its config. Free of torch."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+import math
+import operator
+from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import ConfigError
 
@@ -13,6 +14,76 @@ DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("local", "ray")
 TTA = ("none", "flip")
 
+T = TypeVar("T")
+
+_LIMITS = {
+    "above": (operator.gt, "above {:,}"),
+    "least": (operator.ge, "of {:,} or more"),
+    "below": (operator.lt, "under {:,}"),
+    "most": (operator.le, "at most {:,}"),
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the command line says of a field, and what the field may hold.
+
+    Attributes:
+        help: one sentence; where the default is found at run time, it ends in "[default: ...]".
+        choices: the texts it may hold; () for any.
+        above, least, below, most: limits of a number; those of `least` and `most` are allowed themselves.
+        metavar: what stands for the value in the help, where that is not its type.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+    most: float | None = None
+    metavar: str | None = None
+
+    def check(self, name: str, value: Any, kind: type) -> None:
+        """ConfigError unless the field `name`, of this `kind`, may hold `value`; a number is finite."""
+        if self.choices:
+            allowed, expected = value in self.choices, f"one of {', '.join(self.choices)}"
+        elif kind in (int, float):
+            limits = {limit: known for limit in _LIMITS if (known := getattr(self, limit)) is not None}
+            number = isinstance(value, Integral if kind is int else Real)
+            finite = number and abs(value) < math.inf
+            allowed = finite and all(_LIMITS[limit][0](value, known) for limit, known in limits.items())
+            within = " and ".join(_LIMITS[limit][1].format(known) for limit, known in limits.items())
+            expected = f"{'an integer' if kind is int else 'a number'} {within}"
+        else:
+            return
+        require(allowed, f"{flag(name)} is {value!r}, expected {expected}")
+
+
+def option(default: T, help: str, **limits: Any) -> T:
+    """A field of a config that is an option of its command, with what `Option` says of it."""
+    return field(default=default, metadata=required(help, **limits))
+
+
+def required(help: str, **limits: Any) -> dict[str, Option]:
+    """Metadata of a field that is an option and has no default."""
+    return {"option": Option(help, **limits)}
+
+
+def option_of(config: Any, name: str) -> Any:
+    """The same field as another config has, with its default, help and limits."""
+    known = config.__dataclass_fields__[name]
+    return field(default=known.default, metadata=known.metadata)
+
+
+def kind_of(declared: Field[Any]) -> type:
+    """bool, int, float, str or Path, of a field that may hold None as well; tuple for several texts."""
+    return next((kind for kind in (bool, int, float, str, Path) if declared.type in (kind, kind | None)), tuple)
+
+
+def flag(name: str) -> str:
+    """The option of a field, as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
 
 def require(ok: bool, message: str) -> None:
     """ConfigError with `message` unless `ok`."""
@@ -20,82 +91,35 @@ def require(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def require_count(name: str, value: int | None, least: int, most: int, optional: bool = True) -> None:
-    """ConfigError unless `value` is an integer from `least` to `most`, or None where it is `optional`."""
-    if value is None and optional:
-        return
-    option = f"--{name.replace('_', '-')}"
-    require(isinstance(value, Integral), f"{option} is {value!r}, expected an integer")
-    assert value is not None
-    require(value >= least, f"{option} is {value}, expected {least} or more")
-    require(value <= most, f"{option} is {value}, expected at most {most:,}")
+class Checked:
+    """Base of the configs: a path may be given as text, and every option is checked as it is declared."""
 
-
-def require_number(name: str, value: float, fits: Callable[[float], bool], expected: str) -> None:
-    """ConfigError, which says what is `expected`, unless `value` is a number that `fits`; NaN fits nothing."""
-    option = f"--{name.replace('_', '-')}"
-    require(isinstance(value, Real), f"{option} is {value!r}, expected a number")
-    require(fits(value), f"{option} is {value}, expected {expected}")
-
-
-def take_texts_as_paths(config: Any) -> None:
-    """Let callers from Python give a path as text."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.type in (Path, Path | None) and isinstance(value, str):
-            object.__setattr__(config, field.name, Path(value))
-
-
-def check_training(config: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
-    """What one head and a sweep have in common."""
-    take_texts_as_paths(config)
-    for name, (least, most) in bounds.items():
-        require_count(name, getattr(config, name), least, most)
-    memory = config.memory
-    require(memory is None or 0 < memory < 1e9, f"--memory is {memory}, expected GB above 0")
-
-
-def check_computing(precision: str, device: str) -> None:
-    """Names of a precision and of a device."""
-    require(precision in PRECISIONS, f"--precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
-    check_device(device)
-
-
-def check_device(device: str) -> None:
-    """The name of a device."""
-    require(device in DEVICES, f"--device is {device!r}, expected one of {', '.join(DEVICES)}")
-
-
-def check_tta(tta: str) -> None:
-    """The name of how an image is seen when predicting."""
-    require(tta in TTA, f"--tta is {tta!r}, expected one of {', '.join(TTA)}")
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]  # those below are dataclasses
+            value, kind = getattr(self, one.name), kind_of(one)
+            if kind is Path and isinstance(value, str):
+                object.__setattr__(self, one.name, Path(value))
+            if "option" in one.metadata and not (value is None and one.default is None):
+                one.metadata["option"].check(one.name, value, kind)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """What computes: `engine` local is this process, ray the workers of a Ray cluster, at `ray_address` or begun here.
+class ClusterConfig(Checked):
+    """What computes: this process, or the workers of a Ray cluster."""
 
-    `ray_workers` None is as many as there is room for. Each takes `cpus_per_worker` processors, None for one, or four
-    beside a GPU, and `gpus_per_worker` GPUs.
-    """
-
-    engine: str = "local"
-    ray_address: str | None = None
-    ray_workers: int | None = None
-    cpus_per_worker: int | None = None
-    gpus_per_worker: float = 0.0
+    engine: str = option("local", "Run in this process, or on Ray workers.", choices=ENGINES)
+    ray_address: str | None = option(None, "Ray cluster address.  [default: start a local cluster]")
+    ray_workers: int | None = option(None, "Number of Ray workers.  [default: as many as fit]", least=1, most=100_000)
+    cpus_per_worker: int | None = option(
+        None, "CPUs per Ray worker.  [default: 1; 4 with a GPU]", least=1, most=100_000
+    )
+    gpus_per_worker: float = option(0.0, "GPUs per Ray worker, also a fraction; 0 = no GPU.", least=0, most=64)
 
     def __post_init__(self) -> None:
-        require(self.engine in ENGINES, f"--engine is {self.engine!r}, expected {' or '.join(ENGINES)}")
-        for name in ("ray_workers", "cpus_per_worker"):
-            require_count(name, getattr(self, name), 1, 100_000)
-        gpus = self.gpus_per_worker
-        require(0 <= gpus <= 64, f"--gpus-per-worker is {gpus}, expected 0 to 64")
-        if self.engine != "ray":
-            asked = [f.name for f in fields(ClusterConfig) if getattr(self, f.name) != f.default]
-            require(
-                not asked, f"--{''.join(asked[:1]).replace('_', '-')} is for --engine ray: add that, or leave it out"
-            )
+        super().__post_init__()
+        asked = [one.name for one in fields(ClusterConfig) if getattr(self, one.name) != one.default]
+        if asked and self.engine != "ray":
+            raise ConfigError(f"{flag(asked[0])} is for --engine ray: add that, or leave it out")
 
     @property
     def cpus(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pipeline.config import PredictConfig
+from pipeline.console import named
 from pipeline.errors import PipelineError
 from pipeline.inputs.display_names import read_names
 from pipeline.inputs.folders import Kind, entries_of, extension, unread_line
@@ -30,9 +31,15 @@ logger = logging.getLogger("headgraft.predict")
 
 @dataclass
 class PredictResult:
-    """The fields of the command's JSON; `seconds` of all the work, the rate without reading the model.
+    """What `predict` found.
 
-    `unread` counts, by extension, files of other kinds in the folders given.
+    Attributes:
+        precision: that the backbone computed in.
+        predictions: `[{path, top: [{class, name, probability}]}]`.
+        failed: `[{path, reason}]` of files that cannot be read; the exit status is 1 then.
+        seconds: of the command.
+        images_per_second: without reading the model.
+        unread: `{extension: files}` of other kinds in the folders given.
     """
 
     precision: str
@@ -41,6 +48,14 @@ class PredictResult:
     seconds: float = 0.0
     images_per_second: float = 0.0
     unread: dict[str, int] = field(default_factory=dict)
+
+    def in_words(self) -> str:
+        """A line for each image that could be read."""
+        return "\n".join(
+            f"{named(one['path'])}: "
+            + ", ".join(f"{named(top['name'])} {top['probability']:.1%}" for top in one["top"])
+            for one in self.predictions
+        )
 
 
 def predict(config: PredictConfig) -> PredictResult:

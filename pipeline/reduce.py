@@ -38,10 +38,23 @@ SECONDS_PER_SHARD = 60.0
 
 @dataclass
 class ReduceResult:
-    """What `reduce_cache` did; the fields of its JSON. `in_features` and `out_features` are lengths of a row.
+    """What `reduce_cache` did.
 
-    `bytes` are those of the shards, `source_bytes` of those they were made from. `accuracy` has `whole` and `reduced`,
-    each with basis, mean and std of validation accuracies, and what `paired_loss` says; it is {} where not measured.
+    Attributes:
+        cache: folder of the cache.
+        out: folder of the reduced cache.
+        basis: name of the basis.
+        in_features: length of a row.
+        out_features: length of a reduced row.
+        rows: of the reduced cache.
+        computed: rows that were reduced now.
+        reused: rows that were reduced before.
+        bytes: of the shards.
+        source_bytes: of the shards of the cache.
+        accuracy: of heads of the same seeds on the same validation images, `{whole: {basis, mean, std}, reduced, lost,
+            error, low, high, seeds}`: `lost` is the difference of the mean accuracies, a fraction, `error` its standard
+            error over seeds, `low` to `high` its 95 % interval over seeds and images; `{}` with `--seeds 0`.
+        seconds: of the command.
     """
 
     cache: str
@@ -56,6 +69,22 @@ class ReduceResult:
     source_bytes: int
     accuracy: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def in_words(self) -> str:
+        """A line on the rows, and two on the loss of accuracy where it was measured."""
+        lines = [
+            f"{self.out}: {self.rows} rows of {self.out_features} in place of {self.in_features}, "
+            f"{self.bytes / 1e6:.1f} MB in place of {self.source_bytes / 1e6:.1f}, "
+            f"{self.computed} reduced, {self.reused} reused, {self.seconds:.1f} s"
+        ]
+        if found := self.accuracy:
+            each = [f"{found[of]['mean']:.2%} ± {100 * found[of]['std']:.2f} {of}" for of in ("whole", "reduced")]
+            lines.append(f"validation accuracy over {counted(found['seeds'], 'seed')}: {', '.join(each)}")
+            lines.append(
+                f"cost {100 * found['lost']:.2f} points ± {100 * found['error']:.2f} (standard error, paired over "
+                f"seeds); 95 % interval over seeds and images {100 * found['low']:.2f} to {100 * found['high']:.2f}"
+            )
+        return "\n".join(lines)
 
 
 def reduce_cache(config: ReduceConfig) -> ReduceResult:

@@ -10,6 +10,7 @@ import torch
 
 from cache.files import write_atomically
 from pipeline.config import ReportConfig
+from pipeline.console import counted
 from pipeline.inputs.display_names import read_names
 from pipeline.inputs.images import root_now
 from pipeline.inputs.preprocessing import Preprocessing
@@ -25,11 +26,27 @@ logger = logging.getLogger("headgraft.report")
 
 @dataclass
 class ReportResult:
-    """The fields of the command's JSON: `valid` and `test` are of `{value, low, high}`, test empty where not scored.
+    """What `report` found and wrote.
 
-    `unchecked` says why no label could be checked, "" where they were; `unchecked_classes` are those whose labels
-    cannot be checked, with their images. `break_even_heads` heads, or `break_even_epochs` epochs of them, cost as much
-    without a cache as the cache did.
+    Attributes:
+        report: path of the page.
+        bytes: size of the page.
+        pictures: images that are shown.
+        missing_pictures: images that are shown without a picture, since their files are out of reach.
+        valid: `{top1, top5, mean_per_class: {value, low, high}}` of the validation images, with 95 % intervals over
+            images; no `top5` with five classes or fewer.
+        test: the same of the test images; empty unless they were scored.
+        baselines: as of sweep.
+        label_issues: `[{path, split, label, suggested, agreement}]`: training and validation images that agree with
+            another class more than with theirs, the least agreeing first.
+        unchecked: why no label could be checked, else "".
+        unchecked_classes: `{class: images}` whose labels cannot be checked: fewer different images than folds.
+        duplicates: `{pairs, across, threshold, false_alarm_rate, expected_false, detection_rate}`, as of cache info.
+        calibration: `{ece, floor, temperature, cooled_ece, cooled_floor}`; `cooled_ece` is cross-fitted, `floor` and
+            `cooled_floor` are what the errors would be on average if the probabilities were right.
+        break_even_heads: number of heads that cost as much without a cache as the cache did.
+        break_even_epochs: the same in epochs of the first head.
+        seconds: of the command.
     """
 
     report: str
@@ -47,6 +64,12 @@ class ReportResult:
     break_even_heads: int
     break_even_epochs: int
     seconds: float = 0.0
+
+    def in_words(self) -> str:
+        """One line."""
+        page = f"{self.report}: {self.bytes / 1e6:.1f} MB, {self.pictures} pictures"
+        pairs = counted(self.duplicates["pairs"], "near-duplicate")
+        return f"{page}; validation accuracy {self.valid['top1']['value']:.2%}, {pairs}"
 
 
 def report(config: ReportConfig) -> ReportResult:

@@ -9,7 +9,7 @@ from cache import layout
 from cache.files import is_temporary, refuse_unwritable
 from cache.lock import claimed
 from pipeline.console import named
-from pipeline.errors import RunError
+from pipeline.errors import RunError, TargetExists
 
 RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
@@ -69,11 +69,11 @@ def refuse_to_overwrite(path: Path, overwrite: bool) -> None:
     if overwrite:
         return
     if (path / RUN_FILE).is_file():
-        raise RunError(f"{path} holds a finished run: choose another --run, or overwrite it with --overwrite")
+        raise TargetExists(f"{path} holds a finished run: choose another --run, or overwrite it with --overwrite")
     if (path / JOURNAL_FILE).is_file():
-        raise RunError(f"{path} holds an unfinished sweep: resume it, choose another --run, or use --overwrite")
+        raise TargetExists(f"{path} holds an unfinished sweep: resume it, choose another --run, or use --overwrite")
     if path.exists() and (not path.is_dir() or _things(path)):
-        raise RunError(f"{path} exists: choose another path, or overwrite it with --overwrite")
+        raise TargetExists(f"{path} exists: choose another path, or overwrite it with --overwrite")
 
 
 def check_target(path: Path, overwrite: bool, advice: str = "choose another path") -> None:

@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from cache.records import Count, Digest, Seconds, convert
 from pipeline.config import HeadSettings
+from pipeline.console import counted
 from pipeline.heads.fit import Epoch
 
 RUN_FORMAT: Literal[1] = 1
@@ -49,11 +50,12 @@ class TrainResult:
         set: name of the image set.
         basis: name of the basis.
         precision: that features were computed in.
-        leaks: images across splits, with two labels, or seen by a reduction.
+        leaks: images `{across_splits, two_labels}`; of a reduced cache also `in_reduction`: validation and test images
+            that the reduction was fitted on, without their labels.
         epochs: one after the other; none of a merged head.
         valid_accuracy: after the last epoch, a fraction.
         valid_loss: after the last epoch.
-        classes_without_validation: their number.
+        classes_without_validation: number of classes that have no validation image, for which no head is chosen.
         seconds: of the command.
     """
 
@@ -67,6 +69,11 @@ class TrainResult:
     valid_loss: float
     classes_without_validation: Count = 0
     seconds: Seconds
+
+    def in_words(self) -> str:
+        """One line."""
+        accuracy = f"validation accuracy {self.valid_accuracy:.2%} after {counted(len(self.epochs), 'epoch')}"
+        return f"{self.run}: {accuracy}, {self.seconds:.1f} s"
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,7 @@ from conftest import Extract, Times, draw_image, train_config
 from cache.check import repair, verify
 from cache.errors import CacheError, DamagedCache, MissingRows, UnknownSet
 from cache.index import SetIndex
-from cache.info import in_words, info
+from cache.info import info
 from cache.manifest import Manifest
 from cache.pack import pack
 from cache.prune import forget, prune
@@ -166,7 +166,7 @@ def test_prune_keeps_what_a_set_uses(cache: Path, data: Path, run_extract: Extra
         assert np.array_equal(kept.read([key]), before[key])
     assert verify(cache).bad == []
     assert prune(cache).rows == 0
-    with pytest.raises(UnknownSet, match="no set 'other'"):
+    with pytest.raises(UnknownSet, match="'other'"):
         forget(cache, "other")
     forget(cache, "data")
     assert prune(cache).rows == 34
@@ -196,7 +196,7 @@ def test_a_packed_file_is_read_without_us(cache: Path, tmp_path: Path) -> None:
             assert (names[packed["labels"][row]], splits[row]) == (image.label, image.split)
             expected = opened.read([(image.key, f"pass:{packed['passes'][row]}")])[0]
             assert np.array_equal(packed["features"][row], expected)
-    with pytest.raises(CacheError, match="exists"):
+    with pytest.raises(CacheError, match="--overwrite"):
         pack(cache, tmp_path / "packed.h5")
     assert pack(cache, tmp_path / "packed.h5", passes=0, overwrite=True).rows == 24
 
@@ -220,7 +220,7 @@ def test_info_says_what_is_there(cache: Path) -> None:
     assert found.rows == {"pass:0": 24, "pass:1": 12}
     (entry,) = found.sets
     assert (entry["set"], entry["images"], entry["passes"], entry["missing"]) == ("data", 24, 1, 0)
-    text = in_words(found)
+    text = found.in_words()
     for words in ("tiny", "float32", "crop-flip-rotate", "24 of the clean view", "12 of augmented pass 1", "12 train"):
         assert words in text
 
@@ -234,14 +234,14 @@ def test_where_there_is_no_cache_nothing_is_made(
     place = tmp_path / "pictures"
     if exists:
         draw_image(place / "a.png", 1)
-    with pytest.raises(CacheError, match="expected a feature cache"):
+    with pytest.raises(CacheError, match="pictures"):
         look_after(place)
     assert sorted(file.name for file in tmp_path.rglob("*")) == (["a.png", "pictures"] if exists else [])
 
 
 def test_more_passes_than_there_are_cannot_be_packed(cache: Path, tmp_path: Path) -> None:
     """How many there are, and what to do."""
-    with pytest.raises(MissingRows, match="has 1 augmented pass, 3 asked for"):
+    with pytest.raises(MissingRows, match=r"\b1\b.*\b3\b"):
         pack(cache, tmp_path / "packed.h5", passes=3)
 
 

@@ -19,7 +19,7 @@ from cache.errors import CacheBusy
 from cache.files import temporary_name
 from cache.lock import claimed
 from pipeline.config import EvaluateConfig, ReportConfig, SweepConfig, TrainConfig
-from pipeline.errors import RunError
+from pipeline.errors import RunError, TargetExists
 from pipeline.evaluate import evaluate
 from pipeline.report import report
 from pipeline.run import Run
@@ -222,7 +222,7 @@ def test_a_sweep_that_is_killed_while_others_wait_can_be_resumed(
     run.mkdir()
     (run / "journal.jsonl").write_text("".join(lines[:4]))
     process = hold(run)
-    with pytest.raises(RunError, match="an unfinished sweep"):
+    with pytest.raises(TargetExists, match="unfinished"):
         second(config("train", features, run), process.kill)
     process.communicate()
     process, kept, record = hold(run), [], Journal.record
@@ -242,7 +242,7 @@ def test_a_run_that_was_there_before_is_not_waited_for(features: Path, run: Path
     """Without --overwrite it is refused at once, although another process is replacing it."""
     train_head(config("train", features, run))  # type: ignore[arg-type]
     process = hold(run)
-    with pytest.raises(RunError, match="--overwrite"):
+    with pytest.raises(TargetExists):
         second(config("train", features, run), lambda: pytest.fail("it waits"))
     process.kill()
     process.communicate()
@@ -269,7 +269,7 @@ def test_a_claim_that_fails_leaves_nothing(features: Path, run: Path) -> None:
     for there in (False, True):
         if there:
             run.mkdir()
-        with pytest.raises(RunError, match="lower --lr"):
+        with pytest.raises(RunError, match="--lr"):
             train_head(config("train", features, run, lr=1e30))  # type: ignore[arg-type]
         assert run.exists() == there
     assert list(run.iterdir()) == []
@@ -362,7 +362,7 @@ def test_a_run_that_is_being_replaced_is_scored_and_not_recorded(
     said: list[str] = []
     with claimed(run):
         assert logged(said, evaluate, EvaluateConfig(run, split="valid")).images == 8
-        with pytest.raises(CacheBusy, match=f"process {os.getpid()} on .* is writing {run}"):
+        with pytest.raises(CacheBusy, match=f"{os.getpid()} .*{run}"):
             report(ReportConfig(run, cache=features / "none"))
     assert f"process {os.getpid()} on " in said[0]
     assert Run.load(run).record.scored == []

@@ -158,7 +158,7 @@ def test_16_bit_grey_of_either_byte_order_is_the_same() -> None:
 def test_32_bit_grey_beyond_16_bits_is_refused() -> None:
     """Values without a stated range are not guessed at."""
     values = np.array([[0, 70000]], dtype=np.int32)
-    with pytest.raises(DecodeError, match="expected 16 bits"):
+    with pytest.raises(DecodeError, match="65535"):
         decode_rgb(encoded(Image.fromarray(values), "TIFF"))
 
 
@@ -232,14 +232,14 @@ def test_every_format_decodes_whole_and_is_refused_truncated(kind: str) -> None:
 def test_the_pixel_limit_is_taken_from_the_header() -> None:
     """A file over the limit is refused before its pixels, which here are not even there, are decoded."""
     data = encoded(Image.new("1", (4000, 3000)))[:100]
-    with pytest.raises(DecodeError, match="4000 x 3000 pixels, over the limit"):
+    with pytest.raises(DecodeError, match="4000 x 3000"):
         decode_rgb(data, pixel_limit=1_000_000)
 
 
 def test_a_thread_of_an_image_is_refused() -> None:
     """Scaled by its short side it would be 256 x 25,600,000 pixels: refused, before any is decoded."""
     for size in ((200_000, 1), (1, 200_000)):
-        with pytest.raises(DecodeError, match="over 100 times longer than wide"):
+        with pytest.raises(DecodeError, match=r"\b100\b"):
             decode_rgb(encoded(Image.new("L", size), "PNG"))
     assert decode_rgb(encoded(Image.new("L", (100, 1)), "PNG")).shape == (1, 100, 3)
 

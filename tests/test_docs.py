@@ -5,11 +5,15 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from conftest import REPOSITORY
+
+import cache.errors
+import pipeline.errors
 
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), REPOSITORY / "cache" / "FORMAT.md"])
 
@@ -26,6 +30,30 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def test_the_command_reference_is_that_of_the_program(writer: ModuleType) -> None:
     """`python docs/write.py` writes it."""
     assert (REPOSITORY / "docs" / "commands.md").read_text("utf-8") == writer.commands()
+
+
+def test_the_json_reference_is_that_of_the_results(writer: ModuleType) -> None:
+    """`python docs/write.py` writes it; every field of a result is explained, and nothing else is."""
+    assert (REPOSITORY / "docs" / "json.md").read_text("utf-8") == writer.json_page()
+    for kind in writer.RESULTS.values():
+        assert list(writer.attributes(kind)) == [field.name for field in fields(kind)], kind
+
+
+def test_every_command_that_prints_has_its_result_in_the_reference(writer: ModuleType) -> None:
+    """But for one whose result is a file's own card, and one that prints nothing."""
+    names = set(re.findall(r"^## headgraft ([a-z -]+[a-z])", writer.commands(), re.MULTILINE))
+    assert names - writer.RESULTS.keys() == {"model info", "serve"}
+    assert writer.RESULTS.keys() <= names
+
+
+def test_every_error_has_a_code_of_its_own() -> None:
+    """Short, hyphenated, listed in json.md."""
+    listed = (REPOSITORY / "docs" / "json.md").read_text("utf-8")
+    kinds = [one for one in (*vars(cache.errors).values(), *vars(pipeline.errors).values()) if isinstance(one, type)]
+    codes = {one: one.code for one in kinds if issubclass(one, cache.errors.HeadgraftError)}
+    assert len(set(codes.values())) == len(codes)
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", code) for code in codes.values())
+    assert [code for code in codes.values() if f"| `{code}` |" not in listed] == ["error"]
 
 
 def test_every_figure_of_the_results_comes_from_a_file(writer: ModuleType) -> None:

@@ -32,7 +32,7 @@ from cache.index import ImageRecord
 from cli import main
 from pipeline.backbones.backbone import normalise
 from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig
-from pipeline.errors import BundleError, ConfigError, DecodeError, ParityError, PipelineError, RunError
+from pipeline.errors import BundleError, ConfigError, DecodeError, ParityError, PipelineError, RunError, TargetExists
 from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.extract import extract
@@ -109,7 +109,7 @@ def test_the_model_scores_as_its_run_does(model: Path, trained: Path) -> None:
         from_model = evaluate(EvaluateConfig(model, trained / "data", split=split))
         assert from_model.top1 == from_run.top1 == 1
         assert from_model.mean_per_class == from_run.mean_per_class
-    with pytest.raises(ConfigError, match="name DATA"):
+    with pytest.raises(ConfigError, match="DATA"):
         evaluate(EvaluateConfig(model))
 
 
@@ -158,7 +158,7 @@ def test_a_model_that_differs_from_the_run_is_not_written(
 
     monkeypatch.setattr(stage, "_card", wrong_card)
     monkeypatch.setattr(Run, "folded_head", wrong_fold)
-    with pytest.raises(ParityError, match="nothing was written") as refused:
+    with pytest.raises(ParityError) as refused:
         export(ExportConfig(trained / "run", tmp_path / "model.safetensors"))
     assert list(tmp_path.iterdir()) == []
     if wrong in ("classes", "fold"):
@@ -172,7 +172,7 @@ def test_a_model_that_depends_on_the_batch_is_not_written(trained: Path, tmp_pat
 
     valid = parity.chosen_images(Run.load(trained / "run").open_cache(None).index().split("valid"))
     expected = torch.log_softmax(torch.eye(8, 4), 1)
-    with pytest.raises(ParityError, match="differs from itself in batches of 3 on valid/"):
+    with pytest.raises(ParityError, match=r"\b3\b.*valid/"):
         found, what = expected + 0.002 * torch.eye(8, 4), "the model differs from itself in batches of 3"
         parity.largest_difference(found, expected, [image.path for image in valid], what, 1e-3)
     assert parity.largest_difference(expected, expected, valid, "", 1e-3) == 0
@@ -246,7 +246,7 @@ def test_onnx_predicts_what_the_model_does(trained: Path, tmp_path: Path) -> Non
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.model.onnx.TOLERANCE", -1.0)
-        with pytest.raises(ParityError, match=r"the ONNX file differs from the model on .*image_\d"):
+        with pytest.raises(ParityError, match=r"ONNX.*image_\d"):
             export(ExportConfig(trained / "run", tmp_path / "n.safetensors", onnx=tmp_path / "n.onnx"))
         patch.setattr("pipeline.model.onnx.find_spec", lambda _: None)
         with pytest.raises(PipelineError, match=r"'\.\[onnx\]'"):
@@ -377,7 +377,7 @@ def test_predictions_as_a_table(model: Path, trained: Path, tmp_path: Path) -> N
 def test_an_existing_model_is_refused_unless_overwritten(model: Path, trained: Path) -> None:
     """And left as it was."""
     before = model.read_bytes()
-    with pytest.raises(RunError, match="--overwrite"):
+    with pytest.raises(TargetExists):
         export(ExportConfig(trained / "run", model))
     assert model.read_bytes() == before
 
@@ -391,7 +391,7 @@ def test_images_that_the_gate_needs_must_be_there_and_unchanged(trained: Path, t
     assert Run.load(trained / "run").record.scored == looks  # nothing was shown of the test images
     shutil.copytree(trained / "data", tmp_path / "data")
     draw_image(tmp_path / "data" / "valid" / "1" / "image_0.jpg", 900)
-    with pytest.raises(RunError, match="not the image that was extracted"):
+    with pytest.raises(RunError, match=r"image_0\.jpg"):
         export(ExportConfig(trained / "run", tmp_path / "m.safetensors", data=tmp_path / "data"))
     assert not list(tmp_path.glob("*.safetensors"))
 
@@ -455,7 +455,7 @@ def test_new_images_need_no_training_images_beside_them(model: Path, trained: Pa
 @pytest.mark.real
 def test_a_model_and_its_onnx_file_are_two_files(trained: Path, tmp_path: Path) -> None:
     """Said before anything is computed."""
-    with pytest.raises(ConfigError, match="choose another path"):
+    with pytest.raises(ConfigError, match="--onnx"):
         export(ExportConfig(trained / "run", tmp_path / "m", onnx=tmp_path / "m"))
 
 

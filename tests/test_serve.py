@@ -258,9 +258,9 @@ def test_a_reason_speaks_of_what_is_wrong(server: Server, picture: bytes) -> Non
 def test_a_place_that_is_taken_is_said_at_once(server: Server) -> None:
     """In one sentence."""
     port = server.address.rsplit(":", 1)[1]
-    with pytest.raises(PipelineError, match="cannot be listened on"):
+    with pytest.raises(PipelineError, match=f"--port {port}"):
         serve(ServeConfig("tests/data/model-1.safetensors", port=int(port)))  # type: ignore[arg-type]
-    with pytest.raises(PipelineError, match="not an address of this machine"):
+    with pytest.raises(PipelineError, match=r"--host 300\.1\.1\.1"):
         serve(ServeConfig("tests/data/model-1.safetensors", host="300.1.1.1"))  # type: ignore[arg-type]
 
 
@@ -432,7 +432,7 @@ def test_a_large_image_is_what_it_is_elsewhere(tmp_path: Path) -> None:
     data = (tmp_path / "a.png").read_bytes()
     view = asyncio.run(view_of_large(data, 1_000_000, preprocessing(224)))
     assert np.array_equal(view, preprocessing(224).view(decode_rgb(data)))
-    with pytest.raises(DecodeError, match="900 x 700 pixels, over the limit of 100,000"):
+    with pytest.raises(DecodeError, match=r"900 x 700 .*100,000"):
         asyncio.run(view_of_large(data, 100_000, preprocessing(224)))
     with pytest.raises(DecodeError, match="not an image"):
         asyncio.run(view_of_large(b"text \xff", 100_000, preprocessing(224)))

@@ -135,7 +135,7 @@ def test_locks_hold_across_mounts(machines: Machines) -> None:
     """Whoever comes second is told the machine that writes."""
     first = machines.start("machine1", "bind", HOLD)
     assert line_of(first) == "held", first.communicate()
-    with pytest.raises(CacheBusy, match=r"on machine1 .* is writing"), writing(machines.disk / "features"):
+    with pytest.raises(CacheBusy, match="machine1"), writing(machines.disk / "features"):
         pass
     with pytest.raises(CacheBusy), writing(machines.disk / "features", (1, 2)):
         pass
@@ -229,5 +229,5 @@ def test_a_lock_that_fails_otherwise_is_one_sentence(tmp_path: Path, monkeypatch
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     monkeypatch.setattr("cache.lock.fcntl.flock", stale)
-    with pytest.raises(CacheError, match=r"cannot write in .*: Stale file handle"), writing(tmp_path):
+    with pytest.raises(CacheError, match="Stale file handle"), writing(tmp_path):
         pass

@@ -60,7 +60,7 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     assert len(heads) == len(set(heads)) == 2 * 3 * 2 * 2
     assert sorted({head.hidden for head in heads}) == [64, 128, 256]
     assert sorted({head.lr for head in heads}) == [1e-4, 1e-2]
-    with pytest.raises(ConfigError, match=r"space\.toml: dropout is a range"):
+    with pytest.raises(ConfigError, match=r"space\.toml: dropout"):
         loaded(tmp_path, GOOD).grid()
 
 
@@ -97,10 +97,10 @@ def test_a_space_that_is_none_is_refused(text: str, message: str, tmp_path: Path
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     """As is one of other bytes than text."""
-    with pytest.raises(ConfigError, match=r"none\.toml cannot be read"):
+    with pytest.raises(ConfigError, match=r"none\.toml"):
         Space.load(tmp_path / "none.toml")
     (tmp_path / "space.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="cannot be read as TOML"):
+    with pytest.raises(ConfigError, match="TOML"):
         Space.load(tmp_path / "space.toml")
 
 
@@ -119,7 +119,7 @@ def test_random_search_proposes_distinct_heads_and_all_of_a_small_space(tmp_path
 def test_a_grid_larger_than_asked_for_is_refused(tmp_path: Path) -> None:
     """With both numbers."""
     space = Space({"hidden": tuple(range(1, 9))})
-    with pytest.raises(ConfigError, match="the grid has 8 heads, --heads is 4"):
+    with pytest.raises(ConfigError, match=r"\b8\b.*--heads is 4"):
         start_search(config(tmp_path, search="grid", heads=4), space, [])
     search = start_search(config(tmp_path, search="grid", heads=8), space, [])
     assert len(search.ask()) == 8

@@ -81,7 +81,7 @@ def test_an_edited_index_is_refused(tmp_path: Path) -> None:
     stored = json.loads(path.read_text())
     stored["images"]["label"][0] = "10"
     path.write_text(json.dumps(stored))
-    with pytest.raises(DamagedCache, match="changed after it was written"):
+    with pytest.raises(DamagedCache, match=r"flowers\.json"):
         cache.index()
 
 
@@ -89,7 +89,7 @@ def test_an_edited_index_is_refused(tmp_path: Path) -> None:
 def test_a_name_that_is_a_path_or_hidden_cannot_name_a_set(tmp_path: Path, name: str) -> None:
     """Slashes, leading dots, control characters and over-long names are refused before anything is written."""
     cache = FeatureCache.create(tmp_path / "c", some_manifest())
-    with pytest.raises(CacheError, match="cannot name an image set"):
+    with pytest.raises(CacheError, match="--set"):
         cache.save_index(index(image(1), name=name))
     assert cache.sets() == []
 
@@ -341,7 +341,7 @@ def test_a_second_writing_process_is_refused(tmp_path: Path) -> None:
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
-        with pytest.raises(CacheBusy, match=rf"process {child.pid} on .* is writing"), writing(cache.path):
+        with pytest.raises(CacheBusy, match=str(child.pid)), writing(cache.path):
             pass
         child.communicate("")
     with writing(cache.path):
@@ -427,7 +427,7 @@ def test_rows_damaged_after_they_were_opened_are_not_copied(
     data = bytearray(victim.read_bytes())
     data[-1] ^= 1
     victim.write_bytes(data)
-    with pytest.raises(DamagedCache, match="changed after it was opened"):
+    with pytest.raises(DamagedCache, match=victim.name):
         how(shards)
     assert victim.exists()
 

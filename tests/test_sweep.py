@@ -21,7 +21,7 @@ from cache.store import FeatureCache
 from pipeline.bases.data import HeadData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import EvaluateConfig, HeadSettings, ReportConfig, SweepConfig, TrainConfig
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, RunError, TargetExists
 from pipeline.evaluate import evaluate
 from pipeline.report import report
 from pipeline.run import Run
@@ -288,7 +288,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped(features: Path, monkeypatch: pyte
     for content in ("", "[]\n", '{"format":2,"asked":{}}\n{"head":"x"}\n', '{"format":1,"asked":{}}\n', "{\n"):
         (features.parent / "other").mkdir(exist_ok=True)
         (features.parent / "other" / "journal.jsonl").write_text(content)
-        with pytest.raises(RunError, match=r"not the journal|other settings"):
+        with pytest.raises(RunError, match="/other"):
             sweep(config(features, run=features.parent / "other"))
 
 
@@ -298,10 +298,10 @@ def test_other_settings_are_named_and_refused(features: Path, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         sweep(config(features))
     monkeypatch.undo()
-    with pytest.raises(RunError, match=r"heads: it has 10, asked for 12\n  seed: it has 0, asked for 3"):
+    with pytest.raises(RunError, match=r"heads: .*10.*12\n  seed: .*0.*3"):
         sweep(config(features, heads=12, seed=3))
     sweep(config(features, seeds=1))
-    with pytest.raises(RunError, match="holds a finished run"):
+    with pytest.raises(TargetExists):
         sweep(config(features))
     assert len(sweep(config(features, heads=5, overwrite=True)).heads) == 5
 
@@ -312,18 +312,18 @@ def test_an_unfinished_sweep_is_named_where_a_run_is_wanted(features: Path, monk
     with pytest.raises(KeyboardInterrupt):
         sweep(config(features))
     run = features.parent / "run"
-    with pytest.raises(RunError, match="an unfinished sweep: rerun the same sweep"):
+    with pytest.raises(RunError, match="unfinished"):
         evaluate(EvaluateConfig(run))
-    with pytest.raises(RunError, match="an unfinished sweep: resume it"):
+    with pytest.raises(TargetExists, match="unfinished"):
         train_head(TrainConfig(features, run))
     assert (run / "journal.jsonl").is_file()
 
 
 def test_overwriting_keeps_to_runs(features: Path, data: Path) -> None:
     """A folder of images stays as it is."""
-    with pytest.raises(RunError, match="not part of a run"):
+    with pytest.raises(RunError, match="--run"):
         sweep(config(features, run=data, overwrite=True))
-    with pytest.raises(RunError, match="exists: choose another path"):
+    with pytest.raises(TargetExists):
         sweep(config(features, run=data))
 
 
@@ -344,7 +344,7 @@ def test_a_sweep_short_of_memory_trains_fewer_heads_at_once(features: Path, monk
     monkeypatch.setattr("pipeline.search.executor.free_bytes", lambda device: 20_000)
     assert sweep(config(features, memory=1.0)).heads == whole.heads
     monkeypatch.setattr("pipeline.heads.fit.available_bytes", lambda: 100)
-    with pytest.raises(RunError, match="choose a smaller --hidden"):
+    with pytest.raises(RunError, match="--hidden"):
         sweep(config(features, run=features.parent / "other", memory=1.0))
 
 
@@ -358,7 +358,7 @@ def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.Monke
     trained = [head for head in result.heads if head.epochs]
     assert 0 < len(trained) == len(result.heads) < 10
     assert result.searched.config in [head.config for head in trained]
-    with pytest.raises(RunError, match="no head was trained"):
+    with pytest.raises(RunError, match="--time-limit"):
         sweep(config(features, run=features.parent / "none", time_limit=0.5))
 
 

@@ -16,7 +16,7 @@ from cache.projections import save_projection
 from cache.store import FeatureCache
 from pipeline.bases.data import HeadData
 from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, TrainConfig
-from pipeline.errors import ConfigError, PipelineError, RunError
+from pipeline.errors import ConfigError, DataChanged, PipelineError, RunError, TargetExists
 from pipeline.evaluate import evaluate
 from pipeline.heads.fit import class_weights
 from pipeline.heads.group import CPU
@@ -120,7 +120,7 @@ def test_an_existing_run_is_refused_unless_overwritten(features: Path, tmp_path:
     """And left as it was."""
     train_head(train_config(features, tmp_path / "run"))
     before = (tmp_path / "run" / "head.safetensors").read_bytes()
-    with pytest.raises(RunError, match="--overwrite"):
+    with pytest.raises(TargetExists):
         train_head(train_config(features, tmp_path / "run", seed=1))
     assert (tmp_path / "run" / "head.safetensors").read_bytes() == before
     train_head(train_config(features, tmp_path / "run", seed=1, overwrite=True))
@@ -138,7 +138,7 @@ def test_a_run_cannot_be_a_file(features: Path, tmp_path: Path) -> None:
 def test_a_folder_that_changed_is_noticed(features: Path, data: Path, tmp_path: Path) -> None:
     """A relabelled image stops training with what to do; extracting again, it goes."""
     (data / "train" / "1" / "image_0.jpg").rename(data / "train" / "2" / "was_1.jpg")
-    with pytest.raises(RunError, match="Run extract again") as caught:
+    with pytest.raises(DataChanged) as caught:
         train_head(train_config(features, tmp_path / "run"))
     assert "train/1/image_0.jpg is gone" in str(caught.value)
     assert not (tmp_path / "run").exists()
@@ -154,7 +154,7 @@ def test_validation_is_needed(run_extract: Extract, data: Path, tmp_path: Path) 
     """Without valid/ there is no head."""
     shutil.rmtree(data / "valid")
     run_extract()
-    with pytest.raises(RunError, match="no validation images"):
+    with pytest.raises(RunError, match="valid/"):
         train_head(train_config(tmp_path / "features", tmp_path / "run"))
 
 
@@ -166,13 +166,13 @@ def test_one_class_or_one_image_is_refused_with_what_to_do(run_extract: Extract,
             path.unlink()
             path.with_suffix(".jpg").write_bytes(content)
     run_extract()
-    with pytest.raises(RunError, match=r"are one image, .*extract again"):
+    with pytest.raises(RunError, match="one image"):
         train_head(train_config(tmp_path / "features", tmp_path / "run"))
     for split in ("train", "valid", "test"):
         for label in CLASSES[1:]:
             shutil.rmtree(data / split / label)
     run_extract()
-    with pytest.raises(RunError, match=r"one class, '1', .*extract again"):
+    with pytest.raises(RunError, match="'1'"):
         train_head(train_config(tmp_path / "features", tmp_path / "run"))
 
 
@@ -222,13 +222,13 @@ def test_a_run_of_another_cache_is_refused(features: Path, run_extract: Extract,
     """Other settings, or another set of the same settings, are not scored."""
     train_head(train_config(features, tmp_path / "run"))
     run_extract(cache=tmp_path / "other", image_size=64)
-    with pytest.raises(RunError, match="is not the cache of"):
+    with pytest.raises(RunError, match="--cache"):
         evaluate(EvaluateConfig(tmp_path / "run", cache=tmp_path / "other"))
     draw_image(data / "test" / "1" / "more.png", 700)
     run_extract(passes=1)
-    with pytest.raises(RunError, match="changed since"):
+    with pytest.raises(RunError, match="--split-seed"):
         evaluate(EvaluateConfig(tmp_path / "run"))
-    with pytest.raises(CacheError, match="an empty path"):
+    with pytest.raises(CacheError, match="nowhere"):
         evaluate(EvaluateConfig(tmp_path / "run", cache=tmp_path / "nowhere"))
 
 
@@ -255,7 +255,7 @@ def test_a_damaged_run_is_refused(features: Path, tmp_path: Path, name: str) -> 
     train_head(train_config(features, tmp_path / "run"))
     path = tmp_path / "run" / name
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(RunError, match="not a whole run"):
+    with pytest.raises(RunError, match="--overwrite"):
         Run.load(tmp_path / "run")
 
 
@@ -273,7 +273,7 @@ def test_a_record_with_a_field_of_another_type_is_refused(
     record = json.loads(file.read_text())
     for changed in ({**record, name: value}, {key: kept for key, kept in record.items() if key != name}):
         file.write_text(json.dumps(changed))
-        with pytest.raises(RunError, match="not a whole run"):
+        with pytest.raises(RunError, match="--overwrite"):
             Run.load(tmp_path / "run")
 
 
@@ -285,14 +285,14 @@ def test_a_head_for_another_basis_is_refused(features: Path, tmp_path: Path) -> 
     records = {run: json.loads((tmp_path / run / "run.json").read_text()) for run in ("a", "b")}
     records["b"]["files"][HEAD_FILE] = records["a"]["files"][HEAD_FILE]
     (tmp_path / "b" / "run.json").write_text(json.dumps(records["b"]))
-    with pytest.raises(RunError, match="a head for another basis"):
+    with pytest.raises(RunError, match="--overwrite"):
         evaluate(EvaluateConfig(tmp_path / "b"))
 
 
 def test_a_head_larger_than_memory_is_refused(features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather than asked of the system, which may end the process."""
     monkeypatch.setattr("pipeline.heads.fit.available_bytes", lambda: 10**6)
-    with pytest.raises(RunError, match=r"60000 hidden units .* smaller --hidden"):
+    with pytest.raises(RunError, match=r"60000 .*--hidden"):
         train_head(train_config(features, tmp_path / "run", hidden=60_000, memory=1.0))
 
 
@@ -402,14 +402,14 @@ def test_calibration_error_over_15_bins_is_as_defined() -> None:
 
 def test_more_passes_than_there_are_say_what_to_do(features: Path, tmp_path: Path) -> None:
     """Extracting "again" would not help: how many there are, and both ways on."""
-    with pytest.raises(MissingRows, match="has 1 augmented pass, 4 asked for: run extract with --passes 4"):
+    with pytest.raises(MissingRows, match=r"\b1\b.*--passes 4"):
         train_head(train_config(features, tmp_path / "run", passes=4))
 
 
 def test_overwriting_replaces_runs_only(features: Path, data: Path, tmp_path: Path) -> None:
     """A folder of images given by mistake stays as it is; what a killed training left does not stand in the way."""
     before = sorted(data.rglob("*"))
-    with pytest.raises(RunError, match="not part of a run"):
+    with pytest.raises(RunError, match="--run"):
         train_head(train_config(features, data, overwrite=True))
     assert sorted(data.rglob("*")) == before
     (tmp_path / "run").mkdir()
@@ -423,7 +423,7 @@ def test_one_class_is_nothing_to_train_on(run_extract: Extract, tmp_path: Path) 
     for split in ("train", "valid"):
         draw_image(tmp_path / "one" / split / "rose" / "a.png", 1)
     run_extract(data=tmp_path / "one")
-    with pytest.raises(RunError, match="one class, 'rose'"):
+    with pytest.raises(RunError, match="'rose'"):
         train_head(train_config(tmp_path / "features", tmp_path / "run"))
 
 
@@ -431,12 +431,12 @@ def test_options_that_a_target_has_no_use_for_are_refused(features: Path, tmp_pa
     """Rather than ignored."""
     train_head(train_config(features, tmp_path / "run"))
     for unused in ({"data": tmp_path}, {"precision": "float32"}, {"device": "cpu"}):
-        with pytest.raises(ConfigError, match="leave it out"):
+        with pytest.raises(ConfigError, match="/run"):
             evaluate(EvaluateConfig(tmp_path / "run", **unused))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match="--cache is not for"):
+    with pytest.raises(ConfigError, match="--cache"):
         evaluate(EvaluateConfig(tmp_path / "model.safetensors", cache=features))
-    with pytest.raises(RunError, match="does not exist: expected a run folder or a model file"):
+    with pytest.raises(RunError, match="none"):
         evaluate(EvaluateConfig(tmp_path / "none"))
 
 
@@ -453,14 +453,14 @@ def test_parts_of_another_run_are_refused(name: str, features: Path, tmp_path: P
     for seed, run in enumerate(("a", "b")):
         train_head(train_config(features, tmp_path / run, seed=seed, passes=seed, basis="pyramid+white"))
     shutil.copy(tmp_path / "a" / name, tmp_path / "b" / name)
-    with pytest.raises(RunError, match=f"{name} is not the one it was trained with"):
+    with pytest.raises(RunError, match=name):
         Run.load(tmp_path / "b")
 
 
 def test_weights_that_are_no_numbers_are_not_kept(features: Path, tmp_path: Path) -> None:
     """A rate beyond all sense: the loss of the only epoch is taken before its last step, the weights after."""
     for option in ({"lr": 1e30}, {"weight_decay": 1e300}):
-        with pytest.raises(RunError, match="lower --lr"):
+        with pytest.raises(RunError, match="--lr"):
             train_head(train_config(features, tmp_path / "run", epochs=1, **option))
     assert not (tmp_path / "run").exists()
 

@@ -90,9 +90,9 @@ def test_a_place_of_another_user_is_refused() -> None:
     """As a folder to write in, as one to make another in, and as a run's."""
     with as_nobody() as folder:
         for path in (folder, folder / "runs" / "head"):
-            with pytest.raises(CacheError, match=f"cannot write in {path}: Permission denied"):
+            with pytest.raises(CacheError, match=f"{path}: Permission denied"):
                 refuse_unwritable(path)
-            with pytest.raises(CacheError, match=f"cannot write in {path}: Permission denied"), claimed(path):
+            with pytest.raises(CacheError, match=f"{path}: Permission denied"), claimed(path):
                 pass
         assert list(folder.iterdir()) == []
 
@@ -113,9 +113,9 @@ def test_a_cache_whose_shards_cannot_be_written_is_refused(tmp_path: Path, run_e
     """Before images are hashed: the folder itself can be written, the one below cannot."""
     run_extract()
     with read_only(tmp_path / "features" / "shards"):
-        with pytest.raises(CacheError, match=r"cannot write in .*shards: Read-only"):
+        with pytest.raises(CacheError, match="shards: Read-only"):
             run_extract(data=tmp_path / "none")
-        with pytest.raises(CacheError, match=r"cannot write in .*shards: Read-only"), writing(tmp_path / "features"):
+        with pytest.raises(CacheError, match="shards: Read-only"), writing(tmp_path / "features"):
             pass
         assert run_extract(dry_run=True).reused == 24
 

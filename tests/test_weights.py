@@ -67,7 +67,7 @@ def test_weights_of_another_digest_are_refused(nowhere: Path) -> None:
     """A file under the right name with other tensors is not taken for the named weights."""
     ALEXNET.path.parent.mkdir(parents=True)
     save_file(tiny_tensors(), ALEXNET.path)
-    with pytest.raises(WeightsError, match="are not alexnet IMAGENET1K_V1"):
+    with pytest.raises(WeightsError, match="alexnet IMAGENET1K_V1"):
         fetch(ALEXNET)
 
 
@@ -226,7 +226,7 @@ def test_a_weights_file_with_code_is_refused_without_running_it(tmp_path: Path) 
     torch.save({"features.0.weight": Harmful(tmp_path / "harm")}, tmp_path / "zip.pth")
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Harmful(tmp_path / "harm"), protocol=2))
     for name in ("zip.pth", "bare.pth"):
-        with pytest.raises(WeightsError, match="not a file of weights"):
+        with pytest.raises(WeightsError, match=name):
             load_weights_file(tmp_path / name)
     assert not (tmp_path / "harm").exists()
 
@@ -259,7 +259,7 @@ def test_random_bytes_are_refused_as_weights(tmp_path_factory: pytest.TempPathFa
 def test_a_file_of_something_else_than_tensors_by_name_is_refused(tmp_path: Path, content: object) -> None:
     """A list, a number, a bare tensor."""
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match="expected a state dict"):
+    with pytest.raises(WeightsError, match=r"x\.pth"):
         load_weights_file(tmp_path / "x.pth")
 
 

@@ -13,7 +13,7 @@ from cache.keys import Digests, pack_digests
 from cache.store import FeatureCache
 from pipeline.bases.reduced import fitted_among, sees_labels
 from pipeline.console import counted
-from pipeline.errors import RunError
+from pipeline.errors import DataChanged, RunError
 from pipeline.inputs.folders import shown
 from pipeline.inputs.images import count_leaks, stale_files
 from pipeline.row_layout import RowLayout
@@ -137,7 +137,7 @@ def _refuse_stale(index: SetIndex) -> None:
     changes = stale_files(index)
     if changes:
         shown = "\n".join(f"  {change}" for change in changes[:5]) + ("\n  …" if len(changes) > 5 else "")
-        raise RunError(
+        raise DataChanged(
             f"{index.data} is not as it was extracted, {len(changes)} files differ:\n{shown}\n"
             f"Run extract again (--set {index.name}): only new contents are computed."
         )

@@ -26,7 +26,15 @@ logger = logging.getLogger("headgraft.heads")
 
 @dataclass
 class Epoch:
-    """One epoch; `epoch` starts at 1, `valid_accuracy` is a fraction, on the clean pass."""
+    """One epoch of a head.
+
+    Attributes:
+        epoch: its number, from 1.
+        train_loss: mean over its steps.
+        valid_accuracy: on the clean pass, a fraction.
+        valid_loss: on the clean pass.
+        seconds: that it took.
+    """
 
     epoch: int
     train_loss: float

@@ -23,6 +23,7 @@ from cache.store import FeatureCache
 from pipeline.bases.basis import Basis, Mix, Regions, Scale
 from pipeline.bases.directions import WIDEST
 from pipeline.bases.reduced import sees_labels
+from pipeline.console import counted
 from pipeline.errors import ConfigError
 from pipeline.reporting.threshold import MOST_FALSE, Threshold, false_alarms
 from pipeline.row_layout import RowLayout
@@ -72,6 +73,11 @@ class NearDuplicates:
     pairs: list[Pair]
     threshold: Threshold
     groups: Groups
+
+    def in_words(self) -> str:
+        """A line on the threshold, and one for each pair."""
+        found = f"near-duplicates {counted(len(self.pairs), 'pair')}; {self.threshold}"
+        return "\n".join([found, *map(str, self.pairs)])
 
 
 def near_duplicates(cache: FeatureCache, index: SetIndex, threshold: float | None = None) -> NearDuplicates:

@@ -77,23 +77,23 @@ class Best(Retrained):
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What `sweep` did; the fields of its JSON and of sweep.json.
+    """What `sweep` did, also in sweep.json; accuracies are those of `choose_by`.
 
     Attributes:
         run: path of the run, as it was asked for.
         set: name of the image set.
-        passes: augmented passes.
-        choose_by: metric of the choice; all accuracies but those of `baselines` are by it.
-        leaks: images across splits, with two labels, or seen by a reduction.
+        passes: augmented passes trained on.
+        choose_by: validation metric that decided.
+        leaks: as of train-head.
         heads: in the order of their numbers.
-        best: what is kept.
+        best: the one of `searched` and `default` that is kept.
         searched: the best head of the search.
         default: the default head of `train-head`.
         baselines: in the basis of `best`; top-1 accuracies.
-        classes_without_validation: their number.
-        seconds: until the end of the search.
-        basis_seconds: of these, for bases.
-        retrain_seconds: of retraining `searched` and `default`.
+        classes_without_validation: as of train-head.
+        seconds: to the end of the search, those of `basis_seconds` among them.
+        basis_seconds: spent on bases.
+        retrain_seconds: spent on retraining with several seeds.
     """
 
     run: str
@@ -110,6 +110,12 @@ class SweepResult:
     seconds: Seconds
     basis_seconds: Seconds
     retrain_seconds: Seconds
+
+    def in_words(self) -> str:
+        """A table of the best heads, and the choice beside the baselines."""
+        from pipeline.search.leaderboard import table  # which draws this record
+
+        return table(self)
 
     @classmethod
     def load(cls, run: Path) -> "SweepResult":

@@ -7,16 +7,26 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.console import counted
 from pipeline.statistics.calibration import error_of, floor_of
 from pipeline.statistics.intervals import accuracies
 
 
 @dataclass
 class Scores:
-    """The fields of the command's JSON: fractions over `images` files of `classes` classes; `ece` over 15 equal bins.
+    """Scores of one split.
 
-    `ece_floor` is what it would be on average if the probabilities were right.
-    `top5` is None with five classes or fewer. `intervals` has (low, high) of each accuracy, 95 % over images.
+    Attributes:
+        images: files that were scored.
+        classes: number of classes that they are of.
+        split: `train`, `valid` or `test`.
+        top1: accuracy, a fraction.
+        top5: fraction of images with their class among the five most probable; None with five classes or fewer.
+        mean_per_class: mean of the accuracies of each class, a fraction.
+        ece: calibration error over 15 equal-width bins.
+        ece_floor: mean `ece` over 200 sets of labels drawn from the probabilities.
+        intervals: `[low, high]` of each accuracy, 95 % over images ([concepts](concepts.md#intervals)); none of a
+            `top5` that is None.
     """
 
     images: int
@@ -32,6 +42,17 @@ class Scores:
     def as_record(self) -> dict[str, Any]:
         """As a run records it: every evaluation of a split, since repeated ones are no longer a test."""
         return {**asdict(self), "when": datetime.now(UTC).isoformat(timespec="seconds")}
+
+    def in_words(self) -> str:
+        """One line: accuracies with their intervals, and the calibration error."""
+        names = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
+        shown = [
+            f"{names[key]} {getattr(self, key):.2%} ({low:.2%} to {high:.2%})"
+            for key, (low, high) in self.intervals.items()
+        ]
+        images = f"{self.split}, {self.images} images of {counted(self.classes, 'class')}"
+        calibration = f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f})"
+        return f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images"
 
 
 def score(log_probs: Tensor, labels: Tensor, split: str, groups: Sequence[str | int] | None = None) -> Scores:
