@@ -247,6 +247,18 @@ def test_discriminants_and_principal_directions_stand_side_by_side() -> None:
     assert torch.allclose(both.apply(rows), torch.cat(alone, 1), atol=1e-4)
 
 
+def test_moments_of_a_part_are_subtracted() -> None:
+    """What is left is that of the other rows, as folds need it."""
+    rows, labels = torch.from_numpy(some_rows(60, 6).astype(np.float32)), torch.arange(60) % 3
+    whole, part, others = (Moments.of(in_blocks(rows[some], labels[some]), 6, 3) for some in (
+        slice(None), slice(20), slice(20, None)
+    ))  # fmt: skip
+    left = whole - part
+    for name in ("products", "by_class", "counts", "mean", "within", "between", "total"):
+        torch.testing.assert_close(getattr(left, name), getattr(others, name), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(others.total, others.within + others.between.T @ others.between, atol=1e-5, rtol=1e-4)
+
+
 def test_discriminants_of_very_wide_rows_are_refused() -> None:
     """Their covariance would take minutes and gigabytes."""
     with pytest.raises(PipelineError, match="pool"):
