@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
 from tables import TABLES
@@ -147,26 +147,39 @@ def _result(command: str) -> str:
     return head + "\n".join(_rows(kind)) + "\n"
 
 
-def _rows(kind: Any, prefix: str = "") -> Iterator[str]:
-    """A row for each field of a result, and for those of the results in it."""
+def _rows(kind: Any, prefix: str = "", seen: frozenset[Any] = frozenset()) -> Iterator[str]:
+    """A row for each field of a result, and for those of the results in it, of each kind once."""
     meanings = attributes(kind)
     for field in fields(kind):
         yield f"| `{prefix}{field.name}` | {_type(field.type)} | {meanings[field.name]} |"
-        for part in (field.type, *get_args(field.type)):
-            if is_dataclass(part):
-                yield from _rows(part, f"{prefix}{field.name}{'' if part is field.type else '[]'}.")
+        for part in (field.type, *get_args(_plain(field.type))):
+            if is_dataclass(part) and part not in seen:
+                yield from _rows(part, f"{prefix}{field.name}{'' if part is field.type else '[]'}.", seen)
+                seen |= {part}
 
 
 def attributes(kind: type) -> dict[str, str]:
-    """What the `Attributes:` block of a class says of each field."""
-    _, _, block = str(kind.__doc__).partition("Attributes:\n")
-    found = re.findall(r"^ {8}(\w+): (.*(?:\n {9,}.*)*)", block, re.MULTILINE)
-    return {name: re.sub(r"\bNone\b", "null", _line(text)) for name, text in found}
+    """What the `Attributes:` blocks of a class and its bases say of each field; of an option, its help."""
+    meanings = {}
+    for base in reversed(kind.__mro__):
+        _, _, block = str(base.__doc__).partition("Attributes:\n")
+        found = re.findall(r"^ {8}(\w+): (.*(?:\n {9,}.*)*)", block, re.MULTILINE)
+        meanings |= {name: re.sub(r"\bNone\b", "null", _line(text)) for name, text in found}
+    options = {field.name: field.metadata["option"].help for field in fields(kind) if "option" in field.metadata}
+    return {**{name: _line(help.partition("[default")[0]) for name, help in options.items()}, **meanings}
+
+
+def _plain(kind: Any) -> Any:
+    """A type without its bounds."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _type(kind: Any) -> str:
     """A type of Python in the words of JSON."""
+    kind = _plain(kind)
     origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in parts)
     if origin in (list, tuple):
         return f"list of {_type(parts[0])}s"
     if NoneType in parts:

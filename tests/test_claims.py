@@ -24,6 +24,7 @@ from pipeline.evaluate import evaluate
 from pipeline.report import report
 from pipeline.run import Run
 from pipeline.search.journal import Journal
+from pipeline.search.results import SweepResult
 from pipeline.sweep import sweep
 from pipeline.train import train_head
 
@@ -234,7 +235,7 @@ def test_a_sweep_that_is_killed_while_others_wait_can_be_resumed(
     monkeypatch.setattr(Journal, "record", counted)
     second(config("sweep", features, run), process.kill)
     assert len(kept) == len(lines) - 4
-    assert json.loads((run / "sweep.json").read_text())["heads"] == complete.heads
+    assert SweepResult.load(run).heads == complete.heads
     process.communicate()
 
 

@@ -60,7 +60,12 @@ class Retrained:
 
 @dataclass(frozen=True)
 class Merged:
-    """The heads of all seeds as one head of `hidden` units."""
+    """The heads of all seeds as one head.
+
+    Attributes:
+        hidden: hidden units.
+        valid_accuracy: validation accuracy.
+    """
 
     hidden: Count
     valid_accuracy: Finite
@@ -68,7 +73,13 @@ class Merged:
 
 @dataclass(frozen=True, kw_only=True)
 class Best(Retrained):
-    """The settings that are kept, those of the search or the default ones, and how far these are apart."""
+    """The settings that are kept, those of the search or the default ones, and how far these are apart.
+
+    Attributes:
+        won: which of them is kept.
+        difference: of `searched` less `default` on the same images.
+        merged: all seeds of what is kept as one head.
+    """
 
     won: Literal["default", "search"]
     difference: Difference
