@@ -144,23 +144,23 @@ def _result(command: str) -> str:
     kind = RESULTS[command]
     summary, _, _ = str(kind.__doc__).partition("\n\n")
     head = f"## {command}\n\n{_line(summary)}\n\n| field | type | meaning |\n|---|---|---|\n"
-    return head + "\n".join(_rows(kind)) + "\n"
+    return head + "\n".join(_rows(kind, set())) + "\n"
 
 
-def _rows(kind: Any, prefix: str = "", seen: frozenset[Any] = frozenset()) -> Iterator[str]:
+def _rows(kind: Any, seen: set[Any], prefix: str = "") -> Iterator[str]:
     """A row for each field of a result, and for those of the results in it, of each kind once."""
     meanings = attributes(kind)
     for field in fields(kind):
         yield f"| `{prefix}{field.name}` | {_type(field.type)} | {meanings[field.name]} |"
         for part in (field.type, *get_args(_plain(field.type))):
             if is_dataclass(part) and part not in seen:
-                yield from _rows(part, f"{prefix}{field.name}{'' if part is field.type else '[]'}.", seen)
-                seen |= {part}
+                seen.add(part)
+                yield from _rows(part, seen, f"{prefix}{field.name}{'' if part is field.type else '[]'}.")
 
 
 def attributes(kind: type) -> dict[str, str]:
     """What the `Attributes:` blocks of a class and its bases say of each field; of an option, its help."""
-    meanings = {}
+    meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         _, _, block = str(base.__doc__).partition("Attributes:\n")
         found = re.findall(r"^ {8}(\w+): (.*(?:\n {9,}.*)*)", block, re.MULTILINE)
