@@ -117,13 +117,15 @@ def _locked(
 
     A `shared` lock others may share. With `remove`, the lock file is removed when it is released.
     """
+    # Open for both: over NFS a shared lock needs a file open for reading, and one held alone for writing.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    made = False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Open for both: over NFS a shared lock needs a file open for reading, and one held alone for writing.
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        made = True
         handle = os.open(folder / name, flags, 0o666)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not folder.exists():  # whoever held it removed the folder just now
+        if made and not folder.exists():  # whoever held it removed the folder just now
             raise _busy(folder, what or folder) from error
         raise unwritable(folder, error) from error
     try:

@@ -103,10 +103,10 @@ class ExtractConfig(ClusterConfig):
 
 @dataclass(frozen=True)
 class HeadSettings(Checked):
-    """One head, Linear(D, hidden) to Linear(hidden, C), and how it is trained: what a sweep varies."""
+    """One head, Linear(D, hidden) to Linear(hidden, C), or Linear(D, C) with `hidden` 0: what a sweep varies."""
 
     basis: str = option("pyramid+white", "Basis the head is trained in.")
-    hidden: int = option(512, "Hidden units.", least=1, most=1 << 16)
+    hidden: int = option(512, "Hidden units; 0 = logistic regression.", least=0, most=1 << 16)
     dropout: float = option(0.5, "Dropout probability.", least=0, below=1)
     lr: float = option(1e-3, "Initial learning rate of the cosine schedule.", above=0)
     batch_size: int = option(128, "Images per step.", least=1, most=1 << 20)

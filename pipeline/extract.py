@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cache import layout
+from cache.errors import MissingRows
 from cache.history import Extraction, record_extraction
 from cache.index import SkippedImage, index_path
 from cache.lock import writing
@@ -15,7 +16,6 @@ from cache.store import FeatureCache
 from cache.writer import merge_small_shards
 from pipeline.config import ExtractConfig
 from pipeline.console import counted, named
-from pipeline.errors import PipelineError
 from pipeline.extraction.executor import Executor, executor_of
 from pipeline.extraction.extractor import Tally
 from pipeline.extraction.plan import ExtractionPlan, Workload, announce, make_plan, workload_of
@@ -97,7 +97,7 @@ def _extract(plan: ExtractionPlan, executor: Executor, start: float) -> ExtractR
         work = workload_of(plan, cache)
         announce(plan, work, cache)
         if config.finish and work.tasks:
-            raise PipelineError(
+            raise MissingRows(
                 f"{work.missing} rows of {counted(len(work.tasks), 'image')} are not there yet, the first "
                 f"{named(work.tasks[0].path)}: run the parts that are missing, or extract without --finish, which "
                 "computes them"

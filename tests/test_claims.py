@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Extract, heard, logged, train_config
@@ -298,14 +300,14 @@ def test_many_claims_hold_one_at_a_time(tmp_path: Path) -> None:
     assert list((tmp_path / "run").glob("*")) == []
 
 
-@pytest.mark.parametrize(("step", "gone"), [("_open", "folder"), ("_flock", "lock")])
+@pytest.mark.parametrize(("step", "gone"), [("os.open", "folder"), ("_flock", "lock")])
 def test_a_claim_outlives_the_end_of_another(
     step: str, gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That removes the folder before the lock is opened, or the lock before it is held: both are made again."""
-    real, calls = getattr(sys.modules["cache.lock"], step), iter([True])
+    real, calls = pkgutil.resolve_name(f"cache.lock:{step}"), iter([True])
 
-    def late(*given: object) -> object:
+    def late(*given: Any) -> Any:
         if next(calls, False):
             if gone == "folder":
                 (tmp_path / "run").rmdir()

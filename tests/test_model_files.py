@@ -150,7 +150,7 @@ def test_an_image_is_a_path_bytes_an_open_image_or_a_view(tmp_path: Path) -> Non
     exif[0x0112] = 6  # on its side
     Image.open(draw_image(tmp_path / "one.png", 7, size=(60, 40))).save(photo, exif=exif)
     text = (REPOSITORY / "docs" / "python.md").read_text("utf-8")
-    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    example = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[0]
     found: dict[str, Any] = {"model": REPOSITORY / "tests" / "data" / "model-1.safetensors", "photo": photo}
     exec(compile(example, "python.md", "exec"), found)
     bundle, given = found["bundle"], found["images"]

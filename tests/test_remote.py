@@ -362,9 +362,9 @@ def test_what_rows_were_reduced_by_is_copied_and_must_agree(tmp_path: Path) -> N
     replace(known, accuracy={"seeds": 1}).save(cache)  # measured later, which changes no row
     assert push(cache, URL).refused == ()
     for other in (whole, reduced(tmp_path / "other", b"another")):
-        with pytest.raises(ManifestMismatch, match=r"basis\.safetensors, reduction\.json"):
+        with pytest.raises(ManifestMismatch, match="not reduced alike"):
             push(other, URL)
-        with pytest.raises(ManifestMismatch, match=r"basis\.safetensors, reduction\.json"):
+        with pytest.raises(ManifestMismatch, match="not reduced alike"):
             pull(URL, other)
 
 
