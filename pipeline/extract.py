@@ -113,7 +113,7 @@ def _extract(plan: ExtractionPlan, executor: Executor, start: float) -> ExtractR
         reasons = {digest: reason for digest, (_, reason) in tally.bad.items()}
         bad = [SkippedImage(i.path, i.digest, reasons[i.key]) for i in plan.images.images if i.key in reasons]
         # Merging and the index are for the last step, when the rows of all parts are there.
-        skipped = bad if config.part else _index(plan, replace(cache), bad)  # a copy that looks at its shards again
+        skipped = bad if config.part else _index(plan, cache.reopened(), bad)
     return _result(plan, cache, work, tally, skipped)
 
 
@@ -182,7 +182,7 @@ def _result(
         skipped=[{"path": image.path, "reason": image.reason} for image in skipped],
         remarks=done.remarks,
         cache=str(plan.config.cache),
-        bytes=cache.bytes if cache else 0,
+        bytes=cache.bytes if cache is not None else 0,
         unread=plan.images.unread,
         outside=plan.images.outside,
     )

@@ -274,9 +274,9 @@ def test_what_cannot_be_packed_is_said(cache: Path, tmp_path: Path) -> None:
         pack(cache, tmp_path, overwrite=True)
 
 
-@pytest.mark.parametrize("command", ["train-head", "evaluate", "report", "reduce"])
+@pytest.mark.parametrize("command", ["extract", "train-head", "evaluate", "report", "reduce"])
 def test_a_command_reads_manifest_and_index_once(
-    command: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, cache: Path, run_extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a million images, an index takes seconds to read; nor does a command see two states of one cache."""
     run, reads = tmp_path / "run", Counter[str]()
@@ -289,7 +289,9 @@ def test_a_command_reads_manifest_and_index_once(
             return load(*given)
 
         monkeypatch.setattr(kind, "load", counted)
-    if command == "train-head":
+    if command == "extract":
+        run_extract(passes=1)
+    elif command == "train-head":
         train_head(train_config(cache, run))
     elif command == "evaluate":
         evaluate(EvaluateConfig(run))
@@ -297,4 +299,5 @@ def test_a_command_reads_manifest_and_index_once(
         report(ReportConfig(run))
     else:
         reduce_cache(ReduceConfig(cache, tmp_path / "reduced", basis="pool+pca:6", seeds=1))
-    assert reads == {"Manifest": 1, "SetIndex": 1}
+    # Extraction reads the manifest again once nobody else writes the cache.
+    assert reads == {"Manifest": 2 if command == "extract" else 1, "SetIndex": 1}

@@ -177,6 +177,16 @@ def test_what_cannot_be_is_refused_before_anything_is_hashed_or_fetched(
     assert not (tmp_path / "empty").exists()
 
 
+def test_a_cache_without_rows_refuses_other_settings_too(run_extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As --hash-only leaves it; nothing is hashed again for that."""
+    run_extract(hash_only=True)
+    hashing = Mock(wraps=hashlib.file_digest)
+    monkeypatch.setattr(hashlib, "file_digest", hashing)
+    with pytest.raises(ManifestMismatch, match="input_size"):
+        run_extract(image_size=64)
+    assert not hashing.called
+
+
 def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_hashed(
     run_extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,7 @@ def make_plan(config: ExtractConfig, place: Callable[[str | None], tuple[torch.d
     """
     name, cache = _check_places(config)
     known = _known_set(config, cache, name)
-    stored = cache.manifest if cache else None
+    stored = None if cache is None else cache.manifest
     device, precision = place(stored.base.precision if stored else None)
     decoding = decoding_for(config.grey_range, stored.base.decoding if stored else None)
     if stored:
@@ -111,7 +111,7 @@ def _known_set(config: ExtractConfig, cache: FeatureCache | None, name: str) -> 
     CacheError where that set is of another place that still exists, unless `--set` names it: data may have been moved.
     """
     try:
-        known = cache.index(name) if cache and name in cache.sets() else None
+        known = cache.index(name) if cache is not None and name in cache.sets() else None
     except CacheError:  # a damaged index, which this run writes again
         return None
     data = config.data.absolute()
@@ -181,7 +181,7 @@ class Workload:
 def workload_of(plan: ExtractionPlan, cache: FeatureCache | None) -> Workload:
     """What the plan needs and `cache` lacks; None stands for an empty one."""
     keys = _part_of(plan.images.index(plan.name).packed_keys(plan.config.passes), plan.config.part)
-    missing = cache.without(keys) if cache else keys
+    missing = keys if cache is None else cache.without(keys)
     views: dict[bytes, list[str]] = {}
     for digest, view in unpack_keys(missing):
         views.setdefault(digest, []).append(view)
@@ -204,7 +204,8 @@ def _part_of(keys: PackedKeys, part: tuple[int, int] | None) -> PackedKeys:
 
 def announce(plan: ExtractionPlan, work: Workload, cache: FeatureCache | None) -> None:
     """Log what is there and what it will take; refuse what the disk cannot hold."""
-    needed = work.missing * 2 * (cache.in_features if cache else math.prod(plan.manifest.base.row_shape))
+    features = math.prod(plan.manifest.base.row_shape) if cache is None else cache.in_features
+    needed = work.missing * 2 * features
     logger.info(
         f"{plan.name}: {len(plan.images.images)} images, {len(plan.images.classes)} classes, "
         f"{work.rows} rows: {work.reused} present, {work.missing} missing"

@@ -81,11 +81,8 @@ class ImageSet:
             _refuse_other_classes(data, {(item.label, item.split) for item in listing.files})
         records = _records(listing, hashed)
         faults = tuple(record for record in records if isinstance(record, SkippedImage))
-        if faults and not skip_bad:
-            lines = "\n".join(f"  {named(listing.root / image.path)}: {image.reason}" for image in faults)
-            raise ImageSetError(
-                f"{counted(len(faults), 'path')} cannot be read:\n{lines}\nFix or remove them, or pass --skip-bad."
-            )
+        if not skip_bad:
+            _refuse_faults(listing.root, faults)
         images = [record for record in records if isinstance(record, ImageRecord)]
         has_splits = any(image.split for image in images)
         if not has_splits:
@@ -112,6 +109,14 @@ class ImageSet:
         bad = {image.path for image in skipped}
         kept = tuple(image for image in self.images if image.path not in bad)
         return SetIndex(name, str(self.data), str(self.root), self.split_seed, self.classes, kept, skipped)
+
+
+def _refuse_faults(root: Path, faults: Sequence[SkippedImage]) -> None:
+    if faults:
+        lines = "\n".join(f"  {named(root / image.path)}: {image.reason}" for image in faults)
+        raise ImageSetError(
+            f"{counted(len(faults), 'path')} cannot be read:\n{lines}\nFix or remove them, or pass --skip-bad."
+        )
 
 
 def root_now(index: SetIndex, data: Path | None) -> Path:
