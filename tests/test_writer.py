@@ -29,7 +29,7 @@ class Recorded(ShardWriter):
 
     def __init__(self, **limits: int | float | None) -> None:
         self.shards: Shards = []
-        super().__init__(Path("nowhere"), ShardHeader("b" * 64, (1,)), "", **limits)  # type: ignore[arg-type]
+        super().__init__(Path("nowhere"), ShardHeader("b" * 64, (1,)), **limits)  # type: ignore[arg-type]
 
     def _write(self, keys: list[RowKey], rows: list[Float16Array]) -> None:
         self.shards.append(keys)
