@@ -49,8 +49,9 @@ def extract(config: ExtractConfig) -> None:
     from pipeline.extract import extract
 
     emit(extract(config))
-    if config.shard_of:
-        logging.getLogger("headgraft.extract").info("when all parts are done, run the same with --finish instead")
+    if config.shard_of and not config.dry_run:
+        done = f"part {config.shard_of} is done: when all parts are, run the same with --finish instead"
+        logging.getLogger("headgraft.extract").info(done)
 
 
 @main.command()

@@ -125,10 +125,11 @@ class SetIndex:
     @classmethod
     def _parse(cls, name: str, stored: dict[str, Any]) -> Self:
         """ValueError for what no data set gives, or leads out of it. Unknown fields are ignored."""
+        _ = stored["passes"], stored["skipped"]  # without them, lost passes would not be noticed
         images = msgspec.convert(stored.pop("images"), _Columns)
         found = msgspec.convert({**stored, "images": []}, cls)
         if found.name != name:
-            raise ValueError(f"it is of set {found.name!r}")
+            raise ValueError(f"it is of set {found.name!r}"[:300])
         if wrong := _impossible(found, images):
             raise ValueError(f"it has {wrong}")
         return replace(found, images=_records(images))

@@ -126,12 +126,12 @@ def _locked(
         handle = os.open(folder / name, flags, 0o666)
     except OSError as error:
         if made and not folder.exists():  # whoever held it removed the folder just now
-            raise _busy(folder, what or folder) from error
+            raise _busy(folder, what) from error
         raise unwritable(folder, error) from error
     try:
         held = _flock(folder, handle, shared, quiet)
         if not held or (remove and os.fstat(handle).st_nlink == 0):  # removed between opening and locking it
-            raise _busy(folder, what or folder)
+            raise _busy(folder, what)
         try:
             yield
         finally:
@@ -159,8 +159,9 @@ def _flock(cache: Path, handle: int, shared: bool, quiet: bool) -> bool:
     return True
 
 
-def _busy(folder: Path, what: object) -> CacheBusy:
-    return CacheBusy(f"{_holder(folder)} is writing {what}: wait until it ends, then run this again")
+def _busy(folder: Path, part: str) -> CacheBusy:
+    holder = "another process" if part else _holder(folder)  # whoever computes a part does not write that it does
+    return CacheBusy(f"{holder} is writing {part or folder}: wait until it ends, then run this again")
 
 
 def _holder(cache: Path) -> str:

@@ -127,7 +127,7 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """All bytes of a file; None where there is none."""
         file = self.path / name
-        return read_undamaged(file, "restore it, or run cache repair") if file.exists() else None
+        return read_undamaged(file, "restore it") if file.exists() else None
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the files of a folder, by name; one that a writer removes meanwhile counts none."""

@@ -124,10 +124,14 @@ class FeatureCache:
         """The sound shards, and the others with what is wrong with each: the one place where shards are opened."""
         with ThreadPoolExecutor(4) as pool:
             opening = {path: pool.submit(Shard.open, path) for path in self._shard_paths()}
-        sound, bad = [], dict[Path, CacheError]()
+        sound, bad, recipes = [], dict[Path, CacheError](), self.manifest.recipes
+        named = {one.result().header.augmentation_digest for one in opening.values() if not one.exception()}
+        if not named <= set(recipes):
+            # A writer may have added the recipe of its augmented rows since this was opened, always before the rows.
+            recipes = Manifest.load(self.path / layout.MANIFEST_FILE).recipes
         for path, opened in opening.items():
             try:
-                self._refuse_foreign(opened.result())
+                self._refuse_foreign(opened.result(), recipes)
             except CacheError as error:
                 bad[path] = error
             else:
@@ -147,13 +151,10 @@ class FeatureCache:
             )
         return sound
 
-    def _refuse_foreign(self, shard: Shard) -> None:
+    def _refuse_foreign(self, shard: Shard, recipes: Sequence[str]) -> None:
         """ManifestMismatch or DamagedCache for a sound shard that is none of this cache."""
-        header, manifest = shard.header, self.manifest
-        if header.augmentation_digest not in manifest.recipes:
-            # A writer may have added the recipe of its augmented rows since this was opened, always before the rows.
-            manifest = Manifest.load(self.path / layout.MANIFEST_FILE)
-        if header.base_digest != manifest.base.digest or header.augmentation_digest not in manifest.recipes:
+        header = shard.header
+        if header.base_digest != self.manifest.base.digest or header.augmentation_digest not in recipes:
             raise ManifestMismatch(f"{shard.path} was made with other settings than {self.path}")
         if header.basis == self.basis_digest and header.row_shape != self.row_shape:
             raise DamagedCache(f"{shard.path} holds rows of {header.row_shape}, expected {self.row_shape}")

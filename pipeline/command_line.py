@@ -59,7 +59,7 @@ class Command(click.Command):
         except KeyboardInterrupt as error:
             resumes = "progress was saved; rerun the same command to resume"
             click.echo(f"interrupted: {resumes if self.name in _RESUMED else 'rerun the command'}", err=True)
-            ctx.exit(128 + (error.args or (signal.SIGINT,))[0])
+            ctx.exit(143 if error.args == (signal.SIGTERM,) else 130)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # nobody reads the output any more: click ends quietly

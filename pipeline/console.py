@@ -107,8 +107,8 @@ def progress(total: int, what: str, note: Callable[[], str] = str) -> Iterator[C
     """Yield `advance(n)`; a bar with rate, `note` and time left on a terminal, else a log line every ten seconds."""
     handler = next((one for one in logger.handlers if isinstance(one, Terminal) and one.terminal), None)
     start, done = time.monotonic(), 0
-    drawn = handler and logger.isEnabledFor(logging.INFO)
-    with _bar(handler, total, what) if handler and drawn else _lines(total, what) as show:
+    shown_by = _bar(handler, total, what) if handler and logger.isEnabledFor(logging.INFO) else _lines(total, what)
+    with shown_by as show:
 
         def advance(n: int) -> None:
             nonlocal done

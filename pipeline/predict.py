@@ -35,7 +35,7 @@ class PredictResult:
 
     Attributes:
         precision: that the backbone computed in.
-        predictions: `[{path, top: [{class, name, probability}]}]`.
+        predictions: `[{path, top: [{label, name, probability}]}]`; `class` is an alias of `label`, kept until 1.0.
         failed: `[{path, reason}]` of files that cannot be read; the exit status is 1 then.
         seconds: of the command.
         images_per_second: without reading the model.

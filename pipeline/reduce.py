@@ -104,7 +104,7 @@ def reduce_cache(config: ReduceConfig) -> ReduceResult:
         raise CacheError(f"{whole.path} is reduced already, by {whole.reduction.basis}: reduce the cache it came from")
     fitted = _fitted(config, trainset)  # before anything is made: not all that may be asked for can be
     with writing(config.out):
-        out = _begun(config, trainset, fitted)
+        out = _open_out(config, trainset, fitted)
         computed = _write_rows(whole, out)
         merge_small_shards(out.reopened().shards)
         for name in whole.sets():
@@ -140,7 +140,7 @@ def _fitted(config: ReduceConfig, trainset: TrainingSet) -> Basis | None:
     raise CacheError(f"{config.out} holds a cache {found}: name another folder with --out")
 
 
-def _begun(config: ReduceConfig, trainset: TrainingSet, fitted: Basis | None) -> FeatureCache:
+def _open_out(config: ReduceConfig, trainset: TrainingSet, fitted: Basis | None) -> FeatureCache:
     """The cache to write to, in which the basis lies."""
     if fitted:
         if FeatureCache.find(config.out) is not None:

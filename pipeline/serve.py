@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from importlib.util import find_spec
 from ipaddress import ip_address
 
 import torch
@@ -14,18 +15,19 @@ from pipeline.model.file import load_bundle
 
 logger = logging.getLogger("headgraft.serve")
 
+PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+
 
 def serve(config: ServeConfig) -> None:
     """Serve a model on `host` and `port`; PipelineError where a package of the extra is missing."""
-    try:
-        import python_multipart  # noqa: F401  # which FastAPI looks for when it makes the app
-        import uvicorn
+    missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
+    if missing:
+        raise PipelineError(f"serve needs {', '.join(missing)}: {install_hint('serve')}")
+    import uvicorn
 
-        from pipeline.service.app import create_app
-        from pipeline.service.limits import DISCARDED
-        from pipeline.service.server import GRACE_SECONDS, Connection, Server
-    except ModuleNotFoundError as error:
-        raise PipelineError(f"serve needs {error.name}: {install_hint('serve')}") from error
+    from pipeline.service.app import create_app
+    from pipeline.service.limits import DISCARDED
+    from pipeline.service.server import GRACE_SECONDS, Connection, Server
 
     with _listening(config) as listener:  # first: reading a model takes longer
         local = ip_address(listener.getsockname()[0]).is_loopback

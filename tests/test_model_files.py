@@ -142,6 +142,20 @@ def test_files_of_every_version_are_read(tmp_path: Path) -> None:
     assert bundle.stored["from_a_later_version"] == {"kept": True}
 
 
+def test_what_a_later_version_adds_within_a_record_is_passed_over(tmp_path: Path) -> None:
+    """Nor is anything refused that predicting does not need: the model is good."""
+    card = {
+        **good_card(),
+        "scores": {"scored": [{**SCORED, "later": 1}]},
+        "calibration": {"later": {}},
+        "training": {"later": [1, 2]},
+        "class_prior": "later",
+    }
+    found = load_bundle(written(tmp_path / "model.safetensors", card))
+    assert found.stored["calibration"] == {"later": {}}
+    assert "class prior: not known" in model_card(found)
+
+
 def test_an_image_is_a_path_bytes_an_open_image_or_a_view(tmp_path: Path) -> None:
     """Each gives what the others give; the example of docs/python.md shows it."""
     register_tiny()

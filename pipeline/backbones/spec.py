@@ -75,6 +75,10 @@ def preprocessing_of(name: str, size: int, decoding: Decoding) -> Preprocessing:
 def build_trunk(name: str) -> nn.Module:
     """The network up to its flattened `avgpool`, with random weights: (B, 3, H, W) → (B, D)."""
     model = backbone_spec(name).build(weights=None)
+    if lacking := [part for part in ("features", "avgpool", "classifier") if not hasattr(model, part)]:
+        raise PipelineError(
+            f"backbone {name} has no {lacking[0]}, expected features, avgpool and classifier as in VGG and AlexNet"
+        )
     model.classifier = nn.Identity()
     return model.eval().requires_grad_(False)
 

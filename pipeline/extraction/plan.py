@@ -82,7 +82,8 @@ def make_plan(config: ExtractConfig, place: Callable[[str | None], tuple[torch.d
     if config.grey_range == AUTO and not stored:
         training = [images.root / image.path for image in images.images if image.split == "train"]
         manifest = replace(manifest, base=replace(manifest.base, decoding=measured_range(training).name))
-    return ExtractionPlan(config, tensors, device, manifest, images, name, cache)
+    before = None if cache is None else cache.reopened()  # without the index, which may be of a million images
+    return ExtractionPlan(config, tensors, device, manifest, images, name, before)
 
 
 def _check_places(config: ExtractConfig) -> tuple[str, FeatureCache | None]:

@@ -29,15 +29,16 @@ def start_backbone(context: ExtractionContext, rows: int) -> tuple[Backbone, flo
         precision=context.manifest.base.precision,
         batch_size=config.batch_size,
     )
-    if worth_compiling(context.device, rows):
-        network = load(compiled=True)
+    wanted = worth_compiling(context.device, rows)
+    network = load(compiled=wanted)
+    if network.code_path == "compiled":
         try:
-            if network.code_path == "compiled":
-                return network, _warm_up(network, context, rows)
-            logger.warning("no C++ compiler here, or no writable folder for what it makes: computing uncompiled")
+            return network, _warm_up(network, context, rows)
         except RuntimeError as error:  # the compiler is there but does not work: no headers, no room, another standard
             logger.warning(f"torch could not compile here ({first_line(error)[:200]}): computing uncompiled")
-    network = load()
+        network = load()
+    elif wanted:
+        logger.warning("no C++ compiler here, or no writable folder for what it makes: computing uncompiled")
     return network, _warm_up(network, context, rows)
 
 

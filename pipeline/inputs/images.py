@@ -166,7 +166,9 @@ def _unlisted_here(path: Path) -> bool:
 def _change(before: ImageRecord | SkippedImage | None, now: ImageRecord | SkippedImage) -> str:
     """What became of a file, in words; "" where it is as it was."""
     if isinstance(before, SkippedImage):
-        return "" if now.digest == before.digest else "is new since it was skipped"
+        if now.digest == before.digest:
+            return ""
+        return f"is {now.reason if isinstance(now, SkippedImage) else 'new'} since it was skipped"
     if isinstance(now, SkippedImage):
         return now.reason if now.reason.startswith("cannot") else f"is {now.reason}"
     if before is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -105,14 +106,14 @@ class Bundle:
         `auto` is CUDA where there is one; as a precision, the model's, or float32 where the device does not compute in
         that, which is logged.
         """
-        place, trained = resolve_device(str(device)), self.card.manifest.base.precision
-        if precision == "auto" and trained == "bfloat16" and not computes_bfloat16(place):
+        resolved, trained = resolve_device(str(device)), self.card.manifest.base.precision
+        if precision == "auto" and trained == "bfloat16" and not computes_bfloat16(resolved):
             precision = "float32"
             logger.warning(
-                f"the model was trained on bfloat16 features; this {place.type} does not compute in it, "
+                f"the model was trained on bfloat16 features; this {resolved.type} does not compute in it, "
                 "so float32 is used"
             )
-        return Predictor(self, self.backbone(place, resolve_precision(precision, place, trained), batch_size))
+        return Predictor(self, self.backbone(resolved, resolve_precision(precision, resolved, trained), batch_size))
 
     @cached_property
     def _on_cpu(self) -> "Predictor":
@@ -122,10 +123,12 @@ class Bundle:
         """As `Predictor.predict`, in float32 on the CPU."""
         return self._on_cpu.predict(images, top_k)
 
-    def log_probs(self, backbone: Backbone, images: Sequence[AnyImage]) -> tuple[Tensor, dict[int, str]]:
+    def log_probs(
+        self, backbone: Backbone, images: Sequence[AnyImage], mirrored: bool = False, remarks: Remarks | None = None
+    ) -> tuple[Tensor, dict[int, str]]:
         """As `Predictor.log_probs`, and the reasons by index; kept until 1.0 for programs that call it."""
         failed: dict[int, str] = {}
-        return Predictor(self, backbone).log_probs(images, failed=failed), failed
+        return Predictor(self, backbone).log_probs(images, mirrored, failed, remarks), failed
 
     def top(self, log_probs: Tensor, top_k: int) -> tuple[ClassScore, ...]:
         """The most probable classes of log-probabilities (C,), the likeliest first."""
@@ -219,10 +222,13 @@ def view_batches(
     """
     reasons: dict[int, str] = {} if failed is None else failed
     noted = Remarks() if remarks is None else remarks
+    stopped = Event()
 
     def decoded(start: int) -> tuple[list[int], list[Pixels]]:
         views: dict[int, Pixels] = {}
         for index, image in enumerate(images[start : start + size], start):
+            if stopped.is_set():
+                break
             odd: dict[str, str] = {}
             try:
                 views[index] = _view(preprocessing, image, odd)
@@ -234,11 +240,15 @@ def view_batches(
     with catching_warnings(), ThreadPoolExecutor(1, "decode") as pool:
         starts = iter(range(0, len(images), size))
         waiting = deque(pool.submit(decoded, start) for start in islice(starts, _AHEAD))
-        while waiting:
-            indexes, views = waiting.popleft().result()
-            waiting.extend(pool.submit(decoded, start) for start in islice(starts, 1))
-            if views:
-                yield indexes, views
+        try:
+            while waiting:
+                indexes, views = waiting.popleft().result()
+                waiting.extend(pool.submit(decoded, start) for start in islice(starts, 1))
+                if views:
+                    yield indexes, views
+        finally:
+            stopped.set()  # an interrupt does not wait for images that nobody wants any more
+            pool.shutdown(wait=False, cancel_futures=True)
     if failed is None and reasons:
         lines = [f"  {_name(images[index], index)}: {reason}" for index, reason in reasons.items()]
         found = f"{len(reasons)} of {len(images)} images cannot be decoded; fix or remove them:"

@@ -1,14 +1,14 @@
 """The card of a model file, its JSON as a typed record: what the model reads, how it was made, how good it is."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
+import msgspec
 from msgspec import Meta
 
 from cache.index import SkippedImage
 from cache.manifest import Manifest
-from cache.records import Count, Digest, convert
-from pipeline.config import CLASS_PRIORS
+from cache.records import Count, Digest
 from pipeline.inputs.preprocessing import Preprocessing
 
 BUNDLE_FORMAT: Literal[1] = 1
@@ -31,7 +31,7 @@ class Calibration:
         flip_temperature: for --tta flip; None where it was not asked for.
     """
 
-    temperature: Temperature
+    temperature: Temperature = 1.0
     ece: dict[str, Pair] = field(default_factory=dict)
     floor: dict[str, Pair] = field(default_factory=dict)
     flip_temperature: Temperature | None = None
@@ -63,7 +63,7 @@ class TrainedScores:
     @property
     def evaluations(self) -> list[Evaluation]:
         """Those of `scored`; ValueError for one that is none."""
-        return [convert(one, Evaluation) for one in self.scored]
+        return [msgspec.convert(one, Evaluation) for one in self.scored]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,24 +101,25 @@ class ModelCard:
     basis: str = ""
     set: str = ""
     images: dict[str, Count] = field(default_factory=dict)
-    training: dict[str, bool | int | float | str | None] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     scores: TrainedScores = TrainedScores()
-    calibration: Calibration = Calibration(1.0)
-    class_prior: Annotated[str, Meta(pattern=f"^({'|'.join(CLASS_PRIORS)})$")] = "none"
-    versions: dict[str, str] = field(default_factory=dict)
+    calibration: Calibration = Calibration()
+    class_prior: str = "none"
+    versions: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
     format: Literal[1] = BUNDLE_FORMAT
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Self:
         """Of parsed JSON; ValueError for what no export writes. Fields that a later version added are passed over."""
-        known = {one.name for one in fields(cls)}
-        card = convert({name: value for name, value in stored.items() if name in known}, cls)
+        card = msgspec.convert(stored, cls)
         base = Manifest.parse(stored["manifest"]).base
         if wrong := Preprocessing.of(base).fault(card.preprocessing):
             raise ValueError(f"preprocessing by another {wrong}, which this program does not know")
         if base.backbone != card.backbone or base.precision not in PRECISIONS:
             raise ValueError(f"{card.backbone[:20]!r} in {base.precision[:20]!r}, unlike its manifest or this program")
+        if card.calibration.ece and "temperature" not in stored["calibration"]:
+            raise ValueError("calibration errors without the temperature")
         if len(set(card.classes)) != len(card.classes):
             raise ValueError("a class twice")
         _ = card.scores.evaluations

@@ -51,13 +51,16 @@ def load_bundle(path: str | Path) -> Bundle:
     try:
         card = ModelCard.of(stored)
     except ValueError as error:
-        raise BundleError(f"{path} has a card with {first_line(error)}: export it again") from error
+        raise BundleError(
+            f"{path} has an unusable card ({first_line(error)}): export it again, or update headgraft"
+        ) from error
     backbone, layers = _part(tensors, "backbone."), _part(tensors, "head.")
     try:
         head = _fitting_head(card, backbone, layers)
-    except (KeyError, RuntimeError, ValueError) as error:
-        wrong = f"do not fit {card.backbone}: {first_line(error)}"
-        raise BundleError(f"{path} holds tensors that {wrong}; export it again") from error
+    except (RuntimeError, ValueError) as error:
+        raise BundleError(
+            f"{path} holds tensors that do not fit its card ({card.backbone}): {first_line(error)}; export it again"
+        ) from error
     return Bundle(path, card, backbone, head, stored)
 
 
@@ -92,7 +95,10 @@ def _fitting_head(card: ModelCard, backbone: dict[str, Tensor], layers: dict[str
         raise ValueError("numbers that are not finite")
     if wrong := state_dict_mismatch(card.backbone, backbone):
         raise ValueError(wrong)
-    head = Head.from_tensors(layers)
+    try:
+        head = Head.from_tensors(layers)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"no complete head ({first_line(error)})") from error
     found, wanted = head.in_features, prod(row_shape(card.backbone, card.manifest.base.input_size))
     if found != wanted:
         raise ValueError(f"the head takes {found} features, the backbone gives {wanted}")

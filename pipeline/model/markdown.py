@@ -29,7 +29,7 @@ def model_card(bundle: Bundle) -> str:
         architecture=bundle.head.architecture,
         preprocessing=bundle.preprocessing,
         images=[f"{count} {split}" for split, count in card.images.items()],
-        prior=_PRIORS[card.class_prior],
+        prior=_PRIORS.get(card.class_prior, "not known"),
         shown=[card.names.get(label, label) for label in card.classes[:SHOWN]],
         accuracies=lambda scored: _accuracies(scored, len(card.classes)),
         errors_in_words=errors_in_words,

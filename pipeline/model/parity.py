@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache.files import read_regular
 from cache.index import ImageRecord
 from cache.layout import CLEAN_VIEW
 from cache.shard import Float16Array
@@ -153,7 +154,11 @@ def check_files(images: Sequence[ImageRecord], root: Path) -> None:
         path = root / image.path
         if not path.is_file():
             raise RunError(f"{path} is not there, and the check needs it: name the folder of images with --data")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != image.digest:
+        try:
+            digest = hashlib.sha256(read_regular(path)).hexdigest()
+        except OSError as error:
+            raise RunError(f"{path} cannot be read ({error.strerror}), and the check needs it: restore it") from error
+        if digest != image.digest:
             raise RunError(
                 f"{path} is not the image that was extracted: restore it, or run extract and train-head again"
             )

@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import FastAPI, File, HTTPException, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -15,6 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
+from torch import Tensor
 
 from pipeline.config import ServeConfig
 from pipeline.console import named
@@ -27,6 +28,7 @@ from pipeline.service.batcher import Batcher
 from pipeline.service.decoding import LARGE, SMALL, effort, lower_priority, view_of, view_of_large
 from pipeline.service.limits import DISCARDED, Room, guarded
 
+T = TypeVar("T")
 # The page is all there is: nothing is loaded from anywhere, and nothing it shows can be a program.
 SAFE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -142,7 +144,7 @@ class _Service:
             with self._images.take(len(files)), self._bytes.take(sum(file.size or 0 for file in files)):
                 views = await self._views([await file.read() for file in files])
                 read = [view for view in views if not isinstance(view, DecodeError)]
-                rows = iter(await asyncio.gather(*map(self._batcher.log_probs, read)))
+                rows = iter(cast(list[Tensor], await _all_of(map(self._batcher.log_probs, read))))
         except asyncio.CancelledError:  # the grace that the server gives is over
             raise HTTPException(503, "the service is being stopped") from None
         for file, view in zip(files, views, strict=True):
@@ -168,18 +170,24 @@ class _Service:
         loop = asyncio.get_running_loop()
         efforts = await asyncio.gather(*(loop.run_in_executor(self._small, effort, data) for data in contents))
         with self._large_images.take(sum(cost > LARGE for cost in efforts)):
-            return await asyncio.gather(*map(self._view, contents, efforts))
+            return await _all_of(map(self._view, contents, efforts))
 
-    async def _view(self, data: bytes, cost: int) -> Pixels | DecodeError:
+    async def _view(self, data: bytes, cost: int) -> Pixels:
         settings = int(self._config.max_megapixels * 1e6), self._predictor.bundle.preprocessing
-        try:
-            if cost > LARGE:
-                async with self._one_large:
-                    return await view_of_large(data, *settings)
-            pool = self._middle if cost > SMALL else self._small
-            return await asyncio.get_running_loop().run_in_executor(pool, view_of, data, *settings)
-        except DecodeError as error:
-            return error
+        if cost > LARGE:
+            async with self._one_large:
+                return await view_of_large(data, *settings)
+        pool = self._middle if cost > SMALL else self._small
+        return await asyncio.get_running_loop().run_in_executor(pool, view_of, data, *settings)
+
+
+async def _all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T | DecodeError]:
+    """What each comes to, or, when all have ended and given back what they hold, the first error of another kind."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, DecodeError):
+            raise result
+    return cast(list[T | DecodeError], results)
 
 
 def _answer_with_reasons(app: FastAPI) -> None:

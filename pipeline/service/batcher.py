@@ -19,7 +19,7 @@ class Batcher:
         self._computing: asyncio.Task[None] | None = None
 
     async def log_probs(self, view: Pixels) -> Tensor:
-        """(C,) of a view, when it has been its turn."""
+        """Log-probabilities (C,) of one view, computed in the next batch."""
         answer: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
         self._waiting.append((view, answer))
         if self._computing is None or self._computing.done():

@@ -45,7 +45,14 @@ def guarded(app: ASGIApp, most: int, local: bool) -> ASGIApp:
             if reason := _foreign(headers, local):
                 await JSONResponse({"reason": reason}, 403)(scope, receive, send)
                 return
-            receive = _counted(receive, int(headers.get("content-length", 0)), most)
+            announced = int(headers.get("content-length", 0))
+            receive = _counted(receive, announced, most)
+            if announced > most:  # also of a request whose body nothing would read
+                try:
+                    await receive()
+                except HTTPException as error:
+                    await JSONResponse({"reason": error.detail}, error.status_code, error.headers)(scope, receive, send)
+                return
         await app(scope, receive, send)
 
     return answer
