@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
 from pipeline.heads.head import Head
 from pipeline.heads.seeds import shuffle_rng
+from pipeline.options import check_option
 
 Array = npt.NDArray[np.float32]
 
@@ -85,7 +86,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         try:
             names = ("hidden", "dropout", "lr", "batch_size", "weight_decay")
             HeadSettings(**{name: getattr(self, name) for name in names})
-            TrainConfig.__dataclass_fields__["epochs"].metadata["option"].check("epochs", self.epochs, int)
+            check_option(TrainConfig, "epochs", self.epochs, int)
         except ConfigError as error:
             option, rest = str(error).split(" ", 1)
             raise ValueError(f"{option.removeprefix('--').replace('-', '_')} {rest}") from None

@@ -75,6 +75,11 @@ def option_of(config: Any, name: str) -> Any:
     return field(default=known.default, metadata=known.metadata)
 
 
+def check_option(config: Any, name: str, value: object, kind: type) -> None:
+    """ConfigError where the option of this field of a config cannot have the value."""
+    config.__dataclass_fields__[name].metadata["option"].check(name, value, kind)
+
+
 def kind_of(declared: Field[Any]) -> type:
     """bool, int, float, str or Path, of a field that may hold None as well; tuple for several texts."""
     return next((kind for kind in (bool, int, float, str, Path) if declared.type in (kind, kind | None)), tuple)

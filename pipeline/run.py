@@ -62,11 +62,11 @@ class Run:
 
     @property
     def whole_basis(self) -> Basis:
-        """From whole rows of the backbone to what the head sees."""
+        """From full features of the backbone to what the head sees."""
         return chained(self.reduction, self.basis)
 
     def folded_head(self) -> Head:
-        """The head over whole rows (B, D)."""
+        """The head over full features (B, D)."""
         return self.head.folded(self.whole_basis)
 
     @torch.inference_mode()

@@ -35,9 +35,9 @@ logger = logging.getLogger("headgraft.sweep")
 
 
 def sweep(config: SweepConfig) -> SweepResult:
-    """Try many heads, choose by validation, train the choice anew and keep it as a run.
+    """Try many heads, choose by validation, retrain the choice and keep it as a run.
 
-    A sweep that was interrupted goes on from its journal. Raises RunError where the run is finished or was asked
+    A sweep that was interrupted resumes from its journal. Raises RunError where the run is finished or was asked
     otherwise, or no head could be trained in time; CacheError where the run's folder cannot be written; ConfigError for
     a space that is none. Where another process writes the run, this waits, and replaces what it wrote.
     """

@@ -19,12 +19,14 @@ import pytest
 import torch
 from conftest import REPOSITORY, Extract, draw_image, logged, preprocessing, tiny_tensors
 from safetensors.torch import save_file
+from torchvision import models
 
 from cache.errors import CacheBusy, CacheError, DamagedCache, HeadgraftError, ManifestMismatch
 from cache.lock import writing
 from cache.store import FeatureCache
 from pipeline.backbones.backbone import load_backbone, normalise
-from pipeline.backbones.spec import build_trunk
+from pipeline.backbones.spec import BACKBONES, BackboneSpec, build_trunk, row_shape
+from pipeline.backbones.weights import NamedWeights
 from pipeline.config import ExtractConfig
 from pipeline.errors import DecodeError, PipelineError, WeightsError
 from pipeline.extract import ExtractResult, extract
@@ -250,6 +252,13 @@ def test_the_phase_that_the_others_wait_for_is_named(
     monkeypatch.setattr(place, slowed)
     assert run_extract(workers=workers).bound == phase
     assert run_extract(workers=workers).bound == ""
+
+
+def test_a_network_of_another_form_is_refused(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its classifier's outputs pass for features."""
+    monkeypatch.setitem(BACKBONES, "resnet18", BackboneSpec(models.resnet18, NamedWeights("resnet18", "NONE", None)))
+    with pytest.raises(PipelineError, match="resnet18 has no features"):
+        row_shape("resnet18", 64)
 
 
 def test_an_unknown_backbone_is_refused(run_extract: Extract) -> None:

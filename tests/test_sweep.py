@@ -593,3 +593,11 @@ def test_no_kill_loses_a_result(features: Path, times: Times) -> None:
 def lines_of(path: Path) -> int:
     """Whole lines; 0 where there is no file."""
     return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format"'], ids=["empty", "cut short"])
+def test_a_journal_without_a_line_is_refused(content: bytes, tmp_path: Path) -> None:
+    """As a kill before its first line leaves it."""
+    (tmp_path / "journal.jsonl").write_bytes(content)
+    with pytest.raises(RunError, match=r"journal\.jsonl.*no complete line"):
+        Journal.read(tmp_path)

@@ -1,4 +1,4 @@
-"""What heads are trained on: rows of a set in a basis, in memory or read from the shards in each epoch."""
+"""Training rows in a basis: held in memory (HeadData), or read from the shards in each epoch (StreamedData)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

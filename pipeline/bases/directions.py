@@ -9,7 +9,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from pipeline.bases.basis import Project, Scale, Stage
-from pipeline.bases.moments import Blocks, Moments
+from pipeline.bases.moments import Blocks, Moments, shrunken
 from pipeline.basis_name import BasisName
 from pipeline.errors import PipelineError
 
@@ -89,7 +89,8 @@ def _discriminants(moments: Moments, shrinkage: float) -> Tensor:
     With L Lᵀ the shrunken covariance within classes, L^(-ᵀ) whitens: ten times as fast as by eigenvectors, and the
     same but for a rotation that the directions undo. (R, C - 1), or R of them where those are fewer.
     """
-    lower, failed = torch.linalg.cholesky_ex(moments.shrunken_within(shrinkage, torch.float32))
+    total = moments.total
+    lower, failed = torch.linalg.cholesky_ex(shrunken(moments.within.float(), total, shrinkage))
     if failed:
         raise PipelineError(f"+lda:{shrinkage:g} shrinks the covariance of these rows too little: choose more")
     between = moments.between
@@ -97,5 +98,5 @@ def _discriminants(moments: Moments, shrinkage: float) -> Tensor:
     order, _, _ = torch.linalg.svd(apart, full_matrices=False)
     order = order[:, : min(between.shape[0] - 1, between.shape[1])]
     chosen: Tensor = torch.linalg.solve_triangular(lower.T, order, upper=True)
-    scale = (chosen * (moments.total @ chosen)).sum(0).mean().clamp_min(1e-12).sqrt()
+    scale = (chosen * (total @ chosen)).sum(0).mean().clamp_min(1e-12).sqrt()
     return chosen / scale

@@ -42,7 +42,7 @@ class Moments:
     def add(self, rows: Tensor, labels: Tensor | None = None) -> None:
         """Add rows (n, R) of classes (n,); without labels, all are of the only class.
 
-        Sums in float64 are of rows in float32 or float64, whose products keep that precision.
+        Rows are of the dtype of the sums; without labels, float32 may be added to float64.
         """
         if self.products.dtype == torch.float32:
             self.products.addmm_(rows.T, rows)  # in place: R² numbers may be many
@@ -91,14 +91,6 @@ class Moments:
         """Class means less the mean, times the square root of the class's share of the rows, (C, R)."""
         return (self.class_means - self.mean) * self.shares.sqrt()[:, None]
 
-    def shrunken_within(self, shrinkage: float, dtype: torch.dtype) -> Tensor:
-        """`within` with `shrinkage` times its mean diagonal added to its diagonal, (R, R), in `dtype`."""
-        within = self.within.to(dtype)
-        # Where the rows of each class are the same, only the rounding of sums is within: the total is then the measure.
-        size = within.diagonal().mean().maximum(1e-5 * self.total.diagonal().mean()).clamp_min(1e-12)
-        within.diagonal().add_(shrinkage * size)
-        return within
-
     def balanced(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean (R,), covariance (R, R) and its part with one-hot labels (R, C), all classes with the same weight.
 
@@ -109,3 +101,12 @@ class Moments:
         mean = self.class_means[known].mean(0)
         apart = (self.class_means - mean) * known[:, None]
         return mean, self.within + apart.T @ apart / known.sum(), apart.T / known.sum()
+
+
+def shrunken(within: Tensor, total: Tensor, shrinkage: float) -> Tensor:
+    """The covariance `within` classes with `shrinkage` times its mean diagonal added to its diagonal, (R, R)."""
+    # Where the rows of each class are the same, only the rounding of sums is within: the total is then the measure.
+    size = within.diagonal().mean().maximum(1e-5 * total.diagonal().mean()).clamp_min(1e-12)
+    result = within.clone()
+    result.diagonal().add_(shrinkage * size)
+    return result

@@ -134,7 +134,7 @@ def class_weights(settings: HeadSettings, data: TrainingData) -> Tensor | None:
 
 
 def bytes_of_training(settings: HeadSettings, data: TrainingData) -> int:
-    """Of a head's weights, gradients and both moments of AdamW in float32, and of copies to multiply with."""
+    """Bytes of a head's weights, gradients and both moments of AdamW in float32, and of copies to multiply with."""
     return 5 * 4 * num_weights(data.in_features, settings.hidden, data.num_classes)
 
 

@@ -42,7 +42,7 @@ class HeadShape:
 
 @dataclass(frozen=True)
 class HeadState:
-    """One head in the middle of its training: what it takes to go on exactly as if nothing had happened."""
+    """One head in the middle of its training: what it takes to resume exactly as if nothing had happened."""
 
     member: HeadHyperparameters
     tensors: dict[str, Tensor]
@@ -116,7 +116,7 @@ class HeadGroup:
         """
         *_, w2, b2 = self.tensors.values()
         w2 = w2.to(x.dtype)
-        hidden = seen = self._hidden(x)  # (G, B, H)
+        hidden = seen = self._hidden(x)  # (G, B, H); without hidden units the rows, (G, B, R)
         if self.shape.hidden:
             kept = self._noise.sample(hidden, self.step_count)
             seen = hidden * kept

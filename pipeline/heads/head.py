@@ -37,8 +37,10 @@ class Head(nn.Sequential):
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], dropout: float = 0.0) -> "Head":
         """The head of its tensors, in eval mode; KeyError, ValueError or RuntimeError where they are not a head's."""
-        outputs, in_features = tensors["0.weight"].shape
-        hidden, num_classes = (outputs, len(tensors["3.weight"])) if "3.weight" in tensors else (0, outputs)
+        num_classes, in_features = tensors["0.weight"].shape
+        hidden = 0
+        if "3.weight" in tensors:
+            num_classes, hidden = tensors["3.weight"].shape
         head = cls(*_layers(in_features, hidden, num_classes, dropout))
         head.load_state_dict(tensors)
         return head.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.bases.data import LabelledRows
 from pipeline.bases.directions import WIDEST
-from pipeline.bases.moments import Moments
+from pipeline.bases.moments import Moments, shrunken
 
 SHRINKAGES = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)  # times the mean variance within classes
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1)
@@ -73,7 +73,8 @@ def _discriminant(data: LabelledRows) -> dict[float, float]:
     Friedman, Regularized discriminant analysis, JASA 1989, with gamma = G / (1 + G).
     """
     moments = Moments.of(data.all_views, data.in_features, data.num_classes)
-    fits = {shrinkage: _fit(moments, shrinkage) for shrinkage in SHRINKAGES}
+    within, total = moments.within.double(), moments.total
+    fits = {shrinkage: _fit(moments, shrunken(within, total, shrinkage)) for shrinkage in SHRINKAGES}
     hits, mean = dict.fromkeys(SHRINKAGES, 0), moments.mean
     for rows, labels in data.validation():
         for shrinkage, (weight, bias) in fits.items():
@@ -81,10 +82,10 @@ def _discriminant(data: LabelledRows) -> dict[float, float]:
     return {shrinkage: count / len(data.valid_labels) for shrinkage, count in hits.items()}
 
 
-def _fit(moments: Moments, shrinkage: float) -> tuple[Tensor, Tensor]:
+def _fit(moments: Moments, covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (R, C) and biases (C,) over centred rows; a class without images is never named."""
     means = moments.class_means - moments.mean
-    weight = torch.linalg.solve(moments.shrunken_within(shrinkage, torch.float64), means.T.double()).float()
+    weight = torch.linalg.solve(covariance, means.T.double()).float()
     return weight, moments.shares.log() - (means.T * weight).sum(0) / 2
 
 

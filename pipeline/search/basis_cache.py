@@ -12,7 +12,7 @@ from pipeline.bases.trainset import TrainingSet
 
 @dataclass
 class BasisCache:
-    """Those of `trainset` in each basis that is asked for; `memory` bytes may be held. `seconds` is what they took."""
+    """Rows of `trainset` in each basis that is asked for; `memory` bytes may be held. `seconds` is what they took."""
 
     trainset: TrainingSet
     memory: int

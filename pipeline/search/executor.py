@@ -105,6 +105,7 @@ class Executor:
                 if stop():
                     return
                 yield part, train_group(part, data, self.device)
+            del data  # before the next basis is loaded, which may need its room
 
 
 def largest_group(settings: HeadSettings, data: TrainingData, device: torch.device) -> int:

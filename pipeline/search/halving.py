@@ -81,6 +81,7 @@ class SuccessiveHalving:
             if known:
                 head.score, head.state = known, None
         waiting = sorted((head for head in heads if head.score.epochs < epochs), key=_shared)
+        # All groups before the first is trained: training changes the progress that they are formed by.
         groups = [Group(tuple(alike), epochs, self.epochs, self.seed) for _, alike in groupby(waiting, key=_shared)]
         for group, outcomes in self.executor.train(groups, self.bases, lambda: self.over):
             for head, (score, state) in zip(group.trials, outcomes, strict=True):

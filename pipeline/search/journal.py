@@ -1,6 +1,6 @@
 """The journal of a sweep: a line for what was asked, then one for each result, each durable before the next begins.
 
-A sweep that is killed goes on from it; a last line cut short by the kill is dropped.
+A sweep that is killed resumes from it; a last line cut short by the kill is dropped.
 """
 
 import json
@@ -94,9 +94,11 @@ class Journal:
         """That of the run folder, whatever was asked; RunError where it is none."""
         path = folder / JOURNAL_FILE
         try:
-            first, *lines = map(json.loads, _complete(read_regular(path)).splitlines())
-            journal = cls(path, convert(first, _Asked).asked)
-            for line in lines:
+            lines = [json.loads(line) for line in _complete(read_regular(path)).splitlines()]
+            if not lines:
+                raise ValueError("it has no complete line")
+            journal = cls(path, convert(lines[0], _Asked).asked)
+            for line in lines[1:]:
                 result = convert(line, _Result)
                 journal._keep(result.head, result)
         except (ValueError, RecursionError) as error:

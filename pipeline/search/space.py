@@ -4,7 +4,7 @@ import difflib
 import itertools
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,8 +87,10 @@ class Space:
             if isinstance(domain, Range):
                 values[name] = as_kind(name, domain.at(float(numbers.random())))
             else:
-                weights = self.basis_weights if name == "basis" else ()
-                drawn = np.repeat(domain, weights or 1).tolist()
+                drawn = domain
+                if name == "basis" and self.basis_weights:
+                    weighted = zip(domain, self.basis_weights, strict=True)
+                    drawn = tuple(one for one, weight in weighted for _ in range(weight))
                 values[name] = drawn[int(numbers.integers(len(drawn)))]
         return self.settings(values)
 
@@ -121,20 +123,27 @@ class Space:
 
 def _domain(path: Path, name: str, value: object) -> Domain:
     """ConfigError, in the words of `convert` or of `HeadSettings`, for values that the setting cannot have."""
-    try:
-        if isinstance(value, dict) and SETTINGS[name] is not str:
+    if isinstance(value, dict) and SETTINGS[name] is not str:
+        try:
             found = convert(value, Range)
-            for end in (value["low"], value["high"]):
-                convert({name: end}, HeadSettings)
-            return found
-        values = tuple(value) if isinstance(value, list) else (value,)
-        for one in values:
-            convert({name: one}, HeadSettings)
-    except (ValueError, ConfigError) as error:
-        raise ConfigError(f"{path}: {name} is {value!r}: {error}") from error
+        except (ValueError, ConfigError) as error:
+            expected = "expected low and high, perhaps log and steps"
+            raise ConfigError(f"{path}: {name} is {value!r}: {error}; {expected}") from error
+        _check_values(path, name, (value["low"], value["high"]))
+        return found
+    values = tuple(value) if isinstance(value, list) else (value,)
+    _check_values(path, name, values)
     if not values or len(set(values)) != len(values):
         raise ConfigError(f"{path}: {name} is {value!r}, expected one or more values, none of them twice")
     return values
+
+
+def _check_values(path: Path, name: str, values: Iterable[Any]) -> None:
+    for one in values:
+        try:
+            convert({name: one}, HeadSettings)
+        except (ValueError, ConfigError) as error:
+            raise ConfigError(f"{path}: {name} has {one!r}: {str(error).partition(' - at ')[0]}") from error
 
 
 def as_kind(name: str, number: float) -> Value:
