@@ -42,8 +42,8 @@ class ReportResult:
         unchecked: why no label could be checked, else "".
         unchecked_classes: `{class: images}` whose labels cannot be checked: fewer different images than folds.
         duplicates: `{pairs, across, threshold, false_alarm_rate, expected_false, detection_rate}`, as of cache info.
-        calibration: `{ece, floor, temperature, cooled_ece, cooled_floor}`; `cooled_ece` is cross-fitted, `floor` and
-            `cooled_floor` are what the errors would be on average if the probabilities were right.
+        calibration: `{ece, floor, temperature, scaled_ece, scaled_floor}`; `scaled_ece` is cross-fitted, `floor` and
+            `scaled_floor` are what the errors would be on average if the probabilities were right.
         break_even_heads: number of heads that cost as much without a cache as the cache did.
         break_even_epochs: the same in epochs of the first head.
         seconds: of the command.
