@@ -153,11 +153,12 @@ def _images_below(folder: Path, failed: list[dict[str, str]], unread: Counter[st
     What cannot be looked into goes into `failed`, with the reason; files of other kinds are counted in `unread`.
     """
     found: list[Path] = []
-    waiting, seen = [folder], set[Path]()
+    waiting, seen = [folder], set[tuple[int, int]]()
     while waiting:
         path = waiting.pop()
         try:
-            if (here := path.resolve()) in seen:
+            about = path.stat()
+            if (here := (about.st_dev, about.st_ino)) in seen:  # a path need not be resolved for that
                 continue
             seen.add(here)
             entries = entries_of(path)
