@@ -81,7 +81,7 @@ def push(path: Path, url: str, overwrite: bool = False) -> CopyResult:
     _settle(folder, store, manifest, "Push to another URL.")
     missing = _missing("send", shards, _shards(store))
     copied, refused = _copy_all(partial(_send_shard, folder, store, manifest), missing)
-    _settle(folder, store, manifest, "Push to another URL.")  # another push may have begun there at the same moment
+    _settle(folder, store, manifest, "Push to another URL.")  # another push may have started there at the same moment
     if refused:
         sets, kept = list[str](), dict.fromkeys(indexes, "rows that it names could not be sent")
     else:

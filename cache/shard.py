@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from cache.files import write_atomically
 from cache.keys import Digests, PackedKeys, RowKey, join_keys, split_keys, unpack_keys
 
 Float16Array = npt.NDArray[np.float16]
+Positions = npt.NDArray[np.intp]
 
 _INFINITY, _NEGATIVE_INFINITY = 0x7C00, 0xFC00  # bits of float16
 _BLOCK = 1 << 21  # numbers looked at together
@@ -120,6 +121,21 @@ class Shard:
         assert isinstance(self.rows, np.memmap)
         offset, count = int(self.rows.offset), self.rows.size
         return np.frombuffer(data, layout.FEATURE_DTYPE, count, offset).reshape(self.rows.shape)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one shard: `positions` in the keys that were asked for, `rows` in the shard."""
+
+    shard: Shard
+    positions: Positions
+    rows: Positions
+
+    def blocks(self, source: Float16Array, size: int) -> Iterator[tuple[Positions, Float16Array]]:
+        """Positions and rows (n, D), n at most `size`, of all the shard's rows `source`."""
+        for start in range(0, len(self.positions), size):
+            some = slice(start, start + size)
+            yield self.positions[some], source[self.rows[some]]
 
 
 def _check_bytes(path: Path, name: str) -> None:

@@ -18,25 +18,9 @@ from cache.index import SetIndex, index_path
 from cache.keys import KeyTable, PackedKeys, RowKey, keys_of, pack_digests, pack_keys
 from cache.manifest import Manifest
 from cache.reduction import Reduction
-from cache.shard import Float16Array, Shard, ShardHeader
+from cache.shard import Float16Array, Part, Positions, Shard, ShardHeader
 
-Positions = npt.NDArray[np.intp]
 Labels = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of one shard: `positions` in the keys that were asked for, `rows` in the shard."""
-
-    shard: Shard
-    positions: Positions
-    rows: Positions
-
-    def blocks(self, source: Float16Array, size: int) -> Iterator[tuple[Positions, Float16Array]]:
-        """Positions and rows (n, D), n at most `size`, of all the shard's rows `source`."""
-        for start in range(0, len(self.positions), size):
-            some = slice(start, start + size)
-            yield self.positions[some], source[self.rows[some]]
 
 
 @dataclass(frozen=True)
@@ -186,7 +170,7 @@ class FeatureCache:
         """Those of `keys` that have no row, in their order."""
         return keys[self._places.find(keys)[0] < 0]
 
-    def parts(self, keys: PackedKeys) -> list["Part"]:
+    def parts(self, keys: PackedKeys) -> list[Part]:
         """Where `keys` are, shard by shard. MissingRows if one is nowhere.
 
         Rows in the order of the file, so that a cold disk is read forwards.

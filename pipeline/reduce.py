@@ -15,7 +15,8 @@ from cache.errors import CacheError
 from cache.keys import unpack_keys
 from cache.lock import check_writable, writing
 from cache.reduction import Reduction, save_basis
-from cache.store import FeatureCache, Part, check_place
+from cache.shard import Part
+from cache.store import FeatureCache, check_place
 from cache.writer import ShardWriter, merge_small_shards
 from pipeline.bases.basis import Basis
 from pipeline.bases.data import ROWS_AT_ONCE

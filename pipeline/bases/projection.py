@@ -17,7 +17,8 @@ from cache.errors import CacheError
 from cache.keys import RowKey, keys_of
 from cache.manifest import json_digest
 from cache.projections import load_projection, save_projection
-from cache.store import FeatureCache, Positions
+from cache.shard import Positions
+from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
 from pipeline.bases.data import ROWS_AT_ONCE, HeadData, StreamedData, TrainingData, read_shards
 from pipeline.bases.fit import BASIS_VERSION, Memo, fit_basis, start_basis
@@ -92,7 +93,7 @@ def _in_memory(trainset: TrainingSet, name: str, memo: Memo) -> tuple[Basis, Hea
 
 
 def _keys_of(trainset: TrainingSet) -> list[RowKey]:
-    """Distinct keys that training reads: every view of the training images, then the clean one of validation."""
+    """Distinct keys that training reads: all views of training images, then the clean view of validation images."""
     train = [(image.key, view) for image in trainset.index.split("train") for view in trainset.views]
     return list(dict.fromkeys([*train, *((image.key, layout.CLEAN_VIEW) for image in trainset.index.split("valid"))]))
 
