@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import beta, binom
 
 from pipeline.statistics.intervals import Interval, accuracies
@@ -62,6 +64,15 @@ def test_classes_of_few_images_that_are_harder_widen_the_interval() -> None:
     """The variance of the mean per class is theirs; that of all images together would cover 89 %."""
     _, covered = coverage([1] * 50 + [20] * 50, [0.6] * 50 + [0.99] * 50)
     assert 0.93 <= covered <= 0.97
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=300), st.sampled_from([0.0, 0.5, 0.99, 1.0]))
+def test_a_value_is_within_its_interval_and_at_most_1(labels: list[int], accuracy: float) -> None:
+    """Weights of images add up to 1 only but for rounding; where every image is right, the value is exactly 1."""
+    hits = np.random.default_rng(len(labels)).random(len(labels)) < accuracy
+    for one in found(hits, np.array(labels)).values():
+        assert 0 <= one.low <= one.value <= one.high <= 1
+        assert one.value == 1 or not hits.all()
 
 
 @pytest.mark.parametrize("right", [0, 1, 7, 48, 49, 50])

@@ -87,7 +87,7 @@ def corrected(hits: Hits, metric: Metric, other: Hits, seed: int = 0) -> Correct
         chosen = int(np.round(right @ metric.weights(counts), _DIGITS // 2).argmax())
         left = metric.weights((counts == 0).astype(float))
         values.append((float(right[chosen] @ left), float((right[chosen] - reference) @ left)))
-    return Corrected(*np.mean(values, 0).tolist()) if values else None
+    return Corrected(*np.mean(values, 0).round(_DIGITS).tolist()) if values else None
 
 
 @dataclass(frozen=True)

@@ -53,14 +53,14 @@ def accuracies(log_probs: Floats, truth: Places, groups: npt.ArrayLike | None = 
 
 
 def interval(hits: Bools, weights: Floats, groups: Places) -> Interval:
-    """The weighted mean of `hits` (N,), whose `weights` (N,) add up to 1, with its 95 % interval.
+    """The weighted mean of `hits` (N,), whose `weights` (N,) add up to 1, but for rounding, with its 95 % interval.
 
     `groups` (N,) are numbers from 0. The interval is the modified Jeffreys interval (Brown, Cai and DasGupta, Interval
     Estimation for a Binomial Proportion, Statistical Science 2001) of as many independent images as would have the
     variance of this mean, as Korn and Graubard do with Clopper and Pearson's (Survey Methodology 1998).
     """
-    value = float(weights @ hits)
-    return Interval(value, *_jeffreys(min(value, 1.0), _independent_images(hits.astype(np.float64), weights, groups)))
+    value = float(np.average(hits, weights=weights))
+    return Interval(value, *_jeffreys(value, _independent_images(hits.astype(np.float64), weights, groups)))
 
 
 def _independent_images(hits: Floats, weights: Floats, groups: Places) -> float:
