@@ -85,12 +85,13 @@ def export(config: ExportConfig) -> ExportResult:
     run = Run.load(config.run)
     cache = run.open_cache(config.cache)
     index = cache.index(run.record.set)
+    root = root_now(index, config.data)
     prior = class_prior(run, index, config.class_prior)
     names = read_names(config.names, run.classes) if config.names else {}
     shift = prior.of_training_images if prior else None
     calibration, evaluations = _calibration(config, run, cache, index, shift)
     run = prior.corrected(run, calibration.temperature) if prior else run
-    root, tensors = root_now(index, config.data), _backbone_tensors(cache, index)
+    tensors = _backbone_tensors(cache, index)
     head = run.folded_head().temperature_scaled(calibration.temperature)
     card = replace(_card(run, cache, index), names=names, calibration=calibration, class_prior=config.class_prior)
     if config.tta == "flip":

@@ -4,6 +4,7 @@ import logging
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,9 +68,12 @@ class ReportResult:
 
     def in_words(self) -> str:
         """One line."""
-        page = f"{self.report}: {self.bytes / 1e6:.1f} MB, {self.pictures} pictures"
-        pairs = counted(self.duplicates["pairs"], "near-duplicate")
-        return f"{page}; validation accuracy {self.valid['top1']['value']:.2%}, {pairs}"
+        page = f"{self.report}: {self.bytes / 1e6:.1f} MB, {counted(self.pictures, 'picture')}"
+        missing = f", {self.missing_pictures} missing (name their folder with --data)" if self.missing_pictures else ""
+        issues = "labels not checked" if self.unchecked else counted(len(self.label_issues), "possible label error")
+        pairs = counted(self.duplicates["pairs"], "pair")
+        found = f"validation accuracy {self.valid['top1']['value']:.2%}, {issues}, {pairs} of near-duplicates"
+        return f"{page}{missing}; {found}"
 
 
 def report(config: ReportConfig) -> ReportResult:
@@ -88,10 +92,11 @@ def report(config: ReportConfig) -> ReportResult:
     torch.set_num_threads(available_cpus())
     cache = run.open_cache(config.cache)
     index = cache.index(run.record.set)
+    root = root_now(index, config.data)
     names = read_names(config.names, run.classes) if config.names else {}
     found = find(run, cache, index, names)
     logger.info("drawing the page")
-    page, pictures = _page(found, config)
+    page, pictures = _page(found, root)
     with held():
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, page)
@@ -100,12 +105,12 @@ def report(config: ReportConfig) -> ReportResult:
     return result
 
 
-def _page(found: Findings, config: ReportConfig) -> tuple[bytes, Thumbnails]:
+def _page(found: Findings, root: Path) -> tuple[bytes, Thumbnails]:
     """The page, and its pictures."""
     from pipeline.reporting.page import render  # matplotlib takes a second to import
 
     shown = choose_shown(found)
-    pictures = Thumbnails(root_now(found.index, config.data), Preprocessing.of(found.cache.manifest.base).policy)
+    pictures = Thumbnails(root, Preprocessing.of(found.cache.manifest.base).policy)
     pictures.add(wanted_pictures(found, shown))
     return render(found, shown, pictures), pictures
 

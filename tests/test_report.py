@@ -23,9 +23,11 @@ from cache.history import read_history, record_extraction
 from cache.index import ImageRecord
 from cache.layout import HISTORY_FILE
 from cli import main
-from pipeline.config import EvaluateConfig, HeadSettings, ReportConfig, SweepConfig
-from pipeline.errors import ConfigError, RunError, TargetExists
+from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, ReportConfig, SweepConfig
+from pipeline.console import counted
+from pipeline.errors import ConfigError, ImageSetError, RunError, TargetExists
 from pipeline.evaluate import evaluate
+from pipeline.export import export
 from pipeline.report import ReportResult, report
 from pipeline.reporting import thumbnails
 from pipeline.reporting.confusion import confusion
@@ -266,9 +268,27 @@ def test_a_report_is_of_the_run_beside_it(trained: Path, tmp_path: Path) -> None
 def test_images_out_of_reach_are_left_without_a_picture(trained: Path, data: Path, tmp_path: Path) -> None:
     """And found again with --data."""
     shutil.move(data, tmp_path / "moved")
-    assert report(ReportConfig(trained)).missing_pictures > 0
-    assert "are shown without a picture" in looked_over(trained / REPORT_FILE).text
-    assert report(ReportConfig(trained, data=tmp_path / "moved")).missing_pictures == 0
+    found = report(ReportConfig(trained))
+    assert found.missing_pictures > 0
+    assert f"{found.missing_pictures} missing" in found.in_words()
+    assert "without a picture" in looked_over(trained / REPORT_FILE).text
+    found = report(ReportConfig(trained, data=tmp_path / "moved"))
+    assert found.missing_pictures == 0
+    assert "missing" not in found.in_words()
+    assert counted(len(found.label_issues), "possible label error") in found.in_words()
+    assert f"{counted(found.duplicates['pairs'], 'pair')} of near-duplicates" in found.in_words()
+
+
+def test_a_folder_of_images_that_does_not_exist_is_refused(trained: Path, data: Path, tmp_path: Path) -> None:
+    """Before any work, by whoever takes --data; a CSV beside the images stands for its folder."""
+    nowhere = data / "nowhere"
+    with pytest.raises(ImageSetError, match="nowhere does not exist"):
+        report(ReportConfig(trained, data=nowhere))
+    with pytest.raises(ImageSetError, match="nowhere does not exist"):
+        export(ExportConfig(trained, tmp_path / "model.safetensors", data=nowhere))
+    assert [file.name for file in (*trained.glob("*.html"), *tmp_path.glob("*.safetensors"))] == ["tiny.safetensors"]
+    (data / "list.csv").write_text("path,label,split")
+    assert report(ReportConfig(trained, data=data / "list.csv")).missing_pictures == 0
 
 
 @pytest.mark.parametrize("merge", [False, True], ids=["the best", "merged"])

@@ -122,8 +122,10 @@ def _refuse_faults(root: Path, faults: Sequence[SkippedImage]) -> None:
 def root_now(index: SetIndex, data: Path | None) -> Path:
     """Where the set's images are: in `data`, a folder or a CSV beside them, or None, where they were.
 
-    ImageSetError where this locale would read their names otherwise.
+    ImageSetError where `data` does not exist, and where this locale would read their names otherwise.
     """
+    if data and not data.exists():
+        raise ImageSetError(f"{data} does not exist, expected the folder of the images or their CSV: correct --data")
     root = Path(index.root) if data is None else data if data.is_dir() else data.parent.resolve()
     refuse_other_locale(root / image.path for image in index.images)
     return root
