@@ -178,7 +178,7 @@ def _result(
         **_figures(plan, work, done),
         rows=work.reused + done.rows if tally else work.rows,
         seconds=0.0,
-        bound=done.bound,
+        bound=done.bound if done.rows else "",
         skipped=[{"path": image.path, "reason": image.reason} for image in skipped],
         remarks=done.remarks,
         cache=str(plan.config.cache),

@@ -28,7 +28,7 @@ from pipeline.backbones.backbone import load_backbone, normalise
 from pipeline.backbones.spec import BACKBONES, BackboneSpec, build_trunk, row_shape
 from pipeline.backbones.weights import NamedWeights
 from pipeline.config import ExtractConfig
-from pipeline.errors import DecodeError, PipelineError, WeightsError
+from pipeline.errors import ConfigError, DecodeError, PipelineError, WeightsError
 from pipeline.extract import ExtractResult, extract
 from pipeline.inputs.decode import decode_rgb
 from pipeline.inputs.views import Views
@@ -259,6 +259,8 @@ def test_a_network_of_another_form_is_refused(tiny: str, monkeypatch: pytest.Mon
     monkeypatch.setitem(BACKBONES, "resnet18", BackboneSpec(models.resnet18, NamedWeights("resnet18", "NONE", None)))
     with pytest.raises(PipelineError, match="resnet18 has no features"):
         row_shape("resnet18", 64)
+    with pytest.raises(ConfigError, match="--image-size is 32"):
+        row_shape("alexnet", 32)
 
 
 def test_an_unknown_backbone_is_refused(run_extract: Extract) -> None:
@@ -290,6 +292,7 @@ def test_skip_bad_lists_files_and_leaves_them_out(run_extract: Extract, data: Pa
     assert len(index.images) == 23
     assert len(index.skipped) == 2
     again = run_extract(skip_bad=True)
+    assert (again.computed, again.bound) == (0, "")
     assert (again.computed, len(again.skipped)) == (0, 2)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from pipeline.backbones.weights import NamedWeights
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.inputs.decode import Decoding
 from pipeline.inputs.preprocessing import Preprocessing
 
@@ -60,9 +60,9 @@ BACKBONES = {
 
 
 def backbone_spec(name: str) -> BackboneSpec:
-    """The spec of backbone `name`; PipelineError lists the names there are."""
+    """The spec of backbone `name`; ConfigError lists the names there are."""
     if name not in BACKBONES:
-        raise PipelineError(f"no backbone {name!r}: expected one of {', '.join(BACKBONES)}")
+        raise ConfigError(f"backbone is {name!r}, expected one of {', '.join(BACKBONES)}")
     return BACKBONES[name]
 
 
@@ -93,7 +93,7 @@ def row_shape(name: str, size: int) -> tuple[int, ...]:
         try:
             trunk(torch.empty(1, 3, size, size))
         except RuntimeError as error:
-            raise PipelineError(f"{name} cannot take images of {size} pixels: {error}") from error
+            raise ConfigError(f"--image-size is {size}, too small for {name}: choose a larger one") from error
     return shapes[0]
 
 
