@@ -38,8 +38,11 @@ from pipeline.errors import ConfigError
 @click.version_option(package_name="headgraft")
 @click.option("-q", "verbosity", flag_value="quiet", help="Log warnings and errors only.")
 @click.option("-v", "verbosity", flag_value="verbose", help="Log details, such as the epochs of every head retrained.")
-def main(verbosity: str | None) -> None:
+@click.option("--json", "misplaced", is_flag=True, hidden=True)
+def main(verbosity: str | None, misplaced: bool) -> None:
     """Cache a frozen backbone's features once, train heads from them in seconds, export one model."""
+    if misplaced:
+        raise click.UsageError("--json comes after the command, as in headgraft weights list --json")
 
 
 @main.command()

@@ -94,7 +94,10 @@ def verify(path: Path, changes: Changes | None = None) -> VerifyResult:
             bad[file] = f"{lost} of the rows it had are in no sound shard: run extract again"
         if changes and (changed := changes(index)):
             result.changed[name] = changed
-    result.bad = [{"shard": file.relative_to(path).as_posix(), "reason": reason} for file, reason in bad.items()]
+    result.bad = [
+        {"shard": file.relative_to(path).as_posix(), "reason": reason.replace(str(file), "it", 1)}
+        for file, reason in bad.items()
+    ]
     return result
 
 

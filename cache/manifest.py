@@ -14,7 +14,7 @@ from msgspec import Meta
 from cache.errors import CacheError, DamagedCache, ManifestMismatch
 from cache.files import read_undamaged, write_atomically
 from cache.layout import FEATURE_DTYPE, FORMAT_VERSION, LARGEST_SIDE
-from cache.records import Count, Digest, convert
+from cache.records import Count, Digest, convert, fault
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def read_sealed(
         expected = json_digest(stored)  # ValueError for NaN, RecursionError for nesting without end
         found = parse(stored) if (version, digest) == (FORMAT_VERSION, expected) else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedCache(f"{path} is not {what} ({type(error).__name__}: {error}); {advice}") from error
+        raise DamagedCache(f"{path} is not {what} ({fault(error)}); {advice}") from error
     if version != FORMAT_VERSION:
         raise CacheError(
             f"{path} is of format {version!r}, this program reads format {FORMAT_VERSION}: "

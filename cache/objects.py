@@ -31,7 +31,9 @@ class ObjectStore:
         """The place at `url`; CacheError where it is none, or what it takes is not installed."""
         shown = re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
         if "://" not in url:
-            raise CacheError(f"{shown} is not a URL, e.g. s3://bucket/features or file:///folder/features")
+            raise CacheError(
+                f"{shown} is not a URL: for that folder write file://{Path(url).absolute()}, else s3://bucket/name"
+            )
         try:
             from fsspec.core import url_to_fs
 
@@ -105,7 +107,7 @@ class ObjectStore:
             yield
         except Exception as error:  # botocore's, paramiko's, OSError and others
             raise CacheError(
-                f"could not {what}: {_reason(error)}; what was copied before is kept: fix that, then rerun the command"
+                f"could not {what}: {_reason(error)}; fix that, then rerun the command to copy what is missing"
             ) from error
 
 

@@ -1,10 +1,13 @@
 """Records in JSON files as dataclasses: one decoding for types, bounds and unknown fields (msgspec)."""
 
 from dataclasses import fields, is_dataclass
+from json import JSONDecodeError
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
+
+from cache.errors import HeadgraftError
 
 T = TypeVar("T")
 
@@ -21,6 +24,16 @@ def convert(stored: object, kind: type[T]) -> T:
     found = msgspec.convert(stored, kind)  # ValidationError is a ValueError
     _refuse_unknown(stored, found)
     return found
+
+
+def fault(error: BaseException) -> str:
+    """Why a record cannot be used: what our own checks and the system say, without the words of Python's libraries."""
+    if isinstance(error, JSONDecodeError):
+        return f"no JSON at line {error.lineno}, column {error.colno}"
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    ours = type(error) is ValueError or isinstance(error, msgspec.ValidationError | HeadgraftError)
+    return str(error) if ours else getattr(error, "strerror", None) or "it cannot be decoded"
 
 
 def _refuse_unknown(stored: Any, found: Any) -> None:

@@ -16,6 +16,7 @@ from cache import layout
 from cache.errors import DamagedCache
 from cache.files import write_atomically
 from cache.keys import Digests, PackedKeys, RowKey, join_keys, split_keys, unpack_keys
+from cache.records import fault
 
 Float16Array = npt.NDArray[np.float16]
 Positions = npt.NDArray[np.intp]
@@ -104,7 +105,7 @@ class Shard:
         except FileNotFoundError as error:
             raise DamagedCache(f"{path} is gone, as when a writer merged shards: run this again") from error
         except _NO_SHARD as error:
-            raise DamagedCache(f"{path} is not a shard of this format: {error}") from error
+            raise DamagedCache(f"{path} is not a shard of this format: {fault(error)}") from error
         if shape != (len(keys), math.prod(header.row_shape)):
             raise DamagedCache(f"{path} holds {shape} features for {len(keys)} keys of {header.row_shape}")
         if not _all_finite(path, offset, math.prod(shape)):

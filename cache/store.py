@@ -40,8 +40,8 @@ class FeatureCache:
         """Open an existing cache; CacheError if there is none at `path`."""
         cache = cls.find(Path(path))
         if cache is None:
-            found = "a folder without a manifest" if Path(path).exists() else "an empty path"
-            raise CacheError(f"{path} is {found}, expected a feature cache: run extract first, or name it with --cache")
+            found = "has no manifest" if Path(path).exists() else "does not exist"
+            raise CacheError(f"{path} {found}, expected a feature cache: make it with extract, or name another folder")
         return cache
 
     @classmethod
@@ -282,4 +282,4 @@ def check_place(path: Path) -> None:
     begun = path.is_dir() and all(layout.precedes_manifest(file.name) or is_temporary(file) for file in path.iterdir())
     # The manifest is looked for after the others: it may have landed meanwhile, and from then on it is a cache.
     if not begun and not (path / layout.MANIFEST_FILE).is_file():
-        raise CacheError(f"{path} is not a feature cache and not empty: name another folder with --cache")
+        raise CacheError(f"{path} is not a feature cache and not empty: name another folder")

@@ -120,6 +120,8 @@ def export(config: ExportConfig) -> ExportResult:
 def _check_targets(config: ExportConfig) -> None:
     """Refuse, before any work, what could not be written or may not be."""
     check_target(config.model, config.overwrite)
+    if config.model.suffix != ".safetensors":
+        logger.warning(f"{config.model} will be a safetensors file, whatever its name says: name it *.safetensors")
     if config.onnx:
         if config.onnx.absolute() == config.model.absolute():
             raise ConfigError(f"--onnx {config.onnx} is the model file itself: choose another path")

@@ -24,6 +24,7 @@ from cache.errors import HeadgraftError
 from cache.files import read_regular, write_atomically, write_together
 from cache.index import SetIndex
 from cache.lock import claimed
+from cache.records import fault
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
 from pipeline.bases.reduced import chained, reduction_basis
@@ -130,7 +131,10 @@ class Run:
         if not (path / RUN_FILE).is_file():
             if (path / JOURNAL_FILE).is_file():
                 raise RunError(f"{path} holds an unfinished sweep: rerun the same sweep to resume it")
-            raise RunError(f"{path} holds no {RUN_FILE}, expected a run: make one with train-head --run {path}")
+            if path.is_file():
+                raise RunError(f"{path} is a file, expected the folder of a run")
+            found = f"holds no {RUN_FILE}" if path.exists() else "does not exist"
+            raise RunError(f"{path} {found}, expected the folder of a run: make one with train-head --run {path}")
         try:
             stored = json.loads(read_regular(path / RUN_FILE))
             if stored.get("format") != RUN_FORMAT:
@@ -153,7 +157,7 @@ class Run:
             if not len(set(record.classes)) == len(record.classes) == head.num_classes:
                 raise ValueError(f"{head.num_classes} outputs for {len(record.classes)} distinct classes")
         except (OSError, ValueError, LookupError, AttributeError, RuntimeError, SafetensorError, ConfigError) as error:
-            raise RunError(f"{path} is not a whole run ({error}): train it again with --overwrite") from error
+            raise RunError(f"{path} is damaged ({fault(error)}): train it again with --overwrite") from error
         return cls(path, record, basis, head, reduction)
 
     def open_cache(self, cache: Path | None) -> FeatureCache:

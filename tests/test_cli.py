@@ -1,6 +1,7 @@
 """The command line: options, exit status, one message, one JSON object."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -250,7 +251,7 @@ def test_errors_are_one_message_and_status_1(extracted: tuple[object, ...], data
     cache, run = tmp_path / "features", tmp_path / "run"
     assert str(tmp_path / "none") in refused("extract", tmp_path / "none", "--cache", cache)
     assert str(cache) in refused("train-head", "--cache", cache, "--run", run)
-    assert "run.json" in refused("export", run, tmp_path / "model.safetensors")
+    assert str(run) in refused("export", run, tmp_path / "model.safetensors")
     model = tmp_path / "model.safetensors"
     assert str(model) in refused("predict", model, draw_image(tmp_path / "a.png", 1))
     assert str(model) in refused("evaluate", model)
@@ -284,6 +285,36 @@ def test_a_refusal_is_one_object_too(
         assert found["error"]["message"] in result.stderr
     monkeypatch.setattr("cache.check.repair", lambda _: Path(tmp_path, "none").read_bytes())
     assert json.loads(invoke("cache", "repair", cache, "--json").stdout)["error"]["code"] == "system-error"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("cache", "info"), ("cache", "verify"), ("cache", "repair"), ("cache", "pack", "", "f.h5"), ("cache", "prune"),
+        ("cache", "push", "", "memory://b"), ("report",), ("export", "", "m.safetensors"), ("evaluate",),
+        ("train-head", "--run", "r", "--cache"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("there", [True, False], ids=["a file", "nothing"])
+def test_what_a_message_advises_is_possible(arguments: tuple[str, ...], there: bool, tmp_path: Path) -> None:
+    """A path to a file, or to nothing: every option in the message is one of the command, or of one that it names."""
+    path = tmp_path / "path"
+    if there:
+        path.write_bytes(b"text")
+    given = [path if one == "" else one for one in arguments] if "" in arguments else [*arguments, path]
+    said = refused(*given)
+    assert str(path) in said
+    assert there or "does not exist" in said
+    own = invoke(*arguments[: 1 + (arguments[0] == "cache")], "--help").stdout
+    advised = re.findall(r"--[a-z-]+", said.replace("train-head --run", ""))
+    assert [option for option in advised if option not in own] == []
+
+
+def test_json_before_the_command_is_said_to_come_after_it() -> None:
+    """As wrong usage."""
+    result = invoke("--json", "weights", "list")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "after the command" in result.stderr
 
 
 def test_a_file_that_is_no_csv_is_one_message(tmp_path: Path) -> None:

@@ -90,6 +90,24 @@ def test_a_crafted_header_is_refused(content: bytes, run: Path, tmp_path: Path) 
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
+def test_a_cut_model_is_damaged_and_another_file_is_no_model(tmp_path: Path) -> None:
+    """Wherever it was cut; in neither case in the words of a library. One of an unknown backbone is refused as well."""
+    whole = (REPOSITORY / "tests" / "data" / "model-1.safetensors").read_bytes()
+    file = tmp_path / "model.safetensors"
+    for content, found in [
+        *((whole[:size], "damaged") for size in (100, 600, len(whole) - 1)),
+        (b"# Text" * 99, "not a"),
+    ]:
+        file.write_bytes(content)
+        with pytest.raises(BundleError, match=f"is {found}") as refused:
+            load_bundle(file)
+        assert not re.search("header|deserial", str(refused.value))
+    card = good_card()
+    card["backbone"] = card["manifest"]["base"]["backbone"] = "resnet18"
+    with pytest.raises(BundleError, match="resnet18"):
+        load_bundle(written(file, card))
+
+
 SCORED = {"split": "test", "images": 4, "top1": 1.0, "top5": None, "mean_per_class": 1.0, "when": "2026-01-01"}
 
 

@@ -78,6 +78,18 @@ def shards_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cache.writer.ShardWriter.__init__.__defaults__", (2, 20.0))
 
 
+def test_a_folder_that_is_named_without_a_protocol_is_told_with_one(tmp_path: Path, monkeypatch: Any) -> None:
+    """In full, so that it can be copied; what could not be copied makes no claim of what was."""
+    cache = cache_of(tmp_path / "a", 1)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CacheError, match=f"file://{tmp_path / 'copy'}"):
+        push(cache, "copy")
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match=r"could not .*file/manifest\.json") as refused:
+        push(cache, f"file://{tmp_path / 'file'}")
+    assert "before" not in str(refused.value)
+
+
 def test_what_is_pulled_is_what_was_pushed(tmp_path: Path) -> None:
     """Byte for byte, locks and projections left out; again, nothing is copied."""
     cache = cache_of(tmp_path / "a", 1, 2, 3)

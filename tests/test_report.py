@@ -389,7 +389,7 @@ def test_an_edited_run_is_refused(trained: Path, change: Any) -> None:
     record = json.loads(file.read_text())
     change(record)
     file.write_text(json.dumps(record))
-    with pytest.raises(RunError, match="is not a whole run"):
+    with pytest.raises(RunError, match="is damaged"):
         report(ReportConfig(trained))
     assert not (trained / REPORT_FILE).exists()
 

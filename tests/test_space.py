@@ -69,30 +69,34 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     [
         ("learning_rate = 1", "expected some of basis, hidden"),
         ("droput = 0.5", "did you mean 'dropout'"),
-        ("lr = { low = 1, hihg = 2 }", "hihg.*`high`"),
-        ("lr = { low = 1e-3 }", "lr is .*`high`"),
-        ("lr = { low = 1e-2, high = 1e-3 }", "expected low < high"),
+        ("lr = { low = 1, hihg = 2 }", "lr is { low = 1, hihg = 2 }, expected { low = A, high = B }"),
+        ("lr = { low = 1e-3 }", "lr is { low = 0.001 }, expected"),
+        (
+            "lr = { low = 1e-2, high = 1e-3 }",
+            "lr is { low = 0.01, high = 0.001 }, expected { low = A, high = B } with A < B",
+        ),
         ("lr = { low = 1e-3, high = 1e-2, steps = 1 }", "lr is .*steps.* 2"),
         ("dropout = { low = 0, high = 0.5, log = true }", "above 0 if log"),
         ("lr = 0", "expected a number above 0"),
         ("dropout = [0.2, 1.0]", "under 1"),
-        ("hidden = 12.5", "hidden has 12.5: .*`int`"),
-        ("hidden = true", "hidden has True: .*`int`"),
+        ("hidden = 12.5", "hidden is 12.5, expected an integer"),
+        ("hidden = true", "hidden is true, expected an integer"),
         ("hidden = []", r"hidden is \[\]"),
         ("hidden = [64, 64]", "64, 64.*twice"),
         ('basis = "middle"', "is not a basis"),
-        ('basis = { low = "a", high = "b" }', "basis has .*`str`"),
-        ('lr = "fast"', "lr has .fast.: .*`float`"),
+        ('basis = { low = "a", high = "b" }', "basis is { low = .*, expected a text"),
+        ('lr = "fast"', 'lr is "fast", expected a number'),
         ("lr = nan", "expected a number above 0"),
         ("lr =", "cannot be read as TOML"),
         ("# nothing yet", "names no setting"),
-        ('lr = { low = 1e-3, high = 1e-2, log = "yes" }', "'log': 'yes'.*`bool`"),
+        ('lr = { low = 1e-3, high = 1e-2, log = "yes" }', 'log = "yes" }, expected'),
     ],
 )
 def test_a_space_that_is_none_is_refused(text: str, message: str, tmp_path: Path) -> None:
     """Names nobody knows with the nearest that is known; values that no head can have."""
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refused:
         loaded(tmp_path, text)
+    assert str(refused.value).count("expected") <= 1
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

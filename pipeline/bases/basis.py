@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache.records import fault
 from cache.shard import Float16Array
 from pipeline.errors import PipelineError
 
@@ -122,5 +123,5 @@ class Basis:
                 parts.setdefault(int(number), (kind, {}))[1][field] = tensor
             stages = tuple(_KINDS[kind](**arrays) for _, (kind, arrays) in sorted(parts.items()))
         except (KeyError, TypeError, ValueError) as error:
-            raise PipelineError(f"these tensors are not a basis: {error!r}") from error
+            raise PipelineError(f"these tensors are not a basis: {fault(error)}") from error
         return cls(name, stages)

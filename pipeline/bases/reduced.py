@@ -12,6 +12,7 @@ from cache.errors import DamagedCache
 from cache.index import ImageRecord, SetIndex
 from cache.keys import pack_digests
 from cache.layout import BASIS_FILE
+from cache.records import fault
 from cache.reduction import Reduction
 from cache.shard import Float16Array
 from cache.store import FeatureCache
@@ -84,7 +85,7 @@ def reduction_basis(cache: FeatureCache) -> Basis | None:
             raise ValueError(f"it makes rows of {made}, expected {reduction.out_features}")
     except (PipelineError, ValueError, IndexError, RuntimeError) as error:
         raise DamagedCache(
-            f"{cache.path / BASIS_FILE} is not the basis of these rows ({error}): reduce again"
+            f"{cache.path / BASIS_FILE} is not the basis of these rows ({fault(error)}): reduce again"
         ) from error
     return basis
 
@@ -98,7 +99,9 @@ def _arrays(cache: FeatureCache, reduction: Reduction) -> tuple[dict[str, Tensor
         if images is not None and (images.dtype != torch.uint8 or images.ndim != 2 or images.shape[1] != _BYTES):
             raise ValueError(f"{_IMAGES} of {images.dtype} {tuple(images.shape)}")
     except (SafetensorError, ValueError) as error:
-        raise DamagedCache(f"{cache.path / BASIS_FILE} is not the basis of its rows ({error}): reduce again") from error
+        raise DamagedCache(
+            f"{cache.path / BASIS_FILE} is not the basis of its rows ({fault(error)}): reduce again"
+        ) from error
     return arrays, images
 
 

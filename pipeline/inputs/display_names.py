@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cache.files import read_regular
-from cache.records import convert
-from pipeline.console import counted, reason
+from cache.records import convert, fault
+from pipeline.console import counted
 from pipeline.errors import PipelineError
 from pipeline.inputs.names import difference, plain
 
@@ -22,9 +22,7 @@ def read_names(path: Path, classes: Sequence[str]) -> dict[str, str]:
     try:
         names = convert(json.loads(read_regular(path)), dict[str, str])
     except (OSError, ValueError, RecursionError) as error:
-        raise PipelineError(
-            f"{path} cannot be read ({reason(error)}); expected a JSON object of class: name"
-        ) from error
+        raise PipelineError(f"{path} cannot be read ({fault(error)}); expected a JSON object of class: name") from error
     alike = {plain(key): key for key in names}
     key_of = {label: label if label in names else alike.get(plain(label), "") for label in classes}
     key_of = {label: key for label, key in key_of.items() if key in names}

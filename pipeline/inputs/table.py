@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from cache.records import fault
 from pipeline.console import counted, named
 from pipeline.errors import ImageSetError
 from pipeline.inputs.decode import EXTENSIONS
@@ -28,7 +29,7 @@ def list_csv(file: Path, root: Path) -> tuple[list[Listed], list[str]]:
     try:
         rows = dict(_rows(file))
     except (csv.Error, UnicodeError) as error:
-        raise ImageSetError(f"{file} is not a CSV file ({error}), {_EXPECTED}") from error
+        raise ImageSetError(f"{file} is not a CSV file ({fault(error)}), {_EXPECTED}") from error
     if not rows:
         raise ImageSetError(f"{file} has no row below its header, expected one for each image")
     refuse_other_locale(root / path for path, _, _ in rows.values())

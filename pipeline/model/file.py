@@ -12,9 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cache.files import write_atomically
+from cache.records import fault
 from pipeline.backbones.spec import row_shape, state_dict_mismatch
-from pipeline.console import first_line
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, ConfigError
 from pipeline.heads.head import Head
 from pipeline.model.bundle import Bundle
 from pipeline.model.card import BUNDLE_FORMAT, ModelCard
@@ -52,14 +52,14 @@ def load_bundle(path: str | Path) -> Bundle:
         card = ModelCard.of(stored)
     except ValueError as error:
         raise BundleError(
-            f"{path} has an unusable card ({first_line(error)}): export it again, or update headgraft"
+            f"{path} has an unusable card ({fault(error)}): export it again, or update headgraft"
         ) from error
     backbone, layers = _part(tensors, "backbone."), _part(tensors, "head.")
     try:
         head = _fitting_head(card, backbone, layers)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, ConfigError) as error:
         raise BundleError(
-            f"{path} holds tensors that do not fit its card ({card.backbone}): {first_line(error)}; export it again"
+            f"{path} holds tensors that do not fit its card ({card.backbone}): {fault(error)}; export it again"
         ) from error
     return Bundle(path, card, backbone, head, stored)
 
@@ -74,7 +74,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             card = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not a model that headgraft exported: {first_line(error)}") from error
+        with open(path, "rb") as begin:
+            ours = f'"{METADATA_KEY}"'.encode() in begin.read(64)
+        found = "is damaged: copy it again, or" if ours else "is not a model that headgraft exported:"
+        raise BundleError(f"{path} {found} make one from a run with export") from error
     if card is None:
         raise BundleError(f"{path} holds tensors but no model card, expected a model file: make one with export")
     if not isinstance(card, dict) or card.get("format") != BUNDLE_FORMAT:
@@ -98,7 +101,7 @@ def _fitting_head(card: ModelCard, backbone: dict[str, Tensor], layers: dict[str
     try:
         head = Head.from_tensors(layers)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"no complete head ({first_line(error)})") from error
+        raise ValueError(f"no complete head ({fault(error)})") from error
     found, wanted = head.in_features, prod(row_shape(card.backbone, card.manifest.base.input_size))
     if found != wanted:
         raise ValueError(f"the head takes {found} features, the backbone gives {wanted}")

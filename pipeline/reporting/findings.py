@@ -7,6 +7,7 @@ import torch
 
 from cache.history import read_history
 from cache.index import SetIndex
+from cache.records import fault
 from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
 from pipeline.console import named
@@ -163,7 +164,7 @@ def _sweep(run: Run, index: SetIndex) -> Sweep | None:
             raise ValueError("no scores")
     except (OSError, ValueError, RecursionError, ConfigError) as error:
         raise RunError(
-            f"{run.path / RESULTS_FILE} or {JOURNAL_FILE} is not what the sweep left ({error}): "
+            f"{run.path / RESULTS_FILE} or {JOURNAL_FILE} is not what the sweep left ({fault(error)}): "
             "put it back, or sweep again with --overwrite"
         ) from error
     return Sweep(result, scores)

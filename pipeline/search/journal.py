@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cache.errors import CacheError
 from cache.files import append_line, read_regular, write_atomically
-from cache.records import Count, convert
+from cache.records import Count, convert, fault
 from pipeline.errors import RunError
 from pipeline.run_folder import JOURNAL_FILE
 
@@ -103,7 +103,7 @@ class Journal:
                 journal._keep(result.head, result)
         except (ValueError, RecursionError) as error:
             raise RunError(
-                f"{path} is not the journal of a sweep ({error}): restart the sweep with --overwrite"
+                f"{path} is not the journal of a sweep ({fault(error)}): restart the sweep with --overwrite"
             ) from error
         return journal
 

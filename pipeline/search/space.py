@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import json
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from cache.records import convert
 from pipeline.basis_name import BasisName
 from pipeline.config import HeadSettings
 from pipeline.errors import ConfigError
+from pipeline.options import flag
 
 Value = str | int | float
 
@@ -37,7 +39,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"it goes from {self.low} to {self.high}, expected low < high, above 0 if log = true")
+            raise ValueError("low is not below high, or not above 0")
 
     def at(self, share: float) -> float:
         """The number at `share`, 0 to 1, of the way."""
@@ -122,19 +124,19 @@ class Space:
 
 
 def _domain(path: Path, name: str, value: object) -> Domain:
-    """ConfigError, in the words of `convert` or of `HeadSettings`, for values that the setting cannot have."""
+    """ConfigError for values that the setting cannot have."""
     if isinstance(value, dict) and SETTINGS[name] is not str:
         try:
             found = convert(value, Range)
         except (ValueError, ConfigError) as error:
-            expected = "expected low and high, perhaps log and steps"
-            raise ConfigError(f"{path}: {name} is {value!r}: {error}; {expected}") from error
+            expected = "{ low = A, high = B } with A < B, above 0 if log = true, perhaps with steps = 2 or more"
+            raise ConfigError(f"{path}: {name} is {_as_toml(value)}, expected {expected}") from error
         _check_values(path, name, (value["low"], value["high"]))
         return found
     values = tuple(value) if isinstance(value, list) else (value,)
     _check_values(path, name, values)
     if not values or len(set(values)) != len(values):
-        raise ConfigError(f"{path}: {name} is {value!r}, expected one or more values, none of them twice")
+        raise ConfigError(f"{path}: {name} is {_as_toml(value)}, expected one or more values, none of them twice")
     return values
 
 
@@ -142,8 +144,19 @@ def _check_values(path: Path, name: str, values: Iterable[Any]) -> None:
     for one in values:
         try:
             convert({name: one}, HeadSettings)
-        except (ValueError, ConfigError) as error:
-            raise ConfigError(f"{path}: {name} has {one!r}: {str(error).partition(' - at ')[0]}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {str(error).replace(flag(name), name, 1)}") from error
+        except ValueError as error:
+            kind = {int: "an integer", float: "a number", str: "a text"}[SETTINGS[name]]
+            raise ConfigError(f"{path}: {name} is {_as_toml(one)}, expected {kind}") from error
+
+
+def _as_toml(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_as_toml(one)}' for key, one in value.items())} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_as_toml, value))}]"
+    return json.dumps(value, default=str)
 
 
 def as_kind(name: str, number: float) -> Value:
