@@ -6,7 +6,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from cache import layout
-from cache.errors import CacheError
+from cache.errors import CacheError, counted
 from cache.files import remove, sync_folder
 from cache.index import SetIndex
 from cache.keys import KeyTable
@@ -40,7 +40,7 @@ class VerifyResult:
 
     def in_words(self) -> str:
         """A line of counts, and one for each thing that is wrong."""
-        lines = [f"{self.shards} shards, {self.rows} rows, {len(self.bad)} bad"]
+        lines = [f"{counted(self.shards, 'shard')}, {counted(self.rows, 'row')}, {len(self.bad)} bad"]
         lines += [f"{bad['shard']}: {bad['reason']}" for bad in self.bad]
         lines += [f"{name}: {change}" for name, changes in self.changed.items() for change in changes]
         return "\n".join(lines)
@@ -64,10 +64,10 @@ class RepairResult:
 
     def in_words(self) -> str:
         """What was quarantined, file by file, and how many rows are missing."""
-        lines = [f"{len(self.set_aside)} files quarantined in {self.place}"] if self.set_aside else []
+        lines = [f"{counted(len(self.set_aside), 'file')} quarantined in {self.place}"] if self.set_aside else []
         lines += [moved["shard"] for moved in self.set_aside]
         if lost := sum(self.missing.values()):
-            lines.append(f"{lost} rows are missing: extract will compute them again")
+            lines.append(f"missing: {counted(lost, 'row')}, which extract will compute again")
         return "\n".join(lines) or "no file is corrupted"
 
 
@@ -91,7 +91,7 @@ def verify(path: Path, changes: Changes | None = None) -> VerifyResult:
             continue
         if lost := cache.lost(index):
             result.missing[name] = lost
-            bad[file] = f"{lost} of the rows it had are in no sound shard: run extract again"
+            bad[file] = f"{counted(lost, 'row')} lost, in no sound shard: run extract again"
         if changes and (changed := changes(index)):
             result.changed[name] = changed
     result.bad = [

@@ -34,6 +34,11 @@ class CacheBusy(CacheError, code="cache-busy"):
     """Another process writes this cache or run."""
 
 
+def counted(count: int, word: str) -> str:
+    """1 head, 2 heads; 1 pass, 2 passes."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}{'es' if word.endswith('s') else 's'}"
+
+
 def install_hint(extra: str) -> str:
     """The command that installs an optional part of this program, for an error's last words."""
     return f"run pip install -e '.[{extra}]' in the folder of headgraft's source"

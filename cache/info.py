@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cache import layout
-from cache.errors import CacheError
+from cache.errors import CacheError, counted
 from cache.index import SetIndex
 from cache.keys import unpack_keys
 from cache.projections import projection_files
@@ -53,8 +53,8 @@ class CacheInfo:
         base, recipe = self.base, self.augmentation
         shape = " x ".join(map(str, base["row_shape"]))
         lines = [
-            f"{self.cache}: format {self.format}, {sum(self.rows.values())} rows in {self.shards} shards, "
-            f"{self.bytes / 1e6:.0f} MB",
+            f"{self.cache}: format {self.format}, {counted(sum(self.rows.values()), 'row')} in "
+            f"{counted(self.shards, 'shard')}, {self.bytes / 1e6:.0f} MB",
             f"backbone       {base['backbone']}, {base['layer']}, rows of {shape}, computed in {base['precision']}",
             f"weights        {base['weights_digest']}",
             f"preprocessing  short side to {base['resize']}, centre crop of {base['input_size']}, "
@@ -121,9 +121,9 @@ def _set_in_words(entry: dict[str, Any]) -> str:
     if "error" in entry:
         return f"{entry['set']}: {entry['error']}"
     splits = ", ".join(f"{count} {split}" for split, count in entry["splits"].items())
-    lost = f", {entry['missing']} rows lost: run extract again" if entry["missing"] else ""
+    lost = f", {counted(entry['missing'], 'row')} lost: run extract again" if entry["missing"] else ""
     skipped = f", {entry['skipped']} skipped" if entry["skipped"] else ""
     return (
-        f"{entry['set']}: {entry['images']} images ({splits}) of {entry['classes']} classes, "
-        f"{entry['passes']} augmented passes{skipped}{lost}, from {entry['data']}"
+        f"{entry['set']}: {counted(entry['images'], 'image')} ({splits}) of {counted(entry['classes'], 'class')}, "
+        f"{counted(entry['passes'], 'augmented pass')}{skipped}{lost}, from {entry['data']}"
     )

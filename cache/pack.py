@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from cache import layout
-from cache.errors import CacheError
+from cache.errors import CacheError, counted
 from cache.files import refuse_unwritable, replacing
 from cache.index import ImageRecord, SetIndex
 from cache.keys import RowKey
@@ -38,7 +38,7 @@ class PackResult:
 
     def in_words(self) -> str:
         """One line."""
-        return f"{self.file}: {self.rows} rows of {self.set}, {self.bytes / 1e6:.0f} MB"
+        return f"{self.file}: {counted(self.rows, 'row')} of {self.set}, {self.bytes / 1e6:.0f} MB"
 
 
 def pack(

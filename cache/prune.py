@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache import layout
+from cache.errors import counted
 from cache.files import remove
 from cache.index import index_path
 from cache.lock import writing
@@ -38,7 +39,8 @@ class PruneResult:
 
     def in_words(self) -> str:
         """One line."""
-        return f"{self.rows} rows, {self.bytes / 1e6:.1f} MB {'would be deleted' if self.dry_run else 'deleted'}"
+        done = "would be deleted" if self.dry_run else "deleted"
+        return f"{counted(self.rows, 'row')}, {self.bytes / 1e6:.1f} MB {done}"
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def prune(path: Path, dry_run: bool = False) -> PruneResult:
         dropped = [(len(shard) - len(rows), shard.rows.strides[0]) for shard, rows in kept]
         count = sum(rows for rows, _ in dropped)
         size = sum(rows * each for rows, each in dropped) + sum(file.stat().st_size for file in whole)
-        files = f"{len(spare)} spare shards, {len(whole) - len(spare)} projections"
-        logger.info(f"{count} rows that no set uses, {files}: {size / 1e6:.1f} MB")
+        files = f"{counted(len(spare), 'spare shard')}, {counted(len(whole) - len(spare), 'projection')}"
+        logger.info(f"{counted(count, 'row')} without a set, {files}: {size / 1e6:.1f} MB")
         if not dry_run:
             # What is kept of a shard may be a spare copy, byte for byte: then that one stays.
             written = {_keep_only(shard, rows) for shard, rows in kept}

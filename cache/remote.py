@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from cache import layout
-from cache.errors import CacheError, DamagedCache, ManifestMismatch
+from cache.errors import CacheError, DamagedCache, ManifestMismatch, counted
 from cache.files import replacing
 from cache.index import SetIndex
 from cache.lock import check_writable, writing
@@ -53,10 +53,9 @@ class CopyResult:
 
     def in_words(self) -> str:
         """One line, and one for each file that was refused."""
-        shards = "1 shard" if self.shards == 1 else f"{self.shards} shards"
         lines = [
-            f"{shards} copied, {self.bytes / 1e6:.1f} MB, {self.present} there already ({self.url}); "
-            f"{len(self.sets)} of the sets, {self.seconds:.1f} s"
+            f"{counted(self.shards, 'shard')} copied, {self.bytes / 1e6:.1f} MB, {self.present} there already "
+            f"({self.url}); {counted(len(self.sets), 'set')} copied, {self.seconds:.1f} s"
         ]
         lines += [f"refused {refused['file']}: {refused['reason']}" for refused in self.refused]
         return "\n".join(lines)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache import layout
-from cache.errors import CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet
+from cache.errors import CacheError, DamagedCache, ManifestMismatch, MissingRows, UnknownSet, counted
 from cache.files import is_temporary
 from cache.index import SetIndex, index_path
 from cache.keys import KeyTable, PackedKeys, RowKey, keys_of, pack_digests, pack_keys
@@ -269,7 +269,7 @@ class FeatureCache:
             known = max(known, self.complete_passes(index))
         if asked is not None and asked > known:
             raise MissingRows(
-                f"set {index.name!r} of {self.path} has {known} augmented pass{'es' * (known != 1)}, {asked} asked "
+                f"set {index.name!r} of {self.path} has {counted(known, 'augmented pass')}, {asked} asked "
                 f"for: run extract with --passes {asked}, or ask for --passes {known}"
             )
         return known if asked is None else asked

@@ -13,6 +13,8 @@ from contextlib import contextmanager, redirect_stdout
 from io import TextIOWrapper
 from typing import Any
 
+from cache.errors import counted as counted  # which the cache uses too
+
 SECONDS_BETWEEN_LINES = 10.0
 
 Show = Callable[[int, str, float], object]  # how much is done, at what rate in words, seconds left
@@ -148,11 +150,6 @@ def _lines(total: int, what: str) -> Iterator[Show]:
             logger.info(f"{what}: {done} of {total}, {rate}, {duration(left)} left")
 
     yield show
-
-
-def counted(count: int, word: str) -> str:
-    """1 head, 2 heads; 1 pass, 2 passes."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}{'es' if word.endswith('s') else 's'}"
 
 
 def duration(seconds: float) -> str:

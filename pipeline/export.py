@@ -65,8 +65,8 @@ class ExportResult:
         """A line on the model, and one each on its temperature, its class prior and the ONNX file."""
         parity, onnx, scaled = self.parity, self.onnx, self.calibration
         lines = [
-            f"{self.model}: {self.bytes / 1e6:.0f} MB; {parity['images']} images agree with the run within "
-            f"{parity['max_abs_diff']:.1g} in log-probability"
+            f"{self.model}: {self.bytes / 1e6:.0f} MB; {counted(parity['images'], 'image')} compared, within "
+            f"{parity['max_abs_diff']:.1g} of the run in log-probability"
         ]
         if scaled.ece:
             lines.append(f"temperature {scaled.temperature:.3f}, {errors_in_words(scaled)}")

@@ -69,9 +69,11 @@ class ExtractResult:
         missing = self.rows - self.computed - self.reused
         to_do = f", {missing} to compute" if missing else ""
         rate = f", {self.images_per_second:.1f} rows/s after startup" if self.images_per_second else ""
-        counts = f"{self.rows} rows of {counted(self.images, 'image')} in {self.cache}: {self.computed} computed"
+        rows = f"{counted(self.rows, 'row')} of {counted(self.images, 'image')} in {self.cache}"
         skipped = [f"skipped {named(bad['path'])}: {bad['reason']}" for bad in self.skipped]
-        return "\n".join([f"{counts}, {self.reused} reused{to_do}, {self.seconds:.1f} s{rate}", *skipped])
+        return "\n".join(
+            [f"{rows}: {self.computed} computed, {self.reused} reused{to_do}, {self.seconds:.1f} s{rate}", *skipped]
+        )
 
 
 def extract(config: ExtractConfig) -> ExtractResult:
@@ -98,7 +100,7 @@ def _extract(plan: ExtractionPlan, executor: Executor, start: float) -> ExtractR
         announce(plan, work, cache)
         if config.finish and work.tasks:
             raise MissingRows(
-                f"{work.missing} rows of {counted(len(work.tasks), 'image')} are not there yet, the first "
+                f"not there yet: {counted(work.missing, 'row')} of {counted(len(work.tasks), 'image')}, the first "
                 f"{named(work.tasks[0].path)}: run the parts that are missing, or extract without --finish, which "
                 "computes them"
             )

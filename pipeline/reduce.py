@@ -74,7 +74,7 @@ class ReduceResult:
     def in_words(self) -> str:
         """A line on the rows, and two on the loss of accuracy where it was measured."""
         lines = [
-            f"{self.out}: {self.rows} rows of {self.out_features} in place of {self.in_features}, "
+            f"{self.out}: {counted(self.rows, 'row')} of {self.out_features} in place of {self.in_features}, "
             f"{self.bytes / 1e6:.1f} MB in place of {self.source_bytes / 1e6:.1f}, "
             f"{self.computed} reduced, {self.reused} reused, {self.seconds:.1f} s"
         ]

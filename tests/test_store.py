@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -402,6 +403,21 @@ def test_a_projection_under_another_source_counts_as_absent(tmp_path: Path) -> N
     assert verify(cache.path).bad == []
     assert repair(cache.path).set_aside == []
     assert prune(cache.path).rows == 0
+
+
+def test_what_verify_finds_names_a_file_once_and_in_our_own_words(tmp_path: Path) -> None:
+    """A damaged shard, and indexes that are no JSON, an empty object, or another kind of JSON."""
+    cache = filled(tmp_path / "c", ([key_of(1)], some_rows(1, 32)))
+    (shard,) = cache._shard_paths()
+    shard.write_bytes(shard.read_bytes()[:-1])
+    for name, text in (("text", "text"), ("empty", "{}"), ("list", "[]")):
+        (cache.path / layout.SET_FOLDER / f"{name}.json").write_text(text)
+    found = verify(cache.path)
+    assert len(found.bad) >= 4
+    assert found.in_words().startswith("1 shard, 0 rows, ")
+    for bad in found.bad:
+        assert str(cache.path) not in bad["reason"]
+        assert not re.search(r"Error|Expecting|attribute|indices", bad["reason"])
 
 
 def test_the_note_of_who_writes_is_not_written_through_a_link(tmp_path: Path) -> None:

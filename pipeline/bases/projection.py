@@ -46,7 +46,7 @@ def load_data(trainset: TrainingSet, name: str, memory: int, memo: Memo | None =
     each = 4 * width * (2 if BasisName.parse(name).components is None else 4)
     if count * each <= memory:
         return _in_memory(trainset, name, memo or Memo())
-    logger.info(f"{count} rows of {each} bytes are more than {size(memory)} of memory: they are read in each epoch")
+    logger.info(f"{counted(count, 'row')} of {each} bytes: more than {size(memory)} of memory, so read in each epoch")
     basis = _fitted_on_shards(trainset, name, max(_FEWEST_FOR_COMPONENTS, memory // 2 // each))
     width = basis.out_features(trainset.cache.in_features)
     window = max(1, memory // 4 // (4 * width))
@@ -71,7 +71,7 @@ def _fitted_on_shards(trainset: TrainingSet, name: str, most: int) -> Basis:
         trainset.layout,
         sample=lambda: blocks(np.argsort(keys)[:most]),  # of the lowest digests: a random choice
     )
-    logger.info(f"basis {name}: fitted on {len(keys)} training rows")
+    logger.info(f"basis {name}: fitted on {counted(len(keys), 'training row')}")
     return basis
 
 
@@ -152,7 +152,7 @@ def _projected(
             save_projection(cache.path, source, save({"rows": projected.contiguous(), **basis.tensors()}))
         except (CacheError, OSError) as error:  # they can be made again, so that a read-only cache can be trained on
             logger.warning(f"{cache.path} does not keep the projected features: {reason(error)}")
-    shape = f"{projected.shape[1]} of {cache.in_features} dimensions, {len(projected)} rows"
+    shape = f"{counted(projected.shape[1], 'feature')} from {cache.in_features}, {counted(len(projected), 'row')}"
     logger.info(f"basis {name}: {shape}, {time.perf_counter() - clock:.1f} s")
     return basis, projected
 

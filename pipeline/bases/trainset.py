@@ -138,6 +138,6 @@ def _refuse_stale(index: SetIndex) -> None:
     if changes:
         shown = "\n".join(f"  {change}" for change in changes[:5]) + ("\n  …" if len(changes) > 5 else "")
         raise DataChanged(
-            f"{index.data} is not as it was extracted, {len(changes)} files differ:\n{shown}\n"
+            f"{index.data} is not as it was extracted, {counted(len(changes), 'difference')}:\n{shown}\n"
             f"Run extract again (--set {index.name}): only new contents are computed."
         )

@@ -16,7 +16,7 @@ from cache.writer import ShardWriter
 from pipeline.backbones.backbone import Backbone, Pending
 from pipeline.backbones.sources import weights_source
 from pipeline.bases.reduced import reduce_rows, reduction_basis
-from pipeline.console import named, progress
+from pipeline.console import counted, named, progress
 from pipeline.errors import DecodeError, PipelineError
 from pipeline.extraction.plan import ExtractionContext
 from pipeline.inputs.loader import DecodeTask, Loader
@@ -174,6 +174,6 @@ def refuse_bad(context: ExtractionContext, tally: Tally, remaining: list[DecodeT
                 found.append((task, str(outcome)))
     lines = "\n".join(f"  {named(task.path)}: {reason}" for task, reason in found)
     raise DecodeError(
-        f"{len(found)} image files cannot be decoded:\n{lines}\n"
+        f"{counted(len(found), 'image file')} cannot be decoded:\n{lines}\n"
         "Fix or remove them, or leave them out with --skip-bad; rows computed so far are kept."
     )

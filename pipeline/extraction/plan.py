@@ -21,7 +21,7 @@ from pipeline.backbones.sources import load_tensors
 from pipeline.backbones.spec import backbone_spec, preprocessing_of, row_shape
 from pipeline.backbones.weights import tensor_digest
 from pipeline.config import ExtractConfig
-from pipeline.console import size
+from pipeline.console import counted, size
 from pipeline.errors import ImageSetError, PipelineError
 from pipeline.inputs import augment
 from pipeline.inputs.decode import Decoding
@@ -127,8 +127,8 @@ def _keep_other_images(config: ExtractConfig, known: SetIndex, images: ImageSet)
     gone, new = len(before - now), len(now - before)
     if config.set is None and before and gone == len(before):
         raise CacheError(
-            f"the cache has a set {known.name!r} of {len(before)} other images, none of which is in {images.data}: "
-            f"{_other(known.name)}"
+            f"the cache has a set {known.name!r} of {counted(len(before), 'other image')}, none of which is in "
+            f"{images.data}: {_other(known.name)}"
         )
     if gone:
         logger.warning(f"set {known.name}: {gone} of {len(before)} images are no longer there, {new} new")
@@ -208,8 +208,8 @@ def announce(plan: ExtractionPlan, work: Workload, cache: FeatureCache | None) -
     features = math.prod(plan.manifest.base.row_shape) if cache is None else cache.in_features
     needed = work.missing * 2 * features
     logger.info(
-        f"{plan.name}: {len(plan.images.images)} images, {len(plan.images.classes)} classes, "
-        f"{work.rows} rows: {work.reused} present, {work.missing} missing"
+        f"{plan.name}: {counted(len(plan.images.images), 'image')}, {counted(len(plan.images.classes), 'class')}, "
+        f"{counted(work.rows, 'row')}: {work.reused} present, {work.missing} missing"
     )
     folder = next(path for path in (plan.config.cache, *plan.config.cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free

@@ -22,7 +22,7 @@ from cache.store import FeatureCache
 from pipeline.backbones.backbone import Backbone, load_backbone
 from pipeline.bases.basis import Basis
 from pipeline.bases.reduced import reduce_rows
-from pipeline.console import named
+from pipeline.console import counted, named
 from pipeline.errors import ParityError, RunError
 from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.inputs.views import Views
@@ -72,7 +72,7 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
     base = trained.cache.manifest.base
     check_files(images, root)
     device = device_of(base.precision)
-    logger.info(f"parity: {len(images)} validation images through the exported file")
+    logger.info(f"parity: {counted(len(images), 'validation image')} through the exported file")
     preprocessing, tensors = Preprocessing.of(base), dict(trained.backbone_tensors)
     network = load_backbone(base.backbone, tensors, preprocessing, device=device, precision=base.precision)
     expected, reduced = _expected(trained, images, root, network)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.errors import install_hint
+from cache.errors import counted, install_hint
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.errors import ConfigError
 from pipeline.search.space import SETTINGS, Range, Space, as_kind
@@ -43,7 +43,9 @@ def start_search(config: SweepConfig, space: Space, known: Sequence[HeadSettings
         return Search(_random(config, space, known))
     heads = space.grid()
     if len(heads) > config.heads:
-        raise ConfigError(f"the grid has {len(heads)} heads, --heads is {config.heads}: raise it, or search at random")
+        raise ConfigError(
+            f"the grid has {counted(len(heads), 'head')}, --heads is {config.heads}: raise it, or search at random"
+        )
     return Search([head for head in heads if head not in known])
 
 

@@ -18,7 +18,7 @@ from starlette.formparsers import MultiPartParser
 from torch import Tensor
 
 from pipeline.config import ServeConfig
-from pipeline.console import named
+from pipeline.console import counted, named
 from pipeline.errors import DecodeError
 from pipeline.inputs.decode import Pixels
 from pipeline.inputs.remarks import catching_warnings
@@ -138,7 +138,7 @@ class _Service:
         """The most probable classes of image files; those that cannot be read are listed apart."""
         start, most = time.perf_counter(), self._config.max_files
         if len(files) > most:
-            raise HTTPException(413, f"{len(files)} files are over the limit of {most}: send fewer at once")
+            raise HTTPException(413, f"{counted(len(files), 'file')}, over the limit of {most}: send fewer at once")
         answer = Answer(predictions=[], failed=[], seconds=0)
         try:
             with self._images.take(len(files)), self._bytes.take(sum(file.size or 0 for file in files)):

@@ -50,7 +50,7 @@ class Scores:
             f"{names[key]} {getattr(self, key):.2%} ({low:.2%} to {high:.2%})"
             for key, (low, high) in self.intervals.items()
         ]
-        images = f"{self.split}, {self.images} images of {counted(self.classes, 'class')}"
+        images = f"{self.split}, {counted(self.images, 'image')} of {counted(self.classes, 'class')}"
         calibration = f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f})"
         return f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images"
 
