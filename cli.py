@@ -165,7 +165,7 @@ def cache() -> None:
 @click.option(
     "--threshold",
     type=click.FloatRange(-1, 1),
-    help="With --duplicates: minimum cosine similarity.  [default: one false pair is expected]",
+    help="With --duplicates: minimum cosine of whitened, pooled features.  [default: one false pair is expected]",
 )
 def cache_info(cache: Path, duplicates: bool, name: str | None, threshold: float | None) -> None:
     """Show the contents of CACHE."""
@@ -293,7 +293,7 @@ def weights_list() -> None:
 @weights.command("fetch")
 @click.argument("backbone", default=ExtractConfig.backbone)
 def weights_fetch(backbone: str) -> None:
-    """Fetch the weights of BACKBONE into the user's weights folder."""
+    """Fetch weights into the user's weights folder. BACKBONE is vgg16 by default."""
     from pipeline.weights import fetch_weights
 
     emit(fetch_weights(backbone))

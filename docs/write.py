@@ -53,6 +53,11 @@ RESULTS: dict[str, type] = {
     "weights list": WeightsList,
     "weights fetch": WeightsFile,
 }
+SUMMARIES = {
+    "cache push": "What `cache push` uploaded from `cache` to `url`.",
+    "cache pull": "What `cache pull` downloaded from `url` into `cache`.",
+    "weights fetch": "The weights that `weights fetch` fetched, or found already there.",
+}
 DOCS = Path(__file__).resolve().parent
 WRITTEN = (DOCS.parent / "README.md", DOCS / "results.md")
 _START = """# Commands
@@ -143,7 +148,7 @@ def _errors(kind: type[HeadgraftError]) -> Iterator[type[HeadgraftError]]:
 def _result(command: str) -> str:
     kind = RESULTS[command]
     summary, _, _ = str(kind.__doc__).partition("\n\n")
-    head = f"## {command}\n\n{_line(summary)}\n\n| field | type | meaning |\n|---|---|---|\n"
+    head = f"## {command}\n\n{SUMMARIES.get(command) or _line(summary)}\n\n| field | type | meaning |\n|---|---|---|\n"
     return head + "\n".join(_rows(kind, set())) + "\n"
 
 

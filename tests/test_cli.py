@@ -273,9 +273,9 @@ def test_a_refusal_is_one_object_too(
         (*train, "--overwrite", "--passes", 1): (1, "missing-rows"),
         (*train, "--lr", 0): (2, "wrong-usage"),
         (*train, "--nonsense"): (2, "wrong-usage"),
-        ("evaluate", tmp_path / "none"): (1, "run-error"),
         ("weights", "fetch", "vgg99"): (2, "wrong-usage"),
         (*extracted, "--backbone", "vgg99"): (2, "wrong-usage"),
+        ("evaluate", tmp_path / "none"): (1, "run-error"),
         ("serve", tmp_path / "none"): (1, "model-error"),
     }
     for arguments, (status, code) in refusals.items():

@@ -159,7 +159,10 @@ def test_health_and_openapi(server: Server) -> None:
     )
     status, body = server.get("/openapi.json")
     assert {"/predict", "/health"} <= json.loads(body)["paths"].keys()
-    assert server.get("/nothing")[0] == 404
+    for path, known in (("/nothing", 404), ("/predict", 405)):
+        status, body = server.get(path)
+        assert (status, json.loads(body).keys()) == (known, {"reason"})
+        assert f"GET {path}" in json.loads(body)["reason"]
 
 
 def test_health_is_answered_without_a_body_too(server: Server) -> None:

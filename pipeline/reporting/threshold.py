@@ -48,7 +48,7 @@ class Threshold:
             false += f" ({self.false_alarm_rate:.1e} per pair)"
         if self.detection_rate is not None:
             seen = f"{self.detection_rate:.1%} of augmented views recognised"
-        return f"cosine of at least {self.cosine:.3f}: {false}, {seen}"
+        return f"cosine of whitened, pooled features at least {self.cosine:.3f} (low in a small set): {false}, {seen}"
 
 
 @dataclass(frozen=True)

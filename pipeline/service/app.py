@@ -193,8 +193,10 @@ async def _all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T | DecodeErro
 def _answer_with_reasons(app: FastAPI) -> None:
     """Whatever is refused is refused as {"reason": one sentence}."""
 
-    async def refused(_: Request, error: Any) -> JSONResponse:
-        return JSONResponse({"reason": named(error.detail)}, error.status_code, error.headers)
+    async def refused(request: Request, error: Any) -> JSONResponse:
+        asked = f"{request.method} {request.url.path} is not served, expected POST /predict, GET /health or GET /"
+        reason = asked if error.status_code in (404, 405) else error.detail
+        return JSONResponse({"reason": named(reason)}, error.status_code, error.headers)
 
     async def invalid(_: Request, error: Any) -> JSONResponse:
         return JSONResponse({"reason": named(_fault(error.errors()[0]))}, 422)
