@@ -7,6 +7,7 @@ Makes a cache of IMAGES rows of (512, 7, 7) in FOLDER and trains a head on it wi
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -24,6 +25,9 @@ from cache.writer import ShardWriter
 
 SHAPE = (512, 7, 7)
 CLASSES = 10
+# What glibc starts with, and here keeps: otherwise each larger block that is freed raises it, up to 32 MB, and smaller
+# ones then stay with the process. How much stays differs by tens of MB from run to run, and is more in longer ones.
+FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
 BASE = Base(
     "vgg16", "avgpool", "0" * 64, SHAPE, 224, 256, "bilinear-antialias", (0, 0, 0), (1, 1, 1), "rgb-1", "float32"
 )
@@ -54,11 +58,14 @@ def record(number: int) -> ImageRecord:
 
 
 def train(cache: FeatureCache, run: Path, memory: str) -> tuple[int, str]:
-    """Train in a process of its own; its highest anonymous memory in bytes, and what it printed."""
+    """Train in a process of its own; its highest anonymous memory in bytes, and what it printed.
+
+    Freed blocks are given back at once, so that the memory is what the program holds, not what its allocator keeps.
+    """
     command = [sys.executable, "-m", "cli", "train-head", "--cache", str(cache.path), "--run", str(run)]
     options = ["--memory", memory, "--epochs", "2", "--overwrite", "--json"]
-    highest = 0
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+    environment, highest = {**os.environ, **FREED_AT_ONCE}, 0
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         while process.poll() is None:
             highest = max(highest, anonymous(process.pid))

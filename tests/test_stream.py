@@ -108,7 +108,7 @@ def test_a_shard_that_is_damaged_while_training_is_not_read(features: Path) -> N
 
 
 def test_memory_stays_flat_as_rows_grow(tmp_path: Path, times: Times) -> None:
-    """Anonymous memory of the whole process, from N to 4 N images, rows of VGG16's size: less than 10 % more."""
+    """Anonymous memory that the process holds, from N to 4 N images, rows of VGG16's size: less than 10 % more."""
     if not Path("/proc/self/status").exists():
         pytest.skip("anonymous memory is read from /proc, which is not there")
     images = times(2000, 16000)  # two shards or more: with one, nothing is held while the next is read
