@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import preprocessing
-from hypothesis import given
+from conftest import preprocessing, some_flowers
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from pipeline.errors import DecodeError
 from pipeline.inputs.decode import DECODING_POLICY, Decoding, Pixels, decode_rgb
 from pipeline.inputs.effort import jpeg_scans, pixel_passes
+from pipeline.inputs.jpeg import plain_size
 from pipeline.inputs.remarks import FRAMES, PROFILE, catching_warnings
 from pipeline.inputs.sniff import describe
 
@@ -41,6 +42,61 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    quality=st.integers(5, 100),
+    subsampling=st.integers(0, 2),
+    progressive=st.booleans(),
+    mode=st.sampled_from(["RGB", "RGB", "L", "CMYK"]),
+    damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
+    share=st.one_of(st.just(1.0), st.floats(0.2, 1)),
+    orientation=st.sampled_from([0, 0, 1, 6]),
+)
+@settings(max_examples=300)
+def test_a_jpeg_has_pillows_pixels_or_its_refusal(
+    size: tuple[int, int],
+    quality: int,
+    subsampling: int,
+    progressive: bool,
+    mode: str,
+    damage: list[tuple[float, int]],
+    share: float,
+    orientation: int,
+) -> None:
+    """Whatever it is and wherever it is damaged: straight through libjpeg-turbo or not, nothing else comes out."""
+    options: dict[str, Any] = {"quality": quality, "subsampling": subsampling, "progressive": progressive}
+    if orientation:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = orientation
+    file = bytearray(encoded(Image.fromarray(pattern(*size)).convert(mode), "JPEG", **options))
+    for place, value in damage:
+        file[int(place * len(file))] = value
+    data = bytes(file[: max(1, int(share * len(file)))])
+    with pytest.MonkeyPatch.context() as patched, catching_warnings():
+        found = decoded_or_refused(data)
+        for name in ("plain_size", "rgb_pixels"):
+            patched.setattr(f"pipeline.inputs.decode.{name}", lambda _: None)
+        assert found == decoded_or_refused(data)
+
+
+def decoded_or_refused(data: bytes) -> tuple[tuple[int, ...], bytes] | None:
+    """Shape and pixels, or None."""
+    try:
+        pixels = decode_rgb(data)
+    except DecodeError:
+        return None
+    return pixels.shape, pixels.tobytes()
+
+
+@pytest.mark.real
+def test_flowers_go_straight_through_libjpeg_turbo() -> None:
+    """With the same pixels as through Pillow."""
+    for file in some_flowers(12):
+        data = file.read_bytes()
+        assert plain_size(data) is not None
+        assert np.array_equal(decode_rgb(data), np.asarray(Image.open(file).convert("RGB")))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

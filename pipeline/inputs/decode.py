@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from cache.files import read_regular
 from pipeline.errors import DecodeError
 from pipeline.inputs.effort import decoded_pixels, pixel_passes
+from pipeline.inputs.jpeg import plain_size, rgb_pixels
 from pipeline.inputs.remarks import FRAMES, METADATA, PROFILE, collected
 from pipeline.inputs.sniff import describe
 
@@ -124,6 +125,8 @@ def decode_rgb(
         raise DecodeError("the file is empty")
     remarks = {} if remarks is None else remarks
     content = data if isinstance(data, bytes) else b""
+    if (pixels := _plain_jpeg(content, pixel_limit, effort_limit)) is not None:
+        return pixels
     try:
         with collected(remarks), open_image(data) if isinstance(data, bytes) else nullcontext(data) as image:
             _refuse_too_much(image, content, pixel_limit, effort_limit)
@@ -133,8 +136,12 @@ def decode_rgb(
             profile = image.info.get("icc_profile")
             if isinstance(profile, bytes) and profile and not any(name in profile for name in _SRGB):
                 remarks[PROFILE] = ""
+            if image.format == "JPEG" and image.mode == "RGB" and (pixels := rgb_pixels(content)) is not None:
+                turn = _turn(image, remarks)
+                return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
             image.load()
-            return np.asarray(_to_rgb(_upright(image, remarks), policy))
+            turn = _turn(image, remarks)
+            return np.asarray(_to_rgb(image if turn is None else image.transpose(turn), policy))
     except DecodeError:
         raise
     except Image.DecompressionBombError as error:
@@ -143,6 +150,15 @@ def decode_rgb(
         raise DecodeError(describe(content, HEIF)) from error
     except Exception as error:  # Pillow's plugins raise anything from SyntaxError to struct.error on damaged files
         raise DecodeError(f"cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _plain_jpeg(data: bytes, pixel_limit: int, effort_limit: int) -> Pixels | None:
+    """Of a JPEG without anything to look after and within the limits, which most files are; None of any other."""
+    if (size := plain_size(data)) is None:
+        return None
+    width, height, scans = size
+    within = width * height <= pixel_limit and width * height * scans <= effort_limit
+    return rgb_pixels(data) if within and max(width, height) <= LONGEST * min(width, height) else None
 
 
 def _refuse_too_much(image: Image.Image, data: bytes, pixel_limit: int, effort_limit: int) -> None:
@@ -160,15 +176,14 @@ def _refuse_too_much(image: Image.Image, data: bytes, pixel_limit: int, effort_l
         )
 
 
-def _upright(image: Image.Image, remarks: dict[str, str]) -> Image.Image:
-    """Turned as its EXIF orientation says; an orientation that cannot be read is none."""
+def _turn(image: Image.Image, remarks: dict[str, str]) -> Image.Transpose | None:
+    """What makes it upright, by its EXIF orientation; one that cannot be read is none."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception as error:  # as damaged as a file can be, as above; the pixels are not
         remarks[METADATA] = str(error) or type(error).__name__
-        return image
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _to_rgb(image: Image.Image, policy: Decoding) -> Image.Image:

@@ -1,6 +1,7 @@
 """What decoding an image file costs: pixels, and passes over them, known before any pixel is decoded."""
 
 import re
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from math import ceil
 
@@ -41,21 +42,32 @@ def pixel_passes(image: Image.Image, data: bytes) -> int:
 
 
 def jpeg_scans(data: bytes) -> int:
-    """Scans of the first image in a JPEG stream, counted from marker to marker as far as its end.
+    """Scans of the first image in a JPEG stream; DecodeError for one of too many markers."""
+    return scans_of(jpeg_markers(data))
+
+
+def scans_of(kinds: Iterable[int]) -> int:
+    """Scans among markers."""
+    return sum(kind == _START_OF_SCAN for kind in kinds)
+
+
+def jpeg_markers(data: bytes) -> Iterator[int]:
+    """The kinds of markers of the first image in a JPEG stream, from one to the next as far as its end.
 
     What follows the end, such as the video of a motion photo, is not looked at, nor is what only resembles a marker.
     """
-    scans, place, marker = 0, 0, _MARKER
+    place, marker = 0, _MARKER
     for _ in range(MOST_MARKERS):
         found = marker.search(data, place)
         if found is None or found[1][0] == _END:
-            return scans
+            return
         kind, place, marker = found[1][0], found.end(), _MARKER
+        yield kind
         if kind in _WITHOUT_LENGTH:
             continue
         place += max(2, int.from_bytes(data[place : place + 2], "big"))
         if kind == _START_OF_SCAN:
-            scans, marker = scans + 1, _NEXT_AFTER_SCAN
+            marker = _NEXT_AFTER_SCAN
     raise DecodeError(f"a JPEG of over {MOST_MARKERS:,} markers")
 
 
