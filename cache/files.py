@@ -113,12 +113,13 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporaries[path.name]
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path`, durably: a reader sees all of it, or what was there before.
+def write_atomically(path: Path, *data: bytes | memoryview) -> None:
+    """Write `data`, one after the other, to `path`, durably: a reader sees all of it, or what was there before.
 
     CacheError where the system refuses; a file that was there before is kept.
     """
-    write_together(path.parent, {path.name: data})
+    with _replacing_together(path.parent, [path.name]) as temporaries, open(temporaries[path.name], "xb") as file:
+        file.writelines(data)
 
 
 def write_together(folder: Path, contents: Mapping[str, bytes | memoryview], removed: Iterable[str] = ()) -> None:

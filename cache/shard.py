@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,37 +40,65 @@ class ShardHeader:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_shard(folder: Path, header: ShardHeader, keys: PackedKeys, rows: Float16Array) -> Path:
-    """Write `rows` (N, D) under `keys` (N,) as one new shard in `folder` and return its path.
+def write_shard(folder: Path, header: ShardHeader, keys: PackedKeys, *rows: Float16Array) -> Path:
+    """Write `rows`, which together are (N, D), under `keys` (N,) as one new shard in `folder` and return its path.
 
     Without an augmented view among them, the shard names no augmentation.
     """
     digests, views = split_keys(keys)
     if (views == layout.CLEAN_VIEW.encode()).all():
         header = replace(header, augmentation_digest="")
-    image = _hdf5_image(header, digests, views, rows)
-    path = folder / layout.shard_name(xxhash.xxh3_128_hexdigest(image), len(image))
+    before, after = _without_features(header, digests, views)
+    pieces = [before, *(np.ascontiguousarray(some, layout.FEATURE_DTYPE).data for some in rows), after]
+    state, size = xxhash.xxh3_128(), 0
+    for piece in pieces:
+        state.update(piece)
+        size += piece.nbytes
+    path = folder / layout.shard_name(state.hexdigest(), size)
     if not path.exists():
-        write_atomically(path, image)
+        write_atomically(path, *pieces)
     return path
 
 
-def _hdf5_image(header: ShardHeader, digests: Digests, views: npt.NDArray[np.bytes_], rows: Float16Array) -> bytes:
-    """Built in memory: a full disk under HDF5's own writes ends the interpreter."""
+def _without_features(
+    header: ShardHeader, digests: Digests, views: npt.NDArray[np.bytes_]
+) -> tuple[memoryview, memoryview]:
+    """What a shard holds before its features, and after them."""
+    provenance = json.dumps(dict(header.provenance), sort_keys=True)
+    same = header.base_digest, header.augmentation_digest, header.row_shape, header.basis, provenance
+    template, places = _template(*same, len(views))
+    image = bytearray(template)
+    for place, array in zip(places, (digests, views), strict=False):
+        image[place : place + array.nbytes] = array.tobytes()
+    return memoryview(image)[: places[2]], memoryview(image)[places[2] :]
+
+
+@lru_cache(maxsize=4)
+def _template(
+    base: str, augmentation: str, row_shape: tuple[int, ...], basis: str, provenance: str, count: int
+) -> tuple[bytes, list[int]]:
+    """That without keys, and where digests, views and features go: by HDF5 once, which stops every other thread.
+
+    Built in memory: a full disk under HDF5's own writes ends the interpreter.
+    """
     options = {"driver": "core", "backing_store": False, "libver": ("v110", "v110")}
     aligned = {"alignment_threshold": layout.ALIGNMENT, "alignment_interval": layout.ALIGNMENT}
     with h5py.File("shard", "w", **options, **aligned) as file:
         file.attrs[layout.ATTR_FORMAT] = layout.FORMAT_VERSION
-        file.attrs[layout.ATTR_BASE] = header.base_digest
-        file.attrs[layout.ATTR_AUGMENTATION] = header.augmentation_digest
-        file.attrs[layout.ATTR_ROW_SHAPE] = np.array(header.row_shape, dtype="<i8")
-        file.attrs[layout.ATTR_BASIS] = header.basis
-        file.attrs[layout.ATTR_PROVENANCE] = json.dumps(dict(header.provenance), sort_keys=True)
-        file.create_dataset(layout.DIGESTS, data=digests)
-        file.create_dataset(layout.VIEWS, data=views)
-        file.create_dataset(layout.FEATURES, data=np.ascontiguousarray(rows, dtype=layout.FEATURE_DTYPE))
+        file.attrs[layout.ATTR_BASE] = base
+        file.attrs[layout.ATTR_AUGMENTATION] = augmentation
+        file.attrs[layout.ATTR_ROW_SHAPE] = np.array(row_shape, dtype="<i8")
+        file.attrs[layout.ATTR_BASIS] = basis
+        file.attrs[layout.ATTR_PROVENANCE] = provenance
+        digests = file.create_dataset(layout.DIGESTS, data=np.zeros((count, 32), np.uint8))
+        views = file.create_dataset(layout.VIEWS, data=np.zeros(count, layout.VIEW_DTYPE))
+        features = file.create_dataset(layout.FEATURES, (count, math.prod(row_shape)), layout.FEATURE_DTYPE)
+        features[-1] = 0  # has HDF5 give it its place
         file.flush()
-        return bytes(file.id.get_file_image())
+        image, size = file.id.get_file_image(), features.nbytes
+        places: list[int] = [dataset.id.get_offset() for dataset in (digests, views, features)]
+    bare = image[: places[2]] + image[places[2] + size :]
+    return bare, [place - size if place > places[2] else place for place in places]
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class ShardWriter:
 
     def _write(self, keys: list[RowKey], rows: list[Float16Array]) -> None:
         start = time.perf_counter()
-        write_shard(self.folder, self.header, pack_keys(keys), np.concatenate(rows))
+        write_shard(self.folder, self.header, pack_keys(keys), *rows)
         self.seconds += time.perf_counter() - start
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cache import layout
 from cache.errors import CacheError, DamagedCache
-from cache.keys import pack_keys
+from cache.keys import pack_keys, split_keys
 from cache.shard import Shard, ShardHeader, write_shard
 from cache.writer import ShardWriter
 
@@ -48,6 +48,25 @@ def test_a_shard_gives_back_what_was_written(
     assert list(shard.keys) == keys
     assert shard.rows.dtype == np.dtype("<f2")
     assert np.array_equal(shard.rows, rows)
+
+
+@pytest.mark.parametrize(("count", "features"), [(1, 7), (3, 32), (200, 4096)])
+def test_a_shard_in_pieces_is_what_hdf5_writes(tmp_path: Path, count: int, features: int) -> None:
+    """Byte for byte, whether its features lie last in the file or not; a second one is patched into the same head."""
+    for seed in range(2):
+        rows, keys = some_rows(count, features, seed), pack_keys(key_of(seed + n, "pass:1") for n in range(count))
+        header = ShardHeader("b" * 64, (features,), "a" * 64, "", {"device": "cpu"})
+        path = write_shard(tmp_path, header, keys, rows[: count // 2], rows[count // 2 :])
+        digests, views = split_keys(keys)
+        options = {"driver": "core", "backing_store": False, "libver": ("v110", "v110")}
+        with h5py.File("whole", "w", **options, alignment_threshold=4096, alignment_interval=4096) as file:
+            file.attrs["format"], file.attrs["base_digest"], file.attrs["augmentation_digest"] = 1, "b" * 64, "a" * 64
+            file.attrs["row_shape"], file.attrs["basis"] = np.array([features], "<i8"), ""
+            file.attrs["provenance"] = '{"device": "cpu"}'
+            for name, data in (("digests", digests), ("views", views), ("features", rows)):
+                file.create_dataset(name, data=data)
+            file.flush()
+            assert path.read_bytes() == file.id.get_file_image()
 
 
 def test_the_name_promises_digest_and_size(tmp_path: Path) -> None:
