@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install $$([ -t 2 ] || echo --quiet) --disable-pip-version-check \
 	--constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
-.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench-extract bench-labels bench-rungs bench-sweep bench-predict bench-ray bench-scale simulate results clean
+.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench-extract bench-labels bench-rungs bench-sweep bench-predict bench-ray bench-scale gpu simulate results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > most) most = length($$1) } \
@@ -91,6 +91,9 @@ bench-extract: setup ## Time stage one beside a plain script and the processor's
 
 bench-ray: setup-ray ## Stage one and a sweep on Ray beside one process (about 15 minutes) [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_ray.py $(if $(wildcard $(CACHE)/manifest.json),--cache "$(CACHE)") $(ARGS)
+
+gpu: ## On a machine with CUDA: tests and rates of its device (about 9 minutes) [PYTHON= ARGS=]
+	$(PYTHON) tests/benchmarks/bench_gpu.py $(ARGS)
 
 bench-scale: setup ## Time a cache of up to a million images, tiny ones (about 30 minutes) [ARGS=]
 	$(BIN)/python tests/benchmarks/bench_scale.py $(ARGS)

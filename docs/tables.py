@@ -165,4 +165,25 @@ def where() -> str:
     return fill(f"Measured on {found['date']}: {found['hardware']}.", 120, break_on_hyphens=False)
 
 
-TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in (defaults, sweeps, baselines, speed, where)}
+def gpu() -> str:
+    """What `make gpu` measured: rates a second, accuracy or likeness beside each."""
+    found = results("gpu")
+    rates, rows = found["compile"], [("forward pass, plain network", f"{found['compile']['eager']:,.0f} images", "")]
+    rows.append(("forward pass, `torch.compile`", f"{rates['compiled']:,.0f} images", ""))
+    rows.append(("forward pass, headgraft, on the same pixels", f"{rates['ours']:,.0f} images", ""))
+    for precision in ("bfloat16", "float16", "float32"):
+        one = found["forward"][precision]
+        near = f"lowest cosine to float32: {one['cosine']:.6f}"
+        rows.append((f"forward pass, headgraft, {precision}, rows copied back", f"{one['rate']:,.0f} images", near))
+    for name, one in found["files"].items():
+        threads, _, passes, _ = name.split("_")
+        what = "clean views" if passes == "0" else f"{passes} more passes"
+        rows.append((f"files to shards, {what}, {threads} threads", f"{one['images_per_second']:,.0f} rows", ""))
+    one = found["heads"]
+    rate = one["heads"] * one["epochs"] / one["seconds"]
+    what = f"heads of 512 hidden units, {one['heads']:,} x {one['epochs']} epochs of 6,552 rows, {one['seconds']:.1f} s"
+    rows.append((what, f"{rate:,.0f} epochs", f"mean accuracy on drawn rows: {_percent(one['mean_accuracy'])}"))
+    return _table(("what", "a second", "beside it"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in (defaults, sweeps, baselines, speed, where, gpu)}

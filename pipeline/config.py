@@ -54,10 +54,10 @@ class ExtractConfig(ClusterConfig):
     split_seed: int = option(0, "Random seed of the split, where DATA has none.", least=0, most=LARGEST_SEED)
     precision: str = option("auto", "Compute precision of the backbone.", choices=PRECISIONS)
     device: str = option("auto", "Device of the backbone.", choices=DEVICES)
-    batch_size: int | None = option(None, "Images per batch.  [default: 8; 64 on CUDA]", least=1, most=4096)
+    batch_size: int | None = option(None, "Images per batch.  [default: 8; 256 on a GPU]", least=1, most=4096)
     workers: int | None = option(
         None,
-        "Decoding threads; 0 = decode in the main thread.  [default: half of the CPUs; all with CUDA]",
+        "Decoding threads; 0 = decode in the main thread.  [default: half of the CPUs]",
         least=0,
         most=256,
     )

@@ -26,7 +26,7 @@ from pipeline.model.card import Calibration, ModelCard, Pair, TrainedScores
 from pipeline.model.file import load_bundle, write_bundle
 from pipeline.model.markdown import errors_in_words
 from pipeline.model.onnx import require_packages, write_onnx
-from pipeline.model.parity import Trained, check_files, check_parity, chosen_images, device_of
+from pipeline.model.parity import Trained, check_files, check_parity, chosen_images, precision_here
 from pipeline.model.prior import class_prior
 from pipeline.run import Run
 from pipeline.run_folder import check_target
@@ -167,8 +167,7 @@ def _with_flip(bundle: Bundle, index: SetIndex, root: Path, shift: Tensor | None
     images = index.split("valid")
     check_files(images, root)
     logger.info(f"--tta flip: the backbone sees {counted(len(images), 'validation image')}, as they are and mirrored")
-    precision = bundle.card.manifest.base.precision
-    predictor = bundle.on(device_of(precision), precision)
+    predictor = bundle.on("cpu", precision_here(bundle.card.manifest.base.precision))
     log_probs = predictor.log_probs([root / image.path for image in images], mirrored=True)
     fit = calibrate(log_probs, torch.from_numpy(index.labels(images)), index, shift)
     known = replace(bundle.card.calibration, flip_temperature=fit.temperature or 1.0)

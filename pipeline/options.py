@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from pipeline.errors import ConfigError
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 ENGINES = ("local", "ray")
 TTA = ("none", "flip")
 

@@ -33,8 +33,8 @@ from pipeline.config import TrainConfig
 from pipeline.console import reason
 from pipeline.errors import ConfigError, RunError
 from pipeline.heads.fit import Fitted, matmul_dtype_on
-from pipeline.heads.group import CPU
 from pipeline.heads.head import Head
+from pipeline.machine.device import CPU
 from pipeline.run_folder import BASIS_FILE, HEAD_FILE, JOURNAL_FILE, REDUCTION_FILE, RUN_FILE, RUN_FILES
 from pipeline.run_record import RUN_FORMAT, ReducedBy, RunConfig, RunRecord
 

@@ -57,10 +57,10 @@ def test_every_error_has_a_code_of_its_own() -> None:
 
 
 def test_every_figure_of_the_results_comes_from_a_file(writer: ModuleType) -> None:
-    """README.md and docs/results.md hold the tables that the files in docs/results/ give."""
+    """README.md, docs/results.md and docs/performance.md hold the tables that the files in docs/results/ give."""
     for path in writer.WRITTEN:
         text = path.read_text("utf-8")
-        assert text.count("<!-- results:") >= 4
+        assert "<!-- results:" in text
         assert writer.filled(text) == text
 
 
@@ -70,7 +70,7 @@ def test_results_say_what_repeats_them() -> None:
     assert files
     for file in files:
         found = json.loads(file.read_text("utf-8"))
-        assert found["command"].startswith("make results")
+        assert found["command"].startswith(("make results", "make gpu"))
         assert "torch" in found["hardware"]
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
 

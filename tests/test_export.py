@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -29,6 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cache.index import ImageRecord
+from cache.store import FeatureCache
 from cli import main
 from pipeline.backbones.backbone import normalise
 from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig
@@ -176,6 +178,19 @@ def test_a_model_that_depends_on_the_batch_is_not_written(trained: Path, tmp_pat
         found, what = expected + 0.002 * torch.eye(8, 4), "the model differs from itself in batches of 3"
         parity.largest_difference(found, expected, [image.path for image in valid], what, 1e-3)
     assert parity.largest_difference(expected, expected, valid, "", 1e-3) == 0
+
+
+def test_rows_of_another_machine_are_held_against_the_images(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a device made them: what is compared is made anew, and a row that is another image's is found all the same."""
+    monkeypatch.setattr(FeatureCache, "provenance", lambda *_: [{"device": "cuda", "views": "device"}])
+    export(ExportConfig(trained / "run", tmp_path / "model.safetensors"))
+    read = FeatureCache.read
+    monkeypatch.setattr(FeatureCache, "read", lambda cache, keys: np.roll(read(cache, keys), 1, axis=0))
+    with pytest.raises(ParityError, match="is not what its image gives: cosine"):
+        export(ExportConfig(trained / "run", tmp_path / "other.safetensors"))
+    assert not (tmp_path / "other.safetensors").exists()
 
 
 def predicts_the_same(script: str, file: Path, model: Path, paths: list[Path], folder: Path, tolerance: float) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pkgutil
 import re
 import shutil
@@ -17,7 +16,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, Extract, draw_image, logged, preprocessing, tiny_tensors
+from conftest import REPOSITORY, Extract, draw_image, preprocessing, tiny_tensors
 from safetensors.torch import save_file
 from torchvision import models
 
@@ -27,9 +26,8 @@ from cache.store import FeatureCache
 from pipeline.backbones.backbone import load_backbone, normalise
 from pipeline.backbones.spec import BACKBONES, BackboneSpec, build_trunk, row_shape
 from pipeline.backbones.weights import NamedWeights
-from pipeline.config import ExtractConfig
 from pipeline.errors import ConfigError, DecodeError, PipelineError, WeightsError
-from pipeline.extract import ExtractResult, extract
+from pipeline.extract import ExtractResult
 from pipeline.inputs.decode import decode_rgb
 from pipeline.inputs.views import Views
 
@@ -400,52 +398,6 @@ def test_the_code_path_changes_features_by_rounding_only() -> None:
     pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
     assert fast.code_path == "winograd"
     assert torch.allclose(fast.features(views), plain(normalise(pixels, preprocessing())), atol=1e-4, rtol=1e-3)
-
-
-def test_compiled_code_is_kept_in_the_users_own_folder(tmp_path: Path) -> None:
-    """Not in a temporary folder that others share."""
-    if not shutil.which("g++"):
-        pytest.skip("no g++ to compile with")
-    program = (
-        "import os, torch; from pipeline.backbones.compiled import compile_network;"
-        "net = torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.ReLU()).requires_grad_(False);"
-        "torch.inference_mode()(compile_network(net))(torch.ones(2, 9))"
-    )
-    kept = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
-    places = {"XDG_CACHE_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, env={**kept, **places}, check=True)
-    made = [file.relative_to(tmp_path) for file in tmp_path.rglob("*.so")]
-    assert made
-    assert {file.parts[:3] for file in made} == {("home", "headgraft", "compiled")}
-
-
-@pytest.mark.parametrize(
-    ("compiler", "said"),
-    [(None, "no C++ compiler here"), ("/bin/false", "could not compile here")],
-    ids=["none", "one that fails"],
-)
-def test_without_a_working_compiler_stage_one_says_so_and_goes_on(
-    compiler: str | None, said: str, data: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No compiler, or one that compiles nothing: one line, the way without, the same rows."""
-    from torch._inductor import cpp_builder, exc
-
-    def find() -> str:
-        if compiler is None:
-            raise exc.InvalidCxxCompiler
-        return compiler
-
-    torch.compiler.reset()
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # nothing compiled before
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", find)
-    monkeypatch.setattr("pipeline.extraction.startup.worth_compiling", lambda *_: True)
-    lines: list[str] = []
-    options = {"backbone": "tiny", "weights": tiny, "image_size": 32, "precision": "float32", "device": "cpu"}
-    result = logged(lines, extract, ExtractConfig(data, tmp_path / "features", **options))  # type: ignore[arg-type]
-    assert result.computed == 24
-    assert sum(said in line for line in lines) == 1
-    shards = FeatureCache.open(tmp_path / "features").shards
-    assert {shard.header.provenance["code_path"] for shard in shards} == {"fused"}
 
 
 def test_a_set_is_known_by_its_place_however_it_is_spelled(run_extract: Extract, data: Path, tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("pipeline.search.halving.time.monotonic", lambda: next(now))
     monkeypatch.setattr("pipeline.sweep.time.monotonic", lambda: next(now))
     monkeypatch.setattr("pipeline.search.executor._LARGEST_GROUP", 1)
-    result = sweep(config(features, time_limit=8.0))
+    result = sweep(config(features, time_limit=8.0, device="cpu"))
     trained = [head for head in result.heads if head.epochs]
     assert 0 < len(trained) == len(result.heads) < 10
     assert result.searched.config in [head.config for head in trained]

@@ -19,9 +19,8 @@ from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, TrainCon
 from pipeline.errors import ConfigError, DataChanged, PipelineError, RunError, TargetExists
 from pipeline.evaluate import evaluate
 from pipeline.heads.fit import class_weights
-from pipeline.heads.group import CPU
 from pipeline.heads.head import Head, merge_heads
-from pipeline.machine.device import computes_bfloat16
+from pipeline.machine.device import CPU, computes_bfloat16
 from pipeline.run import Run
 from pipeline.run_folder import BASIS_FILE, HEAD_FILE
 from pipeline.statistics.calibration import calibration_error

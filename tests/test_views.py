@@ -1,6 +1,7 @@
 """Pixels of views: the clean one equal to torchvision's, augmented ones to Pillow's, a device's to the processor's."""
 
 import math
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from cache.store import FeatureCache
 from pipeline.extraction.plan import ExtractionContext
 from pipeline.inputs.augment import ViewParameters, view_parameters
 from pipeline.inputs.decode import Pixels, decode_rgb
-from pipeline.inputs.views import TOLERANCE, DeviceViews, Halves, Views, augmented_view
+from pipeline.inputs.device_views import TOLERANCE, DeviceViews
+from pipeline.inputs.views import Halves, Views, augmented_view
 
 CPU = torch.device("cpu")
 
@@ -139,39 +141,54 @@ def test_a_large_image_is_halved_before_it_is_sampled() -> None:
 VIEWS = ("pass:0", "pass:1", "pass:2")
 
 
-@given(height=st.integers(1, 300), width=st.integers(1, 300), seed=st.integers(0, 99))
-def test_a_device_renders_what_the_processor_does(height: int, width: int, seed: int) -> None:
-    """Within the policy's tolerance, whatever the image and the view."""
-    pixels, views = noise(height, width, seed), Views(preprocessing(), seed)
-    here, there = (
-        views.render_all(pixels, bytes(32), VIEWS),
-        DeviceViews(views, CPU).render_all(pixels, bytes(32), VIEWS),
-    )
-    for one, other in zip(here, there, strict=True):
-        assert one.shape == tuple(other.shape)
-        assert difference(one, other.numpy()).max() <= TOLERANCE
+def rendered_on(device: torch.device, views: Views, images: list[Pixels]) -> list[Pixels]:
+    """All of VIEWS of all images, one after the other, as a device renders them, in one go."""
+    there = DeviceViews(views, device)
+    decoded = [there.prepare(pixels, digest(number), VIEWS) for number, pixels in enumerate(images)]
+    return [view.cpu().numpy() for _, view in there.finish(enumerate(chain.from_iterable(decoded)))]
+
+
+def digest(number: int) -> bytes:
+    """Of an image."""
+    return bytes([number]) * 32
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=5), seed=st.integers(0, 9)
+)
+def test_a_device_renders_what_the_processor_does(sizes: list[tuple[int, int]], seed: int) -> None:
+    """Whatever the images, beside whatever others, and the view: to two grey levels of noise."""
+    images, views = [noise(*size, seed) for size in sizes], Views(preprocessing(), seed)
+    here = [view for number, pixels in enumerate(images) for view in views.render_all(pixels, digest(number), VIEWS)]
+    for one, other in zip(here, rendered_on(CPU, views, images), strict=True):
+        assert one.shape == other.shape
+        assert difference(one, other).max() <= TOLERANCE + 1
+
+
+def test_large_images_are_rendered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many together as fit: the views are the same, in their order."""
+    images, views = [noise(30 + 20 * n, 90 - 10 * n, n) for n in range(6)], Views(preprocessing(), 1)
+    whole = rendered_on(CPU, views, images)
+    monkeypatch.setattr("pipeline.inputs.device_views._BYTES", 10_000)
+    parts = rendered_on(CPU, views, images)
+    assert all(difference(one, other).max() <= 1 for one, other in zip(whole, parts, strict=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 def test_cuda_renders_what_the_processor_does() -> None:
     """The same on a device of another kind."""
-    views = Views(preprocessing(224))
-    for seed in range(8):
-        pixels = noise(300 + 40 * seed, 500 - 30 * seed, seed)
-        there = DeviceViews(views, torch.device("cuda")).render_all(pixels, bytes(32), VIEWS)
-        torch.cuda.synchronize()
-        for one, other in zip(views.render_all(pixels, bytes(32), VIEWS), there, strict=True):
-            assert difference(one, other.cpu().numpy()).max() <= TOLERANCE
+    images, views = [noise(300 + 40 * seed, 500 - 30 * seed, seed) for seed in range(8)], Views(preprocessing(224))
+    here = [view for number, pixels in enumerate(images) for view in views.render_all(pixels, digest(number), VIEWS)]
+    for one, other in zip(here, rendered_on(torch.device("cuda"), views, images), strict=True):
+        assert difference(one, other).max() <= TOLERANCE + 1
 
 
 def test_on_flowers_hardly_a_pixel_of_the_clean_view_differs_on_a_device() -> None:
     """By one grey level, in fewer than one of a hundred."""
     views = Views(preprocessing(224))
-    changed = []
-    for file in some_flowers(12):
-        pixels = decode_rgb(file.read_bytes())
-        (there,) = DeviceViews(views, CPU).render_all(pixels, bytes(32), ("pass:0",))
-        changed.append(difference(views.render_all(pixels, bytes(32), ("pass:0",))[0], there.numpy()))
+    images = [decode_rgb(file.read_bytes()) for file in some_flowers(12)]
+    there = rendered_on(CPU, views, images)[:: len(VIEWS)]
+    changed = [difference(views.preprocessing.view(pixels), view) for pixels, view in zip(images, there, strict=True)]
     assert max(found.max() for found in changed) <= TOLERANCE
     assert np.mean([(found > 0).mean() for found in changed]) < 0.01
 

@@ -4,6 +4,7 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -12,13 +13,15 @@ import torchvision
 from torch import Tensor, nn
 
 from cache.shard import Float16Array
-from pipeline.backbones.compiled import compile_network
 from pipeline.backbones.fused import fuse
 from pipeline.backbones.spec import build_trunk
 from pipeline.backbones.winograd import accelerate
+from pipeline.inputs.decode import Pixels
 from pipeline.inputs.preprocessing import Preprocessing
-from pipeline.inputs.views import ViewPixels
+from pipeline.machine.device import capability, full_precision, libraries, pins_memory
 
+ViewPixels = Pixels | Tensor  # (size, size, 3) uint8, a tensor on the device
+_STEPS = 64  # grey levels to 1, a power of two: float16 would round the folded weights of single levels to few bits
 Pending = Callable[[], Float16Array]  # waits for the rows of a batch: (B, D)
 
 
@@ -40,7 +43,7 @@ class Backbone:
     @property
     def batches_ahead(self) -> int:
         """Batches that may be started before the rows of an earlier one are asked for."""
-        return 0 if self.device.type == "cpu" else 1
+        return 0 if self.device.type == "cpu" else 3
 
     @torch.inference_mode()
     def start(self, views: Sequence[ViewPixels]) -> Pending:
@@ -48,9 +51,9 @@ class Backbone:
         rows = self._forward(views).half()
         if self.device.type == "cpu":
             return rows.numpy
-        host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+        host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=pins_memory(self.device))
         host.copy_(rows, non_blocking=True)
-        copied = torch.cuda.Event()
+        copied = torch.Event(self.device)
         copied.record()
 
         def wait() -> Float16Array:
@@ -67,41 +70,45 @@ class Backbone:
     def _forward(self, views: Sequence[ViewPixels]) -> Tensor:
         """(B, D) float32 on the device."""
         if isinstance(views[0], Tensor):
-            stacked = torch.stack(cast(list[Tensor], list(views)))
+            batch = torch.stack(cast(list[Tensor], list(views)))
         else:
-            stacked = torch.from_numpy(np.stack(views))
-        batch = stacked.permute(0, 3, 1, 2)  # (B, 3, H, W), channels last
-        if self.code_path == "compiled" and len(views) < self.batch_size:  # one shape, one compilation
-            batch = torch.cat([batch, batch[:1].expand(self.batch_size - len(views), -1, -1, -1)])
-        prepare = normalise if self.precision == "float32" else centre
-        rows = self.network(prepare(batch.to(self.device), self.preprocessing))
+            batch = torch.from_numpy(np.stack(cast(list[Pixels], list(views)))).to(self.device)
+        if self.device.type != "cpu" and len(views) < self.batch_size:  # one shape, and so one way to compute
+            batch = torch.cat([batch, batch.new_zeros(self.batch_size - len(views), *batch.shape[1:])])
+        batch = batch.permute(0, 3, 1, 2)  # (B, 3, H, W), channels last
+        prepare = normalise if self.precision == "float32" else partial(centre, dtype=getattr(torch, self.precision))
+        with full_precision(self.device):
+            rows = self.network(prepare(batch, self.preprocessing))
         return rows[: len(views)].float()
 
     @property
     def provenance(self) -> dict[str, str]:
         """Device, processor capability, versions and code path: recorded with each shard, outside its identity."""
-        cuda = self.device.type == "cuda"
         return {
             "device": self.device.type,
-            "capability": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
+            "capability": capability(self.device),
             "machine": platform.machine(),
             "torch": re.sub(r"\+.*", "", torch.__version__),
             "torchvision": re.sub(r"\+.*", "", torchvision.__version__),
+            **libraries(self.device),
             "code_path": self.code_path,
         }
 
 
 def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """(B, 3, H, W) uint8 → float32, scaled to 0..1, less the mean, over the standard deviation."""
-    given = preprocessing.mean, preprocessing.std
-    mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in given)
+    mean, std = (_by_channel(values, pixels.device) for values in (preprocessing.mean, preprocessing.std))
     return (pixels.float() / 255 - mean) / std
 
 
-def centre(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(B, 3, H, W) uint8 → bfloat16, less the rounded mean: whole numbers that bfloat16 holds exactly."""
-    grey = torch.tensor(_rounded_mean(preprocessing), device=pixels.device).view(1, 3, 1, 1)
-    return (pixels.float() - grey).bfloat16()
+def centre(pixels: Tensor, preprocessing: Preprocessing, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """(B, 3, H, W) uint8 → bfloat16 or float16, less the rounded mean, over 64: numbers that both hold exactly."""
+    return ((pixels.float() - _by_channel(_rounded_mean(preprocessing), pixels.device)) / _STEPS).to(dtype)
+
+
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(1, 3, 1, 1) float32 on the device, which is not waited for."""
+    return torch.tensor(values).to(device, non_blocking=True).view(1, 3, 1, 1)
 
 
 def _rounded_mean(preprocessing: Preprocessing) -> tuple[float, ...]:
@@ -122,7 +129,7 @@ def _take_centred(network: nn.Module, preprocessing: Preprocessing) -> None:
     weight = first.weight.double()
     shift = (weight * ((grey / 255 - mean) / std)).sum((1, 2, 3))
     bias = shift if first.bias is None else first.bias.double() + shift
-    first.weight = nn.Parameter((weight / (255 * std)).float())
+    first.weight = nn.Parameter((weight * (_STEPS / (255 * std))).float())
     first.bias = nn.Parameter(bias.float())
 
 
@@ -134,35 +141,28 @@ def load_backbone(
     device: torch.device,
     precision: str,
     batch_size: int | None = None,
-    compiled: bool = False,
 ) -> Backbone:
     """Put `tensors` into backbone `name` on `device`, frozen.
 
-    `compiled` by torch with frozen weights where that can be; else, on the CPU, layers are fused, and float32 goes
-    through Winograd convolutions.
+    On the CPU and on CUDA layers are fused, and a CPU's float32 goes through Winograd convolutions.
     """
     with torch.device("meta"):
         network = build_trunk(name)
     network.load_state_dict(tensors, assign=True)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    dtype = torch.float32
-    if precision == "bfloat16":
+    if precision != "float32":
         _take_centred(network, preprocessing)
-        dtype = torch.bfloat16
+    dtype: torch.dtype = getattr(torch, precision)
     network = network.to(device, dtype).to(memory_format=torch.channels_last).requires_grad_(False)
-    run, code_path = _fastest(network, device, precision, compiled)
-    batch_size = batch_size or (64 if device.type == "cuda" else 8)
-    return Backbone(run, preprocessing, device, precision, batch_size, code_path)
+    code_path = _put_together(network, device, precision)
+    if batch_size is None:
+        batch_size = 8 if device.type == "cpu" else max(1, int(256 * (224 / preprocessing.input_size) ** 2))
+    return Backbone(network, preprocessing, device, precision, batch_size, code_path)
 
 
-def _fastest(
-    network: nn.Module, device: torch.device, precision: str, compiled: bool
-) -> tuple[Callable[[Tensor], Tensor], str]:
-    """How the network is called, and the name of that path."""
-    if compiled and (fast := compile_network(network)) is not None:
-        return fast, "compiled"
-    if device.type != "cpu":
-        return network, "eager"
-    accelerated = precision == "float32" and accelerate(network)
+def _put_together(network: nn.Module, device: torch.device, precision: str) -> str:
+    """Layers of `network` put together, in place, as is fastest on `device`; the name of that path."""
+    if device.type not in ("cpu", "cuda"):
+        return "eager"
+    accelerated = device.type == "cpu" and precision == "float32" and accelerate(network)
     fused = fuse(network)
-    return network, "winograd" if accelerated else "fused" if fused else "eager"
+    return "winograd" if accelerated else "fused" if fused else "eager"

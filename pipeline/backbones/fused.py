@@ -31,6 +31,34 @@ class FusedConv2d(nn.Module):
         return result
 
 
+class CudnnConv2d(nn.Module):
+    """The same on CUDA, by cuDNN: the sum is rounded once, after bias and ReLU.
+
+    Tensor cores want channels by the eight: fewer, as of pixels, are filled up with zeros, at half of the time.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        assert conv.bias is not None
+        self.places = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.lacking = max(0, 8 - conv.in_channels) if conv.groups == 1 else 0
+        self.register_buffer("weight", self._filled(conv.weight.detach()))
+        self.register_buffer("bias", conv.bias.detach())
+
+    def _filled(self, x: Tensor) -> Tensor:
+        filled: Tensor = nn.functional.pad(x, (0, 0, 0, 0, 0, self.lacking))
+        return filled.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, O, H', W'), channels last."""
+        x = self._filled(x) if self.lacking else x
+        result: Tensor = torch.ops.aten.cudnn_convolution_relu(x, self.weight, self.bias, *self.places)
+        return result
+
+
 class MaxPool(nn.Module):
     """An `nn.MaxPool2d` without padding, as maxima of shifted maps: (B, C, H, W) → (B, C, H', W').
 
@@ -70,13 +98,16 @@ def _fused(layers: list[nn.Module]) -> list[nn.Module]:
     result: list[nn.Module] = []
     for layer in layers:
         if isinstance(layer, nn.ReLU) and result and isinstance(result[-1], nn.Conv2d) and _takes_relu(result[-1]):
-            result[-1] = FusedConv2d(result[-1])
+            conv = result[-1]
+            result[-1] = (CudnnConv2d if conv.weight.is_cuda else FusedConv2d)(conv)
         else:
             result.append(_by_maxima(layer))
     return result
 
 
 def _takes_relu(conv: nn.Conv2d) -> bool:
+    if conv.weight.is_cuda:
+        return conv.bias is not None and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     return known and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 

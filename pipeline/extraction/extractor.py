@@ -8,6 +8,8 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
 from cache.keys import RowKey
 from cache.shard import Float16Array
@@ -19,9 +21,10 @@ from pipeline.bases.reduced import reduce_rows, reduction_basis
 from pipeline.console import counted, named, progress
 from pipeline.errors import DecodeError, PipelineError
 from pipeline.extraction.plan import ExtractionContext
-from pipeline.inputs.loader import DecodeTask, Loader
+from pipeline.inputs.device_views import DeviceViews
+from pipeline.inputs.loader import DecodeTask, Loader, Renderer
 from pipeline.inputs.remarks import Remarks
-from pipeline.inputs.views import DeviceViews, Renderer, ViewPixels, Views
+from pipeline.inputs.views import Views
 from pipeline.machine.device import available_cpus
 
 T = TypeVar("T")
@@ -75,8 +78,18 @@ class Extractor:
     def run(self, tasks: list[DecodeTask], tally: Tally, one_shard: bool = False) -> None:
         """Rows of all tasks; shards are written as they fill, or with `one_shard` all at the end.
 
-        Ends at the first file that cannot be decoded, unless those are skipped.
+        Ends at the first file that cannot be decoded, unless those are skipped. PipelineError where the memory of a
+        device does not suffice.
         """
+        try:
+            self._run(tasks, tally, one_shard)
+        except torch.OutOfMemoryError:
+            raise PipelineError(
+                f"the memory of this {self._context.device.type} does not hold a batch of {self._network.batch_size} "
+                f"beside its images: use --batch-size {max(1, self._network.batch_size // 2)}; rows so far are kept"
+            ) from None
+
+    def _run(self, tasks: list[DecodeTask], tally: Tally, one_shard: bool) -> None:
         context, rows = self._context, sum(len(task.views) for task in tasks)
         start = time.perf_counter()
         loader = Loader(self._renderer, _workers(context), tally.remarks)
@@ -87,8 +100,8 @@ class Extractor:
             return _longest({"decode": loader.waited, "compute": tally.phases["compute"], "write": writer.waited})
 
         with writer, progress(rows, "rows", lambda: f", bound by {bound()}") as advance, loader:
-            for keys, features in self._rows(self._views(loader, tasks, tally), tally):
-                finite = np.isfinite(features).all(axis=1)
+            for keys, features in self._rows(self._renderer.finish(self._views(loader, tasks, tally)), tally):
+                finite = _finite(features)
                 if not finite.all():
                     digest, view = keys[int(np.argmin(finite))]
                     raise PipelineError(
@@ -102,7 +115,7 @@ class Extractor:
         tally.bound = bound()
         tally.seconds += time.perf_counter() - start
 
-    def _views(self, loader: Loader, tasks: list[DecodeTask], tally: Tally) -> Iterator[tuple[RowKey, ViewPixels]]:
+    def _views(self, loader: Loader, tasks: list[DecodeTask], tally: Tally) -> Iterator[tuple[RowKey, Any]]:
         """Every view of `tasks`; what has none goes into `tally.bad`: the first ends it, unless these are skipped."""
         for task, outcome in loader.run(tasks):
             if not isinstance(outcome, DecodeError):
@@ -113,7 +126,7 @@ class Extractor:
                 return
 
     def _rows(
-        self, views: Iterator[tuple[RowKey, ViewPixels]], tally: Tally
+        self, views: Iterator[tuple[RowKey, Any]], tally: Tally
     ) -> Iterator[tuple[tuple[RowKey, ...], Float16Array]]:
         """Rows of `views` in their order, by batches; a device is given the next one before the last has come back."""
         network = self._network
@@ -144,11 +157,19 @@ def _renderer(context: ExtractionContext) -> Renderer:
 
 
 def _workers(context: ExtractionContext) -> int:
-    """Decoding threads: they work no more than the backbone asks of them, so half the processors are not too many."""
+    """Decoding threads: they work no more than the backbone asks of them, so half the processors are not too many.
+
+    Beside a device more of them gain nothing, since each waits for Python's lock.
+    """
     if context.config.workers is not None:
         return context.config.workers
-    cpus = context.config.threads or available_cpus()
-    return max(1, cpus // 2) if context.device.type == "cpu" else cpus
+    return max(1, (context.config.threads or available_cpus()) // 2)
+
+
+def _finite(rows: Float16Array) -> npt.NDArray[np.bool_]:
+    """Of rows (B, D), whether each has no inf and no NaN, (B,): by their bits, in a tenth of the time."""
+    largest: npt.NDArray[np.uint16] = (rows.view(np.uint16) & 0x7FFF).max(axis=1)
+    return largest < 0x7C00
 
 
 def _timed(tally: Tally, function: Callable[..., T], *given: object) -> T:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.heads.seeds import dropout_rng
+from pipeline.machine.device import sums_in
 
 _VALUES = 1 << 16
 
@@ -51,7 +52,7 @@ class HashedDropout:
         least = np.array([least_kept(dropout) for dropout in dropouts])
         self._seeds = np.array(seeds, np.uint32)
         self._least = torch.from_numpy((least - _VALUES // 2).astype(np.int16)).to(device).unsqueeze(1)
-        self._scale = torch.from_numpy(_VALUES / (_VALUES - least)).to(device).unsqueeze(1)
+        self._scale = torch.from_numpy(_VALUES / (_VALUES - least)).to(device, sums_in(device)).unsqueeze(1)
 
     def sample(self, hidden: Tensor, step: int) -> Tensor:
         """What hidden units (G, B, H) are multiplied by after `step` steps: 0, or what keeps the mean."""

@@ -15,10 +15,10 @@ from pipeline.bases.data import TrainingData
 from pipeline.config import FEWEST_EPOCHS, MOST_EPOCHS, STEPS, HeadSettings, TrainConfig
 from pipeline.console import size
 from pipeline.errors import RunError
-from pipeline.heads.group import CPU, HeadGroup, HeadHyperparameters, HeadShape, HeadState
+from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
 from pipeline.heads.head import Head, hidden_in_words, num_weights
 from pipeline.heads.seeds import shuffle_rng
-from pipeline.machine.device import computes_bfloat16
+from pipeline.machine.device import CPU, computes_bfloat16
 from pipeline.machine.memory import available_bytes
 
 logger = logging.getLogger("headgraft.heads")

@@ -16,8 +16,7 @@ from pipeline.heads.dropout import DrawnDropout, DropoutMask, HashedDropout
 from pipeline.heads.head import Head
 from pipeline.heads.optimizer import PerHeadAdamW, VectorizedAdamW
 from pipeline.heads.seeds import init_rng
-
-CPU = torch.device("cpu")
+from pipeline.machine.device import CPU, full_precision, sums_in
 
 
 @dataclass(frozen=True)
@@ -163,11 +162,12 @@ class HeadGroup:
         self.step_count += 1
 
     def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """A step on every batch of (rows, labels); the mean loss of each head over all rows, (G,) float64."""
-        total, count = torch.zeros(len(self), dtype=torch.float64, device=self.device), 0
-        for x, labels in self._here(batches):
-            total += self.step(x if self.products is None else x.to(self.products), labels) * len(x)
-            count += len(x)
+        """A step on every batch of (rows, labels); the mean loss of each head over all rows, (G,) `sums_in`."""
+        total, count = torch.zeros(len(self), dtype=sums_in(self.device), device=self.device), 0
+        with full_precision(self.device):
+            for x, labels in self._here(batches):
+                total += self.step(x if self.products is None else x.to(self.products), labels) * len(x)
+                count += len(x)
         return total / count
 
     def _here(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -175,11 +175,11 @@ class HeadGroup:
         return ((x.to(self.device), labels.to(self.device)) for x, labels in batches)
 
     def score(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Hits (G, V) bool, whether each head is right about each row of `batches`, and mean losses (G,) float64.
+        """Hits (G, V) bool, whether each head is right about each row of `batches`, and mean losses (G,).
 
         Both on the CPU. No row is right and the loss is inf where a weight or the loss is not finite.
         """
-        hits, losses = [], torch.zeros(len(self), dtype=torch.float64, device=self.device)
+        hits, losses = [], torch.zeros(len(self), dtype=sums_in(self.device), device=self.device)
         for x, labels in self._here(batches):
             log_probs = self.log_probs(x)
             hits.append(log_probs.argmax(2) == labels)

@@ -39,6 +39,11 @@ class ViewParameters:
         top, bottom = _span(self.top, crop_height, height)
         return left, top, right, bottom
 
+    def area_of(self, height: int, width: int) -> int:
+        """Pixels of that crop."""
+        left, top, right, bottom = self.box(height, width)
+        return (right - left) * (bottom - top)
+
 
 def _span(place: float, length: float, whole: int) -> tuple[int, int]:
     pixels = max(1, round(length))

@@ -8,17 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
 from pipeline.errors import DecodeError, ImageSetError
 from pipeline.inputs.decode import read_image
+from pipeline.inputs.device_views import MOST_VIEWS, DeviceViews
 from pipeline.inputs.remarks import Remarks, catching_warnings
-from pipeline.inputs.views import Renderer, ViewPixels
+from pipeline.inputs.views import Views
 
-Rendered = list[tuple[str, ViewPixels]]  # (view, pixels)
+Renderer = Views | DeviceViews
+Rendered = list[tuple[str, Any]]  # each view with its pixels, or with what a device renders it from
+_TOGETHER = 8  # files: threads that hand over each file by itself spend their time on waking one another
+_MOST_BYTES = 1 << 31  # of pixels that wait to be rendered
 Loaded = tuple[Rendered | DecodeError, dict[str, str], float]  # with remarks on the file, and seconds
 
 
@@ -41,7 +46,8 @@ class Loader:
         self.renderer = renderer
         self.remarks = Remarks() if remarks is None else remarks  # on files that were decoded
         self.workers = workers
-        self.ahead = max(16, 4 * workers) if workers else 1  # files
+        self._tasks = _TOGETHER if workers and isinstance(renderer, DeviceViews) else 1  # files given out at once
+        self._largest = 1  # bytes of pixels that wait to be rendered, of one file
         self.seconds = 0.0  # summed over the workers
         self.waited = 0.0  # that whoever takes the views had to wait for them
         self._pool = ThreadPoolExecutor(max(1, workers), "decode", torch.set_num_threads, (1,))
@@ -57,25 +63,42 @@ class Loader:
         # What a thread sets is also what torch gives to threads to come: back to this thread's own number.
         torch.set_num_threads(torch.get_num_threads())
 
+    @property
+    def ahead(self) -> int:
+        """Files decoded before they are asked for: what a device renders together is taken at one stroke."""
+        if not self.workers:
+            return 1
+        if self._tasks == 1:
+            return max(16, 4 * self.workers)
+        return max(2 * self.workers, min(4 * MOST_VIEWS, _MOST_BYTES // self._largest))
+
     def run(self, tasks: Iterable[DecodeTask]) -> Iterator[tuple[DecodeTask, Rendered | DecodeError]]:
         """Each task with its views, or with the reason it has none, in the order of `tasks`."""
-        waiting: deque[tuple[DecodeTask, Callable[[], Loaded]]] = deque()
-        for task in tasks:
-            result = self._pool.submit(self._load, task).result if self.workers else partial(self._load, task)
-            waiting.append((task, result))
-            if len(waiting) >= self.ahead:
-                yield self._wait(*waiting.popleft())
+        waiting: deque[tuple[list[DecodeTask], Callable[[], list[Loaded]]]] = deque()
+        given = iter(tasks)
+        while some := list(islice(given, self._tasks)):
+            result = self._pool.submit(self._load_all, some).result if self.workers else partial(self._load_all, some)
+            waiting.append((some, result))
+            while len(waiting) * self._tasks >= self.ahead:
+                yield from self._wait(*waiting.popleft())
         while waiting:
-            yield self._wait(*waiting.popleft())
+            yield from self._wait(*waiting.popleft())
 
-    def _wait(self, task: DecodeTask, result: Callable[[], Loaded]) -> tuple[DecodeTask, Rendered | DecodeError]:
+    def _wait(
+        self, tasks: list[DecodeTask], result: Callable[[], list[Loaded]]
+    ) -> Iterator[tuple[DecodeTask, Rendered | DecodeError]]:
         start = time.perf_counter()
-        outcome, odd, seconds = result()
+        loaded = result()
         self.waited += time.perf_counter() - start
-        self.seconds += seconds
-        if not isinstance(outcome, DecodeError):
-            self.remarks.add(task.path, odd)
-        return task, outcome
+        for task, (outcome, odd, seconds) in zip(tasks, loaded, strict=True):
+            self.seconds += seconds
+            if not isinstance(outcome, DecodeError):
+                self.remarks.add(task.path, odd)
+                self._largest = max(self._largest, *(getattr(view, "nbytes", 0) for _, view in outcome), 1)
+            yield task, outcome
+
+    def _load_all(self, tasks: list[DecodeTask]) -> list[Loaded]:
+        return [self._load(task) for task in tasks]
 
     def _load(self, task: DecodeTask) -> Loaded:
         start = time.perf_counter()
@@ -83,7 +106,7 @@ class Loader:
         odd: dict[str, str] = {}
         try:
             pixels = self.renderer.preprocessing.decode(_read(task), odd)
-            outcome = list(zip(task.views, self.renderer.render_all(pixels, task.digest, task.views), strict=True))
+            outcome = list(zip(task.views, self.renderer.prepare(pixels, task.digest, task.views), strict=True))
         except DecodeError as error:
             outcome = error
         return outcome, odd, time.perf_counter() - start

@@ -25,7 +25,7 @@ from pipeline.heads.head import Head
 from pipeline.inputs.decode import Pixels
 from pipeline.inputs.preprocessing import ImageSource, Preprocessing
 from pipeline.inputs.remarks import Remarks, catching_warnings
-from pipeline.machine.device import computes_bfloat16, resolve_device, resolve_precision
+from pipeline.machine.device import computes, resolve_device, resolve_precision
 from pipeline.model.card import ModelCard
 
 logger = logging.getLogger("headgraft.model")
@@ -107,10 +107,10 @@ class Bundle:
         that, which is logged.
         """
         resolved, trained = resolve_device(str(device)), self.card.manifest.base.precision
-        if precision == "auto" and trained == "bfloat16" and not computes_bfloat16(resolved):
+        if precision == "auto" and not computes(resolved, trained):
             precision = "float32"
             logger.warning(
-                f"the model was trained on bfloat16 features; this {resolved.type} does not compute in it, "
+                f"the model was trained on {trained} features; this {resolved.type} does not compute in it, "
                 "so float32 is used"
             )
         return Predictor(self, self.backbone(resolved, resolve_precision(precision, resolved, trained), batch_size))

@@ -12,7 +12,7 @@ from cache.records import Count, Digest
 from pipeline.inputs.preprocessing import Preprocessing
 
 BUNDLE_FORMAT: Literal[1] = 1
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 Fraction = Annotated[float, Meta(ge=0, le=1.000001)]  # a sum that was rounded may be over 1
 Pair = tuple[Fraction, Fraction]

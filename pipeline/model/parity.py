@@ -26,7 +26,7 @@ from pipeline.console import counted, named
 from pipeline.errors import ParityError, RunError
 from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.inputs.views import Views
-from pipeline.machine.device import computes_bfloat16
+from pipeline.machine.device import CPU, computes
 from pipeline.model.bundle import view_batches
 from pipeline.run import Run
 from pipeline.statistics.calibration import at_temperature
@@ -36,9 +36,9 @@ logger = logging.getLogger("headgraft.model")
 IMAGES = 200
 TOLERANCE = 1e-4  # in log-probability, class by class
 BATCH_TOLERANCE = 1e-3  # between batch sizes, whose sums differ in their order: unlikely classes are at -50 and less
-# Of a stored reduced row and the same made here, by whether one kind of machine made both: rounding alone, or rows of
-# bfloat16 as well, which have 0.9995 before they are reduced.
-REDUCED_COSINE = {True: 0.9999, False: 0.995}
+# Of a stored row and the same made here, by whether one kind of machine made both, in one precision: rounding alone, or
+# rows of bfloat16 as well, which have 0.9995 before they are reduced.
+STORED_COSINE = {True: 0.9999, False: 0.995}
 OTHER_BATCHES = (1, 3)  # sizes that some of the images are computed in as well
 IN_OTHER_BATCHES = 12  # images
 # The fresh process imports the packages of this one, whatever files of these names lie where it is run.
@@ -71,16 +71,15 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
     """
     base = trained.cache.manifest.base
     check_files(images, root)
-    device = device_of(base.precision)
-    logger.info(f"parity: {counted(len(images), 'validation image')} through the exported file")
+    precision = precision_here(base.precision)
+    logger.info(f"parity: {counted(len(images), 'validation image')} through the exported file, in {precision}")
     preprocessing, tensors = Preprocessing.of(base), dict(trained.backbone_tensors)
-    network = load_backbone(base.backbone, tensors, preprocessing, device=device, precision=base.precision)
+    network = load_backbone(base.backbone, tensors, preprocessing, device=CPU, precision=precision)
     expected, reduced = _expected(trained, images, root, network)
     request = {
         "model": str(model),
         "paths": [str(root / image.path) for image in images],
-        "precision": base.precision,
-        "device": device.type,
+        "precision": precision,
         "batches": OTHER_BATCHES,
         "in_batches": IN_OTHER_BATCHES,
     }
@@ -95,7 +94,7 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
     apart = (float32 - expected).abs()
     return {
         "images": len(images),
-        "precision": base.precision,
+        "precision": precision,
         "max_abs_diff": difference,
         "top1_agreement": _agreement(rounded, expected),
         "batch_sizes": [network.batch_size, *OTHER_BATCHES],
@@ -138,14 +137,9 @@ def chosen_images(valid: tuple[ImageRecord, ...]) -> list[ImageRecord]:
     return [*ordered.values()][: max(IMAGES, len(first))]
 
 
-def device_of(precision: str) -> torch.device:
-    """Where a check can be computed at the cache's precision: the CPU, else CUDA."""
-    cpu = torch.device("cpu")
-    if precision == "float32" or computes_bfloat16(cpu):
-        return cpu
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    raise ParityError(f"the cache is of {precision}, which this machine does not compute in: export on one that does")
+def precision_here(precision: str) -> str:
+    """What a check is computed in, on the CPU: the precision of the cache, or float32 where this CPU lacks that."""
+    return precision if computes(CPU, precision) else "float32"
 
 
 def check_files(images: Sequence[ImageRecord], root: Path) -> None:
@@ -174,35 +168,35 @@ def _expected(
     cache, run = trained.cache, trained.run
     keys = [(image.key, CLEAN_VIEW) for image in images]
     here = _kind({**network.provenance, "views": Views.place})
-    same_kind = all(_kind(made) == here for made in cache.provenance(keys))
+    same_kind = network.precision == cache.manifest.base.precision
+    same_kind &= all(_kind(made) == here for made in cache.provenance(keys))
+    stored = cache.read(keys)
     if same_kind and not cache.reduction:
-        return trained.log_probs(run.basis, cache.read(keys)), {}
+        return trained.log_probs(run.basis, stored), {}
     if not same_kind:
         logger.info("cache was built on different hardware: recomputing reference features locally")
     files = [root / image.path for image in images]
     batches = view_batches(network.preprocessing, files, network.batch_size)
     full = np.concatenate([network(views) for _, views in batches])
+    made = reduce_rows(run.reduction, full) if run.reduction else full
+    _check_stored(cache, images, stored, made, STORED_COSINE[same_kind])
     expected = trained.log_probs(run.whole_basis, full)
     if not cache.reduction:
         return expected, {}
-    stored = cache.read(keys)
-    _check_reduced(trained, images, stored, full, REDUCED_COSINE[same_kind])
     found = trained.log_probs(run.basis, stored)
     difference = float((found - expected).abs().max())
     return expected, {"reduced_abs_diff": difference, "reduced_top1_agreement": _agreement(found, expected)}
 
 
-def _check_reduced(
-    trained: Trained, images: list[ImageRecord], stored: Float16Array, full: Float16Array, least: float
+def _check_stored(
+    cache: FeatureCache, images: list[ImageRecord], stored: Float16Array, made: Float16Array, least: float
 ) -> None:
-    """ParityError where a stored reduced row has a cosine below `least` with the one that full rows made here give."""
-    assert trained.run.reduction is not None
-    made = reduce_rows(trained.run.reduction, full)
+    """ParityError where a stored row has a cosine below `least` with the one made here."""
     agree = torch.cosine_similarity(torch.from_numpy(stored).double(), torch.from_numpy(made).double())
     worst = int(agree.argmin())
     if not float(agree[worst]) >= least:
         raise ParityError(
-            f"the row of {named(images[worst].path)} in {trained.cache.path} is not what its image gives: "
+            f"the row of {named(images[worst].path)} in {cache.path} is not what its image gives: "
             f"cosine {float(agree[worst]):.4f}, at least {least} is expected; nothing was written"
         )
 

@@ -21,10 +21,10 @@ from pipeline.heads.fit import (
     refuse_beyond_memory,
     shape_of,
 )
-from pipeline.heads.group import CPU, HeadGroup, HeadState
+from pipeline.heads.group import HeadGroup, HeadState
 from pipeline.heads.seeds import shuffle_rng
 from pipeline.machine.cluster import Workers, connected
-from pipeline.machine.device import available_cpus, free_bytes, resolve_device
+from pipeline.machine.device import CPU, available_cpus, free_bytes, release_memory, resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.search.basis_cache import BasisCache
 from pipeline.search.journal import UNTRIED, Score
@@ -104,8 +104,22 @@ class Executor:
             for part in group.parts(largest_group(group.settings, data, self.device)):
                 if stop():
                     return
-                yield part, train_group(part, data, self.device)
+                yield part, self.train_part(part, data)
             del data  # before the next basis is loaded, which may need its room
+
+    def train_part(self, part: Group, data: TrainingData) -> list[Outcome]:
+        """What became of each head; where all at once do not fit a device, half of them and then the others."""
+        try:
+            return train_group(part, data, self.device)
+        except torch.OutOfMemoryError:
+            if len(part.trials) == 1:
+                raise RunError(
+                    f"the memory of this {self.device.type} does not hold the training of one head of "
+                    f"{part.settings.hidden} hidden units: use --device cpu, or fewer hidden units"
+                ) from None
+        release_memory(self.device)
+        halves = part.parts(-(-len(part.trials) // 2))
+        return [outcome for half in halves for outcome in self.train_part(half, data)]
 
 
 def largest_group(settings: HeadSettings, data: TrainingData, device: torch.device) -> int:

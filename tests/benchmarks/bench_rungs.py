@@ -19,9 +19,9 @@ from scipy.stats import spearmanr
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.heads.fit import default_epochs, hyperparameters_of, matmul_dtype_on, shape_of
-from pipeline.heads.group import CPU, HeadGroup, HeadState
+from pipeline.heads.group import HeadGroup, HeadState
 from pipeline.heads.seeds import shuffle_rng
-from pipeline.machine.device import available_cpus
+from pipeline.machine.device import CPU, available_cpus
 from pipeline.search.basis_cache import BasisCache
 from pipeline.search.choice import default_settings
 from pipeline.search.proposals import start_search
