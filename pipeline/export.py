@@ -45,7 +45,8 @@ class ExportResult:
     Attributes:
         model: path of the model file.
         bytes: its size.
-        parity: largest difference of log-probabilities from the run, at the cache's precision, which is the gate:
+        parity: largest difference of log-probabilities from the run, at the cache's precision, or in float32 where this
+            CPU lacks it, which is the gate:
             `{images, precision, max_abs_diff, top1_agreement, batch_sizes}`; for information, of the model in float32
             `float32_abs_diff, float32_p99_diff, float32_top1_agreement`, and of a reduced cache `reduced_abs_diff,
             reduced_top1_agreement`: what rounding the stored rows did.

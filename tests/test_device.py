@@ -1,21 +1,26 @@
 """Devices: which one is taken, what is done where its memory ends, and that it computes what the processor does."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Extract, preprocessing
+from conftest import Extract, draw_image, preprocessing
 
 from cache.store import FeatureCache
 from pipeline.backbones.backbone import Backbone, load_backbone
 from pipeline.backbones.spec import build_trunk
 from pipeline.config import HeadSettings
-from pipeline.errors import PipelineError, RunError
+from pipeline.errors import DecodeError, ImageSetError, PipelineError, RunError
 from pipeline.extraction import startup
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
 from pipeline.inputs.decode import Pixels
+from pipeline.inputs.device_views import DecodedView, DeviceViews
+from pipeline.inputs.loader import DecodeTask, Loader
+from pipeline.inputs.views import Views
 from pipeline.machine import device as devices
 from pipeline.machine.device import CPU, computes, free_bytes, full_precision, resolve_device
 from pipeline.search import executor
@@ -127,6 +132,67 @@ def test_memory_that_ends_on_the_way_names_the_option(
     with pytest.raises(PipelineError, match="use --batch-size 2; rows so far are kept"):
         run_extract(batch_size=4)
     assert len(FeatureCache.open(tmp_path / "features")) == 12
+
+
+def test_an_unknown_device_is_a_sentence() -> None:
+    """As a library too, where the command line does not ask for one of its choices."""
+    for name in ("foo", ""):
+        with pytest.raises(PipelineError, match="expected auto, cpu, cuda"):
+            resolve_device(name)
+    assert resolve_device("cpu:0") == CPU
+
+
+def test_views_that_do_not_fit_are_rendered_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, in their order; one that does not fit alone is an error of the device."""
+    views = DeviceViews(Views(preprocessing(64)), CPU)
+    decoded = [(n, views.prepare(view, bytes(32), ["pass:0"])[0]) for n, view in enumerate(some_views(7))]
+    whole, render, most = dict(views.finish(decoded)), DeviceViews.render, 2
+
+    def rendered(self: DeviceViews, some: Sequence[DecodedView]) -> torch.Tensor:
+        if len(some) > most:
+            raise torch.OutOfMemoryError
+        return render(self, some)
+
+    monkeypatch.setattr(DeviceViews, "render", rendered)
+    halves = dict(views.finish(decoded))
+    assert list(halves) == list(whole)
+    assert all(torch.equal(halves[number], view) for number, view in whole.items())
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        list(views.finish(decoded))
+
+
+def test_a_large_image_does_not_make_room_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images lie side by side at the size of the largest: one large one is rendered with few others."""
+    views, together = DeviceViews(Views(preprocessing(32)), CPU), list[int]()
+    monkeypatch.setattr("pipeline.inputs.device_views._BYTES", 3 * 100 * 100 * 10)
+
+    def render(_: DeviceViews, some: Sequence[DecodedView]) -> torch.Tensor:
+        together.append(len(some))
+        return torch.zeros(len(some))
+
+    monkeypatch.setattr(DeviceViews, "render", render)
+    sizes = [20] * 30 + [100] + [20] * 30
+    images = [np.zeros((size, size, 3), np.uint8) for size in sizes]
+    list(views.finish((n, view) for n, one in enumerate(images) for view in views.prepare(one, bytes(32), ["pass:0"])))
+    assert sum(together) == 61
+    assert together == [30, 11, 20]
+
+
+def test_a_file_that_changed_ends_the_run_in_its_turn(tmp_path: Path) -> None:
+    """Where threads are handed several at once too: files before it come out, one that is damaged with its reason."""
+    tasks = []
+    for number in range(20):
+        file = draw_image(tmp_path / f"{number}.png", number)
+        tasks.append(DecodeTask(file, hashlib.sha256(file.read_bytes()).digest(), ("pass:0",)))
+    tasks[3].path.write_bytes(b"damaged")
+    tasks[3] = replace(tasks[3], digest=hashlib.sha256(b"damaged").digest())
+    tasks[6].path.write_bytes(b"changed")
+    views, found = DeviceViews(Views(preprocessing(32)), CPU), list[bool]()
+    with Loader(views, 2) as loader, pytest.raises(ImageSetError, match=r"6\.png changed"):
+        for _, outcome in loader.run(tasks):
+            found.append(isinstance(outcome, DecodeError))
+    assert found == [False, False, False, True, False, False]
 
 
 def vgg(device: torch.device, precision: str, batch_size: int = 64) -> Backbone:

@@ -1,7 +1,8 @@
-"""Layers of a frozen network put together for the processor: convolution with its ReLU, and pooling by maxima.
+"""Layers of a frozen network put together: convolution with its ReLU, and pooling by maxima.
 
-The numbers are those of the layers they stand for, bit for bit. What a compiler would do beyond that is nothing where
-the arithmetic is all in the convolutions, and it would take seconds at every start.
+On a processor the numbers are those of the layers they stand for, bit for bit; on CUDA they are rounded less often.
+What a compiler would do beyond that is nothing where the arithmetic is all in the convolutions, and it would take
+seconds at every start.
 """
 
 import torch
@@ -107,7 +108,8 @@ def _fused(layers: list[nn.Module]) -> list[nn.Module]:
 
 def _takes_relu(conv: nn.Conv2d) -> bool:
     if conv.weight.is_cuda:
-        return conv.bias is not None and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+        known = torch.version.hip is None and torch.backends.cudnn.is_available()  # ROCm lacks it
+        return known and conv.bias is not None and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     return known and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 

@@ -97,7 +97,8 @@ class Extractor:
 
         def bound() -> str:
             """What this thread spent most of its time on: waiting for views, computing, or waiting for the disk."""
-            return _longest({"decode": loader.waited, "compute": tally.phases["compute"], "write": writer.waited})
+            computed = tally.phases["compute"] + self._renderer.seconds
+            return _longest({"decode": loader.waited, "compute": computed, "write": writer.waited})
 
         with writer, progress(rows, "rows", lambda: f", bound by {bound()}") as advance, loader:
             for keys, features in self._rows(self._renderer.finish(self._views(loader, tasks, tally)), tally):
@@ -111,6 +112,7 @@ class Extractor:
                 tally.rows += len(keys)
                 advance(len(keys))
         tally.phases["decode"] += loader.seconds
+        tally.phases["compute"] += self._renderer.seconds
         tally.phases["write"] += writer.seconds
         tally.bound = bound()
         tally.seconds += time.perf_counter() - start

@@ -31,21 +31,22 @@ def start_backbone(context: ExtractionContext, rows: int) -> tuple[Backbone, flo
         device=context.device,
         precision=context.manifest.base.precision,
     )
-    network = load(batch_size=config.batch_size)
+    size, network = config.batch_size, None
     while True:
         try:
+            network = load(batch_size=size)
+            size = network.batch_size
             return network, _warm_up(network, context, rows)
         except torch.OutOfMemoryError:
-            if network.batch_size == 1:
+            if size is None or size == 1:
                 raise PipelineError(
                     f"the memory of this {context.device.type} does not hold {config.backbone} and one view of "
-                    f"{context.preprocessing.input_size} pixels: take a smaller --image-size, or --device cpu"
+                    f"{context.preprocessing.input_size} pixels: use a smaller --image-size, or --device cpu"
                 ) from None
-        half = network.batch_size // 2
-        logger.warning(f"a batch of {network.batch_size} does not fit the memory of this device: batches of {half}")
-        del network
+        logger.warning(f"a batch of {size} does not fit the memory of this device: batches of {size // 2}")
+        size //= 2
+        network = None
         release_memory(context.device)
-        network = load(batch_size=half)
 
 
 def _warm_up(network: Backbone, context: ExtractionContext, rows: int) -> float:

@@ -30,8 +30,7 @@ from pipeline.machine.device import resolve_device, resolve_precision
 
 logger = logging.getLogger("headgraft.extraction")
 
-UNIT_ROWS = {"cpu": 128}  # at most: some 20 seconds of one processor
-_DEVICE_UNIT_ROWS = 1000  # a whole shard
+UNIT_ROWS, DEVICE_UNIT_ROWS = 128, 1000  # at most: some 20 seconds of one processor; a whole shard
 _UNITS_A_WORKER = 8  # at least: while the last of them are done, the others have nothing to do
 _LEAST_UNIT_ROWS = 16
 WorkUnit = tuple[DecodeTask, ...]
@@ -118,7 +117,7 @@ def cut(tasks: list[DecodeTask], rows: int) -> Iterator[WorkUnit]:
 def _unit_rows(rows: int, workers: int, device: torch.device) -> int:
     """Of a unit, where nothing is asked: fewer where there are few rows for so many workers."""
     shared_out = -(-rows // (_UNITS_A_WORKER * workers))
-    return min(UNIT_ROWS.get(device.type, _DEVICE_UNIT_ROWS), max(_LEAST_UNIT_ROWS, shared_out))
+    return min(UNIT_ROWS if device.type == "cpu" else DEVICE_UNIT_ROWS, max(_LEAST_UNIT_ROWS, shared_out))
 
 
 def compute_units(ray: Any, plan: ExtractionPlan, work: Workload, tally: Tally) -> None:

@@ -180,10 +180,11 @@ class HeadGroup:
         Both on the CPU. No row is right and the loss is inf where a weight or the loss is not finite.
         """
         hits, losses = [], torch.zeros(len(self), dtype=sums_in(self.device), device=self.device)
-        for x, labels in self._here(batches):
-            log_probs = self.log_probs(x)
-            hits.append(log_probs.argmax(2) == labels)
-            losses -= log_probs[:, torch.arange(len(labels), device=self.device), labels].sum(1)
+        with full_precision(self.device):
+            for x, labels in self._here(batches):
+                log_probs = self.log_probs(x)
+                hits.append(log_probs.argmax(2) == labels)
+                losses -= log_probs[:, torch.arange(len(labels), device=self.device), labels].sum(1)
         right = torch.cat(hits, 1)
         sound = self.finite() & losses.isfinite()
         losses = torch.where(sound, losses / right.shape[1], math.inf)

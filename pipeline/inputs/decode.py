@@ -125,9 +125,9 @@ def decode_rgb(
         raise DecodeError("the file is empty")
     remarks = {} if remarks is None else remarks
     content = data if isinstance(data, bytes) else b""
-    if (pixels := _plain_jpeg(content, pixel_limit, effort_limit)) is not None:
-        return pixels
     try:
+        if (pixels := _plain_jpeg(content, pixel_limit, effort_limit)) is not None:
+            return pixels
         with collected(remarks), open_image(data) if isinstance(data, bytes) else nullcontext(data) as image:
             _refuse_too_much(image, content, pixel_limit, effort_limit)
             # The second frame of an MPO is a preview or the other eye's view.

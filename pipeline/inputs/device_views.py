@@ -5,6 +5,7 @@ waits ten microseconds, and for every thread that decodes beside it.
 """
 
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,11 +18,12 @@ from torch.nn.functional import grid_sample
 from pipeline.inputs.augment import ViewParameters, clean_layout
 from pipeline.inputs.decode import Pixels
 from pipeline.inputs.views import Views, halvings
-from pipeline.machine.device import pins_memory
+from pipeline.machine.device import full_precision, pins_memory, release_memory
 
-TOLERANCE = 1  # grey level of 255 that a pixel of a photograph may differ by; of noise, one more now and then
-MOST_VIEWS = 64  # rendered together, of images of so many bytes
-_BYTES = 1 << 27
+TOLERANCE = 2  # grey levels of 255 that a pixel may differ by from the processor's
+OF_PHOTOGRAPHS = 1  # and in photographs
+MOST_VIEWS = 64  # rendered together, of images of so many bytes,
+_BYTES = 1 << 27  # where all are as large as the largest
 
 Key = TypeVar("Key")
 Shape = tuple[int, int]  # height and width
@@ -33,11 +35,6 @@ class DecodedView:
 
     pixels: Pixels
     parameters: ViewParameters | None
-
-    @property
-    def nbytes(self) -> int:
-        """Of the pixels."""
-        return self.pixels.nbytes
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,7 @@ class DeviceViews:
 
     def __init__(self, views: Views, device: torch.device) -> None:
         self.views, self.preprocessing, self.device = views, views.preprocessing, device
+        self.seconds = 0.0  # spent on rendering, beside the decoding threads
 
     def prepare(self, pixels: Pixels, digest: bytes, views: Sequence[str]) -> list[DecodedView]:
         """Each of `views`, pass:K, of an image: what a decoding thread can do of them."""
@@ -63,23 +61,42 @@ class DeviceViews:
     def finish(self, views: Iterable[tuple[Key, DecodedView]]) -> Iterator[tuple[Key, Tensor]]:
         """Each with its key, (size, size, 3) uint8 on the device, ready for what its current stream is given next."""
         some: list[tuple[Key, DecodedView]] = []
-        held = 0
+        height = width = 0
         for key, view in views:
-            held += view.pixels.nbytes if not some or some[-1][1].pixels is not view.pixels else 0
-            some.append((key, view))
-            if len(some) == MOST_VIEWS or held > _BYTES:
+            height, width = max(height, view.pixels.shape[0]), max(width, view.pixels.shape[1])
+            if len(some) == MOST_VIEWS or (some and 3 * height * width * len(some) > _BYTES):  # side by side
                 yield from self._finished(some)
-                some, held = [], 0
+                some, (height, width, _) = [], view.pixels.shape
+            some.append((key, view))
         yield from self._finished(some)
 
     def _finished(self, some: list[tuple[Key, DecodedView]]) -> Iterator[tuple[Key, Tensor]]:
-        if some:
-            keys, views = zip(*some, strict=True)
-            yield from zip(keys, self.render(views).unbind(), strict=True)
+        """In halves where a device has no room for all, as beside a large batch."""
+        if not some:
+            return
+        keys, views = zip(*some, strict=True)
+        start = time.perf_counter()
+        try:
+            rendered = self.render(views)
+        except torch.OutOfMemoryError:
+            if len(some) == 1:
+                raise
+            rendered = None
+        self.seconds += time.perf_counter() - start
+        if rendered is not None:
+            yield from zip(keys, rendered.unbind(), strict=True)
+            return
+        release_memory(self.device)
+        for half in (some[: len(some) // 2], some[len(some) // 2 :]):
+            yield from self._finished(half)
 
     @torch.inference_mode()
     def render(self, views: Sequence[DecodedView]) -> Tensor:
         """(B, size, size, 3) uint8 on the device; views of one image follow one another."""
+        with full_precision(self.device):
+            return self._render(views)
+
+    def _render(self, views: Sequence[DecodedView]) -> Tensor:
         size, resize = self.preprocessing.input_size, self.preprocessing.resize
         rendered = torch.empty(len(views), size, size, 3, dtype=torch.uint8, device=self.device)
         images, of = self._images(views)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any, Self
 
 import torch
@@ -24,7 +25,7 @@ Renderer = Views | DeviceViews
 Rendered = list[tuple[str, Any]]  # each view with its pixels, or with what a device renders it from
 _TOGETHER = 8  # files: threads that hand over each file by itself spend their time on waking one another
 _MOST_BYTES = 1 << 31  # of pixels that wait to be rendered
-Loaded = tuple[Rendered | DecodeError, dict[str, str], float]  # with remarks on the file, and seconds
+Loaded = tuple[Rendered | DecodeError | ImageSetError, dict[str, str], float]  # with remarks on the file, and seconds
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Loader:
         self.remarks = Remarks() if remarks is None else remarks  # on files that were decoded
         self.workers = workers
         self._tasks = _TOGETHER if workers and isinstance(renderer, DeviceViews) else 1  # files given out at once
-        self._largest = 1  # bytes of pixels that wait to be rendered, of one file
+        self._largest = 0  # bytes of pixels of one file that wait to be rendered; 0 while none is known
+        self._stopped = Event()
         self.seconds = 0.0  # summed over the workers
         self.waited = 0.0  # that whoever takes the views had to wait for them
         self._pool = ThreadPoolExecutor(max(1, workers), "decode", torch.set_num_threads, (1,))
@@ -58,6 +60,7 @@ class Loader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stopped.set()
         self._pool.shutdown(cancel_futures=True)
         self._held.close()
         # What a thread sets is also what torch gives to threads to come: back to this thread's own number.
@@ -65,12 +68,12 @@ class Loader:
 
     @property
     def ahead(self) -> int:
-        """Files decoded before they are asked for: what a device renders together is taken at one stroke."""
+        """Files decoded before they are asked for; what a device renders together is taken at one stroke."""
         if not self.workers:
             return 1
-        if self._tasks == 1:
-            return max(16, 4 * self.workers)
-        return max(2 * self.workers, min(4 * MOST_VIEWS, _MOST_BYTES // self._largest))
+        if self._tasks > 1 and self._largest:
+            return max(2 * self.workers, min(4 * MOST_VIEWS, _MOST_BYTES // self._largest))
+        return max(16, 4 * self.workers)
 
     def run(self, tasks: Iterable[DecodeTask]) -> Iterator[tuple[DecodeTask, Rendered | DecodeError]]:
         """Each task with its views, or with the reason it has none, in the order of `tasks`."""
@@ -92,22 +95,25 @@ class Loader:
         self.waited += time.perf_counter() - start
         for task, (outcome, odd, seconds) in zip(tasks, loaded, strict=True):
             self.seconds += seconds
+            if isinstance(outcome, ImageSetError):  # in its turn: what comes before it is not lost
+                raise outcome
             if not isinstance(outcome, DecodeError):
                 self.remarks.add(task.path, odd)
-                self._largest = max(self._largest, *(getattr(view, "nbytes", 0) for _, view in outcome), 1)
             yield task, outcome
 
     def _load_all(self, tasks: list[DecodeTask]) -> list[Loaded]:
-        return [self._load(task) for task in tasks]
+        """Until an interrupt, which waits for no more than one file a thread."""
+        return [self._load(task) for task in tasks if not self._stopped.is_set()]
 
     def _load(self, task: DecodeTask) -> Loaded:
         start = time.perf_counter()
-        outcome: Rendered | DecodeError
+        outcome: Rendered | DecodeError | ImageSetError
         odd: dict[str, str] = {}
         try:
             pixels = self.renderer.preprocessing.decode(_read(task), odd)
             outcome = list(zip(task.views, self.renderer.prepare(pixels, task.digest, task.views), strict=True))
-        except DecodeError as error:
+            self._largest = max(self._largest, pixels.nbytes)
+        except (DecodeError, ImageSetError) as error:
             outcome = error
         return outcome, odd, time.perf_counter() - start
 

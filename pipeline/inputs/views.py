@@ -94,6 +94,7 @@ class Views:
     preprocessing: Preprocessing
     seed: int = 0
     place: ClassVar[str] = "processor"
+    seconds: ClassVar[float] = 0.0  # spent on rendering beside the decoding threads: none
 
     @torch.inference_mode()
     def render_all(self, pixels: Pixels, digest: bytes, views: Sequence[str]) -> list[Pixels]:

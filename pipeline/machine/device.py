@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,10 +20,14 @@ CPU = torch.device("cpu")
 
 def resolve_device(device: str) -> torch.device:
     """`auto` is the accelerator that torch computes on, else the CPU; PipelineError for one that is not there."""
-    if device == "cpu":
+    try:
+        wanted = None if device == "auto" else torch.device(device)
+    except RuntimeError:
+        raise PipelineError(f"--device {device!r}, expected auto, cpu, cuda, mps, xpu, or cuda:1 and so on") from None
+    if wanted is not None and wanted.type == "cpu":
         return CPU
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    wanted = found if device == "auto" else torch.device(device)
+    wanted = wanted or found
     if wanted is None:
         return CPU
     if found is None or wanted.type != found.type:
@@ -40,7 +43,6 @@ def resolve_device(device: str) -> torch.device:
     return wanted
 
 
-@cache
 def _fault(device: torch.device) -> str:
     """Why `device` computes nothing, such as that torch has no kernels for a card of its age; "" where it does."""
     try:
@@ -118,6 +120,8 @@ def computes_bfloat16(device: torch.device) -> bool:
         return bool(torch.backends.mps.is_macos_or_newer(14, 0))
     if device.type == "xpu":
         return True
+    if not hasattr(torch.cpu, "get_capabilities"):  # of later versions than 2.7
+        return bool(torch.cpu._is_avx512_bf16_supported()) and onednn_takes_bfloat16()
     have = torch.cpu.get_capabilities()
     return bool(have.get("avx512_bf16") or have.get("amx_bf16")) and onednn_takes_bfloat16()
 

@@ -31,6 +31,7 @@ from pipeline.model.card import ModelCard
 logger = logging.getLogger("headgraft.model")
 
 AnyImage = ImageSource | Pixels  # a file, its bytes, an image of Pillow, or a view
+_BATCH = 32  # images, on a device: nearly its full rate, and one image does not wait for hundreds
 _AHEAD = 2  # batches that are decoded before they are asked for
 
 
@@ -88,7 +89,9 @@ class Bundle:
         return Preprocessing.of(self.card.manifest.base)
 
     def backbone(self, device: torch.device, precision: str, batch_size: int | None = None) -> Backbone:
-        """The bundle's backbone, ready to compute rows."""
+        """The bundle's backbone, ready to compute rows; on a device in smaller batches than extraction's."""
+        if batch_size is None and device.type != "cpu":
+            batch_size = _BATCH
         return load_backbone(
             self.card.backbone,
             self.backbone_tensors,
@@ -103,8 +106,8 @@ class Bundle:
     ) -> "Predictor":
         """The model on a device, ready to predict. PipelineError where the device is not there, or lacks `precision`.
 
-        `auto` is CUDA where there is one; as a precision, the model's, or float32 where the device does not compute in
-        that, which is logged.
+        `auto` is the accelerator if there is one; as a precision, the model's, or float32 where the device does not
+        compute in that, which is logged.
         """
         resolved, trained = resolve_device(str(device)), self.card.manifest.base.precision
         if precision == "auto" and not computes(resolved, trained):

@@ -89,7 +89,8 @@ class Group:
 class Executor:
     """Trains groups, here in this process, one after the other.
 
-    A head is the same in any company, so who trains it, and beside which others, changes nothing.
+    A head is the same in any company, on a device to rounding, so who trains it, and beside which others, changes
+    nothing that matters.
     """
 
     device: torch.device = CPU
@@ -119,7 +120,8 @@ class Executor:
                 ) from None
         release_memory(self.device)
         halves = part.parts(-(-len(part.trials) // 2))
-        return [outcome for half in halves for outcome in self.train_part(half, data)]
+        done = (outcome for half in halves for outcome in self.train_part(half, data))
+        return [(score, state and state.to(CPU)) for score, state in done]  # states leave room for the other half
 
 
 def largest_group(settings: HeadSettings, data: TrainingData, device: torch.device) -> int:
@@ -150,8 +152,16 @@ def train_group(group: Group, data: TrainingData, device: torch.device) -> list[
     outcomes = []
     for place, (right, loss) in enumerate(zip(hits.numpy(), losses.tolist(), strict=True)):
         going_on = group.epochs < group.of and free_bytes(device) > _LEAST_FREE
-        outcomes.append((Score.of(group.epochs, loss, right), heads.state(place) if going_on else None))
+        outcomes.append((Score.of(group.epochs, loss, right), _state(heads, place) if going_on else None))
     return outcomes
+
+
+def _state(heads: HeadGroup, place: int) -> HeadState | None:
+    """A copy of one head; None where there is no room for it any more."""
+    try:
+        return heads.state(place)
+    except torch.OutOfMemoryError:
+        return None
 
 
 @contextmanager
