@@ -125,7 +125,9 @@ def _locked(
         made = True
         handle = os.open(folder / name, flags, 0o666)
     except OSError as error:
-        if made and not folder.exists():  # whoever held it removed the folder just now
+        # Whoever held it removed the folder just now, after it was made here, or while it was found to be there.
+        gone = isinstance(error, FileNotFoundError) if made else isinstance(error, FileExistsError)
+        if gone and (folder.is_dir() or not os.path.lexists(folder)):
             raise _busy(folder, what) from error
         raise unwritable(folder, error) from error
     try:

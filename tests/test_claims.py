@@ -1,5 +1,6 @@
 """Two processes at one run, and processes that are killed at it: a folder is one run's at every moment."""
 
+import errno
 import json
 import os
 import pkgutil
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, Extract, heard, logged, train_config
 
-from cache.errors import CacheBusy
+from cache.errors import CacheBusy, CacheError
 from cache.files import temporary_name
 from cache.lock import claimed
 from pipeline.config import EvaluateConfig, ReportConfig, SweepConfig, TrainConfig
@@ -298,6 +299,25 @@ def test_many_claims_hold_one_at_a_time(tmp_path: Path) -> None:
         thread.join()
     assert most == [1] * 40
     assert list((tmp_path / "run").glob("*")) == []
+
+
+def test_a_folder_that_goes_while_it_is_found_to_be_there_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another's does at the end of its claim; a file of that name is no folder, and stays an error."""
+    make, calls = os.mkdir, iter([True])
+
+    def late(path: Path, mode: int = 0o777) -> None:
+        if next(calls, False):
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        make(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", late)
+    with claimed(tmp_path / "run"):
+        assert (tmp_path / "run" / "writer.lock").is_file()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match="File exists"), claimed(tmp_path / "file"):
+        pass
 
 
 @pytest.mark.parametrize(("step", "gone"), [("os.open", "folder"), ("_flock", "lock")])
