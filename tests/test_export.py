@@ -180,10 +180,10 @@ def test_a_model_that_depends_on_the_batch_is_not_written(trained: Path, tmp_pat
     assert parity.largest_difference(expected, expected, valid, "", 1e-3) == 0
 
 
-def test_rows_of_another_machine_are_held_against_the_images(
+def test_rows_of_another_machine_are_compared_with_the_images(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a device made them: what is compared is made anew, and a row that is another image's is found all the same."""
+    """Reference rows are computed on this machine; a stored row that belongs to another image is refused."""
     monkeypatch.setattr(FeatureCache, "provenance", lambda *_: [{"device": "cuda", "views": "device"}])
     export(ExportConfig(trained / "run", tmp_path / "model.safetensors"))
     read = FeatureCache.read
