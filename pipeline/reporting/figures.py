@@ -1,4 +1,4 @@
-"""The charts of a report, as SVG whose colours follow the page's, light or dark."""
+"""Charts as SVG: those of a report, whose colours follow the page's, light or dark, and one that is a file."""
 
 import re
 from collections.abc import Sequence
@@ -17,10 +17,12 @@ from pipeline.heads.fit import Epoch
 from pipeline.reporting.predictions import Predictions
 from pipeline.search.results import HeadResult
 from pipeline.statistics.calibration import BINS
+from pipeline.statistics.intervals import Interval
 
 # Stand-ins that the page's style sheet gives their colours: matplotlib knows no variables.
 INK, SOFT, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
-_VARIABLES = {INK: "ink", SOFT: "line", FIRST: "first", SECOND: "second"}
+_IN_PAGE = {INK: "var(--ink)", SOFT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
+_IN_FILE = {INK: "#1d2733", SOFT: "#d6d3ca", FIRST: "#3f6fb0", SECOND: "#3b7a57"}  # those of the page when light
 
 _STYLE: Any = {  # matplotlib types every name of a setting
     "svg.fonttype": "none",  # letters stay text: smaller, and in the page's type
@@ -75,10 +77,7 @@ def sweep_settings(heads: Sequence[HeadResult], chosen: HeadSettings) -> list[Ma
 def _places(axes: Axes, name: str, values: Sequence[Any]) -> np.ndarray:
     """Where heads stand on the axis of a setting: numbers in their scale, names side by side and a little apart."""
     if name == "lr":
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(_PLAIN)
+        _log_scale(axes)
         return np.asarray(values, dtype=float)
     known = sorted(set(values))
     axes.set_xticks(range(len(known)), [str(value).replace("+", "\n+") for value in known], fontsize=8)
@@ -86,6 +85,13 @@ def _places(axes: Axes, name: str, values: Sequence[Any]) -> np.ndarray:
     apart = (np.arange(len(values)) * 0.618034) % 1 - 0.5  # the golden ratio: even, and the same each time
     places: np.ndarray = np.array([known.index(value) for value in values]) + 0.5 * apart
     return places
+
+
+def _log_scale(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(_PLAIN)
 
 
 @mpl.rc_context(_STYLE)
@@ -119,6 +125,30 @@ def reliability(found: Predictions) -> list[Markup]:
     return [_svg(hits), _svg(images)]
 
 
+@mpl.rc_context(_STYLE)
+def accuracy_by_time(names: Sequence[str], seconds: Sequence[float], accuracies: Sequence[Interval]) -> Markup:
+    """An SVG file: validation accuracies, with their 95 % intervals, by seconds for 1,000 images."""
+    axes = _chart("Validation accuracy, 95 % interval", wide=True, xlabel="seconds for 1,000 images")
+    least, most = min(seconds), max(seconds)
+    _log_scale(axes)
+    axes.set_xlim(least / 2, most * 2)  # a labelled number of the axis is always within
+    for name, place, found in zip(names, seconds, accuracies, strict=True):
+        reach = [[found.value - found.low], [found.high - found.value]]
+        axes.errorbar(place, found.value, reach, color=SECOND, marker="o", capsize=3)
+        side, aligned = (-6, "right") if place**2 > least * most else (6, "left")  # towards the middle
+        axes.annotate(
+            name,
+            (place, found.value),
+            (side, 0),
+            textcoords="offset points",
+            ha=aligned,
+            va="center",
+            fontsize=8,
+            parse_math=False,
+        )
+    return _svg(axes, in_page=False)
+
+
 def _chart(title: str, percent: bool = True, wide: bool = False, **settings: Any) -> Axes:
     """An empty chart; `settings` are those of `Axes.set`."""
     axes: Axes = Figure(figsize=(_WIDTH * (2 if wide else 1), _HEIGHT), layout="constrained").subplots()
@@ -128,20 +158,20 @@ def _chart(title: str, percent: bool = True, wide: bool = False, **settings: Any
     return axes
 
 
-def _svg(axes: Axes) -> Markup:
-    """The drawing alone, in the page's colours, no wider than there is room; the same each time."""
+def _svg(axes: Axes, in_page: bool = True) -> Markup:
+    """The drawing alone, in the page's colours or its own, no wider than there is room; the same each time."""
     figure, title = axes.get_figure(root=True), axes.get_title()
     assert figure is not None
     for patch in (figure.patch, axes.patch):
-        patch.set_alpha(0)
+        patch.set_alpha(0 if in_page else 1)
     axes.set_axisbelow(True)
     target = StringIO()
     with mpl.rc_context({"svg.hashsalt": title}):
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = target.getvalue()
     text = text[text.index("<svg") :]
-    for stand_in, name in _VARIABLES.items():
-        text = text.replace(stand_in, f"var(--{name})")
+    for stand_in, colour in (_IN_PAGE if in_page else _IN_FILE).items():
+        text = text.replace(stand_in, colour)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same in every drawing, and nothing refers to them
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)  # its style would be the whole page's
     text = text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
