@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install $$([ -t 2 ] || echo --quiet) --disable-pip-version-check \
 	--constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
-.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench-extract bench-labels bench-rungs bench-sweep bench-predict bench-ray bench-scale gpu simulate results clean
+.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench-backbones bench-extract bench-labels bench-rungs bench-sweep bench-predict bench-ray bench-scale compare-backbones gpu simulate results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > most) most = length($$1) } \
@@ -89,8 +89,15 @@ bench-predict: setup ## Time predictions and the service (about 20 minutes) [MOD
 bench-extract: setup ## Time stage one beside a plain script and the processor's limit (about 30 minutes) [ARGS=]
 	$(BIN)/python tests/benchmarks/bench_extract.py $(ARGS)
 
+bench-backbones: setup ## Time networks beside torch.compile and onnxruntime, and write it (about 30 minutes) [ARGS=]
+	$(BIN)/python tests/benchmarks/bench_backbones.py $(ARGS)
+	$(BIN)/python docs/write.py
+
 bench-ray: setup-ray ## Stage one and a sweep on Ray beside one process (about 15 minutes) [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_ray.py $(if $(wildcard $(CACHE)/manifest.json),--cache "$(CACHE)") $(ARGS)
+
+compare-backbones: setup ## The table of docs/backbones.md, from caches of both splits (about 5 minutes) [CACHES=]
+	$(BIN)/python tests/benchmarks/compare_backbones.py $(CACHES)
 
 gpu: ## On a machine with CUDA: tests and rates of its device (about 9 minutes) [PYTHON= ARGS=]
 	$(PYTHON) tests/benchmarks/bench_gpu.py $(ARGS)

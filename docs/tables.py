@@ -186,4 +186,67 @@ def gpu() -> str:
     return _table(("what", "a second", "beside it"), rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in (defaults, sweeps, baselines, speed, where, gpu)}
+def backbones() -> str:
+    """What `make bench-backbones` measured: images a second of each network, and how near all rows are to float32."""
+    head = [*_WAYS.values(), "headgraft / best other"]
+    head = ["", *(f"{name}, {precision}" for precision in ("float32", "bfloat16") for name in head)]
+    head.remove("onnxruntime, bfloat16")
+    names = [*head, "lowest cosine, float32", "lowest cosine of headgraft, bfloat16"]
+    return _table(names, (_network(name, found) for name, found in results("backbones")["networks"].items()))
+
+
+_WAYS = {"eager": "plain torch", "compile": "`torch.compile`", "onnxruntime": "onnxruntime", "headgraft": "headgraft"}
+
+
+def _network(name: str, found: dict[str, Any]) -> list[object]:
+    cells: list[object] = [f"`{name}`"]
+    for precision in ("float32", "bfloat16"):
+        ways = [f"{way} {precision}" for way in _WAYS if (way, precision) != ("onnxruntime", "bfloat16")]
+        rates = [found[way]["rate"] if way in found else None for way in ways]
+        cells += ["–" if rate is None else f"{rate:.1f}" for rate in rates]
+        *others, ours = rates
+        cells.append("–" if ours is None else f"{ours / max(rate for rate in others if rate is not None):.2f}")
+    float32 = [one["cosine"] for way, one in found.items() if way.endswith("float32")]
+    ours = found.get("headgraft bfloat16")
+    return [*cells, f"{min(float32):.6f}", "–" if ours is None else f"{ours['cosine']:.6f}"]
+
+
+def backbones_where() -> str:
+    """On what the networks were measured, and when."""
+    found = results("backbones")
+    compiling = [
+        one["start_seconds"] for ways in found["networks"].values() for way, one in ways.items() if "comp" in way
+    ]
+    text = f"{found['hardware']}; batch {found['batch']}, medians of {found['rounds']} rounds; {found['date']}."
+    seconds = f"`torch.compile` took {min(compiling):.0f} to {max(compiling):.0f} s before its first batch."
+    return fill(f"{text} {seconds}", 120, break_on_hyphens=False)
+
+
+def compared() -> str:
+    """What `headgraft compare` found for caches of several backbones of both splits of the flowers, and their rates."""
+    found = results("compare")
+    by_split = [{one["backbone"]: one for one in split["backbones"]} for split in found["splits"]]
+    names = [f"{split['split']}: valid (95 %), difference" for split in found["splits"]]
+    head = ["", *names, "images/s", "computed in", "GMACs", "bytes per image"]
+    order = [one["backbone"] for one in found["splits"][0]["backbones"]]
+    return _table(head, (_compared(name, [split[name] for split in by_split], found["precision"]) for name in order))
+
+
+def _compared(name: str, on_splits: list[dict[str, Any]], precisions: dict[str, str]) -> list[object]:
+    rate = results("backbones")["networks"][name][f"headgraft {precisions[name]}"]["rate"]
+    first = on_splits[0]
+    accuracies = [
+        f"{_percent(one['valid_accuracy'])} ({100 * one['low']:.1f} to {100 * one['high']:.1f}), {_points(one)}"
+        for one in on_splits
+    ]
+    cost = [f"{rate:.0f}", precisions[name], f"{first['gmacs']:.2f}", f"{first['bytes_per_image']:,}"]
+    return [f"`{name}`", *accuracies, *cost]
+
+
+def _points(one: dict[str, Any]) -> str:
+    low, value, high = (100 * one[key] for key in ("difference_low", "difference", "difference_high"))
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})" if low < high else "–"
+
+
+_ALL = (defaults, sweeps, baselines, speed, where, gpu, backbones, backbones_where, compared)
+TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in _ALL}
