@@ -20,6 +20,7 @@ except ImportError:  # where a file or a package of such a name comes first on P
 
 from pipeline.command_line import PATH, Group, as_json, emit, options
 from pipeline.config import (
+    CompareConfig,
     EvaluateConfig,
     ExportConfig,
     ExtractConfig,
@@ -73,6 +74,15 @@ def sweep(config: SweepConfig) -> None:
     from pipeline.sweep import sweep
 
     emit(sweep(config))
+
+
+@main.command()
+@options(CompareConfig)
+def compare(config: CompareConfig) -> None:
+    """Compare backbones: train the same head on each CACHE of a set."""
+    from pipeline.compare import compare
+
+    emit(compare(config))
 
 
 @main.command()
@@ -275,6 +285,15 @@ def cache_prune(cache: Path, dry_run: bool) -> None:
     from cache.prune import prune
 
     emit(prune(cache, dry_run))
+
+
+@main.command()
+@click.argument("pattern", default="")
+def backbones(pattern: str) -> None:
+    """List backbones, those that match PATTERN."""
+    from pipeline.list_backbones import list_backbones
+
+    emit(list_backbones(pattern))
 
 
 @main.group()

@@ -1,8 +1,8 @@
 """What of the documents is written by the program: `python docs/write.py` after a change of options or of results.
 
 docs/commands.md comes from the command line itself, docs/json.md from the classes of results and errors; the tables
-between `<!-- results:NAME -->` and `<!-- end -->` in README.md and docs/results.md from the files in docs/results/,
-which `make results` measures.
+between `<!-- results:NAME -->` and `<!-- end -->` in README.md, docs/results.md and docs/performance.md from the files
+in docs/results/, which `make results`, `make gpu` and `make bench-backbones` measure.
 """
 
 import re
@@ -25,9 +25,11 @@ from cli import main
 from pipeline import errors
 from pipeline.export import ExportResult
 from pipeline.extract import ExtractResult
+from pipeline.list_backbones import BackboneList
 from pipeline.predict import PredictResult
 from pipeline.reduce import ReduceResult
 from pipeline.report import ReportResult
+from pipeline.reporting.backbones import CompareResult
 from pipeline.run_record import TrainResult
 from pipeline.search.results import SweepResult
 from pipeline.statistics.scoring import Scores
@@ -37,6 +39,8 @@ RESULTS: dict[str, type] = {
     "extract": ExtractResult,
     "train-head": TrainResult,
     "sweep": SweepResult,
+    "compare": CompareResult,
+    "backbones": BackboneList,
     "evaluate": Scores,
     "report": ReportResult,
     "export": ExportResult,

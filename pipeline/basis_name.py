@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 
-REGIONS = ("full", "pool", "pyramid")
+VECTORS = ("cls", "mean")  # one vector of several that a row has: the class token, or the mean of the others
+REGIONS = ("full", "pool", "pyramid", *VECTORS)
 _G = r"\d{1,9}(?:\.\d{1,9})?"
-_NAME = re.compile(rf"(full|pool|pyramid)(?:\+(white)(?::({_G}))?)?(?:\+(lda)(?::({_G}))?)?(?:\+pca:(\d{{1,9}}))?")
+_NAME = re.compile(rf"({'|'.join(REGIONS)})(?:\+(white)(?::({_G}))?)?(?:\+(lda)(?::({_G}))?)?(?:\+pca:(\d{{1,9}}))?")
 WHITE_SHRINKAGE = 6.0
 LDA_SHRINKAGE = 4.0
 
@@ -23,15 +24,15 @@ class BasisName:
 
     @classmethod
     def parse(cls, name: str) -> "BasisName":
-        """`full`, `pool` or `pyramid`, then `+white[:G]`, then `+pca:R` or `+lda[:G]` or both, `+lda[:G]+pca:R`.
+        """Regions (`full`, `pool`, …), then `+white[:G]`, then `+pca:R` or `+lda[:G]` or both, `+lda[:G]+pca:R`.
 
         `pca:R` is `full+pca:R`, `lda` is `full+lda`. ConfigError for any other name, and for a G or R of 0.
         """
         found = _NAME.fullmatch(name if name.startswith(REGIONS) else f"full+{name}")
         if found is None or name.startswith("white"):
             raise ConfigError(
-                f"{name[:60]!r} is not a basis: expected full, pool or pyramid, then +white[:G], then +pca:R, +lda[:G] "
-                "or +lda[:G]+pca:R"
+                f"{name[:60]!r} is not a basis: expected full, pool, pyramid, cls or mean, then +white[:G], then "
+                "+pca:R, +lda[:G] or +lda[:G]+pca:R"
             )
         regions, white, white_shrinkage, lda, lda_shrinkage, count = found.groups()
         shrinkage = float(white_shrinkage or WHITE_SHRINKAGE) if white else None

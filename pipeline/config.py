@@ -28,7 +28,10 @@ METRICS = ("top1", "mean-per-class")
 SEARCHES = ("random", "grid", "optuna")
 SPLITS = ("train", "valid", "test")
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1000, 20, 100  # of a head whose epochs are not given: measured, docs/performance.md
-REDUCED_BASIS = "full"  # of a head on rows that are reduced already
+WIDEST = 8192  # features whose covariance is held and decomposed
+VECTOR_BASIS = "full+white"  # of a head on rows that are no map
+POOLED_BASIS = "pool+white"  # on maps of so many channels that a pyramid is wider than that
+REDUCED_BASIS = "full"  # on rows that are reduced already
 
 # Beyond a limit, a number is a slip of the hand; it would end in an overflow or take all of the memory.
 LARGEST_SEED = (1 << 32) - 1  # seeds.py counts on it
@@ -47,9 +50,15 @@ class ExtractConfig(ClusterConfig):
     cache: Path = field(metadata=required("Folder of the feature cache."))
     set: str | None = option(None, "Name of the image set.  [default: last component of DATA]")
     passes: int = option(0, "Number of augmented passes over the training images.", least=0, most=MOST_PASSES)
-    backbone: str = option("vgg16", "Pretrained network: vgg11, vgg13, vgg16, vgg19 or alexnet.")
+    backbone: str = option("vgg16", "Network of torchvision, such as resnet50, or timm/ and one of timm.")
+    layer: str | None = option(
+        None,
+        "Layer whose output is a row: pooled, map, cls, mean, cls+mean, cls4+mean, tokens.  [default: by backbone]",
+    )
     weights: str | None = option(None, "Name of the weights, or a weights file.  [default: ImageNet]")
-    image_size: int = option(224, "Input size of the backbone in pixels.", least=32, most=LARGEST_SIDE)
+    image_size: int | None = option(
+        None, "Input size of the backbone in pixels.  [default: that of its weights]", least=32, most=LARGEST_SIDE
+    )
     seed: int = option(0, "Random seed of the augmented passes.", least=0, most=LARGEST_SEED)
     split_seed: int = option(0, "Random seed of the split, where DATA has none.", least=0, most=LARGEST_SEED)
     precision: str = option("auto", "Compute precision of the backbone.", choices=PRECISIONS)
@@ -148,8 +157,8 @@ class TrainConfig(_TrainingConfig):
     class_weights: str = option_of(HeadSettings, "class_weights")
     basis: str | None = option(
         None,
-        "full, pool or pyramid, then +white[:G], then +pca:R, +lda[:G] or +lda[:G]+pca:R.  "
-        f"[default: {HeadSettings.basis}; on a reduced cache {REDUCED_BASIS}]",
+        "full, pool, pyramid, cls or mean, then +white[:G], then +pca:R, +lda[:G] or +lda[:G]+pca:R.  "
+        f"[default: {HeadSettings.basis} of maps, {VECTOR_BASIS} of vectors; on a reduced cache {REDUCED_BASIS}]",
     )
     seed: int = option(0, "Random seed of weights, shuffling and dropout.", least=0, most=LARGEST_SEED)
     overwrite: bool = option(False, "Overwrite an existing run.")
@@ -196,6 +205,30 @@ class SweepConfig(ClusterConfig, _TrainingConfig):
 
 
 @dataclass(frozen=True)
+class CompareConfig(Checked):
+    """Backbones by the caches of one image set, `caches`: the default head is trained on each, with the same seeds."""
+
+    caches: tuple[Path, ...] = field(metadata={"metavar": "CACHE..."})
+    set: str | None = option_of(_TrainingConfig, "set")
+    passes: int | None = option(
+        None, "Augmented passes to train on.  [default: all that every cache has]", least=0, most=MOST_PASSES
+    )
+    seeds: int = option(3, "Number of heads trained on each cache.", least=1, most=100)
+    memory: float | None = option_of(_TrainingConfig, "memory")
+    svg: Path | None = option(None, "Path of an SVG file to write: accuracy against extraction time.")
+    overwrite: bool = option(False, "Overwrite an existing file at --svg.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "caches", tuple(map(Path, self.caches)))
+        require(len(self.caches) > 1, f"one cache, {self.caches[0]}, compares with nothing: name two or more")
+        known: dict[Path, Path] = {}
+        for cache in self.caches:
+            same = known.setdefault(cache.resolve(), cache)
+            require(same is cache, f"{cache} is the same cache as {same}: name each once")
+
+
+@dataclass(frozen=True)
 class ReduceConfig(Checked):
     """Cache → a smaller one, of rows in a basis that is fitted on the training rows of a set with all its passes."""
 
@@ -226,6 +259,7 @@ class ExportConfig(Checked):
     data: Path | None = option(None, "Folder of the images.  [default: the path recorded in the cache]")
     names: Path | None = option(None, "JSON file of display names by class.")
     onnx: Path | None = option(None, "Path of an ONNX file to write as well, verified against the model.")
+    without_backbone: bool = option(False, "Write the head alone; the model opens where the backbone's weights are.")
     calibrate: bool = option(
         True, "Temperature scaling, fitted on the validation images and folded into the last layer."
     )

@@ -12,6 +12,8 @@ from torch import Tensor
 from cache.files import replacing
 from cache.index import SPLITS, SetIndex
 from cache.store import FeatureCache
+from pipeline.backbones.catalog import backbone_spec
+from pipeline.backbones.fastest import golden_at
 from pipeline.backbones.sources import load_tensors
 from pipeline.backbones.weights import tensor_digest
 from pipeline.config import ExportConfig
@@ -35,7 +37,7 @@ from pipeline.statistics.scoring import score
 
 logger = logging.getLogger("headgraft.export")
 
-WEIGHTS_LICENCE = "that of their source; torchvision's were trained on ImageNet, whose terms of access apply"
+_FREE = ("apache", "bsd", "mit", "cc-by-4.0")  # licences that let anyone pass the weights on
 
 
 @dataclass
@@ -92,9 +94,14 @@ def export(config: ExportConfig) -> ExportResult:
     shift = prior.of_training_images if prior else None
     calibration, evaluations = _calibration(config, run, cache, index, shift)
     run = prior.corrected(run, calibration.temperature) if prior else run
-    tensors = _backbone_tensors(cache, index)
+    source, tensors = _backbone_tensors(cache, index)
     head = run.folded_head().temperature_scaled(calibration.temperature)
-    card = replace(_card(run, cache, index), names=names, calibration=calibration, class_prior=config.class_prior)
+    card = replace(
+        _card(config, run, cache, index, source, tensors),
+        names=names,
+        calibration=calibration,
+        class_prior=config.class_prior,
+    )
     if config.tta == "flip":
         unscaled = replace(card, calibration=replace(calibration, flip_temperature=1.0))
         bundle = Bundle(config.model, unscaled, tensors, head)
@@ -103,7 +110,7 @@ def export(config: ExportConfig) -> ExportResult:
     card = replace(card, calibration=calibration, scores=scores)
     with ExitStack() as files:
         temporary = files.enter_context(replacing(config.model))
-        write_bundle(temporary, tensors, head, asdict(card))
+        write_bundle(temporary, {} if config.without_backbone else tensors, head, asdict(card))
         images = chosen_images(index.split("valid"))
         parity = check_parity(temporary, Trained(run, calibration.temperature, cache, tensors), images, root)
         size = temporary.stat().st_size
@@ -175,29 +182,38 @@ def _with_flip(bundle: Bundle, index: SetIndex, root: Path, shift: Tensor | None
     return _with_errors(known, "valid_flip", (fit.ece, fit.scaled_ece), (fit.floor, fit.scaled_floor))
 
 
-def _backbone_tensors(cache: FeatureCache, index: SetIndex) -> dict[str, Tensor]:
-    """The tensors the cache was made with, from where stage one found them."""
+def _backbone_tensors(cache: FeatureCache, index: SetIndex) -> tuple[str, dict[str, Tensor]]:
+    """Where stage one found the tensors that the cache was made with, and these."""
     base = cache.manifest.base
     # Provenance is free: a shard that does not say where its weights were stands for the named ones.
     named = (made.get("weights") for made in cache.provenance(index.row_keys(0)))
     sources = list(dict.fromkeys(name for name in named if name is None or isinstance(name, str)))
     for source in sources:
         try:
-            tensors = load_tensors(base.backbone, source)
+            tensors = load_tensors(base.backbone, source, base.input_size)
         except WeightsError as error:
             logger.warning(str(error))
             continue
         if tensor_digest(tensors) == base.weights_digest:
-            return tensors
+            return source or backbone_spec(base.backbone).weights.name, tensors
     raise RunError(
         f"the weights of {base.backbone} in {', '.join(map(str, sources))} are no longer those of the cache "
         f"(digest {base.weights_digest[:16]}): put that file back"
     )
 
 
-def _card(run: Run, cache: FeatureCache, index: SetIndex) -> ModelCard:
-    """The card of a run's model, still without names, calibration and scores."""
+def _card(
+    config: ExportConfig, run: Run, cache: FeatureCache, index: SetIndex, source: str, tensors: dict[str, Tensor]
+) -> ModelCard:
+    """The card of a run's model, still without names, calibration and scores; a licence that binds is logged."""
     base = cache.manifest.base
+    spec = backbone_spec(base.backbone, source)
+    licence = spec.licence if source == spec.weights.name else None
+    if not config.without_backbone and not (licence or "").lower().startswith(_FREE):
+        logger.warning(
+            f"the model holds the weights of {base.backbone}, licence: {licence or 'not known'}; see whether that lets "
+            "you pass them on, or leave them out with --without-backbone"
+        )
     return ModelCard(
         backbone=base.backbone,
         classes=run.classes,
@@ -207,10 +223,14 @@ def _card(run: Run, cache: FeatureCache, index: SetIndex) -> ModelCard:
         set_digest=run.record.set_digest,
         split_seed=index.split_seed,
         skipped=list(index.skipped),
-        weights={"digest": base.weights_digest, "licence": WEIGHTS_LICENCE},
+        weights={"digest": base.weights_digest, "licence": licence or "not known", "source": Path(source).name},
+        requires=dict([spec.library] if spec.library and spec.library[0] != "torchvision" else []),
+        arguments=dict(spec.arguments(base.input_size)),
+        golden=golden_at(base.backbone, base.layer, tensors, Preprocessing.of(base)),
+        without_backbone=config.without_backbone,
         basis=run.whole_basis.name,
         set=index.name,
         images={split: len(index.split(split)) for split in SPLITS},
         training=asdict(run.record.config),
-        versions=run.record.versions,
+        versions={**run.record.versions, **dict([spec.library] if spec.library else [])},
     )

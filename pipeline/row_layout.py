@@ -6,39 +6,59 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import REDUCED_BASIS, HeadSettings
+from pipeline.basis_name import VECTORS
+from pipeline.config import POOLED_BASIS, VECTOR_BASIS, WIDEST, HeadSettings
 from pipeline.errors import PipelineError
+
+TOKENS = "tokens"  # the layer whose rows are tokens
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Rows of D = channels × height × width features, channel by channel.
+    """Rows of D = channels × (vectors + height × width) features, channel by channel.
 
     Attributes:
         channels: of the map; all features where rows are no map.
         grid: (height, width) of the map; None where rows are no map, as those of a reduced cache.
+        vectors: before the map, each of its own: class tokens, and means over tokens.
     """
 
     channels: int
     grid: tuple[int, int] | None = None
+    vectors: int = 0
 
     @classmethod
-    def of(cls, row_shape: tuple[int, ...]) -> "RowLayout":
-        """The layout of a cache's `row_shape`, which is a map where it has three numbers."""
-        if len(row_shape) != 3:
-            return cls(math.prod(row_shape))
-        channels, height, width = row_shape
-        return cls(channels, (height, width))
+    def of(cls, row_shape: tuple[int, ...], layer: str = "") -> "RowLayout":
+        """The layout of a cache's `row_shape`: (C, H, W) is a map, (C, P) are P vectors, the class token first.
+
+        Of `layer` tokens, these are a class token, if their number is no square, and a square grid.
+        """
+        channels, *places = row_shape
+        if len(places) == 2:
+            return cls(channels, (places[0], places[1]))
+        count = places[0] if places else 1
+        if layer != TOKENS or len(row_shape) == 1:
+            return cls(channels, vectors=count)
+        side = math.isqrt(count)
+        return cls(channels, (side, side), count - side * side)
 
     @property
     def in_features(self) -> int:
         """D, features of a row."""
-        return self.channels * math.prod(self.grid or ())
+        return self.channels * self.positions
+
+    @property
+    def positions(self) -> int:
+        """Of a channel: vectors, then the places of the map, row by row."""
+        return max(1, self.vectors + (math.prod(self.grid) if self.grid else 0))
 
     @property
     def default_basis(self) -> str:
         """The basis of a head where none is asked for."""
-        return HeadSettings.basis if self.grid else REDUCED_BASIS
+        if self.grid is None or self.grid == (1, 1):
+            return VECTOR_BASIS
+        pyramid = self.region_weights("pyramid").shape[1] * self.channels
+        return HeadSettings.basis if pyramid <= WIDEST else POOLED_BASIS
 
     def region_weights(self, regions: str) -> npt.NDArray[np.float32]:
         """Weights (positions, K) of the means over the K `regions` of a basis; of `full`, each position is a region.
@@ -46,17 +66,36 @@ class RowLayout:
         PipelineError where rows are no map and a mean over it is asked for.
         """
         if regions == "full":
-            return np.eye(math.prod(self.grid or ()), dtype=np.float32)
+            return np.eye(self.positions, dtype=np.float32)
+        if regions in VECTORS:
+            return self._one_vector(regions)
         if self.grid is None:
             raise PipelineError(
-                f"basis {regions} needs rows of channels x height x width, these are {self.channels} features: "
+                f"basis {regions} needs rows of channels x height x width, these are {self.in_features} features: "
                 "use full, alone or with +white, +pca:R or +lda"
             )
         boxes = _boxes(*self.grid) if regions == "pyramid" else [(slice(None), slice(None))]
         weights = np.zeros((*self.grid, len(boxes)), np.float32)
         for number, (rows, columns) in enumerate(boxes):
             weights[rows, columns, number] = 1 / weights[rows, columns, number].size
-        return weights.reshape(-1, len(boxes))
+        means = weights.reshape(-1, len(boxes))
+        found = np.zeros((self.positions, self.vectors + len(boxes)), np.float32)
+        found[: self.vectors, : self.vectors] = np.eye(self.vectors)
+        found[self.vectors :, self.vectors :] = means
+        return found
+
+    def _one_vector(self, which: str) -> npt.NDArray[np.float32]:
+        """Weights (positions, 1) of the class token alone, or of the mean of the patches."""
+        if self.vectors + (self.grid is not None) < 2:
+            raise PipelineError(f"basis {which} needs rows of several vectors or tokens, these have one: use full")
+        found = np.zeros((self.positions, 1), np.float32)
+        if which == "cls":
+            found[0] = 1
+        elif self.grid is None:
+            found[-1] = 1
+        else:
+            found[self.vectors :] = 1 / math.prod(self.grid)
+        return found
 
 
 def _boxes(height: int, width: int) -> list[tuple[slice, slice]]:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from pipeline.backbones.catalog import backbone_spec, names
+from pipeline.backbones.from_timm import PREFIX
 from pipeline.backbones.sources import fetch
-from pipeline.backbones.spec import BACKBONES, backbone_spec
-from pipeline.backbones.weights import NamedWeights
+from pipeline.backbones.weights import NamedWeights, weights_folder
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,15 @@ class WeightsList:
 
     def in_words(self) -> str:
         """A line for each backbone."""
-        return "\n".join(f"{w.backbone:8} {w.weights}  {w.path if w.present else 'not fetched'}" for w in self.weights)
+        return "\n".join(f"{w.backbone:20} {w.weights}  {w.path if w.present else 'not fetched'}" for w in self.weights)
 
 
 def list_weights() -> WeightsList:
-    """The default weights of every backbone, fetched or not."""
-    return WeightsList([_file_of(spec.weights) for spec in BACKBONES.values()])
+    """The default weights of every backbone of torchvision, fetched or not, and those of timm that were fetched."""
+    known = [backbone_spec(name).weights for name in names()]
+    fetched = (file.stem.removeprefix("timm-") for file in sorted(weights_folder().glob("timm-*.safetensors")))
+    known += [NamedWeights(f"{PREFIX}{stem}", stem.partition(".")[2], None) for stem in fetched]
+    return WeightsList([_file_of(weights) for weights in known])
 
 
 def fetch_weights(backbone: str) -> WeightsFile:

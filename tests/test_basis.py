@@ -1,5 +1,6 @@
 """Bases: a head trained in one folds into the same head over whole rows."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -158,13 +159,59 @@ def test_regions_need_a_map() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row_shape", "features", "basis"), [((8, 7, 6), 336, "pyramid+white"), ((128,), 128, "full"), ((4, 2), 8, "full")]
+    ("row_shape", "layer", "basis", "width"),
+    [
+        ((8, 7, 6), "avgpool", "pyramid+white", 6 * 8),
+        ((2048, 7, 7), "map", "pool+white", 2048),
+        ((8, 1, 1), "map", "full+white", 8),
+        ((128,), "pooled", "full+white", 128),
+        ((4, 2), "cls+mean", "full+white", 8),
+        ((4, 5), "cls4+mean", "full+white", 20),
+        ((4, 17), "tokens", "pyramid+white", 7 * 4),
+        ((4, 16), "tokens", "pyramid+white", 6 * 4),
+    ],
 )
-def test_a_layout_says_how_rows_lie(row_shape: tuple[int, ...], features: int, basis: str) -> None:
-    """D, and the basis of a head where none is asked for: the pyramid needs a map."""
-    layout = RowLayout.of(row_shape)
-    assert (layout.in_features, layout.default_basis) == (features, basis)
-    assert start_basis(basis, layout).out_features(features) == (6 * 8 if layout.grid else features)
+def test_a_layout_says_how_rows_lie(row_shape: tuple[int, ...], layer: str, basis: str, width: int) -> None:
+    """D, and the basis of a head where none is asked for, and how wide it is."""
+    layout = RowLayout.of(row_shape, layer)
+    assert (layout.in_features, layout.default_basis) == (math.prod(row_shape), basis)
+    assert start_basis(basis, layout).out_features(layout.in_features) == width
+
+
+@pytest.mark.parametrize(("name", "place"), [("cls", 0), ("mean", 1)])
+def test_a_basis_takes_one_of_several_vectors(name: str, place: int) -> None:
+    """Of a row of a class token and a mean; of tokens, the mean is taken over the grid."""
+    rows = torch.randn(3, 4, 2)
+    assert torch.equal(start_basis(name, RowLayout(4, vectors=2)).transform(rows.flatten(1)), rows[..., place])
+    tokens = torch.randn(3, 4, 5)
+    expected = (tokens[..., 0], tokens[..., 1:].mean(2))[place]
+    found = start_basis(name, RowLayout(4, (2, 2), 1)).transform(tokens.flatten(1))
+    assert torch.allclose(found, expected, atol=1e-6)
+    with pytest.raises(PipelineError, match="several vectors"):
+        start_basis(name, RowLayout(4))
+
+
+def test_the_class_token_is_whitened_by_itself() -> None:
+    """As if there were no patches, and the patches as if there were no class token."""
+    tokens, labels = torch.randn(60, 4, 10), torch.arange(60) % 3
+    tokens[..., 0] *= torch.tensor([1.0, 5.0, 1.0, 9.0])
+
+    def whitened(x: Tensor, layout: RowLayout) -> Tensor:
+        start = start_basis("pyramid+white" if layout.grid else "full+white", layout)
+        basis = fit_basis(start, in_blocks(start.transform(x), labels), 3, layout)
+        return basis.transform(x)
+
+    both = whitened(tokens.flatten(1), RowLayout(4, (3, 3), 1))
+    class_token = whitened(tokens[..., 0], RowLayout(4))
+    patches = whitened(tokens[..., 1:].flatten(1), RowLayout(4, (3, 3)))
+    assert torch.allclose(both[:, :4].abs(), class_token.abs(), atol=0.1)
+    assert torch.allclose(both[:, 4:].abs(), patches.abs(), atol=0.1)
+    start = start_basis("pyramid+white", RowLayout(4, (3, 3), 1))
+    basis = fit_basis(start, in_blocks(start.transform(tokens.flatten(1)), labels), 3, RowLayout(4, (3, 3), 1))
+    weight, bias = torch.randn(5, both.shape[1], dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    folded, shift = basis.fold(weight, bias)
+    expected = both.double() @ weight.T + bias
+    assert torch.allclose(tokens.flatten(1).double() @ folded.double().T + shift, expected, atol=1e-3)
 
 
 def test_more_components_than_rows_are_refused() -> None:

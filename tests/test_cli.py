@@ -18,6 +18,7 @@ from conftest import REPOSITORY, draw_image
 from cli import main
 from pipeline.command_line import Command
 from pipeline.config import (
+    CompareConfig,
     EvaluateConfig,
     ExportConfig,
     ExtractConfig,
@@ -46,6 +47,7 @@ CONFIGS = {
     "extract": ExtractConfig,
     "train-head": TrainConfig,
     "sweep": SweepConfig,
+    "compare": CompareConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "predict": PredictConfig,

@@ -11,8 +11,9 @@ import torch
 from conftest import Extract, draw_image, preprocessing
 
 from cache.store import FeatureCache
-from pipeline.backbones.backbone import Backbone, load_backbone
-from pipeline.backbones.spec import build_trunk
+from pipeline.backbones.backbone import Backbone
+from pipeline.backbones.fastest import load_backbone
+from pipeline.backbones.trunk import build_network
 from pipeline.config import HeadSettings
 from pipeline.errors import DecodeError, ImageSetError, PipelineError, RunError
 from pipeline.extraction import startup
@@ -198,7 +199,7 @@ def test_a_file_that_changed_ends_the_run_in_its_turn(tmp_path: Path) -> None:
 def vgg(device: torch.device, precision: str, batch_size: int = 64) -> Backbone:
     """VGG11 of random weights, whose activations neither vanish nor grow, for views of 64 pixels."""
     torch.manual_seed(0)
-    tensors = {name: tensor.clone() for name, tensor in build_trunk("vgg11").state_dict().items()}
+    tensors = {name: tensor.clone() for name, tensor in build_network("vgg11", 64).state_dict().items()}
     return load_backbone("vgg11", tensors, preprocessing(64), device=device, precision=precision, batch_size=batch_size)
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY, draw_dataset, require_weights
 
 from cli import main
-from pipeline.backbones.spec import BACKBONES
+from pipeline.backbones.catalog import BACKBONES
 from pipeline.command_line import Command
 from pipeline.search.space import Space
 
@@ -81,5 +81,5 @@ def test_python_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         for block in blocks:
             exec(compile(block, document, "exec"), names)
     assert (tmp_path / "model.pt2").is_file()
-    assert BACKBONES.keys() - before.keys() == {"mobilenet_v3_large"}
-    BACKBONES.pop("mobilenet_v3_large")  # other tests see the backbones of the program
+    assert BACKBONES.keys() - before.keys() == {"narrow_resnet"}
+    BACKBONES.pop("narrow_resnet")  # other tests see the backbones of the program

@@ -270,6 +270,28 @@ def test_onnx_predicts_what_the_model_does(trained: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.real
+def test_a_model_without_its_backbone_opens_where_the_weights_are(
+    model: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And predicts the same; elsewhere it says what it looked for."""
+    alone = tmp_path / "head.safetensors"
+    export(ExportConfig(trained / "run", alone, without_backbone=True))
+    assert alone.stat().st_size < model.stat().st_size / 5
+    image = next((trained / "data" / "valid").rglob("*.png"))
+    found, expected = (load_bundle(file).predict(image)[0].top for file in (alone, model))
+    assert [score.probability for score in found] == pytest.approx([score.probability for score in expected], abs=1e-6)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setenv("HEADGRAFT_OFFLINE", "1")
+    with pytest.raises(BundleError, match=r"holds the head alone; the weights of alexnet .* IMAGENET1K_V1"):
+        load_bundle(alone)
+    save_file(load_bundle(model).backbone_tensors, tmp_path / "IMAGENET1K_V1")
+    other = {name: tensor + 1 for name, tensor in load_bundle(model).backbone_tensors.items()}
+    save_file(other, tmp_path / "IMAGENET1K_V1")
+    with pytest.raises(BundleError, match="holds the head alone"):
+        load_bundle(alone)
+
+
 def test_no_path_of_this_machine_is_in_a_model(model: Path, trained: Path) -> None:
     """Neither of the images nor of cache and run."""
     assert str(trained).encode() not in model.read_bytes()

@@ -18,13 +18,16 @@ import pytest
 import torch
 from conftest import REPOSITORY, Extract, draw_image, preprocessing, tiny_tensors
 from safetensors.torch import save_file
-from torchvision import models
+from torch import nn
 
 from cache.errors import CacheBusy, CacheError, DamagedCache, HeadgraftError, ManifestMismatch
 from cache.lock import writing
 from cache.store import FeatureCache
-from pipeline.backbones.backbone import load_backbone, normalise
-from pipeline.backbones.spec import BACKBONES, BackboneSpec, build_trunk, row_shape
+from pipeline.backbones.backbone import normalise
+from pipeline.backbones.catalog import BACKBONES
+from pipeline.backbones.fastest import load_backbone
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.backbones.trunk import build_trunk, row_shape
 from pipeline.backbones.weights import NamedWeights
 from pipeline.errors import ConfigError, DecodeError, PipelineError, WeightsError
 from pipeline.extract import ExtractResult
@@ -254,17 +257,19 @@ def test_the_phase_that_the_others_wait_for_is_named(
 
 def test_a_network_of_another_form_is_refused(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its classifier's outputs pass for features."""
-    monkeypatch.setitem(BACKBONES, "resnet18", BackboneSpec(models.resnet18, NamedWeights("resnet18", "NONE", None)))
-    with pytest.raises(PipelineError, match="resnet18 has no features"):
-        row_shape("resnet18", 64)
+    monkeypatch.setitem(
+        BACKBONES, "odd", BackboneSpec(lambda size: nn.Sequential(nn.ReLU()), NamedWeights("odd", "NONE", None))
+    )
+    with pytest.raises(PipelineError, match="odd ends in ReLU, expected a classifier"):
+        row_shape("odd", 64)
     with pytest.raises(ConfigError, match="--image-size is 32"):
         row_shape("alexnet", 32)
 
 
 def test_an_unknown_backbone_is_refused(run_extract: Extract) -> None:
-    """With the names there are."""
-    with pytest.raises(PipelineError, match="vgg16"):
-        run_extract(backbone="vgg99")
+    """With the name that was perhaps meant."""
+    with pytest.raises(PipelineError, match="did you mean resnet50"):
+        run_extract(backbone="resnet5O")
 
 
 def test_without_skip_bad_every_bad_file_is_listed(run_extract: Extract, data: Path, tmp_path: Path) -> None:
@@ -393,8 +398,7 @@ def test_the_code_path_changes_features_by_rounding_only() -> None:
     views = [np.random.default_rng(n).integers(0, 256, (32, 32, 3)).astype(np.uint8) for n in range(3)]
     cpu = torch.device("cpu")
     fast = load_backbone("vgg11", dict(tensors), preprocessing(), device=cpu, precision="float32")
-    plain = build_trunk("vgg11")
-    plain.load_state_dict(tensors)
+    plain = build_trunk("vgg11", 32, None, tensors)
     pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
     assert fast.code_path == "winograd"
     assert torch.allclose(fast.features(views), plain(normalise(pixels, preprocessing())), atol=1e-4, rtol=1e-3)

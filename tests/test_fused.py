@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipeline.backbones.fused import FusedConv2d, MaxPool, fuse
+from pipeline.backbones.fused import RELU, FusedConv2d, MaxPool, fuse, traced
 from pipeline.machine.device import onednn_takes_bfloat16
 
 
@@ -53,7 +53,7 @@ def test_a_fused_convolution_is_the_two_layers(
         pytest.skip("oneDNN takes no bfloat16 on this processor")
     torch.manual_seed(0)
     conv = nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=bias).to(dtype).requires_grad_(False)
-    fused = FusedConv2d(conv)
+    fused = FusedConv2d(conv, RELU)
     for batch in (1, 4):
         x = on_channels_last((batch, channels, 11, 13), batch, dtype)
         with torch.inference_mode():
@@ -61,9 +61,8 @@ def test_a_fused_convolution_is_the_two_layers(
 
 
 def test_what_is_fused_and_what_is_left() -> None:
-    """Convolution and ReLU become one, plain pools are maxima; the rest stays, at any place of the network."""
-    network = nn.Module()
-    network.features = nn.Sequential(
+    """Convolution and activation become one, plain pools are maxima; the rest stays, at any place of the network."""
+    layers = nn.Sequential(
         nn.Conv2d(3, 4, 3),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(2),
@@ -71,25 +70,74 @@ def test_what_is_fused_and_what_is_left() -> None:
         nn.ReLU(),
         nn.MaxPool2d(3, 2, padding=1),
         nn.Conv2d(4, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.ReLU6(),
+        nn.BatchNorm2d(4),
     )
-    network.requires_grad_(False)
-    before = copy.deepcopy(network.features)
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean = torch.randn(4)
+    layers.eval().requires_grad_(False)
+    before = copy.deepcopy(layers)
+    network = traced(layers)
     assert fuse(network)
-    kinds = [type(layer) for layer in network.features]
-    assert kinds == [FusedConv2d, MaxPool, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Conv2d]
+    kept = [FusedConv2d, MaxPool, nn.Conv2d, nn.ReLU, nn.MaxPool2d, FusedConv2d, nn.BatchNorm2d]
+    assert kinds_of(network) == kept
     x = on_channels_last((2, 3, 20, 20), 0, torch.float32)
     with torch.inference_mode():
-        torch.testing.assert_close(network.features(x), before(x))
-    assert not fuse(nn.Sequential(nn.Linear(2, 2)))
+        torch.testing.assert_close(network(x), before(x))
+    assert not fuse(traced(nn.Sequential(nn.Linear(2, 2))))
+
+
+def kinds_of(network: nn.Module) -> list[type]:
+    """Of the layers that are called, in their order."""
+    assert isinstance(network, torch.fx.GraphModule)
+    called = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    return [type(network.get_submodule(name)) for name in called]
+
+
+class Shared(nn.Module):
+    """One convolution called twice, of which ReLU follows once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) → the same."""
+        result: Tensor = self.conv(torch.relu(self.conv(x)))
+        return result
+
+
+class Choosing(nn.Module):
+    """What it does depends on its input, which no trace can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) → the same."""
+        result: Tensor = self.conv(x) if x.sum() > 0 else x
+        return result
+
+
+@pytest.mark.parametrize("network", [Shared(), Choosing()], ids=["shared", "choosing"])
+def test_what_cannot_be_put_together_stays(network: nn.Module) -> None:
+    """A layer that is called twice, and a network that torch cannot trace."""
+    network.requires_grad_(False)
+    x = on_channels_last((2, 3, 5, 5), 0, torch.float32)
+    expected, found = network(x), traced(network)
+    assert not fuse(found)
+    assert torch.equal(found(x), expected)
 
 
 def test_without_the_private_operator_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A build of torch without oneDNN computes the plain layers, with pools by maxima."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    network = nn.Module()
-    network.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
-    assert not fuse(network)
-    assert [type(layer) for layer in network.features] == [nn.Conv2d, nn.ReLU, MaxPool]
+    network = traced(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)))
+    fuse(network)
+    assert kinds_of(network) == [nn.Conv2d, nn.ReLU, MaxPool]
 
 
 def test_a_processor_whose_bfloat16_onednn_may_not_use_computes_in_float32() -> None:

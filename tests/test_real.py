@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.models import VGG16_Weights, vgg16
 
 from cache.store import FeatureCache
-from pipeline.backbones import backbone
+from pipeline.backbones import fastest
 from pipeline.config import ExtractConfig
 from pipeline.extract import extract
 from pipeline.machine.device import computes_bfloat16
@@ -71,10 +71,10 @@ def test_dark_images_keep_their_features_in_bfloat16() -> None:
     views = [preprocessing(224).view_of(file) // 4 for file in some_flowers(6)]
     for view in views:
         view[:90] = view[:, :60] = 0
-    expected = backbone.load_backbone(
+    expected = fastest.load_backbone(
         "vgg16", dict(tensors), preprocessing(224), device=cpu, precision="float32"
     ).features(views)
-    rounded = backbone.load_backbone(
+    rounded = fastest.load_backbone(
         "vgg16", dict(tensors), preprocessing(224), device=cpu, precision="bfloat16"
     ).features(views)
     assert torch.cosine_similarity(expected, rounded).min() >= 0.9998

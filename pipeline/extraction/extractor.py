@@ -16,6 +16,7 @@ from cache.shard import Float16Array
 from cache.store import FeatureCache
 from cache.writer import ShardWriter
 from pipeline.backbones.backbone import Backbone, Pending
+from pipeline.backbones.golden import VERSIONS, differ
 from pipeline.backbones.sources import weights_source
 from pipeline.bases.reduced import reduce_rows, reduction_basis
 from pipeline.console import counted, named, progress
@@ -71,6 +72,7 @@ class Extractor:
     """Computes the rows of files and writes them into `cache`, by a backbone that is ready."""
 
     def __init__(self, context: ExtractionContext, cache: FeatureCache, network: Backbone) -> None:
+        _refuse_other_numbers(cache, network)
         self._context, self._cache, self._network = context, cache, network
         self._renderer = _renderer(context)
         self._basis = reduction_basis(cache)
@@ -149,6 +151,20 @@ class Extractor:
         made = {**self._network.provenance, "views": self._renderer.place, "weights": weights}
         when: dict[str, Any] = {"rows_per_shard": rows + 1, "seconds_per_shard": None} if one_shard else {}
         return ShardWriter(cache.path, cache.header(made), **when)
+
+
+def _refuse_other_numbers(cache: FeatureCache, network: Backbone) -> None:
+    """PipelineError where the network computes others from the same weights than it did for the rows that are there."""
+    base, here = cache.manifest.base, network.provenance
+    for shard in cache.shards:
+        made = shard.header.provenance
+        if "golden" in made and differ(made["golden"], network.golden):
+            changed = [name for name in VERSIONS if name in here and made.get(name) != here[name]]
+            versions = [f"{name} {made.get(name)} there, {here[name]} here" for name in changed]
+            raise PipelineError(
+                f"{base.backbone} computes other features now than for the rows in {cache.path} "
+                f"({'; '.join(versions) or 'by the same versions'}): extract with what it had, or into another folder"
+            )
 
 
 def _renderer(context: ExtractionContext) -> Renderer:

@@ -17,12 +17,15 @@ from cache.keys import PackedKeys, digest_ends, unpack_keys
 from cache.lock import check_free, check_writable
 from cache.manifest import Augmentation, Base, Manifest
 from cache.store import FeatureCache, check_place
+from pipeline.backbones.catalog import backbone_spec, preprocessing_of
+from pipeline.backbones.fastest import bears_bfloat16, golden_at
+from pipeline.backbones.golden import differ, known
 from pipeline.backbones.sources import load_tensors
-from pipeline.backbones.spec import backbone_spec, preprocessing_of, row_shape
+from pipeline.backbones.trunk import layer_of
 from pipeline.backbones.weights import tensor_digest
 from pipeline.config import ExtractConfig
 from pipeline.console import counted, size
-from pipeline.errors import ImageSetError, PipelineError
+from pipeline.errors import ImageSetError, PipelineError, WeightsError
 from pipeline.inputs import augment
 from pipeline.inputs.decode import Decoding
 from pipeline.inputs.grey import AUTO, decoding_for, measured_range, narrow_range
@@ -68,10 +71,18 @@ def make_plan(config: ExtractConfig, place: Callable[[str | None], tuple[torch.d
     stored = None if cache is None else cache.manifest
     device, precision = place(stored.base.precision if stored else None)
     decoding = decoding_for(config.grey_range, stored.base.decoding if stored else None)
+    manifest = _manifest(config, stored.base.weights_digest if stored else "", precision, decoding)
     if stored:
-        stored.merged_with(_manifest(config, stored.base.weights_digest, precision, decoding), config.cache)
-    tensors = load_tensors(config.backbone, config.weights)
-    manifest = _manifest(config, tensor_digest(tensors), precision, decoding)
+        stored.merged_with(manifest, config.cache)
+    base = manifest.base
+    tensors = load_tensors(base.backbone, config.weights, base.input_size)
+    digest = tensor_digest(tensors)
+    _refuse_other_network(base, tensors, digest)
+    chosen = not stored and config.precision == "auto" and precision == "bfloat16"
+    if chosen and not bears_bfloat16(base.backbone, base.layer, tensors, Preprocessing.of(base)):
+        logger.info(f"{base.backbone} loses too much in bfloat16: it is computed in float32")
+        precision = "float32"
+    manifest = replace(manifest, base=replace(base, weights_digest=digest, precision=precision))
     if stored:
         manifest = stored.merged_with(manifest, config.cache)
     # A part need not hash again what was listed or indexed, since it compares what it decodes.
@@ -84,6 +95,16 @@ def make_plan(config: ExtractConfig, place: Callable[[str | None], tuple[torch.d
         manifest = replace(manifest, base=replace(manifest.base, decoding=measured_range(training).name))
     before = None if cache is None else cache.reopened()  # without the index, which may be of a million images
     return ExtractionPlan(config, tensors, device, manifest, images, name, before)
+
+
+def _refuse_other_network(base: Base, tensors: dict[str, torch.Tensor], digest: str) -> None:
+    """WeightsError where these weights are known, and the backbone computes other features from them."""
+    weights = known(digest, base.layer, base.input_size)
+    if weights and differ(weights.golden, golden_at(base.backbone, base.layer, tensors, Preprocessing.of(base))):
+        raise WeightsError(
+            f"these are the weights of {weights.backbone}, from which {base.backbone} computes other features: "
+            f"use --backbone {weights.backbone}"
+        )
 
 
 def _check_places(config: ExtractConfig) -> tuple[str, FeatureCache | None]:
@@ -147,13 +168,16 @@ def _listing(config: ExtractConfig, name: str) -> SetIndex | None:
 
 
 def _manifest(config: ExtractConfig, weights_digest: str, precision: str, decoding: Decoding) -> Manifest:
+    preprocessing = preprocessing_of(config.backbone, config.image_size, decoding, config.weights)
+    name = backbone_spec(config.backbone, config.weights).name
+    layer, row_shape = layer_of(name, preprocessing.input_size, config.layer)
     base = Base(
-        backbone=config.backbone,
-        layer=backbone_spec(config.backbone).layer,
+        backbone=name,
+        layer=layer,
         weights_digest=weights_digest,
-        row_shape=row_shape(config.backbone, config.image_size),
+        row_shape=row_shape,
         precision=precision,
-        **asdict(preprocessing_of(config.backbone, config.image_size, decoding)),
+        **asdict(preprocessing),
     )
     recipe = Augmentation(augment.RECIPE, augment.RECIPE_VERSION, config.seed) if config.passes else None
     return Manifest(base, recipe)

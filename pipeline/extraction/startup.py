@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from pipeline.backbones.backbone import Backbone, load_backbone
+from pipeline.backbones.backbone import Backbone
+from pipeline.backbones.fastest import load_backbone
 from pipeline.console import duration
 from pipeline.errors import PipelineError
 from pipeline.extraction.plan import ExtractionContext
@@ -25,9 +26,10 @@ def start_backbone(context: ExtractionContext, rows: int) -> tuple[Backbone, flo
     torch.set_num_threads(config.threads or available_cpus())
     load = partial(
         load_backbone,
-        config.backbone,
+        context.manifest.base.backbone,
         context.tensors,
         context.preprocessing,
+        layer=context.manifest.base.layer,
         device=context.device,
         precision=context.manifest.base.precision,
     )

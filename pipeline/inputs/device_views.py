@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from pipeline.inputs.augment import ViewParameters, clean_layout
+from pipeline.inputs.augment import ViewParameters
 from pipeline.inputs.decode import Pixels
+from pipeline.inputs.preprocessing import BICUBIC, BILINEAR
 from pipeline.inputs.views import Views, halvings
 from pipeline.machine.device import full_precision, pins_memory, release_memory
 
@@ -24,6 +25,8 @@ TOLERANCE = 2  # grey levels of 255 that a pixel may differ by from the processo
 OF_PHOTOGRAPHS = 1  # and in photographs
 MOST_VIEWS = 64  # rendered together, of images of so many bytes,
 _BYTES = 1 << 27  # where all are as large as the largest
+
+_SUPPORT = {BILINEAR: 1, BICUBIC: 2}  # pixels to either side, where the axis grows
 
 Key = TypeVar("Key")
 Shape = tuple[int, int]  # height and width
@@ -97,15 +100,19 @@ class DeviceViews:
             return self._render(views)
 
     def _render(self, views: Sequence[DecodedView]) -> Tensor:
-        size, resize = self.preprocessing.input_size, self.preprocessing.resize
+        size = self.preprocessing.input_size
         rendered = torch.empty(len(views), size, size, 3, dtype=torch.uint8, device=self.device)
         images, of = self._images(views)
         clean = [number for number, view in enumerate(views) if view.parameters is None]
         if clean:
             chosen = self._chosen(images, [of[number] for number in clean])
-            layouts = [clean_layout(*shape, size, resize) for shape in chosen.shapes]
+            layouts = [self.preprocessing.clean_layout(*shape) for shape in chosen.shapes]
             scaled, corners = [to for to, _ in layouts], [(box[1], box[0]) for _, box in layouts]
-            rendered.index_copy_(0, self._on_device(clean), self._resized(chosen, scaled, corners, (size, size)))
+            rendered.index_copy_(
+                0,
+                self._on_device(clean),
+                self._resized(chosen, scaled, corners, (size, size), self.preprocessing.filter),
+            )
         looks = {number: view.parameters for number, view in enumerate(views) if view.parameters is not None}
         times = {n: halvings(look.area_of(*images.shapes[of[n]]), size) for n, look in looks.items()}
         for level in range(max(times.values(), default=-1) + 1):
@@ -155,40 +162,45 @@ class DeviceViews:
         """Every image at half of its size."""
         halves = [(max(1, height // 2), max(1, width // 2)) for height, width in images.shapes]
         most = max(height for height, _ in halves), max(width for _, width in halves)
-        return SideBySide(self._resized(images, halves, [(0, 0)] * len(halves), most), halves)
+        return SideBySide(self._resized(images, halves, [(0, 0)] * len(halves), most, BILINEAR), halves)
 
-    def _resized(self, images: SideBySide, to: list[Shape], corners: list[Shape], size: Shape) -> Tensor:
+    def _resized(
+        self, images: SideBySide, to: list[Shape], corners: list[Shape], size: Shape, interpolation: str
+    ) -> Tensor:
         """(B, *size, 3) uint8 of images resized `to` each shape, from its corner on: by products with `_weights`.
 
         Across and then down, each to whole grey levels, as Pillow does it.
         """
         count, height, width, _ = images.pixels.shape
-        down, across = (
-            [
-                (shape[axis], after[axis], corner[axis])
-                for shape, after, corner in zip(images.shapes, to, corners, strict=True)
-            ]
-            for axis in (0, 1)
-        )
+        places = [*zip(images.shapes, to, corners, strict=True)]
+        down, across = ([tuple(place[axis] for place in one) for one in places] for axis in (0, 1))
         channels = images.pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        narrow = (channels.flatten(1, 2) @ self._weights(across, width, size[1]).mT).round_()  # (B, 3 height, size)
+        narrow = channels.flatten(1, 2) @ self._weights(across, width, size[1], interpolation).mT
+        narrow = narrow.round_().clamp_(0, 255)  # (B, 3 height, size)
         narrow = narrow.view(count, 3, height, size[1]).permute(0, 2, 3, 1).flatten(2)  # (B, height, 3 size)
-        found: Tensor = (self._weights(down, height, size[0]) @ narrow).round_().to(torch.uint8)
-        return found.view(count, *size, 3)
+        found: Tensor = self._weights(down, height, size[0], interpolation) @ narrow
+        return found.round_().clamp_(0, 255).to(torch.uint8).view(count, *size, 3)
 
-    def _weights(self, axes: list[tuple[int, int, int]], length: int, size: int) -> Tensor:
+    def _weights(self, axes: list[tuple[int, ...]], length: int, size: int, interpolation: str) -> Tensor:
         """(B, size, length): what each pixel of a resized axis, from the first that is kept on, takes of each before.
 
-        An axis is its pixels before and after, and that first. A triangle as wide as the scale, or two pixels where
-        the axis grows, as Pillow has it.
+        An axis is its pixels before and after, and that first. A filter as wide as the scale, or of pixels where the
+        axis grows, as Pillow has it: a triangle, or the cubic of Keys (1981) with a = -1/2.
         """
         before, after, first = self._on_device(axes).float().T[..., None, None]
         scale = before / after
         centres = (torch.arange(size, device=self.device)[:, None] + first + 0.5) * scale
         at = torch.arange(length, dtype=torch.float32, device=self.device)
-        weights: Tensor = (1 - (at + 0.5 - centres).abs() / scale.clamp(min=1)).clamp_(min=0).mul_(at < before)
-        weights /= weights.sum(2, keepdim=True).clamp_(min=1e-6)  # beyond a smaller axis there are none
-        return weights
+        apart = (at + 0.5 - centres).abs() / scale.clamp(min=1)
+        if interpolation == BILINEAR:
+            weights = 1 - apart
+        else:
+            near, far = (1.5 * apart - 2.5) * apart**2 + 1, ((2.5 - 0.5 * apart) * apart - 4) * apart + 2
+            weights = torch.where(apart < 1, near, far)
+        weights = weights.mul_(apart < _SUPPORT[interpolation]).mul_(at < before)
+        total = weights.sum(2, keepdim=True)
+        found: Tensor = weights / torch.where(total > 0, total, 1)  # beyond a smaller axis there are none
+        return found
 
     def _turned(self, images: SideBySide, of: list[int], looks: list[ViewParameters]) -> Tensor:
         """(B, size, size, 3) uint8: crops flipped and turned in one bilinear sampling, black outside of each."""

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from pipeline.inputs.augment import clean_layout
+from pipeline.inputs.augment import Box, clean_layout
 from pipeline.inputs.decode import (
     DECODING_POLICY,
     EFFORT_LIMIT,
@@ -23,10 +23,12 @@ from pipeline.inputs.decode import (
 )
 from pipeline.inputs.remarks import catching_warnings
 
-INTERPOLATION = "bilinear-antialias"
+BILINEAR, BICUBIC = "bilinear-antialias", "bicubic-antialias"
+SQUASHED = "-squash"  # after these: height and width are resized alike, whatever the image's shape
+_RESAMPLING = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}
 ImageSource = str | Path | bytes | Image.Image  # a file, its bytes, or an image of Pillow
 # The same for every model; stated so that other programs can compute the input. Earlier cards do not have it.
-_ALWAYS = {"channels": "RGB", "layout": "NCHW", "resize_side": "shorter", "crop": "center", "scale": 1 / 255}
+_ALWAYS = {"channels": "RGB", "layout": "NCHW", "crop": "center", "scale": 1 / 255}
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class Preprocessing:
 
     Attributes:
         input_size: side of the square view, in pixels.
-        resize: short side of the resized image that the center crop is taken of, in pixels.
+        resize: short side of the resized image that the center crop is taken of, in pixels; both where it is squashed.
         mean: per RGB channel of pixels scaled to 0..1, subtracted.
         std: per RGB channel, what is divided by after that.
-        interpolation: how images are resized.
+        interpolation: how images are resized: bilinear or bicubic, and to a square if it ends in `-squash`.
         decoding: name of the decoding policy.
     """
 
@@ -46,7 +48,7 @@ class Preprocessing:
     resize: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str = INTERPOLATION
+    interpolation: str = BILINEAR
     decoding: str = DECODING_POLICY
 
     @classmethod
@@ -72,8 +74,19 @@ class Preprocessing:
 
     def view(self, pixels: Pixels) -> Pixels:
         """The clean view: (height, width, 3) → (input_size, input_size, 3), bit for bit torchvision's preset."""
-        (height, width), box = clean_layout(pixels.shape[0], pixels.shape[1], self.input_size, self.resize)
-        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR).crop(box))
+        (height, width), box = self.clean_layout(*pixels.shape[:2])
+        return np.asarray(Image.fromarray(pixels).resize((width, height), _RESAMPLING[self.filter]).crop(box))
+
+    @property
+    def filter(self) -> str:
+        """`BILINEAR` or `BICUBIC`."""
+        return self.interpolation.removesuffix(SQUASHED)
+
+    def clean_layout(self, height: int, width: int) -> tuple[tuple[int, int], Box]:
+        """Height and width of the resized image, and the crop in it."""
+        square = self.interpolation.endswith(SQUASHED)
+        given = (self.resize, self.resize) if square else (height, width)
+        return clean_layout(*given, self.input_size, self.resize)
 
     def view_of(self, image: ImageSource) -> Pixels:
         """The clean view of an image, decoded in this thread; DecodeError with the reason."""
@@ -82,15 +95,16 @@ class Preprocessing:
 
     def as_card(self) -> dict[str, Any]:
         """As a model card states it."""
-        return {**_ALWAYS, **{field.name: getattr(self, field.name) for field in fields(self)}}
+        side = "both" if self.interpolation.endswith(SQUASHED) else "shorter"
+        return {**_ALWAYS, "resize_side": side, **{field.name: getattr(self, field.name) for field in fields(self)}}
 
     def fault(self, stated: dict[str, Any]) -> str:
         """The first step that a card states otherwise, or that this program does not know; "" where there is none."""
         own = {name: list(value) if isinstance(value, tuple) else value for name, value in self.as_card().items()}
         for name, value in own.items():
-            if stated.get(name, value if name in _ALWAYS else None) != value:
+            if stated.get(name, value if name in (*_ALWAYS, "resize_side") else None) != value:
                 return name
-        if self.interpolation != INTERPOLATION:
+        if self.filter not in _RESAMPLING:
             return "interpolation"
         try:
             _ = self.policy
@@ -100,7 +114,8 @@ class Preprocessing:
 
     def __str__(self) -> str:
         mean, std = (", ".join(map(str, values)) for values in (self.mean, self.std))
+        side = "both sides" if self.interpolation.endswith(SQUASHED) else "shorter side"
         return (
-            f"RGB, shorter side resized to {self.resize} pixels ({self.interpolation}), center crop of "
+            f"RGB, {side} resized to {self.resize} pixels ({self.filter}), center crop of "
             f"{self.input_size} x {self.input_size}, divided by 255, minus mean {mean}, divided by std {std}"
         )

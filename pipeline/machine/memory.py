@@ -1,8 +1,15 @@
-"""How much memory this process may still use."""
+"""How much memory this process may still use, and keeping what it has."""
+
+import ctypes
+import platform
+from functools import cache
 
 import psutil
 
 from pipeline.machine.cgroup import group_folders
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of malloc.h
+_KEPT = 1 << 30  # bytes
 
 
 def available_bytes() -> int:
@@ -13,6 +20,19 @@ def available_bytes() -> int:
 def allowed_bytes(asked: float | None) -> int:
     """`asked` GB in bytes; where nothing is asked, half of what is free."""
     return available_bytes() // 2 if asked is None else int(asked * 1e9)
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have the process keep memory that it frees, up to 1 GiB, for what it asks for next; once, by glibc alone.
+
+    Activations of a forward pass are as large as what goes back to the system when it is freed, and comes again as
+    fresh pages: a fifth of the time of VGG16 in float32, a third of MobileNetV2's.
+    """
+    if "glibc" in platform.libc_ver():
+        process = ctypes.CDLL(None)
+        process.mallopt(_MMAP_THRESHOLD, _KEPT)
+        process.mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 def _control_groups() -> list[int]:

@@ -17,8 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # which pydantic wants before Python 3.12
 
-from pipeline.backbones.backbone import Backbone, load_backbone
-from pipeline.backbones.spec import build_trunk
+from pipeline.backbones.backbone import Backbone
+from pipeline.backbones.fastest import load_backbone
+from pipeline.backbones.golden import VERSIONS, differ
+from pipeline.backbones.trunk import build_trunk
 from pipeline.console import named
 from pipeline.errors import BundleError, DecodeError
 from pipeline.heads.head import Head
@@ -92,14 +94,22 @@ class Bundle:
         """The bundle's backbone, ready to compute rows; on a device in smaller batches than extraction's."""
         if batch_size is None and device.type != "cpu":
             batch_size = _BATCH
-        return load_backbone(
+        backbone = load_backbone(
             self.card.backbone,
             self.backbone_tensors,
             self.preprocessing,
+            layer=self.card.manifest.base.layer,
             device=device,
             precision=precision,
             batch_size=batch_size,
         )
+        if self.card.golden and differ(self.card.golden, backbone.golden):
+            had = ", ".join(f"{name} {version}" for name, version in self.card.versions.items() if name in VERSIONS)
+            raise BundleError(
+                f"{self.card.backbone} computes other features here than where {self.path} was exported, with {had}: "
+                "install these versions, or use the ONNX file that export --onnx writes"
+            )
+        return backbone
 
     def on(
         self, device: str | torch.device = "auto", precision: str = "auto", batch_size: int | None = None
@@ -144,9 +154,8 @@ class Bundle:
 
         Images are resized, cropped and normalised as `card.preprocessing` says.
         """
-        with torch.device("meta"):
-            trunk = build_trunk(self.card.backbone)
-        trunk.load_state_dict(self.backbone_tensors, assign=True)
+        base = self.card.manifest.base
+        trunk = build_trunk(base.backbone, base.input_size, base.layer, self.backbone_tensors)
         return nn.Sequential(OrderedDict(backbone=trunk, head=self.head)).eval().requires_grad_(False)
 
 

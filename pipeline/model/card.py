@@ -79,7 +79,11 @@ class ModelCard:
         set_digest: of the image set.
         split_seed: of the image set.
         skipped: files of the set that could not be decoded.
-        weights: digest and licence of the backbone's weights.
+        weights: digest and licence of the backbone's weights, and their name or that of their file.
+        requires: library that builds the backbone, and its version at export; {} for torchvision's.
+        arguments: that the library builds the backbone with.
+        golden: numbers of the backbone's rows of fixed views; () of models that were exported without them.
+        without_backbone: whether the file holds the head alone.
         basis: name of the basis that was folded into the first layer.
         set: name of the image set.
         images: their number by split.
@@ -98,6 +102,10 @@ class ModelCard:
     split_seed: int
     skipped: list[SkippedImage]
     weights: dict[str, str] = field(default_factory=dict)
+    requires: dict[str, str] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    golden: tuple[float, ...] = ()
+    without_backbone: bool = False
     basis: str = ""
     set: str = ""
     images: dict[str, Count] = field(default_factory=dict)

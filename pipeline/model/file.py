@@ -13,8 +13,11 @@ from torch import Tensor
 
 from cache.files import write_atomically
 from cache.records import fault
-from pipeline.backbones.spec import row_shape, state_dict_mismatch
-from pipeline.errors import BundleError, ConfigError
+from pipeline.backbones.catalog import backbone_spec
+from pipeline.backbones.sources import load_tensors
+from pipeline.backbones.trunk import layer_of, state_dict_mismatch
+from pipeline.backbones.weights import tensor_digest, weights_folder
+from pipeline.errors import BundleError, ConfigError, PipelineError, WeightsError
 from pipeline.heads.head import Head
 from pipeline.model.bundle import Bundle
 from pipeline.model.card import BUNDLE_FORMAT, ModelCard
@@ -54,7 +57,13 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BundleError(
             f"{path} has an unusable card ({fault(error)}): export it again, or update headgraft"
         ) from error
+    try:
+        backbone_spec(card.backbone)
+    except ConfigError as error:  # a library is missing, or a program's own backbone: no fault of the file
+        raise BundleError(f"{path} needs a backbone that is not here: {error}") from error
     backbone, layers = _part(tensors, "backbone."), _part(tensors, "head.")
+    if card.without_backbone and not backbone:
+        backbone = _backbone_elsewhere(path, card)
     try:
         head = _fitting_head(card, backbone, layers)
     except (RuntimeError, ValueError, ConfigError) as error:
@@ -62,6 +71,24 @@ def load_bundle(path: str | Path) -> Bundle:
             f"{path} holds tensors that do not fit its card ({card.backbone}): {fault(error)}; export it again"
         ) from error
     return Bundle(path, card, backbone, head, stored)
+
+
+def _backbone_elsewhere(path: Path, card: ModelCard) -> dict[str, Tensor]:
+    """The tensors that the head was trained on: by name, or of a file beside the model or in the weights folder."""
+    base, name = card.manifest.base, card.weights.get("source", "")
+    wanted = f"{path} holds the head alone; the weights of {base.backbone} (digest {base.weights_digest[:16]})"
+    places = [folder / name for folder in (path.absolute().parent, weights_folder()) if name]
+    files = [place for place in places if place.exists()]
+    known = name == backbone_spec(base.backbone, name).weights.name
+    try:
+        if not files and not known:
+            raise WeightsError("there is none")
+        tensors = load_tensors(base.backbone, str(files[0]) if files else name, base.input_size)
+    except PipelineError as error:
+        raise BundleError(f"{wanted} were looked for as {' and '.join(map(str, places))}: {error}") from error
+    if tensor_digest(tensors) != base.weights_digest:
+        raise BundleError(f"{wanted} are others than those of {files[0] if files else name}")
+    return tensors
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -91,18 +118,18 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _fitting_head(card: ModelCard, backbone: dict[str, Tensor], layers: dict[str, Tensor]) -> Head:
     """The head; ValueError where a tensor of it or of the backbone is of another shape or type than the card says."""
-    tensors = [*backbone.values(), *layers.values()]
+    tensors, base = [*backbone.values(), *layers.values()], card.manifest.base
     if types := {str(tensor.dtype) for tensor in tensors} - {"torch.float32"}:
         raise ValueError(f"{', '.join(sorted(types))} in place of torch.float32")
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise ValueError("numbers that are not finite")
-    if wrong := state_dict_mismatch(card.backbone, backbone):
+    if wrong := state_dict_mismatch(base.backbone, backbone, base.input_size):
         raise ValueError(wrong)
     try:
         head = Head.from_tensors(layers)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"no complete head ({fault(error)})") from error
-    found, wanted = head.in_features, prod(row_shape(card.backbone, card.manifest.base.input_size))
+    found, wanted = head.in_features, prod(layer_of(base.backbone, base.input_size, base.layer)[1])
     if found != wanted:
         raise ValueError(f"the head takes {found} features, the backbone gives {wanted}")
     if head.num_classes != len(card.classes):

@@ -19,7 +19,8 @@ from cache.index import ImageRecord
 from cache.layout import CLEAN_VIEW
 from cache.shard import Float16Array
 from cache.store import FeatureCache
-from pipeline.backbones.backbone import Backbone, load_backbone
+from pipeline.backbones.backbone import Backbone
+from pipeline.backbones.fastest import load_backbone
 from pipeline.bases.basis import Basis
 from pipeline.bases.reduced import reduce_rows
 from pipeline.console import counted, named
@@ -74,7 +75,7 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
     precision = precision_here(base.precision)
     logger.info(f"parity: {counted(len(images), 'validation image')} through the exported file, in {precision}")
     preprocessing, tensors = Preprocessing.of(base), dict(trained.backbone_tensors)
-    network = load_backbone(base.backbone, tensors, preprocessing, device=CPU, precision=precision)
+    network = load_backbone(base.backbone, tensors, preprocessing, layer=base.layer, device=CPU, precision=precision)
     expected, reduced = _expected(trained, images, root, network)
     request = {
         "model": str(model),

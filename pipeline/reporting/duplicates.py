@@ -21,8 +21,8 @@ from cache.keys import RowKey
 from cache.layout import CLEAN_VIEW, pass_view
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis, Mix, Regions, Scale
-from pipeline.bases.directions import WIDEST
 from pipeline.bases.reduced import sees_labels
+from pipeline.config import WIDEST
 from pipeline.console import counted
 from pipeline.errors import ConfigError
 from pipeline.reporting.threshold import MOST_FALSE, Threshold, false_alarms
@@ -135,14 +135,16 @@ def _regions(layout: RowLayout) -> Basis:
     """Means over the map, its upper and lower half and its centre, each with its mirror image; other rows as is."""
     if layout.grid is None:
         return Basis("", ())
-    weights = torch.from_numpy(layout.region_weights("pyramid")).view(*layout.grid, -1)  # (height, width, K)
-    mirrored = (weights + weights.flip(1)).flatten(0, 1) / 2
+    weights = torch.from_numpy(layout.region_weights("pyramid"))
+    mirrored = weights.clone()
+    on_map = weights[layout.vectors :].view(*layout.grid, -1)  # (height, width, K)
+    mirrored[layout.vectors :] = (on_map + on_map.flip(1)).flatten(0, 1) / 2
     return Basis("", (Regions(torch.unique(mirrored, dim=1)),))  # left and right quadrants have become the same
 
 
 def _fitted(cache: FeatureCache, images: Sequence[ImageRecord]) -> tuple[Basis, Tensor]:
     """The features, fitted on the clean views of `images`, and these in them (N, R), each of length 1."""
-    layout = RowLayout.of(cache.row_shape)
+    layout = RowLayout.of(cache.row_shape, cache.manifest.base.layer)
     start, channels = _regions(layout), layout.channels
     rows = _rows(cache, [(image.key, CLEAN_VIEW) for image in images], start)
     deviation = rows.std(0, correction=0)

@@ -11,8 +11,8 @@ from cache.index import ImageRecord, SetIndex
 from cache.layout import CLEAN_VIEW
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
-from pipeline.bases.directions import WIDEST
 from pipeline.bases.fit import start_basis
+from pipeline.config import WIDEST
 from pipeline.row_layout import RowLayout
 
 
@@ -80,5 +80,5 @@ def narrow(cache: FeatureCache, basis: Basis | None = None) -> Basis:
     """`basis` where a covariance of its rows can be had, else the pyramid of means, unfitted; of no map, whole rows."""
     if basis and CleanRows(cache, basis, (), torch.empty(0)).width <= WIDEST:
         return basis
-    layout = RowLayout.of(cache.row_shape)
+    layout = RowLayout.of(cache.row_shape, cache.manifest.base.layer)
     return start_basis("pyramid" if layout.grid else "full", layout)

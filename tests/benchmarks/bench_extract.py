@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from beside import BASELINES, ROOT, hardware, line, run, subset
 
-from pipeline.backbones.backbone import load_backbone
+from pipeline.backbones.catalog import backbone_spec, preprocessing_of
+from pipeline.backbones.fastest import load_backbone
 from pipeline.backbones.sources import load_tensors
-from pipeline.backbones.spec import BACKBONES, preprocessing_of
 from pipeline.inputs.decode import FULL_RANGE
 from pipeline.machine.device import available_cpus, resolve_precision
 
@@ -78,7 +78,7 @@ def bench_pairs(scratch: Path, count: int, pairs: int) -> None:
     """Plain, ours, the limit and the forward pass, in turn."""
     images = scratch / "pairs"
     subset(images / "train", count)
-    weights = BACKBONES["vgg16"].weights.path
+    weights = backbone_spec("vgg16").weights.path
     lines = []
     for number in range(pairs):
         plain = run(BASELINES / "extract_plain.py", images / "train", weights, scratch / "plain.npz")

@@ -72,14 +72,15 @@ def network(precision: str = "bfloat16", batch: int = BATCH) -> Any:
     """VGG16 on the device."""
     import torch
 
-    from pipeline.backbones.backbone import load_backbone
+    from pipeline.backbones.catalog import backbone_spec, preprocessing_of
+    from pipeline.backbones.fastest import load_backbone
     from pipeline.backbones.sources import load_tensors
-    from pipeline.backbones.spec import BACKBONES, build_trunk, preprocessing_of
+    from pipeline.backbones.trunk import build_network
     from pipeline.inputs.decode import FULL_RANGE
 
     file = os.environ.get("HEADGRAFT_GPU_WEIGHTS")
-    real = file or BACKBONES["vgg16"].weights.present
-    tensors = load_tensors("vgg16", file) if real else build_trunk("vgg16").state_dict()
+    real = file or backbone_spec("vgg16").weights.present
+    tensors = load_tensors("vgg16", file) if real else build_network("vgg16", 224).state_dict()
     preprocessing, device = preprocessing_of("vgg16", 224, FULL_RANGE), torch.device("cuda", 0)
     return load_backbone("vgg16", dict(tensors), preprocessing, device=device, precision=precision, batch_size=batch)
 
@@ -88,7 +89,7 @@ def views(count: int) -> list[Any]:
     """Clean views of pictures, on the device."""
     import torch
 
-    from pipeline.backbones.spec import preprocessing_of
+    from pipeline.backbones.catalog import preprocessing_of
     from pipeline.inputs.decode import FULL_RANGE
 
     preprocessing = preprocessing_of("vgg16", 224, FULL_RANGE)
@@ -126,9 +127,9 @@ def compile() -> dict[str, Any]:
     """What an expert would write: torch.compile of the plain network in bfloat16, channels last, on ready pixels."""
     import torch
 
-    from pipeline.backbones.spec import build_trunk
+    from pipeline.backbones.trunk import build_trunk
 
-    plain = build_trunk("vgg16").cuda().bfloat16().to(memory_format=torch.channels_last)
+    plain = build_trunk("vgg16", 224).cuda().bfloat16().to(memory_format=torch.channels_last)
     pixels = torch.randn(BATCH, 3, 224, 224, device="cuda").bfloat16().to(memory_format=torch.channels_last)
     ours = network()
     with torch.inference_mode():
@@ -149,7 +150,7 @@ def images() -> dict[str, Any]:
 
     import torch
 
-    from pipeline.backbones.spec import preprocessing_of
+    from pipeline.backbones.catalog import preprocessing_of
     from pipeline.inputs.decode import FULL_RANGE, decode_rgb
     from pipeline.inputs.device_views import DeviceViews
     from pipeline.inputs.views import Views

@@ -20,7 +20,7 @@ from beside import BASELINES, ROOT, hardware, run, say, subset, write_rows
 
 from cache.projections import projection_files
 from cache.store import FeatureCache
-from pipeline.backbones.spec import BACKBONES
+from pipeline.backbones.catalog import backbone_spec
 from pipeline.config import EvaluateConfig, SweepConfig, TrainConfig
 from pipeline.evaluate import evaluate
 from pipeline.search.results import SweepResult
@@ -51,7 +51,7 @@ def measured_speed(scratch: Path, cache: FeatureCache, images: int, name: str) -
 def measured_extract(scratch: Path, images: int) -> dict[str, Any]:
     """Images a second of stage one, from files to features, without and with startup."""
     subset(scratch / "images", images)
-    weights, pairs = BACKBONES["vgg16"].weights.path, []
+    weights, pairs = backbone_spec("vgg16").weights.path, []
     for number in range(3):
         found: dict[str, Any] = {}
         for script in ("plain", "strong"):

@@ -1,0 +1,48 @@
+"""Backbones by name: torchvision's, timm's, and those that a program has added."""
+
+import difflib
+import fnmatch
+from dataclasses import replace
+
+from pipeline.backbones import from_timm, from_torchvision
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.errors import ConfigError
+from pipeline.inputs.decode import Decoding
+from pipeline.inputs.preprocessing import Preprocessing
+
+BACKBONES: dict[str, BackboneSpec] = {}  # those that a program has added, by name
+
+
+def names(pattern: str = "") -> list[str]:
+    """Of all backbones, or of those that match a pattern such as `res*` or `timm/*dinov2*`.
+
+    Those of timm where the pattern begins with `timm/`.
+    """
+    if pattern.startswith(from_timm.PREFIX):
+        known = from_timm.names()
+    else:
+        known = sorted({*from_torchvision.names(), *BACKBONES})
+    return fnmatch.filter(known, pattern) or [name for name in known if pattern in name]
+
+
+def backbone_spec(name: str, weights: str | None = None) -> BackboneSpec:
+    """The spec of backbone `name`, with its weights of that name, if they are named so; ConfigError for no backbone."""
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if name.startswith(from_timm.PREFIX):
+        return from_timm.timm_spec(name, weights)
+    if name not in (known := names()):
+        near = difflib.get_close_matches(name, known, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"backbone is {name!r}, expected a classification network of torchvision, or timm/ and one of timm{hint}"
+        )
+    return from_torchvision.torchvision_spec(name, weights)
+
+
+def preprocessing_of(name: str, size: int | None, decoding: Decoding, weights: str | None = None) -> Preprocessing:
+    """How images become the input of backbone `name`, of `size` pixels or as its weights have it."""
+    own = replace(backbone_spec(name, weights).preprocessing, decoding=decoding.name)
+    if size in (None, own.input_size):
+        return own
+    return replace(own, input_size=size, resize=round(own.resize / own.input_size * size))
