@@ -63,7 +63,7 @@ SUMMARIES = {
     "weights fetch": "The weights that `weights fetch` fetched, or found already there.",
 }
 DOCS = Path(__file__).resolve().parent
-WRITTEN = (DOCS.parent / "README.md", DOCS / "results.md", DOCS / "performance.md")
+WRITTEN = (DOCS.parent / "README.md", DOCS / "results.md", DOCS / "performance.md", DOCS / "backbones.md")
 _START = """# Commands
 
 What the help of each command says; this page is written by `docs/write.py`. Every command has `--json` too: what is

@@ -70,7 +70,9 @@ def test_results_say_what_repeats_them() -> None:
     assert files
     for file in files:
         found = json.loads(file.read_text("utf-8"))
-        assert found["command"].startswith(("make results", "make gpu", "make bench-backbones"))
+        assert found["command"].startswith(
+            ("make results", "make gpu", "make bench-backbones", "make compare-backbones")
+        )
         assert "torch" in found["hardware"]
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
 

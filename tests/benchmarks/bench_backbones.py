@@ -38,8 +38,11 @@ from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.machine.device import CPU, available_cpus, computes
 
 RESULT = ROOT / "docs/results/backbones.json"
-DINOV2 = "timm/vit_small_patch14_dinov2.lvd142m"
-NETWORKS = ("vgg16", "resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_b_16", DINOV2)
+DINOV2, LITE0 = "timm/vit_small_patch14_dinov2.lvd142m", "timm/tf_efficientnet_lite0.in1k"
+NETWORKS = (
+    *("vgg16", "alexnet", "resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_b_16"),
+    *(LITE0, DINOV2),
+)
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
 Way = Callable[[list[Pixels]], Tensor]  # from views (size, size, 3) uint8 to rows (B, D) float32
 

@@ -12,14 +12,14 @@ from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
-from beside import ROOT
+from beside import ROOT, hardware
 
 from cache.store import FeatureCache
 from pipeline.compare import compare
 from pipeline.config import CompareConfig
 
 RESULT = ROOT / "docs/results/compare.json"
-SPLITS = {"flowers102": "Udacity split", "official": "official split"}
+SPLITS = {"flowers102": "Udacity split", "official": "Oxford split"}
 
 
 def main(caches: tuple[Path, ...]) -> None:
@@ -34,6 +34,7 @@ def main(caches: tuple[Path, ...]) -> None:
     result = {
         "command": "make compare-backbones",
         "date": f"{date.today()}",
+        "hardware": hardware(),
         "precision": {base.backbone: base.precision for base in bases},
         "splits": splits,
     }
