@@ -19,6 +19,7 @@ from pipeline.backbones import fastest
 from pipeline.backbones.backbone import normalise
 from pipeline.backbones.catalog import backbone_spec, names, preprocessing_of
 from pipeline.backbones.fastest import bears_bfloat16, load_backbone
+from pipeline.backbones.fused import FusedConv2d
 from pipeline.backbones.golden import golden_views
 from pipeline.backbones.trunk import (
     build_network,
@@ -287,6 +288,18 @@ def test_a_path_that_computes_something_else_is_not_taken(rounding: list[float])
     assert load_backbone("resnet18", tensors, own("resnet18"), device=CPU, precision="float32").code_path != "eager"
     rounding[:] = [0.98, 0.981]
     assert load_backbone("resnet18", tensors, own("resnet18"), device=CPU, precision="float32").code_path != "eager"
+
+
+def test_a_path_that_does_not_run_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises; the network is computed layer by layer."""
+
+    def missing(*_: object) -> Tensor:
+        raise AttributeError("'FusedConv2d' object has no attribute 'weight'")
+
+    monkeypatch.setattr(FusedConv2d, "forward", missing)
+    tensors = drawn("mnasnet0_5")
+    found = load_backbone("mnasnet0_5", tensors, own("mnasnet0_5"), device=CPU, precision="float32")
+    assert (found.code_path, found.nearness > 0.9999) == ("eager", True)
 
 
 def test_bfloat16_is_for_networks_that_bear_it(rounding: list[float]) -> None:

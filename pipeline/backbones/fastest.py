@@ -97,7 +97,7 @@ def _nearest(name: str, candidate: Callable[[bool, bool], Backbone], centres: bo
     for way in ways:
         try:
             one = candidate(*way)
-        except (RuntimeError, NotImplementedError, TypeError) as error:
+        except (RuntimeError, TypeError, AttributeError, ValueError) as error:
             if way == ways[-1] or isinstance(error, torch.OutOfMemoryError):
                 raise
             logger.warning(f"{name}: a faster way to compute it does not run here ({first_line(error)})")
