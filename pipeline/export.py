@@ -224,7 +224,7 @@ def _card(
         split_seed=index.split_seed,
         skipped=list(index.skipped),
         weights={"digest": base.weights_digest, "licence": licence or "not known", "source": Path(source).name},
-        requires=dict([spec.library] if spec.library and spec.library[0] != "torchvision" else []),
+        requires=dict([spec.built_by] if spec.built_by and spec.built_by[0] != "torchvision" else []),
         arguments=dict(spec.arguments(base.input_size)),
         golden=golden_at(base.backbone, base.layer, tensors, Preprocessing.of(base)),
         without_backbone=config.without_backbone,
@@ -232,5 +232,5 @@ def _card(
         set=index.name,
         images={split: len(index.split(split)) for split in SPLITS},
         training=asdict(run.record.config),
-        versions={**run.record.versions, **dict([spec.library] if spec.library else [])},
+        versions={**run.record.versions, **dict([spec.built_by] if spec.built_by else [])},
     )

@@ -27,7 +27,7 @@ from pipeline.backbones.backbone import normalise
 from pipeline.backbones.catalog import BACKBONES
 from pipeline.backbones.fastest import load_backbone
 from pipeline.backbones.spec import BackboneSpec
-from pipeline.backbones.trunk import build_trunk, row_shape
+from pipeline.backbones.trunk import build_trunk, layer_of
 from pipeline.backbones.weights import NamedWeights
 from pipeline.errors import ConfigError, DecodeError, PipelineError, WeightsError
 from pipeline.extract import ExtractResult
@@ -261,9 +261,9 @@ def test_a_network_of_another_form_is_refused(tiny: str, monkeypatch: pytest.Mon
         BACKBONES, "odd", BackboneSpec(lambda size: nn.Sequential(nn.ReLU()), NamedWeights("odd", "NONE", None))
     )
     with pytest.raises(PipelineError, match="odd ends in ReLU, expected a classifier"):
-        row_shape("odd", 64)
+        layer_of("odd", 64)
     with pytest.raises(ConfigError, match="--image-size is 32"):
-        row_shape("alexnet", 32)
+        layer_of("alexnet", 32)
 
 
 def test_an_unknown_backbone_is_refused(run_extract: Extract) -> None:

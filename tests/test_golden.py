@@ -73,7 +73,7 @@ def test_numbers_may_differ_by_a_ten_thousandth(place: int, amount: float) -> No
 
 
 def test_features_in_another_order_have_other_numbers() -> None:
-    """Vectors or positions that changed places; what is no number is no golden one."""
+    """Vectors or positions that changed places; NaN differs from everything."""
     rows = torch.randn(4, 6, 2, generator=torch.Generator().manual_seed(0))
     assert differ(golden_of(rows.flatten(1)), golden_of(rows.flip(2).flatten(1)))
     assert differ(golden_of(rows.flatten(1)), golden_of(rows.flip(1).flatten(1)))

@@ -39,7 +39,7 @@ class Backbone:
     centred: bool = False
     golden: Golden = ()
     nearness: float = 1.0  # lowest cosine of its rows of noise to those of the plain network in float32
-    library: tuple[str, str] | None = None  # that the network is built by, and its version
+    built_by: tuple[str, str] | None = None  # library of the network, and its version
 
     def __call__(self, views: Sequence[ViewPixels]) -> Float16Array:
         """Rows of at most `batch_size` views (size, size, 3) uint8: (B, D) float16, as stored."""
@@ -96,7 +96,7 @@ class Backbone:
             "machine": platform.machine(),
             "torch": re.sub(r"\+.*", "", torch.__version__),
             "torchvision": re.sub(r"\+.*", "", torchvision.__version__),
-            **dict([self.library] if self.library else []),
+            **dict([self.built_by] if self.built_by else []),
             **libraries(self.device),
             "code_path": self.code_path,
             "golden": self.golden,
@@ -115,7 +115,7 @@ def centre(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def _rows(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) → (B, H, W * 3) float32: a processor computes on whole rows in a fifth of the time."""
+    """(B, 3, H, W) → (B, H, W * 3) float32. Arithmetic on whole rows takes a fifth of the time on a CPU."""
     return pixels.permute(0, 2, 3, 1).flatten(2).float()
 
 

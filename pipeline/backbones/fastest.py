@@ -66,6 +66,22 @@ def load_backbone(
     The first way to compute that is near enough to the plain network in float32, fastest first: layers put together,
     one by one, and one by one on pixels that are normalised.
     """
+    found, remarks = _fastest(name, tensors, preprocessing, layer, device, precision, batch_size)
+    for remark in remarks:
+        logger.warning(f"{name}{remark}")
+    return found
+
+
+def _fastest(
+    name: str,
+    tensors: dict[str, Tensor],
+    preprocessing: Preprocessing,
+    layer: str | None,
+    device: torch.device,
+    precision: str,
+    batch_size: int | None,
+) -> tuple[Backbone, list[str]]:
+    """The backbone, and what is odd about it: ends of sentences that begin with its name."""
     if device.type == "cpu":
         keep_freed_memory()
     if batch_size is None:
@@ -82,17 +98,18 @@ def load_backbone(
         path = _put_together(network, device, precision) if fast else "eager"
         found = Backbone(network, preprocessing, device, precision, batch_size, path, centred)
         nearness = _nearness(found, expected)
-        return replace(found, nearness=nearness, golden=expected.golden, library=spec.library)
+        return replace(found, nearness=nearness, golden=expected.golden, built_by=spec.built_by)
 
-    return _nearest(name, candidate, centres, _LEAST[precision == "float32"])
+    return _nearest(candidate, centres, _LEAST[precision == "float32"])
 
 
-def _nearest(name: str, candidate: Callable[[bool, bool], Backbone], centres: bool, least: float) -> Backbone:
+def _nearest(candidate: Callable[[bool, bool], Backbone], centres: bool, least: float) -> tuple[Backbone, list[str]]:
     """The first that is near enough to the plain network; else the first that is about as near as any can be.
 
-    What a way loses that all lose is lost to the precision. A way that raises is left out, with a line in the log.
+    What a way loses that all lose is lost to the precision. A way that raises is left out, with a remark.
     """
     found: list[Backbone] = []
+    remarks: list[str] = []
     ways = list(dict.fromkeys([(True, centres), (False, centres), (False, False)]))
     for way in ways:
         try:
@@ -100,20 +117,18 @@ def _nearest(name: str, candidate: Callable[[bool, bool], Backbone], centres: bo
         except (RuntimeError, TypeError, AttributeError, ValueError) as error:
             if way == ways[-1] or isinstance(error, torch.OutOfMemoryError):
                 raise
-            logger.warning(f"{name}: a faster way to compute it does not run here ({first_line(error)})")
+            remarks.append(f": a faster way to compute it does not run here ({first_line(error)})")
             continue
         if one.nearness >= least:
-            return one
+            return one, remarks
         found.append(one)
     best = max(found, key=lambda one: one.nearness)
     if best.nearness - found[0].nearness < 1 - best.nearness:
         best = found[0]
     else:
-        logger.warning(f"{name} computes something else when its layers are put together: they are called one by one")
-    logger.warning(
-        f"{name} in {best.precision}: rows of noise have a cosine of {best.nearness:.4f} to float32, less than {least}"
-    )
-    return best
+        remarks.append(" computes something else when its layers are put together: they are called one by one")
+    cosine = f"rows of noise have a cosine of {best.nearness:.4f} to float32, less than {least}"
+    return best, [*remarks, f" in {best.precision}: {cosine}"]
 
 
 def _ready(network: nn.Module, centred: Preprocessing | None, device: torch.device, precision: str) -> nn.Module:
@@ -141,12 +156,7 @@ def bears_bfloat16(name: str, layer: str | None, tensors: dict[str, Tensor], pre
 
     Networks whose channels are each summed by themselves lose more than others.
     """
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # what is found is said by who asks
-    try:
-        found = load_backbone(name, tensors, preprocessing, layer=layer, device=CPU, precision="bfloat16")
-    finally:
-        logger.setLevel(level)
+    found, _ = _fastest(name, tensors, preprocessing, layer, CPU, "bfloat16", None)
     return found.nearness >= _LEAST[False]
 
 

@@ -62,7 +62,7 @@ def timm_spec(name: str, weights: str | None) -> BackboneSpec:
                 pretrained_cfg_overlay=given if tensors else None,
                 **arguments(size),
             )
-        except Exception as error:
+        except Exception as error:  # filters of weights raise KeyError, AttributeError and others
             if tensors is None:
                 raise
             lines = [line.strip() for line in str(error).splitlines()]  # of torch's, the first is a heading
@@ -81,7 +81,7 @@ def timm_spec(name: str, weights: str | None) -> BackboneSpec:
         resized=lambda tensors, size: _loaded(build, classifier, tensors, size),
         as_torch_layers=as_torch_layers,
         licence=None if facts.license == "unknown" else facts.license,
-        library=("timm", timm.__version__),
+        built_by=("timm", timm.__version__),
         arguments=arguments,
     )
 

@@ -82,5 +82,5 @@ def torchvision_spec(name: str, weights: str | None) -> BackboneSpec:
         licence=enum.meta.get("license", _LICENCE),
         transforms_input=name in _ARGUMENTS,
         arguments=arguments,
-        library=("torchvision", torchvision.__version__.split("+")[0]),
+        built_by=("torchvision", torchvision.__version__.split("+")[0]),
     )

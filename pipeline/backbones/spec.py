@@ -40,7 +40,7 @@ class BackboneSpec:
         licence: of the weights; None where it is not known.
         transforms_input: whether the network itself scales its input first.
         arguments: that the library builds it with for an input of so many pixels; recorded with models.
-        library: that it is built by, and its version; None for a program's own.
+        built_by: library that it is built by, and its version; None for a program's own.
     """
 
     build: Callable[[int], nn.Module]
@@ -55,7 +55,7 @@ class BackboneSpec:
     licence: str | None = None
     transforms_input: bool = False
     arguments: Callable[[int], Mapping[str, Any]] = lambda _size: {}
-    library: tuple[str, str] | None = None
+    built_by: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:

@@ -42,7 +42,7 @@ def _last(network: nn.Module) -> str:
 
 def _empty(spec: BackboneSpec, size: int) -> nn.Module:
     """On the meta device; in memory where it is not built there, or holds numbers that are no weights."""
-    with suppress(NotImplementedError):
+    with suppress(NotImplementedError):  # RegNets compute with tensors while they are built
         with torch.device("meta"):
             network = spec.build(size)
         stored = network.state_dict()
@@ -161,11 +161,6 @@ def _probed(spec: BackboneSpec, name: str, size: int, layer: str | None) -> tupl
     found, trunk = _trunk(name, layer, size, network)
     with torch.inference_mode():
         return found, tuple(trunk(empty_input(network, size)).shape[1:])
-
-
-def row_shape(name: str, size: int, layer: str | None = None) -> tuple[int, ...]:
-    """Shape of one row for a square input of `size` pixels: (512, 7, 7) for VGG16."""
-    return layer_of(name, size, layer)[1]
 
 
 def state_dict_mismatch(name: str, tensors: Mapping[str, Tensor], size: int) -> str:
