@@ -15,7 +15,8 @@ from cache.files import write_atomically
 from cache.history import read_history
 from cache.index import SetIndex
 from cache.manifest import Base
-from pipeline.backbones.facts import facts_of
+from cache.store import FeatureCache
+from pipeline.backbones.facts import facts_of, licence_of
 from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import CompareConfig, TrainConfig
@@ -110,7 +111,7 @@ def _compared(trainset: TrainingSet, hits: Bools, speed: float | None, best: Boo
     accuracy = interval(hits.ravel(), np.full(hits.size, 1 / hits.size), np.tile(groups, len(hits)))
     apart = paired_loss(hits, best)  # what the best would lose by being this one, with the sign of a gain
     reduced = f", reduced by {cache.reduction.basis}" if cache.reduction else ""
-    gmacs, licence = _facts(base)
+    gmacs, licence = _facts(cache, base)
     return ComparedBackbone(
         cache=str(cache.path),
         backbone=f"{base.backbone}{reduced}",
@@ -128,13 +129,15 @@ def _compared(trainset: TrainingSet, hits: Bools, speed: float | None, best: Boo
     )
 
 
-def _facts(base: Base) -> tuple[float | None, str | None]:
+def _facts(cache: FeatureCache, base: Base) -> tuple[float | None, str | None]:
     """10^9 multiply-adds per image, and the licence of the weights; None where unknown."""
+    sources = {shard.header.provenance.get("weights") for shard in cache.shards}
     try:
-        facts = facts_of(base.backbone, base.input_size, base.layer)
+        licences = {licence_of(base.backbone, source) for source in sources}
+        gmacs = facts_of(base.backbone, base.input_size, base.layer).gmacs
     except ConfigError:  # a backbone that a program had added
         return None, None
-    return facts.gmacs, facts.licence
+    return gmacs, licences.pop() if len(licences) == 1 else None
 
 
 def _chart(found: Sequence[ComparedBackbone]) -> bytes:

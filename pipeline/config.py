@@ -53,9 +53,11 @@ class ExtractConfig(ClusterConfig):
     backbone: str = option("vgg16", "Network of torchvision, such as resnet50, or timm/ and one of timm.")
     layer: str | None = option(
         None,
-        "Layer whose output is a row: pooled, map, cls, mean, cls+mean, cls4+mean, tokens.  [default: by backbone]",
+        "Layer of the rows: avgpool, pooled, map, cls, mean, cls+mean, cls4+mean, tokens.  [default: by backbone]",
     )
-    weights: str | None = option(None, "Name of the weights, or a weights file.  [default: ImageNet]")
+    weights: str | None = option(
+        None, "Name of the weights, their file, or the folder of a timm model.  [default: ImageNet]"
+    )
     image_size: int | None = option(
         None, "Input size of the backbone in pixels.  [default: that of its weights]", least=32, most=LARGEST_SIDE
     )
@@ -77,7 +79,7 @@ class ExtractConfig(ClusterConfig):
         metavar="MAX|auto",
     )
     skip_bad: bool = option(False, "Skip undecodable files (they are recorded) instead of failing.")
-    dry_run: bool = option(False, "Print the plan and exit.")
+    dry_run: bool = option(False, "Print the plan and the time of a pass, and exit; weights are fetched.")
     shard_of: str | None = option(None, "i/n: compute part i of n; other processes compute the others.")
     hash_only: bool = option(False, "Hash the images once, before the parts; compute nothing.")
     finish: bool = option(False, "Write the index after all parts are computed; compute nothing.")
@@ -259,7 +261,9 @@ class ExportConfig(Checked):
     data: Path | None = option(None, "Folder of the images.  [default: the path recorded in the cache]")
     names: Path | None = option(None, "JSON file of display names by class.")
     onnx: Path | None = option(None, "Path of an ONNX file to write as well, verified against the model.")
-    without_backbone: bool = option(False, "Write the head alone; the model opens where the backbone's weights are.")
+    without_backbone: bool = option(
+        False, "Write the head alone; the model opens where the weights are beside it or fetched."
+    )
     calibrate: bool = option(
         True, "Temperature scaling, fitted on the validation images and folded into the last layer."
     )

@@ -1,6 +1,7 @@
 """Run → Bundle: calibrated on validation, through the parity gate."""
 
 import logging
+import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from cache.files import replacing
 from cache.index import SPLITS, SetIndex
 from cache.store import FeatureCache
 from pipeline.backbones.catalog import backbone_spec
+from pipeline.backbones.facts import licence_of
 from pipeline.backbones.fastest import golden_at
 from pipeline.backbones.sources import load_tensors
 from pipeline.backbones.weights import tensor_digest
@@ -112,13 +114,15 @@ def export(config: ExportConfig) -> ExportResult:
         temporary = files.enter_context(replacing(config.model))
         write_bundle(temporary, {} if config.without_backbone else tensors, head, asdict(card))
         images = chosen_images(index.split("valid"))
-        parity = check_parity(temporary, Trained(run, calibration.temperature, cache, tensors), images, root)
+        weights = source if config.without_backbone and os.path.isabs(source) else None  # noqa: PTH117  # also a name
+        trained = Trained(run, calibration.temperature, cache, tensors, weights)
+        parity = check_parity(temporary, trained, images, root)
         size = temporary.stat().st_size
         result = ExportResult(str(config.model), size, parity, calibration, class_prior=config.class_prior)
         if config.onnx:
             logger.info("writing the ONNX file, and comparing it with the model")
             graph = files.enter_context(replacing(config.onnx))
-            difference = write_onnx(load_bundle(temporary), graph, [root / image.path for image in images])
+            difference = write_onnx(load_bundle(temporary, weights), graph, [root / image.path for image in images])
             result.onnx = {"file": str(config.onnx), "bytes": graph.stat().st_size, "max_abs_diff": difference}
     if evaluations:
         run.add_scores(evaluations)
@@ -149,7 +153,7 @@ def _calibration(
         return Calibration(1.0), []
     fit = calibrate(*run.log_probs(cache, index, "valid"), index, shift)
     if fit.temperature is None:
-        logger.warning("no validation image that is not in train is misclassified: the temperature stays 1")
+        logger.warning("every validation image that is not in train is classified correctly: the temperature stays 1")
     found = Calibration(fit.temperature or 1.0)
     found = _with_errors(found, "valid", (fit.ece, fit.scaled_ece), (fit.floor, fit.scaled_floor))
     if not config.test:
@@ -208,7 +212,7 @@ def _card(
     """The card of a run's model, still without names, calibration and scores; a licence that binds is logged."""
     base = cache.manifest.base
     spec = backbone_spec(base.backbone, source)
-    licence = spec.licence if source == spec.weights.name else None
+    licence = licence_of(base.backbone, source)
     if not config.without_backbone and not (licence or "").lower().startswith(_FREE):
         logger.warning(
             f"the model holds the weights of {base.backbone}, licence: {licence or 'not known'}; see whether that lets "

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from pipeline.backbones.catalog import names
+from pipeline.backbones.catalog import names, similar
 from pipeline.backbones.facts import BackboneFacts, facts_of
 from pipeline.console import progress
 from pipeline.errors import ConfigError, PipelineError
@@ -49,7 +49,8 @@ def list_backbones(pattern: str) -> BackboneList:
     """
     matching, found = names(pattern), []
     if not matching:
-        raise ConfigError(f"no backbone matches {pattern!r}: try a part of a name, such as resnet or timm/*dinov2*")
+        hint = f"did you mean {name}?" if (name := similar(pattern)) else "try a part of a name, such as resnet"
+        raise ConfigError(f"no backbone matches {pattern!r}, those of timm begin with timm/; {hint}")
     with progress(len(matching), "backbones") as advance:
         for name in matching:
             try:

@@ -35,6 +35,7 @@ from pipeline.export import export
 from pipeline.extract import extract
 from pipeline.inputs.decode import FULL_RANGE
 from pipeline.inputs.preprocessing import Preprocessing
+from pipeline.list_backbones import list_backbones
 from pipeline.machine.device import CPU, computes
 from pipeline.model.file import load_bundle
 from pipeline.train import train_head
@@ -201,6 +202,26 @@ def test_a_size_that_does_not_fit_is_refused_with_those_that_do() -> None:
         layer_of("resnet18", 224, "cls")
 
 
+def test_a_border_that_patches_would_leave_out_is_refused() -> None:
+    """timm cuts it off without a word."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    with pytest.raises(ConfigError, match="--image-size is 225, which timm/vit_small_patch14_dinov2 does not take"):
+        layer_of("timm/vit_small_patch14_dinov2", 225)
+
+
+def test_a_misspelt_name_is_told_what_it_is_like() -> None:
+    """Also where timm's prefix is missing, and by the command that lists names."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    with pytest.raises(ConfigError, match=r"or timm/NAME; did you mean timm/vit_small_patch14_dinov2\?"):
+        backbone_spec("vit_small_patch14_dinov2")
+    with pytest.raises(ConfigError, match=r"did you mean mobilenet_v2\?"):
+        list_backbones("mobilnet_v2")
+    with pytest.raises(ConfigError, match=r"did you mean timm/tf_efficientnet_lite0\?"):
+        backbone_spec("timm/tf_eficientnet_lite0")
+    with pytest.raises(ConfigError, match=r"with such weights; it has in1k$"):
+        backbone_spec("timm/tf_efficientnet_lite0.foo")
+
+
 @pytest.mark.parametrize("name", ["vit_b_32", "timm/test_vit.r160_in1k"])
 def test_positions_are_resized_to_the_input(name: str) -> None:
     """And to the size of the weights not at all."""
@@ -247,7 +268,7 @@ def test_every_number_that_decides_a_row_is_in_the_digest() -> None:
 
 
 def test_tensors_that_do_not_fit_a_network_of_timm_are_refused() -> None:
-    """One too few, one too many, another shape."""
+    """One too few, one too many, another shape, which is named."""
     pytest.importorskip("timm", reason="timm is not installed")
     name = "timm/test_resnet.r160_in1k"
     tensors = drawn(name)
@@ -259,6 +280,8 @@ def test_tensors_that_do_not_fit_a_network_of_timm_are_refused() -> None:
     ):
         with pytest.raises(WeightsError, match="the weights do not fit timm/test_resnet"):
             network_part(name, wrong, own(name).input_size)
+    with pytest.raises(WeightsError, match=rf"{first} is \[1\], expected \[\d+, 3, "):
+        network_part(name, {**tensors, first: torch.ones(1)}, own(name).input_size)
 
 
 def test_an_empty_network_holds_what_it_is_given() -> None:

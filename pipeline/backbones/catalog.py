@@ -31,13 +31,24 @@ def backbone_spec(name: str, weights: str | None = None) -> BackboneSpec:
         return BACKBONES[name]
     if name.startswith(from_timm.PREFIX):
         return from_timm.timm_spec(name, weights)
-    if name not in (known := names()):
-        near = difflib.get_close_matches(name, known, 1, 0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
+    if name not in names():
         raise ConfigError(
-            f"backbone is {name!r}, expected a classification network of torchvision, or timm/ and one of timm{hint}"
+            f"backbone is {name!r}, expected a classification network of torchvision, or timm/NAME{_hint(name)}"
         )
     return from_torchvision.torchvision_spec(name, weights)
+
+
+def similar(name: str) -> str | None:
+    """The backbone that a misspelt name is likely to mean: timm's of that very name, or the most similar one."""
+    of_timm = name.startswith(from_timm.PREFIX)
+    if not of_timm and from_timm.is_network(name):
+        return from_timm.PREFIX + name
+    known = names(from_timm.PREFIX) if of_timm else names()
+    return next(iter(difflib.get_close_matches(name, known, 1, 0.5)), None)
+
+
+def _hint(name: str) -> str:
+    return f"; did you mean {near}?" if (near := similar(name)) else ""
 
 
 def preprocessing_of(name: str, size: int | None, decoding: Decoding, weights: str | None = None) -> Preprocessing:

@@ -35,6 +35,12 @@ class BackboneFacts:
     weights_present: bool
 
 
+def licence_of(name: str, source: str | None) -> str | None:
+    """Of the weights of this name, the default ones without; None where it is not known, as of those of a file."""
+    spec = backbone_spec(name, source)
+    return spec.licence if source in (None, spec.weights.name) else None
+
+
 def facts_of(name: str, size: int | None = None, layer: str | None = None) -> BackboneFacts:
     """From a dry run on a network without numbers where that can be; ConfigError for no backbone."""
     spec = backbone_spec(name)

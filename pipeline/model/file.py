@@ -17,7 +17,7 @@ from pipeline.backbones.catalog import backbone_spec
 from pipeline.backbones.sources import load_tensors
 from pipeline.backbones.trunk import layer_of, state_dict_mismatch
 from pipeline.backbones.weights import tensor_digest, weights_folder
-from pipeline.errors import BundleError, ConfigError, PipelineError, WeightsError
+from pipeline.errors import BundleError, ConfigError, PipelineError
 from pipeline.heads.head import Head
 from pipeline.model.bundle import Bundle
 from pipeline.model.card import BUNDLE_FORMAT, ModelCard
@@ -45,8 +45,12 @@ def _digest(tensors: dict[str, Tensor], card: dict[str, Any]) -> str:
     return f"xxh3-128:{state.hexdigest()}"
 
 
-def load_bundle(path: str | Path) -> Bundle:
-    """Read a model file; BundleError if it is not one that `export` wrote."""
+def load_bundle(path: str | Path, weights: str | None = None) -> Bundle:
+    """Read a model file; BundleError if it is not one that `export` wrote.
+
+    `weights` is the file of the backbone's, of a model without these, where it is neither beside the model nor in the
+    weights folder.
+    """
     path = Path(path)
     stored, tensors = _read(path)
     if "digest" in stored and stored["digest"] != _digest(tensors, stored):
@@ -63,7 +67,7 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{path} needs a backbone that is not here: {error}") from error
     backbone, layers = _part(tensors, "backbone."), _part(tensors, "head.")
     if card.without_backbone and not backbone:
-        backbone = _backbone_elsewhere(path, card)
+        backbone = _backbone_elsewhere(path, card, weights)
     try:
         head = _fitting_head(card, backbone, layers)
     except (RuntimeError, ValueError, ConfigError) as error:
@@ -73,21 +77,22 @@ def load_bundle(path: str | Path) -> Bundle:
     return Bundle(path, card, backbone, head, stored)
 
 
-def _backbone_elsewhere(path: Path, card: ModelCard) -> dict[str, Tensor]:
-    """The tensors that the head was trained on: by name, or of a file beside the model or in the weights folder."""
+def _backbone_elsewhere(path: Path, card: ModelCard, weights: str | None) -> dict[str, Tensor]:
+    """The tensors that the head was trained on: named ones, or of a file beside the model or in the weights folder."""
     base, name = card.manifest.base, card.weights.get("source", "")
-    wanted = f"{path} holds the head alone; the weights of {base.backbone} (digest {base.weights_digest[:16]})"
-    places = [folder / name for folder in (path.absolute().parent, weights_folder()) if name]
-    files = [place for place in places if place.exists()]
-    known = name == backbone_spec(base.backbone, name).weights.name
+    wanted = f"{path} holds the head alone, without {base.backbone} (digest {base.weights_digest[:16]})"
+    places = [folder / name for folder in (path.absolute().parent, weights_folder())]
+    if name != backbone_spec(base.backbone, name).weights.name:
+        found = [weights, *(str(place) for place in places if place.is_file())] if name else []
+        name = next(filter(None, found), "")
+    if not name:
+        raise BundleError(f"{wanted}: put its weights file at {' or '.join(map(str, places))}")
     try:
-        if not files and not known:
-            raise WeightsError("there is none")
-        tensors = load_tensors(base.backbone, str(files[0]) if files else name, base.input_size)
+        tensors = load_tensors(base.backbone, name, base.input_size)
     except PipelineError as error:
-        raise BundleError(f"{wanted} were looked for as {' and '.join(map(str, places))}: {error}") from error
+        raise BundleError(f"{wanted}: {error}") from error
     if tensor_digest(tensors) != base.weights_digest:
-        raise BundleError(f"{wanted} are others than those of {files[0] if files else name}")
+        raise BundleError(f"{wanted}: {name} holds other weights, put those of the digest there")
     return tensors
 
 

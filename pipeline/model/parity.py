@@ -56,6 +56,7 @@ class Trained:
     temperature: float
     cache: FeatureCache
     backbone_tensors: dict[str, Tensor]
+    weights: str | None = None  # the file that these are of, if the model does not hold them
 
     @torch.inference_mode()
     def log_probs(self, basis: Basis, rows: Float16Array) -> Tensor:
@@ -79,6 +80,7 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
     expected, reduced = _expected(trained, images, root, network)
     request = {
         "model": str(model),
+        "weights": trained.weights,
         "paths": [str(root / image.path) for image in images],
         "precision": precision,
         "batches": OTHER_BATCHES,

@@ -1,6 +1,6 @@
 """The other side of the parity gate: a fresh process that sees the model file and image files, nothing else.
 
-Reads {"model", "paths", "precision", "batches", "in_batches"} as JSON on standard input; writes
+Reads {"model", "weights", "paths", "precision", "batches", "in_batches"} as JSON on standard input; writes
 log-probabilities by class name: "rounded", at that precision with the backbone's output rounded to float16 as the cache
 rounds it; "whole", not rounded, and under "batches" those of the first `in_batches` images in batches of other sizes;
 and "float32".
@@ -21,7 +21,7 @@ from pipeline.model.file import load_bundle
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Log-probabilities of the request's image files, class by class."""
     torch.set_num_threads(available_cpus())
-    bundle = load_bundle(request["model"])
+    bundle = load_bundle(request["model"], request["weights"])
     paths, precision = request["paths"], request["precision"]
 
     def by_class(rows: Tensor) -> dict[str, list[float]]:

@@ -66,7 +66,7 @@ class CompareResult:
     def in_words(self) -> str:
         """A table with a line for each cache, and what its numbers are."""
         titles = ("backbone", "cache", "accuracy (95 %)", "difference (95 %)", "images/s", "bytes", "GMACs", "licence")
-        rows = [titles, *map(_row, self.backbones)]
+        rows = [titles, *(_row(one, place == 0) for place, one in enumerate(self.backbones))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         trained = (counted(self.seeds, "seed"), counted(self.passes, "augmented pass"), counted(self.epochs, "epoch"))
@@ -76,13 +76,13 @@ class CompareResult:
         )
 
 
-def _row(one: ComparedBackbone) -> tuple[str, ...]:
+def _row(one: ComparedBackbone, best: bool) -> tuple[str, ...]:
     low, value, high = (100 * bound for bound in (one.difference_low, one.difference, one.difference_high))
     return (
         one.backbone,
         named(one.cache),
         f"{one.valid_accuracy:.2%} ({one.low:.2%} to {one.high:.2%})",
-        f"{value:+.2f} ({low:+.2f} to {high:+.2f})" if low < high else "–",
+        "–" if best else f"{value:+.2f} ({low:+.2f} to {high:+.2f})",
         f"{one.images_per_second:.1f}" if one.images_per_second else "–",
         f"{one.bytes_per_image:,}",
         f"{one.gmacs:.2f}" if one.gmacs else "–",
