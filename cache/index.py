@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,7 +26,8 @@ SPLITS = ("train", "valid", "test")
 class ImageRecord:
     """One file of a set: `path` relative to the set's root, SHA-256 as 64 hex digits, size in bytes.
 
-    `mtime_ns` only says which files to hash again when the folder is compared with the index.
+    `mtime_ns` only says which files to hash again when the folder is compared with the index. Images of the same
+    `group`, such as frames of one scene, are no independent evidence; "" is a group of its own.
     """
 
     path: str
@@ -35,6 +36,7 @@ class ImageRecord:
     split: str
     size: int
     mtime_ns: int
+    group: str = ""
 
     @property
     def key(self) -> bytes:
@@ -62,6 +64,7 @@ class SetIndex:
 
     `data` is what was extracted, a folder or a CSV file; the records' paths start from `root`. `passes` is how many
     augmented passes all of its training images had when it was written: should one be missing, it was lost.
+    `group_by` is the regular expression that groups were read off paths with, "" where it was none.
     """
 
     name: str
@@ -72,11 +75,15 @@ class SetIndex:
     images: tuple[ImageRecord, ...]
     skipped: tuple[SkippedImage, ...] = ()
     passes: Annotated[int, Meta(ge=0, le=layout.MOST_PASSES)] = 0
+    group_by: str = ""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what training depends on: paths, contents, labels, splits, class order; not place or time."""
-        rows = sorted((i.path, i.digest, i.label, i.split) for i in self.images)
+        """SHA-256 of what training depends on: paths, contents, labels, splits, groups, class order; not place or time.
+
+        Without groups it is as it was before there were any.
+        """
+        rows = sorted((i.path, i.digest, i.label, i.split, *filter(None, [i.group])) for i in self.images)
         return json_digest([list(self.classes), rows])
 
     def split(self, name: str) -> tuple[ImageRecord, ...]:
@@ -110,6 +117,8 @@ class SetIndex:
     def save(self, folder: Path) -> None:
         """Write the index whole or not at all."""
         body = {**asdict(replace(self, images=())), "images": _columns(self.images)}
+        if not self.group_by:
+            del body["group_by"]
         write_atomically(index_path(folder, self.name), sealed(body))
 
     @classmethod
@@ -145,17 +154,21 @@ class _Columns:
     split: list[Literal["train", "valid", "test"]]
     size: list[Count]
     mtime_ns: list[int]
+    group: list[str] = field(default_factory=list)  # none where no image has one
 
 
 def _columns(images: Sequence[ImageRecord]) -> dict[str, list[Any]]:
-    return {field.name: [getattr(image, field.name) for image in images] for field in fields(ImageRecord)}
+    columns = {field.name: [getattr(image, field.name) for image in images] for field in fields(ImageRecord)}
+    if not any(columns["group"]):
+        del columns["group"]
+    return columns
 
 
 def _records(columns: _Columns) -> tuple[ImageRecord, ...]:
-    """The records of the columns, each label and split in memory once."""
-    labels, splits = (list(map(sys.intern, column)) for column in (columns.label, columns.split))
+    """The records of the columns, each label, split and group in memory once."""
+    labels, splits, groups = (list(map(sys.intern, some)) for some in (columns.label, columns.split, columns.group))
     parts = columns.path, columns.digest, labels, splits, columns.size, columns.mtime_ns
-    return tuple(map(ImageRecord, *parts))
+    return tuple(map(ImageRecord, *parts, *([groups] if groups else [])))
 
 
 def _impossible(found: SetIndex, images: _Columns) -> str:
@@ -166,7 +179,8 @@ def _impossible(found: SetIndex, images: _Columns) -> str:
         return f"the text {bad!r}"[:300]
     if not classes or len(classes) != len(found.classes):
         return "no classes, or one twice"
-    if len({len(getattr(images, field.name)) for field in fields(images)}) > 1:
+    columns = [getattr(images, field.name) for field in fields(images)]
+    if len({len(column) for column in columns if column or column is not images.group}) > 1:
         return "columns of different lengths"
     if len(set(images.path)) != len(images.path):
         return "one path twice"

@@ -28,6 +28,7 @@ from pipeline.machine.memory import allowed_bytes
 from pipeline.reporting.backbones import ComparedBackbone, CompareResult
 from pipeline.reporting.costs import StageOne
 from pipeline.run_folder import check_target
+from pipeline.statistics.groups import join
 from pipeline.statistics.intervals import Bools, Interval, interval, paired_loss
 
 logger = logging.getLogger("headgraft.compare")
@@ -106,8 +107,8 @@ def _hits(config: CompareConfig, trainset: TrainingSet) -> Bools:
 
 def _compared(trainset: TrainingSet, hits: Bools, speed: float | None, best: Bools) -> ComparedBackbone:
     cache, base, valid = trainset.cache, trainset.cache.manifest.base, trainset.index.split("valid")
-    digests = [valid[place].digest for place in _order(trainset)]
-    groups = np.unique(digests, return_inverse=True)[1]  # an image is one group with its copies, over all seeds
+    numbers = join(valid).numbers([valid[place] for place in _order(trainset)])
+    groups = np.unique(numbers, return_inverse=True)[1]  # an image is one group with its copies, over all seeds
     accuracy = interval(hits.ravel(), np.full(hits.size, 1 / hits.size), np.tile(groups, len(hits)))
     apart = paired_loss(hits, best)  # what the best would lose by being this one, with the sign of a gain
     reduced = f", reduced by {cache.reduction.basis}" if cache.reduction else ""

@@ -16,6 +16,7 @@ from pipeline.options import (
     TTA,
     Checked,
     ClusterConfig,
+    check_capture,
     option,
     option_of,
     require,
@@ -63,6 +64,9 @@ class ExtractConfig(ClusterConfig):
     )
     seed: int = option(0, "Random seed of the augmented passes.", least=0, most=LARGEST_SEED)
     split_seed: int = option(0, "Random seed of the split, where DATA has none.", least=0, most=LARGEST_SEED)
+    group_by: str | None = option(
+        None, "Regular expression on paths: images of the same first capture are one group.", metavar="REGEX"
+    )
     precision: str = option("auto", "Compute precision of the backbone.", choices=PRECISIONS)
     device: str = option("auto", "Device of the backbone.", choices=DEVICES)
     batch_size: int | None = option(None, "Images per batch.  [default: 8; 256 on a GPU]", least=1, most=4096)
@@ -95,6 +99,8 @@ class ExtractConfig(ClusterConfig):
         require(
             known, f"--grey-range is {grey!r}, expected auto or a value from 255 to 65535, such as 4095 for 12 bits"
         )
+        if self.group_by is not None:
+            check_capture("--group-by", self.group_by)
         _ = self.part  # which checks it
         require(self.unit_rows is None or self.engine == "ray", "--unit-rows is for --engine ray: add that")
         alone = self.hash_only and (self.finish or self.shard_of or self.dry_run)

@@ -12,6 +12,7 @@ from pipeline.machine.device import available_cpus
 from pipeline.model.file import load_bundle
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RUN_FILE
+from pipeline.statistics.groups import join
 from pipeline.statistics.scoring import Scores, score
 
 
@@ -41,10 +42,10 @@ def _evaluate_run(config: EvaluateConfig) -> Scores:
     run = Run.load(config.target)
     cache = run.open_cache(config.cache)
     index = cache.index(run.record.set)
-    groups = [image.digest for image in index.split(config.split)]
-    if not groups:
+    images = index.split(config.split)
+    if not images:
         raise RunError(f"set {index.name!r} has no {config.split} images")
-    result = score(*run.log_probs(cache, index, config.split), config.split, groups)
+    result = score(*run.log_probs(cache, index, config.split), config.split, join(images).numbers(images))
     run.add_scores([result.as_record()])
     return result
 
@@ -54,7 +55,7 @@ def _evaluate_model(config: EvaluateConfig) -> Scores:
     card, data = bundle.card, config.data
     if data is None:
         raise ConfigError(f"{config.target} is a model, which records no path of images: name DATA to score it on")
-    images = ImageSet.scan(data, card.split_seed, bool(card.skipped), card.classes)
+    images = ImageSet.scan(data, card.split_seed, bool(card.skipped), card.classes, group_by=card.group_by)
     # Data that has no splits of its own is split by its contents: after a change, a training image could be scored.
     if not images.has_splits and images.index("data", card.skipped).digest != card.set_digest:
         raise PipelineError(
@@ -73,4 +74,4 @@ def _evaluate_model(config: EvaluateConfig) -> Scores:
     log_probs = bundle.on(config.device, config.precision).log_probs(paths, mirrored=config.tta == "flip")
     number = {name: number for number, name in enumerate(card.classes)}
     labels = torch.tensor([number[image.label] for image in chosen])
-    return score(log_probs, labels, config.split, [image.digest for image in chosen])
+    return score(log_probs, labels, config.split, join(chosen).numbers(chosen))

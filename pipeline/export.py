@@ -35,6 +35,7 @@ from pipeline.model.prior import class_prior
 from pipeline.run import Run
 from pipeline.run_folder import check_target
 from pipeline.statistics.calibration import at_temperature, calibrate, error_of, floor_of
+from pipeline.statistics.groups import join
 from pipeline.statistics.scoring import score
 
 logger = logging.getLogger("headgraft.export")
@@ -163,7 +164,7 @@ def _calibration(
     log_probs, labels = run.log_probs(cache, index, "test")
     before, after = (at_temperature(log_probs, value, shift) for value in (1.0, found.temperature))
     errors, floors = (error_of(before, labels), error_of(after, labels)), (floor_of(before), floor_of(after))
-    groups = [image.digest for image in index.split("test")]
+    groups = join(index.split("test")).numbers(index.split("test"))
     return _with_errors(found, "test", errors, floors), [score(log_probs, labels, "test", groups).as_record()]
 
 
@@ -226,6 +227,7 @@ def _card(
         manifest=cache.manifest,
         set_digest=run.record.set_digest,
         split_seed=index.split_seed,
+        group_by=index.group_by,
         skipped=list(index.skipped),
         weights={"digest": base.weights_digest, "licence": licence or "not known", "source": Path(source).name},
         requires=dict([spec.built_by] if spec.built_by and spec.built_by[0] != "torchvision" else []),

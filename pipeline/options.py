@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -94,6 +95,17 @@ def require(ok: bool, message: str) -> None:
     """ConfigError with `message` unless `ok`."""
     if not ok:
         raise ConfigError(message)
+
+
+def check_capture(name: str, expression: str) -> None:
+    """ConfigError unless the option `name` is a regular expression with a capture."""
+    try:
+        captures = re.compile(expression).groups
+    except re.error as error:
+        raise ConfigError(f"{name} {expression!r} is not a regular expression: {error}") from error
+    require(
+        captures > 0, f"{name} {expression!r} captures nothing: put what names a group in (), as in camera_(\\d+)/"
+    )
 
 
 class Checked:

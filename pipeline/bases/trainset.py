@@ -16,7 +16,8 @@ from pipeline.config import REDUCED_BASIS
 from pipeline.console import counted
 from pipeline.errors import DataChanged, RunError
 from pipeline.inputs.folders import shown
-from pipeline.inputs.images import count_leaks, stale_files
+from pipeline.inputs.images import stale_files
+from pipeline.inputs.splitting import count_leaks
 from pipeline.row_layout import RowLayout
 
 logger = logging.getLogger("headgraft.bases")
@@ -82,9 +83,11 @@ class TrainingSet:
         _refuse_stale(index)
         chosen = opened.passes(index, passes)
         leaks = count_leaks(index)
-        if any(leaks.values()):
+        if leaks["across_splits"] or leaks["two_labels"]:
             counts = f"{leaks['across_splits']} across splits, {leaks['two_labels']} with two labels"
             logger.warning(f"identical images: {counts}; headgraft cache info --duplicates lists them")
+        if cut := leaks.get("groups"):
+            logger.warning(f"groups in more than one split: {cut}; accuracies will be too high (docs/concepts.md)")
         if opened.reduction:
             leaks["in_reduction"] = _refuse_seen_labels(opened, index)
         found = cls(opened, index, chosen, leaks)

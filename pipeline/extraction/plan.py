@@ -87,7 +87,9 @@ def make_plan(config: ExtractConfig, place: Callable[[str | None], tuple[torch.d
         manifest = stored.merged_with(manifest, config.cache)
     # A part need not hash again what was listed or indexed, since it compares what it decodes.
     hashed = _listing(config, name) or known if config.part else None
-    images = ImageSet.scan(config.data, config.split_seed, config.skip_bad, hashed=hashed)
+    images = ImageSet.scan(
+        config.data, config.split_seed, config.skip_bad, hashed=hashed, group_by=config.group_by or ""
+    )
     if known:
         _keep_other_images(config, known, images)
     if config.grey_range == AUTO and not stored:

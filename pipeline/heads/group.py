@@ -110,8 +110,8 @@ class HeadGroup:
     def step(self, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step.
 
-        The mean is weighted by `class_weights`, or by `weights` (B,) of the rows, which are 1 on average over all rows,
-        not within the batch.
+        Rows (G, B, R) and labels (G, B) are of each head its own. The mean is weighted by `class_weights`, or by
+        `weights`, (B,) or (G, B), of the rows, which are 1 on average over all rows, not within the batch.
         """
         *_, w2, b2 = self.tensors.values()
         w2 = w2.to(x.dtype)
@@ -122,10 +122,10 @@ class HeadGroup:
         log_probs = torch.log_softmax(torch.bmm(seen, w2.mT).to(b2.dtype) + b2.unsqueeze(1), 2)  # (G, B, C)
         target = labels.expand(len(self), -1).unsqueeze(2)
         shares = self._shares(labels, log_probs.dtype, weights)
-        losses = -(log_probs.gather(2, target).squeeze(2) @ shares)
+        losses = -(log_probs.gather(2, target).squeeze(2) * shares).sum(1)
         # The gradient of this chain in a few lines: automatic differentiation would keep and copy the stacked weights.
         ones = torch.full_like(target, -1, dtype=log_probs.dtype)
-        d_logits = log_probs.exp_().scatter_add_(2, target, ones).mul_(shares.unsqueeze(1))
+        d_logits = log_probs.exp_().scatter_add_(2, target, ones).mul_(shares.unsqueeze(-1))
         rounded = d_logits.to(x.dtype)
         *first, g2, c2 = self._gradients.values()
         _multiply(rounded.mT, seen, g2)
@@ -139,13 +139,13 @@ class HeadGroup:
         return losses
 
     def _shares(self, labels: Tensor, dtype: torch.dtype, weights: Tensor | None) -> Tensor:
-        """Each row's share of the mean loss, (B,)."""
+        """Each row's share of the mean loss, (B,), or (G, B) of rows and weights of their own."""
         if weights is not None:
-            return (weights / len(labels)).to(dtype)
+            return (weights / labels.shape[-1]).to(dtype)
         if self.class_weights is None:
-            return torch.full((len(labels),), 1 / len(labels), dtype=dtype, device=self.device)
+            return torch.full(labels.shape, 1 / labels.shape[-1], dtype=dtype, device=self.device)
         weights = self.class_weights.to(dtype)[labels]
-        return weights / weights.sum()
+        return weights / weights.sum(-1, keepdim=True)
 
     def _hidden(self, x: Tensor) -> Tensor:
         """What the last layers see, in the dtype of x: hidden units (G, B, H), or without any the rows, (G, B, R)."""

@@ -21,6 +21,7 @@ class Listed:
     label: str
     split: str
     fault: str = ""  # why it cannot be an image of the set
+    group: str = ""  # of images that are no independent evidence; "" for none
 
 
 class Kind(Enum):

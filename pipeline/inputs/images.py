@@ -7,7 +7,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache.index import SPLITS, ImageRecord, SetIndex, SkippedImage
@@ -17,6 +17,7 @@ from pipeline.inputs.decode import HEIF, HEIF_EXTENSIONS
 from pipeline.inputs.folders import Listed, extension, refuse_other_locale, shown, unread_line
 from pipeline.inputs.listing import Listing, extensions, list_files
 from pipeline.inputs.names import difference, look_alikes, resembling
+from pipeline.inputs.splitting import grouped_by, split_by_class
 
 logger = logging.getLogger("headgraft.inputs")
 
@@ -37,6 +38,7 @@ class ImageSet:
         faults: entries that cannot be read, with the reason, where those are tolerated.
         unread: how many files of other kinds `data` has, by extension; empty for a CSV.
         outside: how many image files of `data` lie in no class folder, by the folder that they lie in.
+        group_by: regular expression that groups were read off paths with; "" for none.
     """
 
     data: Path
@@ -48,6 +50,7 @@ class ImageSet:
     faults: tuple[SkippedImage, ...] = ()
     unread: dict[str, int] = field(default_factory=dict)
     outside: dict[str, int] = field(default_factory=dict)
+    group_by: str = ""
 
     @classmethod
     def scan(
@@ -57,13 +60,15 @@ class ImageSet:
         skip_bad: bool = False,
         known: Sequence[str] = (),
         hashed: SetIndex | None = None,
+        group_by: str = "",
     ) -> "ImageSet":
         """List and hash the images of `data`, and say what of it is not read.
 
         `data` is a folder with train/, valid/ and test/, under these or the usual other names, each of class folders;
         or one folder of class folders, of which `split_seed` takes a tenth of each class, at least one image, for
-        validation and as many for test; or a CSV with path,label,split. Hidden files and folders are ignored. Links are
-        followed wherever they lead, loops aside.
+        validation and as many for test; or a CSV with path,label,split, and group if it has that. `group_by` reads
+        groups off paths instead, see `grouped_by`; a group is never split. Hidden files and folders are ignored. Links
+        are followed wherever they lead, loops aside.
         Raises ImageSetError where the data cannot be used, and, unless `skip_bad` records them, for entries
         that cannot be read. Where classes are `known`, train may be missing, and unknown ones are the caller's concern.
         Files that were `hashed` before and have kept size and time are not hashed again: for callers who compare the
@@ -84,9 +89,11 @@ class ImageSet:
         if not skip_bad:
             _refuse_faults(listing.root, faults)
         images = [record for record in records if isinstance(record, ImageRecord)]
+        if group_by:
+            images = grouped_by(images, group_by)
         has_splits = any(image.split for image in images)
         if not has_splits:
-            images = _split_by_class(images, split_seed)
+            images = split_by_class(images, split_seed)
         classes = tuple(known) or tuple(sorted({image.label for image in images if image.split == "train"}))
         if not known:
             _refuse_other_classes(data, {(image.label, image.split) for image in images})
@@ -101,6 +108,7 @@ class ImageSet:
             faults,
             dict(listing.unread),
             dict(listing.outside),
+            group_by,
         )
 
     def index(self, name: str, skipped: Iterable[SkippedImage] = ()) -> SetIndex:
@@ -108,7 +116,8 @@ class ImageSet:
         skipped = (*self.faults, *skipped)
         bad = {image.path for image in skipped}
         kept = tuple(image for image in self.images if image.path not in bad)
-        return SetIndex(name, str(self.data), str(self.root), self.split_seed, self.classes, kept, skipped)
+        place = str(self.data), str(self.root)
+        return SetIndex(name, *place, self.split_seed, self.classes, kept, skipped, group_by=self.group_by)
 
 
 def _refuse_faults(root: Path, faults: Sequence[SkippedImage]) -> None:
@@ -154,7 +163,7 @@ def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
     found = {record.path: record for record in _records(listing, index if trust_times else None)}
     known: dict[str, ImageRecord | SkippedImage] = {image.path: image for image in index.images}
     known |= {image.path: image for image in index.skipped}
-    changes = [(path, _change(known.get(path), record)) for path, record in found.items()]
+    changes = [(path, _change(known.get(path), record, bool(index.group_by))) for path, record in found.items()]
     gone = (image.path for image in index.images if image.path not in found)
     changes += [(path, "is gone") for path in gone if not _unlisted_here(listing.root / path)]
     return [f"{named(path)} {change}" for path, change in changes if change]
@@ -165,8 +174,8 @@ def _unlisted_here(path: Path) -> bool:
     return not HEIF and path.suffix.lower() in HEIF_EXTENSIONS and path.is_file()
 
 
-def _change(before: ImageRecord | SkippedImage | None, now: ImageRecord | SkippedImage) -> str:
-    """What became of a file, in words; "" where it is as it was."""
+def _change(before: ImageRecord | SkippedImage | None, now: ImageRecord | SkippedImage, by_path: bool) -> str:
+    """What became of a file, in words; "" where it is as it was. Groups read off paths are not compared."""
     if isinstance(before, SkippedImage):
         if now.digest == before.digest:
             return ""
@@ -175,19 +184,11 @@ def _change(before: ImageRecord | SkippedImage | None, now: ImageRecord | Skippe
         return now.reason if now.reason.startswith("cannot") else f"is {now.reason}"
     if before is None:
         return "is new"
+    if now.group != before.group and not by_path:
+        return f"is now of group {now.group!r}, was of {before.group!r}"
     if before.label != now.label or (now.split and before.split != now.split):
         return f"is now {f'{now.split} {now.label!r}'.lstrip()}, was {before.split} {before.label!r}"
     return "" if now.digest == before.digest else "has other contents"
-
-
-def count_leaks(index: SetIndex) -> dict[str, int]:
-    """Distinct contents that stand in more than one split, and that have more than one label."""
-    splits = Counter(digest for digest, _ in {(image.digest, image.split) for image in index.images})
-    labels = Counter(digest for digest, _ in {(image.digest, image.label) for image in index.images})
-    return {
-        "across_splits": sum(count > 1 for count in splits.values()),
-        "two_labels": sum(count > 1 for count in labels.values()),
-    }
 
 
 def _digest(path: Path) -> str:
@@ -213,33 +214,12 @@ def _records(listing: Listing, hashed: SetIndex | None) -> list[ImageRecord | Sk
             digest = kept.digest if kept and same else _digest(item.path)
         except OSError as error:
             return SkippedImage(path, "", f"cannot be read: {error.strerror}")
-        return ImageRecord(path, digest, item.label, item.split, found.st_size, found.st_mtime_ns)
+        return ImageRecord(path, digest, item.label, item.split, found.st_size, found.st_mtime_ns, item.group)
 
     # Some at a time: a task of the pool takes more memory than a record, and for small files more time than hashing.
     parts = [listing.files[start : start + _FILES_AT_ONCE] for start in range(0, len(listing.files), _FILES_AT_ONCE)]
     with ThreadPoolExecutor() as pool:
         return [item for part in pool.map(lambda part: list(map(record, part)), parts) for item in part]
-
-
-def _split_by_class(images: list[ImageRecord], seed: int) -> list[ImageRecord]:
-    """A tenth of each class, at least one image, to valid and as many to test; a class of two has none for test.
-
-    By content: identical files stay together.
-    """
-    contents: dict[str, set[str]] = {}
-    for image in images:
-        contents.setdefault(image.label, set()).add(image.digest)
-    split_of: dict[str, str] = {}
-    for label in sorted(contents):
-        digests = sorted(
-            contents[label] - split_of.keys(), key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest()
-        )
-        held = max(1, round(len(digests) / 10))
-        valid = held if len(digests) > 1 else 0
-        test = held if len(digests) > 2 else 0
-        for place, digest in enumerate(digests):
-            split_of[digest] = "valid" if place < valid else "test" if place < valid + test else "train"
-    return [replace(image, split=split_of[image.digest]) for image in images]
 
 
 def _refuse_other_classes(data: Path, found: set[tuple[str, str]]) -> None:

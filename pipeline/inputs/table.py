@@ -1,4 +1,4 @@
-"""A data set as a CSV of path,label,split: as spreadsheets and other systems write it."""
+"""A data set as a CSV of path,label,split, and group if it has that: as spreadsheets and other systems write it."""
 
 import csv
 import os
@@ -16,6 +16,7 @@ from pipeline.inputs.splits import SPLIT_NAMES, split_of
 _COLUMNS = ("path", "label", "split")
 _EXPECTED = f"expected a folder of images, or a CSV file with the columns {','.join(_COLUMNS)}"
 _DELIMITERS = ",;\t"
+_GROUP = "group"  # a column that may be there
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -32,8 +33,8 @@ def list_csv(file: Path, root: Path) -> tuple[list[Listed], list[str]]:
         raise ImageSetError(f"{file} is not a CSV file ({fault(error)}), {_EXPECTED}") from error
     if not rows:
         raise ImageSetError(f"{file} has no row below its header, expected one for each image")
-    refuse_other_locale(root / path for path, _, _ in rows.values())
-    paths = {number: _found(root / path) for number, (path, _, _) in rows.items()}
+    refuse_other_locale(root / cells[0] for cells in rows.values())
+    paths = {number: _found(root / cells[0]) for number, cells in rows.items()}
     if missing := [number for number, path in paths.items() if not path.is_file()]:
         raise ImageSetError(
             f"{file} names {counted(len(missing), 'file')} not there, the first in line {missing[0]}: "
@@ -45,15 +46,18 @@ def list_csv(file: Path, root: Path) -> tuple[list[Listed], list[str]]:
             f"{file} names a file twice, the first in line {twice}: {named(paths[twice])}; give each one label and one "
             "split"
         )
-    blank = [number for number, (_, label, _) in rows.items() if label != label.strip()]
+    blank = [number for number, (_, label, *_) in rows.items() if label != label.strip()]
     trimmed = f"{file.name}: blanks around {counted(len(blank), 'label')} left out, the first in line"
     notes = [f"{trimmed} {blank[0]}"] if blank else []
-    files = [Listed(paths[number], label.strip(), split_of(split)) for number, (_, label, split) in rows.items()]
+    files = [
+        Listed(paths[number], label.strip(), split_of(split), group=group.strip())
+        for number, (_, label, split, group) in rows.items()
+    ]
     return files, notes
 
 
-def _rows(file: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    """Line number, and path, label and split as they stand there, of each row."""
+def _rows(file: Path) -> Iterator[tuple[int, tuple[str, str, str, str]]]:
+    """Line number, and path, label, split and group ("" for none) as they stand there, of each row."""
     with open(file, "rb") as raw:
         encoding = "utf-16" if raw.read(2) in _UTF16 else "utf-8-sig"
     errors = "strict" if encoding == "utf-16" else "surrogateescape"  # names of files may be other bytes
@@ -71,25 +75,27 @@ def _rows(file: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
         next(reader)
         for row in filter(None, reader):
             cells = dict(zip(names, row, strict=False))
-            path, label, split = (cells.get(column, "") for column in _COLUMNS)
+            path, label, split, group = (cells.get(column, "") for column in (*_COLUMNS, _GROUP))
             wide = f"{len(row)} cells for {len(names)} columns" if any(row[len(names) :]) else ""
-            if lacks := wide or _lacks(path, label, split):
+            if lacks := wide or _lacks(path, label, split, group):
                 known = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
                 raise ImageSetError(
                     f"{file}, line {reader.line_num} has {lacks}, expected a path, a label and one of {known}: fix it"
                 )
-            yield reader.line_num, (path, label, split)
+            yield reader.line_num, (path, label, split, group)
 
 
 def _names(header: str, delimiter: str) -> list[str]:
     return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
 
 
-def _lacks(path: str, label: str, split: str) -> str:
+def _lacks(path: str, label: str, split: str, group: str) -> str:
     if not path or not label.strip() or "\0" in label:
         return "no usable label" if path else "no path"
     if any("\udc80" <= sign <= "\udcff" for sign in label):
         return f"a label that is not UTF-8 text ({named(label)}; save the file as UTF-8)"
+    if not group.isprintable():
+        return f"the group {group!r}"
     return "" if split_of(split) else f"the split {split!r}"
 
 

@@ -78,6 +78,7 @@ class ModelCard:
         manifest: of the cache.
         set_digest: of the image set.
         split_seed: of the image set.
+        group_by: of the image set; "" for none.
         skipped: files of the set that could not be decoded.
         weights: digest and licence of the backbone's weights, and their name or that of their file.
         requires: library that builds the backbone, and its version at export; {} for torchvision's.
@@ -108,6 +109,7 @@ class ModelCard:
     without_backbone: bool = False
     basis: str = ""
     set: str = ""
+    group_by: str = ""
     images: dict[str, Count] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     scores: TrainedScores = TrainedScores()

@@ -12,7 +12,7 @@ from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
 from pipeline.console import named
 from pipeline.errors import ConfigError, RunError
-from pipeline.inputs.images import count_leaks
+from pipeline.inputs.splitting import count_leaks
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne
 from pipeline.reporting.duplicates import NearDuplicates, Pair, identical_files, near_duplicates

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from cache.index import SetIndex
+from pipeline.statistics.groups import join
 
 _RESAMPLES = 1000
 _OPERATIONS = 4_000_000_000  # of all resamples: fewer are drawn of very many images
@@ -32,7 +33,7 @@ class Metric:
     Attributes:
         name: one of `config.METRICS`.
         labels: class of each image, (V,).
-        groups: images with the same number, (V,) from 0, are no independent evidence: identical files.
+        groups: images with the same number, (V,) from 0, are no independent evidence.
     """
 
     name: str
@@ -43,8 +44,7 @@ class Metric:
     def of_validation(cls, name: str, index: SetIndex) -> Self:
         """Over the validation images of a set, in its order."""
         images = index.split("valid")
-        digests = np.array([image.digest for image in images])
-        return cls(name, index.labels(images), np.unique(digests, return_inverse=True)[1])
+        return cls(name, index.labels(images), np.unique(join(images).numbers(images), return_inverse=True)[1])
 
     def weights(self, counts: Floats | None = None) -> Floats:
         """(V,): what each image adds where it is right; `counts` is how often each is drawn, once unless given."""

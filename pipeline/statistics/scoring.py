@@ -1,10 +1,10 @@
 """How good log-probabilities are: accuracies with intervals, and calibration."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy.typing as npt
 from torch import Tensor
 
 from pipeline.console import counted
@@ -55,7 +55,7 @@ class Scores:
         return f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images"
 
 
-def score(log_probs: Tensor, labels: Tensor, split: str, groups: Sequence[str | int] | None = None) -> Scores:
+def score(log_probs: Tensor, labels: Tensor, split: str, groups: npt.ArrayLike | None = None) -> Scores:
     """Scores of log-probabilities (N, C) against labels (N,); images of one of `groups` (N,) are not independent."""
     found = accuracies(log_probs.double().numpy(), labels.numpy(), groups)
     return Scores(
