@@ -103,9 +103,7 @@ def check_capture(name: str, expression: str) -> None:
         captures = re.compile(expression).groups
     except re.error as error:
         raise ConfigError(f"{name} {expression!r} is not a regular expression: {error}") from error
-    require(
-        captures > 0, f"{name} {expression!r} captures nothing: put what names a group in (), as in camera_(\\d+)/"
-    )
+    require(captures > 0, f"{name} {expression!r} captures nothing: put what names a group in (), as in camera_(\\d+)/")
 
 
 class Checked:

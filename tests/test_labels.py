@@ -15,9 +15,10 @@ from cache.index import ImageRecord
 from cache.store import FeatureCache
 from pipeline.bases.moments import Moments
 from pipeline.config import ExtractConfig
+from pipeline.cross_validation.folds import stratified_folds
 from pipeline.extract import extract
 from pipeline.reporting.duplicates import near_duplicates
-from pipeline.reporting.label_issues import FOLDS, label_issues, out_of_fold, stratified_folds
+from pipeline.reporting.label_issues import FOLDS, label_issues, out_of_fold
 from pipeline.reporting.rows import CleanRows
 from pipeline.statistics.groups import Groups, join
 
@@ -63,7 +64,7 @@ def alone(images: Sequence[ImageRecord]) -> Groups:
 
 def flagged(rows: Rows) -> Tensor:
     """Which labels (N,) the folds disagree with, classes that cannot be checked among them."""
-    folds = stratified_folds(rows.images, rows.labels, alone(rows.images))
+    folds = stratified_folds(rows.images, rows.labels, alone(rows.images), FOLDS)
     return out_of_fold(cast(CleanRows, rows), folds, int(rows.labels.max()) + 1).argmax(1) != rows.labels
 
 
@@ -100,12 +101,12 @@ def test_each_class_is_in_every_fold_whatever_the_order_of_files(classes: int) -
     """Counts of a class differ by at most one between folds, also for classes of few images."""
     images = records(26 * classes)
     labels = torch.cat([torch.full((count,), one) for one in range(classes) for count in (26,)])
-    folds = stratified_folds(images, labels, alone(images))
+    folds = stratified_folds(images, labels, alone(images), FOLDS)
     for label in range(classes):
         counts = torch.bincount(folds[labels == label], minlength=FOLDS)
         assert int(counts.max() - counts.min()) <= 1
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
-    again = stratified_folds([images[place] for place in order], labels[order], alone(images))
+    again = stratified_folds([images[place] for place in order], labels[order], alone(images), FOLDS)
     assert torch.equal(again, folds[order])
 
 
@@ -115,7 +116,7 @@ def test_groups_stay_in_one_fold() -> None:
     images[1] = replace(images[1], digest=images[0].digest)
     labels = torch.arange(60) % 2
     groups = join(images, [(0.9, images[place].digest, images[place + 2].digest) for place in range(10, 40, 6)])
-    folds = stratified_folds(images, labels, groups)
+    folds = stratified_folds(images, labels, groups, FOLDS)
     numbers = groups.numbers(images)
     for number in np.unique(numbers):
         assert len(set(folds[torch.from_numpy(numbers == number)].tolist())) == 1

@@ -87,7 +87,7 @@ def _first_stages(name: BasisName, blocks: Blocks, num_classes: int, layout: Row
     return [scale, *_whiten(name.shrinkage, name.regions, scale, blocks, num_classes, layout)]
 
 
-def _parts(layout: RowLayout, width: int) -> list[slice]:
+def parts_of(layout: RowLayout, width: int) -> list[slice]:
     """Features of rows of this width, in blocks of channels, that are fitted together.
 
     The map's, and of each vector before it by itself; all of rows without a map.
@@ -98,13 +98,20 @@ def _parts(layout: RowLayout, width: int) -> list[slice]:
 
 
 def _standardise(blocks: Blocks, layout: RowLayout) -> Scale:
-    """Unit deviation, softened by a tenth of the overall one so that nearly constant features stay small."""
     count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for rows, _ in blocks():
         count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)  # few rows each
+    return fit_scale(count, total, squares, layout)
+
+
+def fit_scale(count: int, total: Tensor, squares: Tensor, layout: RowLayout) -> Scale:
+    """Unit deviation of `count` rows from sums and sums of squares of each feature, (R,) float64.
+
+    It is softened by a tenth of the overall deviation so that nearly constant features stay small.
+    """
     deviation = _deviation(squares, total, count)
     overall = torch.empty_like(deviation)
-    for part in _parts(layout, len(total)):
+    for part in parts_of(layout, len(total)):
         overall[part] = _deviation(squares[part].sum(), total[part].sum(), count * len(total[part]))
     size = (squares / count).sqrt()  # root mean square
     if not (deviation > SAME * size.maximum(squares.mean().div(count).sqrt())).any():
@@ -126,7 +133,7 @@ def _whiten(
     """Whiten the channels of each part by themselves; all features of rows without a map at once."""
     width = len(scale.mean)
     channels = layout.channels if layout.grid else width
-    parts, matrices, spread = _parts(layout, width), [], torch.empty(width)
+    parts, matrices, spread = parts_of(layout, width), [], torch.empty(width)
     for part in parts:
         matrix, spread[part] = _whitening(shrinkage, regions, scale, blocks, num_classes, channels, part)
         matrices += [matrix] * ((part.stop - part.start) // channels)
@@ -136,17 +143,23 @@ def _whiten(
 def _whitening(
     shrinkage: float, regions: str, scale: Scale, blocks: Blocks, num_classes: int, channels: int, part: slice
 ) -> tuple[Tensor, float]:
-    """What whitens the channels of a part by the shrunken within-class covariance of their means, and one scale.
-
-    Channels are not mixed where the rows of each class are the same, as with one image per class and no passes.
-    """
+    """What whitens the channels of a part, from the rows."""
     of_images = Moments.zeros(channels, num_classes, torch.float64)  # of means over the map
     of_vectors = Moments.zeros(channels, 1, torch.float64)
     for rows, labels in blocks():
         z = scale.apply(rows)[:, part].reshape(len(rows), -1, channels)  # (n, K, channels)
         of_images.add((z[:, 0] if regions == "pyramid" else z.mean(1)).double(), labels)  # its first is the whole map
         of_vectors.add(z.reshape(-1, channels))
-    covariance = of_images.within
+    return whitening_of(shrinkage, of_images, of_vectors)
+
+
+def whitening_of(shrinkage: float, of_images: Moments, of_vectors: Moments) -> tuple[Tensor, float]:
+    """What whitens c channels by the shrunken covariance within classes, (c, c), and one scale for all.
+
+    `of_images` are the moments of standardised means over the map, by class, `of_vectors` those of all places, in one
+    class. Channels are not mixed where the rows of each class are the same, as with one image per class and no passes.
+    """
+    covariance, channels = of_images.within, len(of_images.products)
     if not float(covariance.diagonal().mean()) > SAME**2:  # less than the rounding of sums
         logger.warning(
             "+white: the training rows of each class are the same, as with one image per class and no passes, so that "

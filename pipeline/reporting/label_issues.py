@@ -5,7 +5,7 @@ the pyramid of features: in closed form, from sums, so that a million images nee
 classes have the same weight, or the scores of a rare class would shrink to its share of the images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from cache.index import ImageRecord, SetIndex
 from cache.store import FeatureCache
 from pipeline.bases.moments import Moments
 from pipeline.bases.reduced import unchecked
+from pipeline.cross_validation.folds import stratified_folds
 from pipeline.errors import RunError
 from pipeline.reporting.rows import CleanRows, narrow
 from pipeline.statistics.groups import Groups
@@ -67,7 +68,7 @@ def label_issues(cache: FeatureCache, index: SetIndex, groups: Groups) -> LabelI
         raise RunError(reason)
     images, count = [*index.split("train"), *index.split("valid")], len(index.classes)
     labels = torch.from_numpy(index.labels(images))
-    folds = stratified_folds(images, labels, groups)
+    folds = stratified_folds(images, labels, groups, FOLDS)
     counts = torch.zeros(count, FOLDS, dtype=torch.int64).index_put_(
         (labels, folds), torch.ones_like(labels), accumulate=True
     )
@@ -84,27 +85,6 @@ def label_issues(cache: FeatureCache, index: SetIndex, groups: Groups) -> LabelI
     found = [issue for issue in issues if issue.label != issue.suggested]
     found.sort(key=lambda one: (one.agreement, one.image.path))
     return LabelIssues(found, len(rows.images), left)
-
-
-def stratified_folds(images: Sequence[ImageRecord], labels: Tensor, groups: Groups) -> Tensor:
-    """The fold of each image (N,): a group in one, each class in as many as it can be, in equal parts.
-
-    Depends on contents, labels and groups, not on the order or the names of files.
-    """
-    together: dict[int, list[int]] = {}
-    for place, group in enumerate(groups.numbers(images).tolist()):
-        together.setdefault(group, []).append(place)
-    totals, label_of = torch.bincount(labels).tolist(), labels.tolist()
-    filled = [[0.0] * (len(totals) + 1) for _ in range(FOLDS)]  # share of each class, then of images
-    folds = torch.empty(len(images), dtype=torch.int64)
-    for places in sorted(together.values(), key=lambda some: (-len(some), min(images[one].digest for one in some))):
-        classes = {label_of[place] for place in places}
-        fold = min(range(FOLDS), key=lambda one: (max(filled[one][label] for label in classes), filled[one][-1], one))
-        folds[places] = fold
-        for place in places:
-            filled[fold][label_of[place]] += 1 / totals[label_of[place]]
-            filled[fold][-1] += 1
-    return folds
 
 
 def out_of_fold(rows: CleanRows, folds: Tensor, num_classes: int) -> Tensor:
