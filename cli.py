@@ -32,6 +32,7 @@ from pipeline.config import (
     TrainConfig,
 )
 from pipeline.console import named
+from pipeline.cv_config import CvConfig
 from pipeline.errors import ConfigError
 
 
@@ -74,6 +75,15 @@ def sweep(config: SweepConfig) -> None:
     from pipeline.sweep import sweep
 
     emit(sweep(config))
+
+
+@main.command()
+@options(CvConfig)
+def cv(config: CvConfig) -> None:
+    """Cross-validate a head: predict each image by a head that saw neither it nor its group."""
+    from pipeline.cv import cv
+
+    emit(cv(config))
 
 
 @main.command()

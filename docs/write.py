@@ -23,6 +23,7 @@ from cache.prune import ForgetResult, PruneResult
 from cache.remote import CopyResult
 from cli import main
 from pipeline import errors
+from pipeline.cv import CvResult
 from pipeline.export import ExportResult
 from pipeline.extract import ExtractResult
 from pipeline.list_backbones import BackboneList
@@ -39,6 +40,7 @@ RESULTS: dict[str, type] = {
     "extract": ExtractResult,
     "train-head": TrainResult,
     "sweep": SweepResult,
+    "cv": CvResult,
     "compare": CompareResult,
     "backbones": BackboneList,
     "evaluate": Scores,

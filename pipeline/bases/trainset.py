@@ -71,15 +71,15 @@ class TrainingSet:
         return augmentation.digest if augmentation and self.passes else ""
 
     @classmethod
-    def open(cls, cache: Path, name: str | None, passes: int | None) -> "TrainingSet":
-        """Set `name` (None: the only one) with `passes` (None: all there are).
+    def open(cls, cache: Path, name: str | None, passes: int | None, validated: bool = True) -> "TrainingSet":
+        """Set `name` (None: the only one) with `passes` (None: all there are), `validated` by its validation images.
 
         Raises RunError where it has one class, no validation images, its folder no longer agrees with the index, or the
         labels of its validation or test images took part in reducing the cache; MissingRows where it has fewer passes.
         """
         opened = FeatureCache.open(cache)
         index = opened.index(name)
-        _refuse_unusable(index)
+        _refuse_unusable(index, validated)
         _refuse_stale(index)
         chosen = opened.passes(index, passes)
         leaks = count_leaks(index)
@@ -91,13 +91,13 @@ class TrainingSet:
         if opened.reduction:
             leaks["in_reduction"] = _refuse_seen_labels(opened, index)
         found = cls(opened, index, chosen, leaks)
-        if absent := found.classes_without_validation:
+        if validated and (absent := found.classes_without_validation):
             count = f"{len(absent)} of {counted(len(index.classes), 'class')} without validation images"
             logger.warning(f"{count}, for which no head is chosen: {shown([repr(name) for name in absent])}")
         return found
 
 
-def _refuse_unusable(index: SetIndex) -> None:
+def _refuse_unusable(index: SetIndex, validated: bool) -> None:
     train = index.split("train")
     wrong = ""
     if len(index.classes) < 2:
@@ -106,7 +106,7 @@ def _refuse_unusable(index: SetIndex) -> None:
         wrong = "has no training images: fix those that could not be decoded"
     elif len({image.key for image in train}) < 2:
         wrong = "has training images that are one image, expected at least one of each class: add other images"
-    elif not index.split("valid"):
+    elif validated and not index.split("valid"):
         wrong = (
             "has no validation images: add a valid/ folder next to train/, or, where there are no split folders, more "
             "images of a class"

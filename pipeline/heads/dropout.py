@@ -32,12 +32,18 @@ class DrawnDropout:
         for generator, state in zip(self._generators, states, strict=True):
             generator.state = generator.state if state is None else state
 
-    def sample(self, hidden: Tensor, step: int) -> Tensor:
-        """What hidden units (G, B, H) are multiplied by: 0, or what keeps the mean; `step` is not used."""
-        kept, count = torch.empty_like(hidden), hidden[0].numel()
+    def sample(self, hidden: Tensor, step: int, rows: Sequence[int] | None = None) -> Tensor:
+        """What hidden units (G, B, H) are multiplied by: 0, or what keeps the mean; `step` is not used.
+
+        Of each head only so many `rows` are drawn as if they were all, where the others fill up the batch: they are 0.
+        """
+        _, longest, width = hidden.shape
+        kept = torch.empty_like(hidden) if rows is None else torch.zeros_like(hidden)
         for number, (least, generator) in enumerate(zip(self._least, self._generators, strict=True)):
-            drawn = generator.random_raw(-(-count // 4)).view(np.uint16)[:count] >= least
-            torch.mul(torch.from_numpy(drawn).view(hidden.shape[1:]), _VALUES / (_VALUES - least), out=kept[number])
+            own = longest if rows is None else rows[number]
+            drawn = generator.random_raw(-(-own * width // 4)).view(np.uint16)[: own * width] >= least
+            scale = _VALUES / (_VALUES - least)
+            torch.mul(torch.from_numpy(drawn).view(own, width), scale, out=kept[number, :own])
         return kept
 
     def state(self, number: int) -> Any:
@@ -54,8 +60,11 @@ class HashedDropout:
         self._least = torch.from_numpy((least - _VALUES // 2).astype(np.int16)).to(device).unsqueeze(1)
         self._scale = torch.from_numpy(_VALUES / (_VALUES - least)).to(device, sums_in(device)).unsqueeze(1)
 
-    def sample(self, hidden: Tensor, step: int) -> Tensor:
-        """What hidden units (G, B, H) are multiplied by after `step` steps: 0, or what keeps the mean."""
+    def sample(self, hidden: Tensor, step: int, rows: Sequence[int] | None = None) -> Tensor:
+        """What hidden units (G, B, H) are multiplied by after `step` steps: 0, or what keeps the mean.
+
+        A row's numbers are the same whatever follows it, so `rows` is not used.
+        """
         count = hidden[0].numel()
         keys = torch.from_numpy(_keys(self._seeds, step)).to(hidden.device).unsqueeze(1)
         places = torch.arange(-(-count // 2), dtype=torch.int32, device=hidden.device).mul_(_GOLDEN)

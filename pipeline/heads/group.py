@@ -107,17 +107,20 @@ class HeadGroup:
         """G, heads."""
         return len(self.members)
 
-    def step(self, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    def step(
+        self, x: Tensor, labels: Tensor, weights: Tensor | None = None, rows: Sequence[int] | None = None
+    ) -> Tensor:
         """One step of every head on rows (B, R) and labels (B,); the mean loss of each, (G,), before the step.
 
         Rows (G, B, R) and labels (G, B) are of each head its own. The mean is weighted by `class_weights`, or by
-        `weights`, (B,) or (G, B), of the rows, which are 1 on average over all rows, not within the batch.
+        `weights`, (B,) or (G, B), of the rows, which are 1 on average over all rows, not within the batch. `rows` says
+        how many of each head's rows are its own; others, of weight 0, fill up the batch.
         """
         *_, w2, b2 = self.tensors.values()
         w2 = w2.to(x.dtype)
         hidden = seen = self._hidden(x)  # (G, B, H); without hidden units the rows, (G, B, R)
         if self.shape.hidden:
-            kept = self._noise.sample(hidden, self.step_count)
+            kept = self._noise.sample(hidden, self.step_count, rows)
             seen = hidden * kept
         log_probs = torch.log_softmax(torch.bmm(seen, w2.mT).to(b2.dtype) + b2.unsqueeze(1), 2)  # (G, B, C)
         target = labels.expand(len(self), -1).unsqueeze(2)

@@ -1,11 +1,12 @@
 """Heads of the same settings on rows of their own, trained side by side: folds, or parts of a set."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.bases.data import HeadData
 from pipeline.config import HeadSettings
@@ -55,21 +56,19 @@ def _trained(
     with full_precision(device):
         for epoch in range(1, epochs + 1):
             batches = (data.batches(settings.batch_size, shuffle_rng(seed, epoch)) for data in datas)
-            for rows, labels, weights in _stacked(zip(*batches, strict=True), of_class):
-                group.step(rows.to(device), labels.to(device), weights.to(device))
+            for batch in zip(*batches, strict=True):
+                counts = [len(labels) for _, labels in batch]
+                rows, labels = (pad_sequence(list(parts), batch_first=True) for parts in zip(*batch, strict=True))
+                weights = _weights(batch, of_class)
+                group.step(rows.to(device), labels.to(device), weights.to(device), counts)
     return group
 
 
-def _stacked(
-    batches: Iterator[tuple[Batch, ...]], of_class: Sequence[Tensor | None]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Rows (G, B, R), labels and weights (G, B) of each step; a batch that is shorter is filled up at weight 0."""
-    for batch in batches:
-        longest = max(len(labels) for _, labels in batch)
-        weights = torch.zeros(len(batch), longest, dtype=torch.float64)
-        for number, ((_, labels), classes) in enumerate(zip(batch, of_class, strict=True)):
-            own = torch.ones(len(labels)) if classes is None else classes[labels]
-            weights[number, : len(labels)] = own.double() * longest / own.double().sum()
-        rows = torch.nn.utils.rnn.pad_sequence([rows for rows, _ in batch], batch_first=True)
-        labels = torch.nn.utils.rnn.pad_sequence([labels for _, labels in batch], batch_first=True)
-        yield rows, labels, weights
+def _weights(batch: Sequence[Batch], of_class: Sequence[Tensor | None]) -> Tensor:
+    """Of the rows of each head (G, B), their mean 1 over the longest batch; 0 of what fills up the others."""
+    longest = max(len(labels) for _, labels in batch)
+    weights = torch.zeros(len(batch), longest, dtype=torch.float64)
+    for number, ((_, labels), classes) in enumerate(zip(batch, of_class, strict=True)):
+        own = torch.ones(len(labels)) if classes is None else classes[labels]
+        weights[number, : len(labels)] = own.double() * longest / own.double().sum()
+    return weights

@@ -48,7 +48,7 @@ def grouped_by(images: Sequence[ImageRecord], pattern: str) -> list[ImageRecord]
     Those whose path it is not found in have none. ImageSetError where it is found in no path, or groups are given.
     """
     if any(image.group for image in images):
-        raise ImageSetError("the CSV has a column group already: leave out --group-by, or that column")
+        raise ImageSetError("the images have groups already: leave out --group-by, or the column group of the CSV")
     found = [re.search(pattern, PurePath(image.path).as_posix()) for image in images]
     groups = [(match[1] or "") if match else "" for match in found]
     if not any(groups):

@@ -1,0 +1,164 @@
+"""Out-of-fold predictions as a file of plain arrays, for whatever builds on them, and two of them compared."""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest
+from scipy.stats import t as student
+
+from cache.files import read_regular, write_atomically
+from cache.index import ImageRecord
+from cache.records import fault
+from pipeline.config import HeadSettings
+from pipeline.console import counted
+from pipeline.errors import RunError
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What heads predict of N images that they were not trained on, in R repeats.
+
+    Attributes:
+        paths: of the images, (N,).
+        digests: SHA-256 of the images, (N,).
+        labels: places in `classes`, (N,).
+        classes: names, (C,).
+        log_probs: (R, N, C) float32.
+        folds: the fold of each image, (R, N).
+        backbone: of the cache.
+        settings: of the heads.
+    """
+
+    paths: npt.NDArray[np.str_]
+    digests: npt.NDArray[np.str_]
+    labels: npt.NDArray[np.int64]
+    classes: npt.NDArray[np.str_]
+    log_probs: npt.NDArray[np.float32]
+    folds: npt.NDArray[np.int64]
+    backbone: str
+    settings: HeadSettings
+
+    @property
+    def hits(self) -> npt.NDArray[np.bool_]:
+        """Whether each head is right, (R, N)."""
+        found: npt.NDArray[np.bool_] = self.log_probs.argmax(2) == self.labels
+        return found
+
+    @classmethod
+    def of(
+        cls,
+        images: Sequence[ImageRecord],
+        labels: npt.NDArray[np.int64],
+        classes: Sequence[str],
+        log_probs: npt.NDArray[np.float32],
+        folds: npt.NDArray[np.int64],
+        made_by: tuple[str, HeadSettings],
+    ) -> "OutOfFold":
+        """Of `images`, in their order; `made_by` is the backbone and the settings."""
+        paths, digests = (np.array([getattr(image, name) for image in images]) for name in ("path", "digest"))
+        return cls(paths, digests, labels, np.array(classes), log_probs, folds, *made_by)
+
+    def save(self, path: Path) -> None:
+        """Write an .npz, whole or not at all; of one repeat, `log_probs` is (N, C) and `folds` (N,)."""
+        arrays = {name: getattr(self, name) for name in ("paths", "digests", "labels", "classes", "log_probs", "folds")}
+        if len(self.folds) == 1:
+            arrays |= {name: arrays[name][0] for name in ("log_probs", "folds")}
+        made_by = {"backbone": self.backbone, "settings": asdict(self.settings)}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays, made_by=np.array(json.dumps(made_by)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> "OutOfFold":
+        """Read what `save` wrote; RunError for another file."""
+        try:
+            with np.load(io.BytesIO(read_regular(path)), allow_pickle=False) as stored:
+                arrays = dict(stored.items())
+            made_by = json.loads(str(arrays.pop("made_by")))
+            if arrays["folds"].ndim == 1:
+                arrays |= {name: arrays[name][None] for name in ("log_probs", "folds")}
+            count, classes = len(arrays["paths"]), len(arrays["classes"])
+            shapes = {name: array.shape for name, array in arrays.items()}
+            if shapes["log_probs"] != (len(arrays["folds"]), count, classes) or shapes["labels"] != (count,):
+                raise ValueError(f"arrays of shapes {shapes}")
+            return cls(**arrays, backbone=str(made_by["backbone"]), settings=HeadSettings(**made_by["settings"]))
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile, EOFError) as error:
+            raise RunError(
+                f"{path} holds no predictions of headgraft cv ({fault(error)}): make them with cv --predictions {path}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """How much more accurate these heads are than others, of the same images in the same folds.
+
+    Attributes:
+        value: difference of the accuracies, a fraction.
+        low: lower bound of its 95 % interval over training and test images.
+        high: upper bound of that interval.
+        p_value: of no difference, by the same test.
+        only_these: images of the first repeat that these heads alone are right about.
+        only_others: images that the others alone are right about.
+        mcnemar_p: of no difference between these two numbers, on these images.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    only_these: int
+    only_others: int
+    mcnemar_p: float
+
+    def in_words(self) -> str:
+        """One line."""
+        low, value, high = (f"{100 * bound:+.2f}" for bound in (self.low, self.value, self.high))
+        return (
+            f"less the others: {value} points ({low} to {high}, corrected resampled t, p = {self.p_value:.2g}); alone "
+            f"right about {counted(self.only_these, 'image')}, the others about {self.only_others} (McNemar, "
+            f"p = {self.mcnemar_p:.2g})"
+        )
+
+
+def compared(these: OutOfFold, others: OutOfFold) -> PairedComparison:
+    """Two procedures on the same folds; RunError where images, labels or folds differ.
+
+    The interval is the corrected resampled t-test's (Nadeau and Bengio, Inference for the generalization error, Machine
+    Learning 52, 2003): folds share training images, so that their differences vary less than those of other data sets
+    would. McNemar's test, exact, is of the images at hand alone.
+    """
+    _refuse_other_images(these, others)
+    apart = these.hits.astype(float) - others.hits
+    value, numbers = float(apart.mean()), range(int(these.folds.max()) + 1)
+    differences = [row[folds == one].mean() for row, folds in zip(apart, these.folds, strict=True) for one in numbers]
+    tested = 1 / (len(numbers) - 1)  # images tested for each one trained on
+    error = math.sqrt((1 / len(differences) + tested) * np.var(differences, ddof=1))
+    reach = float(student.ppf(0.975, len(differences) - 1)) * error
+    p_value = 2 * float(student.sf(abs(value) / error, len(differences) - 1)) if error else float(value == 0)
+    first, second = these.hits[0], others.hits[0]
+    alone, other = int((first & ~second).sum()), int((second & ~first).sum())
+    mcnemar = float(binomtest(alone, alone + other).pvalue) if alone + other else 1.0
+    return PairedComparison(value, value - reach, value + reach, p_value, alone, other, mcnemar)
+
+
+def _refuse_other_images(these: OutOfFold, others: OutOfFold) -> None:
+    same = {
+        "images": np.array_equal(these.digests, others.digests),
+        "labels": np.array_equal(these.classes[these.labels], others.classes[others.labels]),
+        "folds": np.array_equal(these.folds, others.folds),
+    }
+    if wrong := [name for name, equal in same.items() if not equal]:
+        raise RunError(
+            f"these predictions and those of --against are of other {wrong[0]}, expected the same: run both with the "
+            "same set, --folds, --repeats and groups"
+        )

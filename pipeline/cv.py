@@ -1,0 +1,226 @@
+"""Cross-validation of a head from a cache: each image is predicted by a head that saw neither it nor its group."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.index import ImageRecord, SetIndex
+from cache.store import FeatureCache
+from pipeline.bases.reduced import unchecked
+from pipeline.bases.trainset import TrainingSet
+from pipeline.console import counted
+from pipeline.cross_validation.folds import folds_of_groups, stratified_folds
+from pipeline.cross_validation.predictions import OutOfFold, PairedComparison, compared
+from pipeline.cross_validation.rows import ImageRows
+from pipeline.cross_validation.training import out_of_fold
+from pipeline.cv_config import MOST_FOLDS, CvConfig
+from pipeline.errors import RunError
+from pipeline.heads.fit import default_epochs
+from pipeline.inputs.splitting import grouped_by
+from pipeline.machine.device import available_cpus, resolve_device
+from pipeline.machine.memory import allowed_bytes
+from pipeline.reporting.duplicates import near_duplicates
+from pipeline.statistics.calibration import error_of, floor_of
+from pipeline.statistics.groups import Groups, join
+from pipeline.statistics.intervals import accuracies
+
+logger = logging.getLogger("headgraft.cross_validation")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold: its images, predicted by the head of the others.
+
+    Attributes:
+        repeat: from 1.
+        fold: from 1.
+        images: of the fold.
+        accuracy: a fraction.
+    """
+
+    repeat: int
+    fold: int
+    images: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class CvResult:
+    """What cross-validation found.
+
+    Attributes:
+        set: name of the image set.
+        images: of train and valid, each predicted once in a repeat.
+        groups: of images that are no independent evidence, each in one fold.
+        folds: one after the other.
+        accuracy: of all images, a fraction; with several repeats their mean.
+        interval: `[low, high]` of it, 95 % over groups of images.
+        mean_per_class: mean of the accuracies of each class, a fraction.
+        ece: calibration error over 15 equal-width bins, of the first repeat.
+        ece_floor: mean `ece` over 200 sets of labels drawn from the probabilities.
+        unseen: images whose class has no other group: no head that predicts them knows it.
+        basis: name of the basis, fitted anew in each fold.
+        passes: augmented passes that heads were trained on.
+        epochs: of each head.
+        seconds: of the command.
+        predictions: path of the out-of-fold predictions.
+        against: how much more accurate than the predictions of `--against`; null without.
+    """
+
+    set: str
+    images: int
+    groups: int
+    folds: list[Fold]
+    accuracy: float
+    interval: tuple[float, float]
+    mean_per_class: float
+    ece: float
+    ece_floor: float
+    unseen: int
+    basis: str
+    passes: int
+    epochs: int
+    seconds: float
+    predictions: str
+    against: PairedComparison | None = None
+
+    def in_words(self) -> str:
+        """Accuracy with its interval, the folds' range, calibration, and where the predictions are."""
+        low, high = self.interval
+        each = sorted(fold.accuracy for fold in self.folds)
+        of = f"{counted(self.images, 'image')} in {counted(self.groups, 'group')}"
+        lines = [
+            f"accuracy {self.accuracy:.2%} ({low:.2%} to {high:.2%}, 95 % over groups), mean per class "
+            f"{self.mean_per_class:.2%}: {of}, each predicted by heads that did not see its group",
+            f"{counted(len(self.folds), 'fold')}, {each[0]:.2%} to {each[-1]:.2%}; basis {self.basis}, "
+            f"{counted(self.passes, 'augmented pass')}, {counted(self.epochs, 'epoch')}",
+            f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f})",
+        ]
+        if self.against:
+            lines.append(self.against.in_words())
+        return "\n".join([*lines, f"{self.predictions}: predictions of every image; {self.seconds:.1f} s"])
+
+
+def cv(config: CvConfig) -> CvResult:
+    """Train a head for each fold on the others, in a basis fitted on them, and predict the fold.
+
+    Training and validation images take part, test images do not. RunError where they are too few, where their labels
+    made the rows of a reduced cache, or where rows take more than the memory allowed.
+    """
+    start = time.perf_counter()
+    torch.set_num_threads(available_cpus())
+    device, against = resolve_device(config.device), OutOfFold.load(config.against) if config.against else None
+    trainset = TrainingSet.open(config.cache, config.set, config.passes, validated=False)
+    if reason := unchecked(trainset.cache, trainset.index):
+        raise RunError(reason)
+    settings = replace(config.settings, basis=config.basis or trainset.default_basis)
+    images = [image for split in ("train", "valid") for image in trainset.index.split(split)]
+    groups = groups_of(config, trainset.cache, trainset.index)
+    rows = ImageRows.load(trainset, images, settings.basis, allowed_bytes(config.memory))
+    folds = [_folds(config, images, rows.labels, groups, repeat) for repeat in range(config.repeats)]
+    trained = round(len(images) * (1 - 1 / (int(folds[0].max()) + 1)))
+    epochs = config.epochs or default_epochs(trained, settings.batch_size)
+    unseen = _unseen(rows.labels, groups, images)
+    log_probs = np.stack(
+        [
+            out_of_fold(rows, these, settings, epochs, config.seed + repeat, allowed_bytes(config.memory), device)
+            for repeat, these in enumerate(folds)
+        ]
+    )
+    found = OutOfFold.of(
+        images,
+        rows.labels.numpy(),
+        trainset.index.classes,
+        log_probs,
+        np.stack([these.numpy() for these in folds]),
+        (trainset.cache.manifest.base.backbone, settings),
+    )
+    path = config.predictions or config.cache / "cv" / f"{trainset.index.name}.npz"
+    comparison = compared(found, against) if against else None
+    found.save(path)
+    return _result(found, groups.numbers(images), trainset, epochs, unseen, path, comparison, start)
+
+
+def groups_of(config: CvConfig, cache: FeatureCache, index: SetIndex) -> Groups:
+    """Of the set's images: as given, by path, and with near-duplicates."""
+    if config.group_by:
+        index = replace(index, images=tuple(grouped_by(index.images, config.group_by)))
+    if config.group_near_duplicates:
+        found = near_duplicates(cache, index)
+        logger.info(f"near-duplicates: {counted(len(found.pairs), 'pair')}; {found.threshold}")
+        return found.groups
+    return join(index.images)
+
+
+def _folds(config: CvConfig, images: Sequence[ImageRecord], labels: Tensor, groups: Groups, repeat: int) -> Tensor:
+    """The fold of each image (N,), every one of which has images; RunError where there are too few groups."""
+    count = len(set(groups.numbers(images).tolist()))
+    if config.leave_one_group_out:
+        if not 2 <= count <= MOST_FOLDS:
+            raise RunError(f"{counted(count, 'group')}, expected 2 to {MOST_FOLDS}: use --folds")
+        return folds_of_groups(images, groups)
+    if count < config.folds:
+        raise RunError(f"{counted(count, 'group')} of images cannot make {config.folds} folds: choose fewer --folds")
+    return stratified_folds(images, labels, groups, config.folds, repeat)
+
+
+def _unseen(labels: Tensor, groups: Groups, images: Sequence[ImageRecord]) -> int:
+    """How many images are of a class that has one group only: said, since they lower the accuracy."""
+    numbers = groups.numbers(images)
+    pairs = np.unique(np.stack([labels.numpy(), numbers]), axis=1)
+    alone = np.bincount(pairs[0], minlength=int(labels.max()) + 1) == 1
+    unseen = int(alone[labels.numpy()].sum())
+    if unseen:
+        logger.warning(
+            f"{counted(int(alone.sum()), 'class')} of one group each: their {counted(unseen, 'image')} cannot be "
+            "predicted by a head that did not see that group, and count as wrong"
+        )
+    return unseen
+
+
+def _result(
+    found: OutOfFold,
+    groups: np.ndarray,
+    trainset: TrainingSet,
+    epochs: int,
+    unseen: int,
+    path: Path,
+    comparison: PairedComparison | None,
+    start: float,
+) -> CvResult:
+    repeats, images = found.folds.shape
+    flat = found.log_probs.reshape(repeats * images, -1)
+    # An image and its repeats are one group.
+    accuracy = accuracies(flat.astype(np.float64), np.tile(found.labels, repeats), np.tile(groups, repeats))
+    hits, first = found.hits, torch.from_numpy(found.log_probs[0])
+    folds = [
+        Fold(repeat + 1, fold + 1, int(inside.sum()), float(hits[repeat][inside].mean()))
+        for repeat in range(repeats)
+        for fold in range(int(found.folds[repeat].max()) + 1)
+        for inside in [found.folds[repeat] == fold]
+    ]
+    top1 = accuracy["top1"]
+    return CvResult(
+        set=trainset.index.name,
+        images=images,
+        groups=len(np.unique(groups)),
+        folds=folds,
+        accuracy=top1.value,
+        interval=(top1.low, top1.high),
+        mean_per_class=accuracy["mean_per_class"].value,
+        ece=error_of(first, torch.from_numpy(found.labels)),
+        ece_floor=floor_of(first),
+        unseen=unseen,
+        basis=found.settings.basis,
+        passes=trainset.passes,
+        epochs=epochs,
+        seconds=time.perf_counter() - start,
+        predictions=str(path),
+        against=comparison,
+    )

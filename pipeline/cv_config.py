@@ -1,0 +1,52 @@
+"""What `headgraft cv` is asked: as in `config`, a field is an option."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from pipeline.config import HeadSettings, TrainConfig
+from pipeline.options import DEVICES, Checked, check_capture, option, option_of, require, required
+
+MOST_FOLDS = 1000
+
+
+@dataclass(frozen=True)
+class CvConfig(Checked):
+    """Cross-validation of one head of `HeadSettings` on the training and validation images of a set."""
+
+    cache: Path = field(metadata=required("Folder of the feature cache."))
+    set: str | None = option_of(TrainConfig, "set")
+    folds: int = option(5, "Number of folds.", least=2, most=MOST_FOLDS)
+    repeats: int = option(1, "Number of times, each with other folds and another seed.", least=1, most=100)
+    leave_one_group_out: bool = option(False, "One fold for each group, in place of --folds.")
+    group_by: str | None = option(
+        None, "Regular expression on paths: images of the same first capture are one group.", metavar="REGEX"
+    )
+    group_near_duplicates: bool = option(False, "Near-duplicates are one group, too.")
+    against: Path | None = option(None, "Predictions of another cv of the same images: compare with them.")
+    predictions: Path | None = option(None, "Path of the predictions.  [default: cv/SET.npz in the cache]")
+    passes: int | None = option_of(TrainConfig, "passes")
+    memory: float | None = option_of(TrainConfig, "memory")
+    hidden: int = option_of(TrainConfig, "hidden")
+    dropout: float = option_of(TrainConfig, "dropout")
+    lr: float = option_of(TrainConfig, "lr")
+    epochs: int | None = option_of(TrainConfig, "epochs")
+    batch_size: int = option_of(TrainConfig, "batch_size")
+    weight_decay: float = option_of(TrainConfig, "weight_decay")
+    class_weights: str = option_of(TrainConfig, "class_weights")
+    basis: str | None = option_of(TrainConfig, "basis")
+    seed: int = option_of(TrainConfig, "seed")
+    device: str = option("auto", "Device of the heads.", choices=DEVICES)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_by is not None:
+            check_capture("--group-by", self.group_by)
+        apart = not self.leave_one_group_out or (self.folds == CvConfig.folds and self.repeats == 1)
+        require(apart, "--leave-one-group-out has as many folds as groups, once: leave out --folds and --repeats")
+        _ = self.settings  # which checks them
+
+    @property
+    def settings(self) -> HeadSettings:
+        """The head's hyper-parameters."""
+        found = {one.name: getattr(self, one.name) for one in fields(HeadSettings)}
+        return HeadSettings(**{**found, "basis": self.basis or HeadSettings.basis})
