@@ -88,6 +88,19 @@ def test_a_column_of_the_table_is_kept_in_the_index(table: Path, run_extract: Ex
     assert stale_files(index)[0].endswith("3.png is now of group 'burst 7', was of 'burst 1'")
 
 
+def test_a_table_without_splits_is_split_by_group(table: Path, tmp_path: Path) -> None:
+    """As a folder without splits is; a column that may be misspelt is refused."""
+    cells = [line.split(",") for line in table.read_text().splitlines()]
+    (tmp_path / "plain.csv").write_text("\n".join(",".join([row[0], row[1], row[3]]) for row in cells))
+    images = ImageSet.scan(tmp_path / "plain.csv")
+    assert not images.has_splits
+    assert {image.split for image in images.images} == {"train", "valid", "test"}
+    assert len({image.split for image in images.images if image.group == "burst 0"}) == 1
+    (tmp_path / "wrong.csv").write_text(table.read_text().replace("split", "spilt", 1))
+    with pytest.raises(ImageSetError, match="has a column 'spilt': rename it to split, or leave it out"):
+        ImageSet.scan(tmp_path / "wrong.csv")
+
+
 def test_a_split_that_cuts_groups_is_said(table: Path, run_extract: Extract, tmp_path: Path) -> None:
     """With their number, in the run as well."""
     run_extract(data=table)

@@ -1,9 +1,10 @@
-"""A data set as a CSV of path,label,split, and group if it has that: as spreadsheets and other systems write it."""
+"""A data set as a CSV of path,label, and split and group if it has them: as spreadsheets and other systems write it."""
 
 import csv
 import os
 from collections import Counter
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 from cache.records import fault
@@ -13,10 +14,10 @@ from pipeline.inputs.decode import EXTENSIONS
 from pipeline.inputs.folders import Listed, refuse_other_locale
 from pipeline.inputs.splits import SPLIT_NAMES, split_of
 
-_COLUMNS = ("path", "label", "split")
-_EXPECTED = f"expected a folder of images, or a CSV file with the columns {','.join(_COLUMNS)}"
+_COLUMNS = ("path", "label")
+_OPTIONAL = ("split", "group")
+_EXPECTED = "expected a folder of images, or a CSV file with the columns path,label,split"
 _DELIMITERS = ",;\t"
-_GROUP = "group"  # a column that may be there
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -71,13 +72,15 @@ def _rows(file: Path) -> Iterator[tuple[int, tuple[str, str, str, str]]]:
             readable = columns and columns.isascii() and columns.isprintable()
             found = f"starts with the line {named(header.strip()[:60])!r}" if readable else "is not such a table"
             raise ImageSetError(f"{file} {found}, {_EXPECTED}")
+        if "split" not in names and (near := get_close_matches("split", names, 1)):
+            raise ImageSetError(f"{file} has a column {near[0]!r}: rename it to split, or leave it out")
         reader = csv.reader(lines, delimiter=delimiter)
         next(reader)
         for row in filter(None, reader):
             cells = dict(zip(names, row, strict=False))
-            path, label, split, group = (cells.get(column, "") for column in (*_COLUMNS, _GROUP))
+            path, label, split, group = (cells.get(column, "") for column in (*_COLUMNS, *_OPTIONAL))
             wide = f"{len(row)} cells for {len(names)} columns" if any(row[len(names) :]) else ""
-            if lacks := wide or _lacks(path, label, split, group):
+            if lacks := wide or _lacks(path, label, split if "split" in names else None, group):
                 known = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
                 raise ImageSetError(
                     f"{file}, line {reader.line_num} has {lacks}, expected a path, a label and one of {known}: fix it"
@@ -89,14 +92,15 @@ def _names(header: str, delimiter: str) -> list[str]:
     return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
 
 
-def _lacks(path: str, label: str, split: str, group: str) -> str:
+def _lacks(path: str, label: str, split: str | None, group: str) -> str:
+    """What a row has not that it needs; a `split` of None is chosen later."""
     if not path or not label.strip() or "\0" in label:
         return "no usable label" if path else "no path"
     if any("\udc80" <= sign <= "\udcff" for sign in label):
         return f"a label that is not UTF-8 text ({named(label)}; save the file as UTF-8)"
     if not group.isprintable():
         return f"the group {group!r}"
-    return "" if split_of(split) else f"the split {split!r}"
+    return "" if split is None or split_of(split) else f"the split {split!r}"
 
 
 def _found(path: Path) -> Path:
