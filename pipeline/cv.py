@@ -25,7 +25,7 @@ from pipeline.heads.fit import default_epochs
 from pipeline.inputs.splitting import grouped_by
 from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.machine.memory import allowed_bytes
-from pipeline.reporting.duplicates import near_duplicates
+from pipeline.reporting.duplicates import MOST_COMPARED, NearDuplicates, near_duplicates
 from pipeline.statistics.calibration import error_of, floor_of
 from pipeline.statistics.groups import Groups, join
 from pipeline.statistics.intervals import accuracies
@@ -65,6 +65,7 @@ class CvResult:
         ece: calibration error over 15 equal-width bins, of the first repeat.
         ece_floor: mean `ece` over 200 sets of labels drawn from the probabilities.
         unseen: images whose class has no other group: no head that predicts them knows it.
+        across_folds: images with a near-duplicate in another fold of the first repeat; null of more than 30,000 images.
         basis: name of the basis, fitted anew in each fold.
         passes: augmented passes that heads were trained on.
         epochs: of each head.
@@ -83,6 +84,7 @@ class CvResult:
     ece: float
     ece_floor: float
     unseen: int
+    across_folds: int | None
     basis: str
     passes: int
     epochs: int
@@ -121,12 +123,13 @@ def cv(config: CvConfig) -> CvResult:
         raise RunError(reason)
     settings = replace(config.settings, basis=config.basis or trainset.default_basis)
     images = [image for split in ("train", "valid") for image in trainset.index.split(split)]
-    groups = groups_of(config, trainset.cache, trainset.index)
+    groups, near = _groups(config, trainset.cache, trainset.index)
     rows = ImageRows.load(trainset, images, settings.basis, allowed_bytes(config.memory))
     folds = [_folds(config, images, rows.labels, groups, repeat) for repeat in range(config.repeats)]
     trained = round(len(images) * (1 - 1 / (int(folds[0].max()) + 1)))
     epochs = config.epochs or default_epochs(trained, settings.batch_size)
     unseen = _unseen(rows.labels, groups, images)
+    across_folds = _across_folds(near, images, folds[0]) if near else None
     log_probs = np.stack(
         [
             out_of_fold(rows, these, settings, epochs, config.seed + repeat, allowed_bytes(config.memory), device)
@@ -144,18 +147,38 @@ def cv(config: CvConfig) -> CvResult:
     path = config.predictions or config.cache / "cv" / f"{trainset.index.name}.npz"
     comparison = compared(found, against) if against else None
     found.save(path)
-    return _result(found, groups.numbers(images), trainset, epochs, unseen, path, comparison, start)
+    return _result(found, groups.numbers(images), trainset, epochs, (unseen, across_folds), path, comparison, start)
 
 
-def groups_of(config: CvConfig, cache: FeatureCache, index: SetIndex) -> Groups:
-    """Of the set's images: as given, by path, and with near-duplicates."""
+def _groups(config: CvConfig, cache: FeatureCache, index: SetIndex) -> tuple[Groups, NearDuplicates | None]:
+    """Of the set's images: as given or by path, and if asked for with near-duplicates, which are the second.
+
+    These are None of too many images to compare.
+    """
     if config.group_by:
         index = replace(index, images=tuple(grouped_by(index.images, config.group_by)))
-    if config.group_near_duplicates:
-        found = near_duplicates(cache, index)
-        logger.info(f"near-duplicates: {counted(len(found.pairs), 'pair')}; {found.threshold}")
-        return found.groups
-    return join(index.images)
+    compared = config.group_near_duplicates or len(index.images) <= MOST_COMPARED
+    near = near_duplicates(cache, index) if compared else None
+    if near and config.group_near_duplicates:
+        logger.info(f"near-duplicates: {counted(len(near.pairs), 'pair')}; {near.threshold}")
+        return near.groups, near
+    return join(index.images), near
+
+
+def _across_folds(near: NearDuplicates, images: Sequence[ImageRecord], folds: Tensor) -> int:
+    """How many images have a near-duplicate in another fold: said, since their heads may have seen the same scene."""
+    fold_of = dict(zip((image.path for image in images), folds.tolist(), strict=True))
+    apart = [
+        (pair.a, pair.b)
+        for pair in near.pairs
+        if pair.a in fold_of and pair.b in fold_of and fold_of[pair.a] != fold_of[pair.b]
+    ]
+    if count := len({path for pair in apart for path in pair}):
+        logger.warning(
+            f"{counted(count, 'image')} of {len(images)} with a near-duplicate in another fold: if these show the same "
+            "scene, the accuracy is too high; --group-near-duplicates or --group-by REGEX keeps them in one fold"
+        )
+    return count
 
 
 def _folds(config: CvConfig, images: Sequence[ImageRecord], labels: Tensor, groups: Groups, repeat: int) -> Tensor:
@@ -189,7 +212,7 @@ def _result(
     groups: np.ndarray,
     trainset: TrainingSet,
     epochs: int,
-    unseen: int,
+    warned: tuple[int, int | None],
     path: Path,
     comparison: PairedComparison | None,
     start: float,
@@ -216,7 +239,8 @@ def _result(
         mean_per_class=accuracy["mean_per_class"].value,
         ece=error_of(first, torch.from_numpy(found.labels)),
         ece_floor=floor_of(first),
-        unseen=unseen,
+        unseen=warned[0],
+        across_folds=warned[1],
         basis=found.settings.basis,
         passes=trainset.passes,
         epochs=epochs,

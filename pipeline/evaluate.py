@@ -1,19 +1,26 @@
 """Scores of one split: of a run from the cache, of a model from image files."""
 
+import logging
 from dataclasses import fields
 
+import numpy as np
 import torch
 
+from cache.index import SetIndex
+from cache.store import FeatureCache
 from pipeline.config import EvaluateConfig
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.names import resembling
 from pipeline.machine.device import available_cpus
 from pipeline.model.file import load_bundle
+from pipeline.reporting.duplicates import MOST_COMPARED, near_duplicates
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RUN_FILE
 from pipeline.statistics.groups import join
-from pipeline.statistics.scoring import Scores, score
+from pipeline.statistics.scoring import Scores, Unrelated, score
+
+logger = logging.getLogger("headgraft.evaluate")
 
 
 def evaluate(config: EvaluateConfig) -> Scores:
@@ -46,8 +53,23 @@ def _evaluate_run(config: EvaluateConfig) -> Scores:
     if not images:
         raise RunError(f"set {index.name!r} has no {config.split} images")
     result = score(*run.log_probs(cache, index, config.split), config.split, join(images).numbers(images))
+    if config.split != "train" and len(index.images) <= MOST_COMPARED:
+        result.unrelated = _unrelated(run, cache, index, config.split)
+    if run.record.refit and config.split == "valid":
+        logger.info("these are scores of the head before it was trained anew with the validation images")
     run.add_scores([result.as_record()])
     return result
+
+
+def _unrelated(run: Run, cache: FeatureCache, index: SetIndex, split: str) -> Unrelated:
+    """Of a split's images those that are like none the head was trained on; near-duplicates are groups, too."""
+    groups, refit = near_duplicates(cache, index).groups, run.record.refit and split != "valid"
+    trained = [image for name in ("train", *(["valid"] if refit else [])) for image in index.split(name)]
+    numbers = groups.numbers(index.split(split))
+    apart = ~np.isin(numbers, groups.numbers(trained))
+    log_probs, labels = run.log_probs(cache, index, split)
+    kept = torch.from_numpy(apart)
+    return Unrelated.of(log_probs[kept], labels[kept], numbers[apart])
 
 
 def _evaluate_model(config: EvaluateConfig) -> Scores:

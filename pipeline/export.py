@@ -89,6 +89,8 @@ def export(config: ExportConfig) -> ExportResult:
     _check_targets(config)
     torch.set_num_threads(available_cpus())
     run = Run.load(config.run)
+    if config.tta == "flip" and run.record.refit:
+        raise RunError(f"{config.run} was trained on its validation images too: --tta flip has none for a temperature")
     cache = run.open_cache(config.cache)
     index = cache.index(run.record.set)
     root = root_now(index, config.data)
@@ -238,5 +240,6 @@ def _card(
         set=index.name,
         images={split: len(index.split(split)) for split in SPLITS},
         training=asdict(run.record.config),
+        refit=run.record.refit,
         versions={**run.record.versions, **dict([spec.built_by] if spec.built_by else [])},
     )

@@ -1,6 +1,7 @@
 """A run folder: run.json, head.safetensors (the head in its basis), basis.safetensors; also of a sweep, a report.
 
-Of a run on a reduced cache also reduction.safetensors, the basis that its rows were reduced by.
+Of a run on a reduced cache also reduction.safetensors, the basis that its rows were reduced by; of a head that was
+trained anew with the validation images also held_out.safetensors, what the head before said of these.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.heads.fit import Fitted, matmul_dtype_on
 from pipeline.heads.head import Head
 from pipeline.machine.device import CPU
-from pipeline.run_folder import BASIS_FILE, HEAD_FILE, JOURNAL_FILE, REDUCTION_FILE, RUN_FILE, RUN_FILES
+from pipeline.run_folder import BASIS_FILE, HEAD_FILE, HELD_OUT_FILE, JOURNAL_FILE, REDUCTION_FILE, RUN_FILE, RUN_FILES
 from pipeline.run_record import RUN_FORMAT, ReducedBy, RunConfig, RunRecord
 
 logger = logging.getLogger("headgraft.run")
@@ -48,6 +49,8 @@ class Run:
     """A trained head and what it was trained from. `record` is run.json.
 
     `basis` is over the rows of its cache, which are those of the backbone or were made of these by `reduction`.
+    `held_out` are log-probabilities of the validation images (V, C), in the order of the index, by a head that was not
+    trained on them; None where `head` was not.
     """
 
     path: Path
@@ -55,6 +58,7 @@ class Run:
     basis: Basis
     head: Head = field(repr=False)
     reduction: Basis | None = None
+    held_out: Tensor | None = field(default=None, repr=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -72,8 +76,13 @@ class Run:
 
     @torch.inference_mode()
     def log_probs(self, cache: FeatureCache, index: SetIndex, split: str) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (N, C) of the clean views of a split's files, and their labels (N,)."""
+        """Log-probabilities (N, C) of the clean views of a split's files, and their labels (N,).
+
+        Of validation they are `held_out` where there are any.
+        """
         images = index.split(split)
+        if split == "valid" and self.held_out is not None:
+            return self.held_out, torch.from_numpy(index.labels(images))
         found = torch.empty(len(images), len(self.classes))
         for positions, block in cache.blocks([(image.key, layout.CLEAN_VIEW) for image in images]):
             found[torch.from_numpy(positions)] = self.head(self.basis.apply(block))
@@ -89,6 +98,8 @@ class Run:
         contents = {HEAD_FILE: save(head), BASIS_FILE: save(self.basis.tensors())}
         if self.reduction:
             contents[REDUCTION_FILE] = save(self.reduction.tensors())
+        if self.held_out is not None:
+            contents[HELD_OUT_FILE] = save({"log_probs": self.held_out.contiguous()})
         self.record.files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
         contents |= {**(sweep or {}), RUN_FILE: _as_json(self.record.as_json())}
         kept = {*contents, *([JOURNAL_FILE] if sweep else [])} - {RUN_FILE}
@@ -141,7 +152,8 @@ class Run:
                 found = str(stored.get("format", "none"))[:20]
                 raise RunError(f"{path} is a run of format {found}, expected {RUN_FORMAT}: train it again")
             record = RunRecord.of(stored)
-            names = (HEAD_FILE, BASIS_FILE, *([REDUCTION_FILE] if record.reduction else []))
+            optional = [(REDUCTION_FILE, record.reduction), (HELD_OUT_FILE, record.refit)]
+            names = (HEAD_FILE, BASIS_FILE, *(name for name, there in optional if there))
             contents = {name: read_regular(path / name) for name in names}
             for name, data in contents.items():
                 if hashlib.sha256(data).hexdigest() != record.files[name]:
@@ -151,6 +163,7 @@ class Run:
             reduction = Basis.from_tensors(reduced.basis, load(contents[REDUCTION_FILE])) if reduced else None
             tensors = load(contents[HEAD_FILE])
             head = Head.from_tensors({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
+            held_out = load(contents[HELD_OUT_FILE])["log_probs"] if record.refit else None
             bases = [one.tensors().values() for one in (basis, reduction) if one]
             if not all(tensor.isfinite().all() for tensor in chain(*bases, head.state_dict().values())):
                 raise ValueError("a weight that is not finite")
@@ -158,7 +171,7 @@ class Run:
                 raise ValueError(f"{head.num_classes} outputs for {len(record.classes)} distinct classes")
         except (OSError, ValueError, LookupError, AttributeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise RunError(f"{path} is damaged ({fault(error)}): train it again with --overwrite") from error
-        return cls(path, record, basis, head, reduction)
+        return cls(path, record, basis, head, reduction, held_out)
 
     def open_cache(self, cache: Path | None) -> FeatureCache:
         """The cache the run was trained from, at `cache` or where the run recorded it; another one is refused."""
@@ -180,6 +193,8 @@ class Run:
                 f"set {index.name!r} of {opened.path} changed since {self.path} was trained: "
                 "train again with --overwrite, or extract again as it was (--split-seed)"
             )
+        if self.held_out is not None and self.held_out.shape != (len(index.split("valid")), len(index.classes)):
+            raise RunError(f"{self.path} holds predictions of other validation images: train again with --overwrite")
         if list(index.classes) != self.record.classes or self._width(opened.in_features) != self.head.in_features:
             raise RunError(f"{self.path} has other classes or a head for another basis: train again with --overwrite")
         return opened

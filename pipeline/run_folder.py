@@ -15,12 +15,13 @@ RUN_FILE = "run.json"
 HEAD_FILE = "head.safetensors"
 BASIS_FILE = "basis.safetensors"
 REDUCTION_FILE = "reduction.safetensors"
+HELD_OUT_FILE = "held_out.safetensors"
 JOURNAL_FILE = "journal.jsonl"
 RESULTS_FILE = "sweep.json"
 TABLE_FILE = "heads.csv"
 REPORT_FILE = "report.html"
 SWEEP_FILES = (JOURNAL_FILE, RESULTS_FILE, TABLE_FILE)
-RUN_FILES = (RUN_FILE, HEAD_FILE, BASIS_FILE, REDUCTION_FILE, REPORT_FILE, *SWEEP_FILES)
+RUN_FILES = (RUN_FILE, HEAD_FILE, BASIS_FILE, REDUCTION_FILE, HELD_OUT_FILE, REPORT_FILE, *SWEEP_FILES)
 
 
 @contextmanager

@@ -56,6 +56,8 @@ class TrainResult:
         valid_accuracy: after the last epoch, a fraction.
         valid_loss: after the last epoch.
         classes_without_validation: number of classes that have no validation image, for which no head is chosen.
+        refit: whether the head was then trained anew on training and validation images; the figures are of the head
+            before.
         seconds: of the command.
     """
 
@@ -68,12 +70,14 @@ class TrainResult:
     valid_accuracy: float
     valid_loss: float
     classes_without_validation: Count = 0
+    refit: bool = False
     seconds: Seconds
 
     def in_words(self) -> str:
         """One line."""
         accuracy = f"validation accuracy {self.valid_accuracy:.2%} after {counted(len(self.epochs), 'epoch')}"
-        return f"{self.run}: {accuracy}, {self.seconds:.1f} s"
+        anew = "; then trained anew with the validation images, so that test alone can score it" if self.refit else ""
+        return f"{self.run}: {accuracy}{anew}, {self.seconds:.1f} s"
 
 
 @dataclass(kw_only=True)

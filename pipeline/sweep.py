@@ -14,6 +14,7 @@ from pipeline.bases.fit import start_basis
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
+from pipeline.cross_validation.refit import refitted
 from pipeline.errors import RunError
 from pipeline.heads.fit import default_epochs
 from pipeline.machine.device import available_cpus, resolve_device
@@ -79,6 +80,11 @@ def _finish(config: SweepConfig, heads: Sequence[Trial], race: SuccessiveHalving
     searched, basis_seconds = time.perf_counter(), bases.seconds
     logger.info(f"best of {counted(len(heads), 'head')} after {searched - start:.1f} s: {describe(chosen)}")
     ended = final(config, chosen, heads, race)
+    run = ended.run
+    if config.refit:
+        kept = ended.best
+        seeds = [config.seed + 1 + number for number in range(config.seeds if config.merge else 1)]
+        run = refitted(run, trainset, kept.config, race.epochs, seeds, allowed_bytes(config.memory))
     retrained, basis = time.perf_counter(), ended.best.config.basis
     result = SweepResult(
         run=str(config.run),
@@ -96,12 +102,12 @@ def _finish(config: SweepConfig, heads: Sequence[Trial], race: SuccessiveHalving
         basis_seconds=basis_seconds,
         retrain_seconds=retrained - searched,
     )
-    ended.run.record.sweep = {
+    run.record.sweep = {
         **asdict(result.best),
         "heads": len(heads),
         "baselines": asdict(result.baselines),
     }
-    ended.run.save(result_files(result))  # last: with run.json, the sweep is finished
+    run.save(result_files(result))  # last: with run.json, the sweep is finished
     return result
 
 

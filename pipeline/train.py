@@ -9,6 +9,7 @@ import torch
 from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import TrainConfig
+from pipeline.cross_validation.refit import refitted
 from pipeline.heads.fit import default_epochs, fit_head
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
@@ -38,6 +39,9 @@ def _train(config: TrainConfig) -> TrainResult:
     config = replace(config, basis=config.basis or trainset.default_basis, epochs=epochs)
     basis, data = load_data(trainset, config.settings.basis, allowed_bytes(config.memory))
     run = new_run(config, trainset, fit_head(config, data, logging.INFO), basis)
+    if config.refit:
+        del data  # whose room the rows of all images may need
+        run = refitted(run, trainset, config.settings, epochs, [config.seed], allowed_bytes(config.memory))
     run.record.seconds = time.perf_counter() - start
     run.save()
     return TrainResult(**{field.name: getattr(run.record, field.name) for field in fields(TrainResult)})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import CLASSES, Extract, Times, logged, some_rows
+from conftest import CLASSES, Extract, Times, logged, some_rows, train_config
 from hypothesis import given
 from hypothesis import strategies as st
 from test_basis import NAMES, SHAPES, in_blocks
@@ -24,7 +24,7 @@ from pipeline.bases.data import HeadData
 from pipeline.bases.fit import fit_basis, start_basis
 from pipeline.bases.sums import RegionSums, basis_of_sums, block_of
 from pipeline.basis_name import BasisName
-from pipeline.config import HeadSettings
+from pipeline.config import EvaluateConfig, HeadSettings
 from pipeline.cross_validation.folds import folds_of_groups, stratified_folds
 from pipeline.cross_validation.predictions import OutOfFold, compared
 from pipeline.cross_validation.rows import ImageRows
@@ -32,6 +32,7 @@ from pipeline.cross_validation.training import out_of_fold
 from pipeline.cv import cv
 from pipeline.cv_config import CvConfig
 from pipeline.errors import ConfigError, RunError
+from pipeline.evaluate import evaluate
 from pipeline.heads.fit import class_weights, hyperparameters_of, shape_of
 from pipeline.heads.group import HeadGroup, HeadState
 from pipeline.heads.head import Head
@@ -40,6 +41,7 @@ from pipeline.heads.side_by_side import fit_side_by_side
 from pipeline.row_layout import RowLayout
 from pipeline.statistics.groups import join
 from pipeline.statistics.intervals import accuracies
+from pipeline.train import train_head
 
 SETTINGS = HeadSettings(hidden=8, lr=1e-2, batch_size=8, basis="full")
 
@@ -339,6 +341,23 @@ def test_near_duplicates_are_one_group(features: Path) -> None:
     result = logged(said, cv, config(features, folds=2, group_near_duplicates=True))
     assert result.groups < 20
     assert any(line.startswith("near-duplicates: ") for line in said)
+
+
+def test_images_like_those_of_training_are_scored_apart(run_extract: Extract, data: Path, tmp_path: Path) -> None:
+    """Those of a group that training has: the others alone are new to the head."""
+    lines = ["path,label,split,group"]
+    for path in sorted(data.rglob("*.*g")):
+        split, label = path.relative_to(data).parts[:2]
+        lines.append(f"{path},{label},{split},{label if label in ('1', '10') else path.stem + split + label}")
+    (tmp_path / "set.csv").write_text("\n".join(lines))
+    run_extract(data=tmp_path / "set.csv", set="set")
+    train_head(train_config(tmp_path / "features", tmp_path / "run", set="set"))
+    found = evaluate(EvaluateConfig(tmp_path / "run", split="test"))
+    assert found.images == 4
+    assert found.unrelated is not None
+    assert found.unrelated.images <= 2
+    assert "without a near-duplicate or group mate in training" in found.in_words()
+    assert evaluate(EvaluateConfig(tmp_path / "run", split="train")).unrelated is None
 
 
 def test_rows_beyond_the_memory_are_refused(features: Path) -> None:

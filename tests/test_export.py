@@ -306,6 +306,24 @@ def test_a_model_without_the_backbone_of_a_file_opens_beside_that_file(
     assert load_bundle(alone).predict(next((data / "valid").rglob("*.png")))
 
 
+@pytest.mark.real
+def test_a_head_trained_anew_passes_the_gate_at_the_temperature_of_the_one_before(
+    trained: Path, tmp_path: Path
+) -> None:
+    """The card says so, and its scores are of the head before."""
+    results = []
+    for name, refit in (("before", False), ("after", True)):
+        asked = train_config(trained / "features", tmp_path / name, hidden=16, epochs=1, lr=1e-3, refit=refit)
+        train_head(asked)
+        results.append(export(ExportConfig(tmp_path / name, tmp_path / f"{name}.safetensors")))
+    before, after = results
+    assert after.calibration.temperature == pytest.approx(before.calibration.temperature, rel=1e-4)
+    assert after.parity["max_abs_diff"] <= 1e-4
+    cards = [load_bundle(tmp_path / f"{name}.safetensors").card for name in ("before", "after")]
+    assert [card.refit for card in cards] == [False, True]
+    assert cards[0].scores.valid_accuracy == cards[1].scores.valid_accuracy
+
+
 def test_no_path_of_this_machine_is_in_a_model(model: Path, trained: Path) -> None:
     """Neither of the images nor of cache and run."""
     assert str(trained).encode() not in model.read_bytes()

@@ -44,7 +44,7 @@ class RegionSums:
             zeros, *(torch.zeros(*shape, dtype=torch.float64) for shape in ((num_classes, width), (num_classes,)))
         )
         for rows, labels in blocks:
-            each = rows.view(len(rows), -1, block).transpose(0, 1)  # (K, n, c)
+            each = rows.view(len(rows), width // block, block).transpose(0, 1)  # (K, n, c)
             found.products.add_(each.mT @ each)
             found.by_class.index_add_(0, labels, rows.double())
             found.counts.add_(torch.bincount(labels, minlength=num_classes))

@@ -89,6 +89,8 @@ class ModelCard:
         set: name of the image set.
         images: their number by split.
         training: settings of the head.
+        refit: whether the head was trained on training and validation images; the validation accuracy is then of a head
+            that was not.
         class_prior: class frequencies that probabilities were corrected for.
         versions: of libraries.
         digest: of the tensors and the other fields; "" of models that were exported without one.
@@ -112,6 +114,7 @@ class ModelCard:
     group_by: str = ""
     images: dict[str, Count] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    refit: bool = False
     scores: TrainedScores = TrainedScores()
     calibration: Calibration = Calibration()
     class_prior: str = "none"

@@ -29,6 +29,7 @@ from pipeline.reporting.threshold import MOST_FALSE, Threshold, false_alarms
 from pipeline.row_layout import RowLayout
 from pipeline.statistics.groups import Groups, join
 
+MOST_COMPARED = 30_000  # images, each with each: some minutes
 NEAREST = 10  # pairs that are kept of each image: a thousand frames of one scene have half a million
 MOST_CALIBRATED = 8192  # images that the threshold is calibrated on
 _DETECTED = 2048  # augmented views that the detection rate is measured on

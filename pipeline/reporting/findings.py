@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.inputs.splitting import count_leaks
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne
-from pipeline.reporting.duplicates import NearDuplicates, Pair, identical_files, near_duplicates
+from pipeline.reporting.duplicates import MOST_COMPARED, NearDuplicates, Pair, identical_files, near_duplicates
 from pipeline.reporting.label_issues import LabelIssues, label_issues
 from pipeline.reporting.predictions import Predictions, predict_split
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
@@ -29,8 +29,6 @@ from pipeline.statistics.calibration import Fit, calibrate
 from pipeline.statistics.intervals import Interval
 
 logger = logging.getLogger("headgraft.reporting")
-
-MOST_COMPARED = 30_000  # images, each with each: some minutes
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pipeline.console import counted, duration, named, size
 from pipeline.heads.head import hidden_in_words
 from pipeline.reporting import figures, sections
 from pipeline.reporting.costs import PHASES
-from pipeline.reporting.findings import MOST_COMPARED, Findings
+from pipeline.reporting.duplicates import MOST_COMPARED
+from pipeline.reporting.findings import Findings
 from pipeline.reporting.label_issues import FOLDS
 from pipeline.reporting.next_steps import next_steps
 from pipeline.reporting.thumbnails import Thumbnails

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import numpy.typing as npt
 from torch import Tensor
@@ -10,6 +10,37 @@ from torch import Tensor
 from pipeline.console import counted
 from pipeline.statistics.calibration import error_of, floor_of
 from pipeline.statistics.intervals import accuracies
+
+
+@dataclass(frozen=True)
+class Unrelated:
+    """Scores of the images that are like no image the head was trained on.
+
+    Attributes:
+        images: files without a near-duplicate, and without an image of their group, among those.
+        top1: accuracy, a fraction; null of no images.
+        interval: `[low, high]` of it, 95 % over images.
+    """
+
+    images: int
+    top1: float | None
+    interval: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, log_probs: Tensor, labels: Tensor, groups: npt.ArrayLike) -> Self:
+        """Of log-probabilities (N, C), labels (N,) and groups (N,)."""
+        if not len(labels):
+            return cls(0, None, None)
+        found = accuracies(log_probs.double().numpy(), labels.numpy(), groups)["top1"]
+        return cls(len(labels), found.value, (found.low, found.high))
+
+    def in_words(self, images: int) -> str:
+        """One line; `images` are all that were scored."""
+        of = f"{self.images} of {counted(images, 'image')} without a near-duplicate or group mate in training"
+        if self.top1 is None or self.interval is None:
+            return of
+        low, high = self.interval
+        return f"{of}: top-1 {self.top1:.2%} ({low:.2%} to {high:.2%})"
 
 
 @dataclass
@@ -27,6 +58,8 @@ class Scores:
         ece_floor: mean `ece` over 200 sets of labels drawn from the probabilities.
         intervals: `[low, high]` of each accuracy, 95 % over images ([concepts](concepts.md#intervals)); none of a
             `top5` that is None.
+        unrelated: scores of the images that are like no image of training; null where that was not looked for: of a
+            model, of train, and of more than 30,000 images.
     """
 
     images: int
@@ -38,10 +71,12 @@ class Scores:
     ece: float
     ece_floor: float
     intervals: dict[str, tuple[float, float]]
+    unrelated: Unrelated | None = None
 
     def as_record(self) -> dict[str, Any]:
         """As a run records it: every evaluation of a split, since repeated ones are no longer a test."""
-        return {**asdict(self), "when": datetime.now(UTC).isoformat(timespec="seconds")}
+        found = {name: value for name, value in asdict(self).items() if value is not None or name != "unrelated"}
+        return {**found, "when": datetime.now(UTC).isoformat(timespec="seconds")}
 
     def in_words(self) -> str:
         """One line: accuracies with their intervals, and the calibration error."""
@@ -52,7 +87,8 @@ class Scores:
         ]
         images = f"{self.split}, {counted(self.images, 'image')} of {counted(self.classes, 'class')}"
         calibration = f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f})"
-        return f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images"
+        line = f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images"
+        return f"{line}\n{self.unrelated.in_words(self.images)}" if self.unrelated else line
 
 
 def score(log_probs: Tensor, labels: Tensor, split: str, groups: npt.ArrayLike | None = None) -> Scores:
