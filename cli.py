@@ -80,7 +80,7 @@ def sweep(config: SweepConfig) -> None:
 @main.command()
 @options(CvConfig)
 def cv(config: CvConfig) -> None:
-    """Cross-validate a head: predict each image by a head that saw neither it nor its group."""
+    """Cross-validate a head on train and valid. Images are predicted by heads that saw neither them nor their group."""
     from pipeline.cv import cv
 
     emit(cv(config))

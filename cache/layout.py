@@ -17,6 +17,7 @@ SHARD_FOLDER = "shards"
 SET_FOLDER = "sets"
 LISTING_FOLDER = "listings"  # what a set's images hash to, for parts to come: as an index, which it is not yet
 PROJECTION_FOLDER = "projections"
+PREDICTION_FOLDER = "cv"  # out-of-fold, one file for each set
 DAMAGED_FOLDER = "damaged"  # what repair set aside; never read
 COPIED_FILES = (BASIS_FILE, REDUCTION_FILE)  # older than the manifest: without them the rows would say nothing
 FOLDERS = (SHARD_FOLDER, SET_FOLDER, PROJECTION_FOLDER)

@@ -148,7 +148,7 @@ class _TrainingConfig(Checked):
     memory: float | None = option(
         None, "Memory for features in GB; more is streamed.  [default: half of free RAM]", above=0, most=_MOST_GB
     )
-    refit: bool = option(False, "Train the final head anew on training and validation images.")
+    refit: bool = option(False, "Retrain the final head on training and validation images.")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cache.index import ImageRecord, SetIndex
+from cache.layout import PREDICTION_FOLDER
 from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
 from pipeline.bases.trainset import TrainingSet
@@ -26,6 +27,7 @@ from pipeline.inputs.splitting import grouped_by
 from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.reporting.duplicates import MOST_COMPARED, NearDuplicates, near_duplicates
+from pipeline.run_folder import check_target
 from pipeline.statistics.calibration import error_of, floor_of
 from pipeline.statistics.groups import Groups, join
 from pipeline.statistics.intervals import accuracies
@@ -66,7 +68,7 @@ class CvResult:
         ece_floor: mean `ece` over 200 sets of labels drawn from the probabilities.
         unseen: images whose class has no other group: no head that predicts them knows it.
         across_folds: images with a near-duplicate in another fold of the first repeat; null of more than 30,000 images.
-        basis: name of the basis, fitted anew in each fold.
+        basis: name of the basis, fitted in each fold.
         passes: augmented passes that heads were trained on.
         epochs: of each head.
         seconds: of the command.
@@ -121,6 +123,8 @@ def cv(config: CvConfig) -> CvResult:
     trainset = TrainingSet.open(config.cache, config.set, config.passes, validated=False)
     if reason := unchecked(trainset.cache, trainset.index):
         raise RunError(reason)
+    path = config.predictions or config.cache / PREDICTION_FOLDER / f"{trainset.index.name}.npz"
+    check_target(path, overwrite=True, advice="name another file with --predictions")
     settings = replace(config.settings, basis=config.basis or trainset.default_basis)
     images = [image for split in ("train", "valid") for image in trainset.index.split(split)]
     groups, near = _groups(config, trainset.cache, trainset.index)
@@ -144,7 +148,6 @@ def cv(config: CvConfig) -> CvResult:
         np.stack([these.numpy() for these in folds]),
         (trainset.cache.manifest.base.backbone, settings),
     )
-    path = config.predictions or config.cache / "cv" / f"{trainset.index.name}.npz"
     comparison = compared(found, against) if against else None
     found.save(path)
     return _result(found, groups.numbers(images), trainset, epochs, (unseen, across_folds), path, comparison, start)

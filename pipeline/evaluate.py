@@ -56,7 +56,7 @@ def _evaluate_run(config: EvaluateConfig) -> Scores:
     if config.split != "train" and len(index.images) <= MOST_COMPARED:
         result.unrelated = _unrelated(run, cache, index, config.split)
     if run.record.refit and config.split == "valid":
-        logger.info("these are scores of the head before it was trained anew with the validation images")
+        logger.info("these are scores of the head before it was retrained with the validation images")
     run.add_scores([result.as_record()])
     return result
 

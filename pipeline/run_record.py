@@ -56,7 +56,7 @@ class TrainResult:
         valid_accuracy: after the last epoch, a fraction.
         valid_loss: after the last epoch.
         classes_without_validation: number of classes that have no validation image, for which no head is chosen.
-        refit: whether the head was then trained anew on training and validation images; the figures are of the head
+        refit: whether the head was then retrained on training and validation images; the figures are of the head
             before.
         seconds: of the command.
     """
@@ -76,7 +76,9 @@ class TrainResult:
     def in_words(self) -> str:
         """One line."""
         accuracy = f"validation accuracy {self.valid_accuracy:.2%} after {counted(len(self.epochs), 'epoch')}"
-        anew = "; then trained anew with the validation images, so that test alone can score it" if self.refit else ""
+        anew = (
+            "; then retrained with the validation images, so that test images alone can score it" if self.refit else ""
+        )
         return f"{self.run}: {accuracy}{anew}, {self.seconds:.1f} s"
 
 

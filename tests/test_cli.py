@@ -216,7 +216,7 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
     )
     found = invoke_json(*train)
     fields_ = {"run", "set", "basis", "precision", "leaks", "epochs", "seconds"}
-    assert found.keys() == fields_ | {"valid_accuracy", "valid_loss", "classes_without_validation"}
+    assert found.keys() == fields_ | {"valid_accuracy", "valid_loss", "classes_without_validation", "refit"}
     assert found["leaks"].keys() == {"across_splits", "two_labels"}  # type: ignore[attr-defined]
     epochs = found["epochs"]
     assert isinstance(epochs, list)
@@ -224,7 +224,18 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
     assert epochs[0].keys() == {"epoch", "train_loss", "valid_accuracy", "valid_loss", "seconds"}
 
     found = invoke_json("evaluate", tmp_path / "run")
-    names = {"images", "classes", "split", "top1", "top5", "mean_per_class", "ece", "ece_floor", "intervals"}
+    names = {
+        "images",
+        "classes",
+        "split",
+        "top1",
+        "top5",
+        "mean_per_class",
+        "ece",
+        "ece_floor",
+        "intervals",
+        "unrelated",
+    }
     assert found.keys() == names
     assert (found["images"], found["split"], found["top5"]) == (4, "test", None)
     assert found["intervals"].keys() == {"top1", "mean_per_class"}  # type: ignore[attr-defined]

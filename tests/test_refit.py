@@ -38,7 +38,7 @@ def test_validation_figures_are_of_the_head_before(features: Path, tmp_path: Pat
     assert not torch.allclose(two.log_probs(cache, index, "test")[0], one.log_probs(cache, index, "test")[0], atol=1e-3)
     said: list[str] = []
     assert logged(said, evaluate, EvaluateConfig(tmp_path / "after", split="valid")).top1 == before.valid_accuracy
-    assert said[-1].startswith("these are scores of the head before it was trained anew")
+    assert said[-1].startswith("these are scores of the head before it was retrained")
 
 
 def test_the_head_has_learnt_the_validation_images(run_extract: Extract, data: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A head that was chosen, trained anew on training and validation images together."""
+"""A head that was chosen, retrained on training and validation images together."""
 
 import logging
 from collections.abc import Sequence
@@ -34,6 +34,6 @@ def refitted(
     data = rows.data(basis, every, every[:0])
     refuse_beyond_memory(settings, data)
     heads = [fit_side_by_side([data], settings, epochs, seed)[0] for seed in seeds]
-    logger.info(f"trained anew on {counted(len(images), 'training and validation image')}, {counted(epochs, 'epoch')}")
+    logger.info(f"retrained on {counted(len(images), 'training and validation image')}, {counted(epochs, 'epoch')}")
     head = heads[0] if len(heads) == 1 else merge_heads(heads)
     return replace(run, record=replace(run.record, refit=True), basis=basis, head=head, held_out=held_out)
