@@ -32,7 +32,7 @@ from pipeline.config import (
     TrainConfig,
 )
 from pipeline.console import named
-from pipeline.cv_config import CvConfig
+from pipeline.cv_config import CurveConfig, CvConfig
 from pipeline.errors import ConfigError
 
 
@@ -84,6 +84,15 @@ def cv(config: CvConfig) -> None:
     from pipeline.cv import cv
 
     emit(cv(config))
+
+
+@main.command()
+@options(CurveConfig)
+def curve(config: CurveConfig) -> None:
+    """Learning curve: the error by number of images, and what more of them would bring."""
+    from pipeline.curve import curve
+
+    emit(curve(config))
 
 
 @main.command()

@@ -23,6 +23,7 @@ from cache.prune import ForgetResult, PruneResult
 from cache.remote import CopyResult
 from cli import main
 from pipeline import errors
+from pipeline.curve import CurveResult
 from pipeline.cv import CvResult
 from pipeline.export import ExportResult
 from pipeline.extract import ExtractResult
@@ -41,6 +42,7 @@ RESULTS: dict[str, type] = {
     "train-head": TrainResult,
     "sweep": SweepResult,
     "cv": CvResult,
+    "curve": CurveResult,
     "compare": CompareResult,
     "backbones": BackboneList,
     "evaluate": Scores,

@@ -4,32 +4,27 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cache.index import ImageRecord, SetIndex
+from cache.index import ImageRecord
 from cache.layout import PREDICTION_FOLDER
 from cache.store import FeatureCache
-from pipeline.bases.reduced import unchecked
-from pipeline.bases.trainset import TrainingSet
 from pipeline.console import counted
-from pipeline.cross_validation.folds import folds_of_groups, stratified_folds
 from pipeline.cross_validation.predictions import OutOfFold, PairedComparison, compared
-from pipeline.cross_validation.rows import ImageRows
+from pipeline.cross_validation.prepare import Material
 from pipeline.cross_validation.training import out_of_fold
 from pipeline.cv_config import MOST_FOLDS, CvConfig
 from pipeline.errors import RunError
 from pipeline.heads.fit import default_epochs
-from pipeline.inputs.splitting import grouped_by
-from pipeline.machine.device import available_cpus, resolve_device
+from pipeline.machine.device import resolve_device
 from pipeline.machine.memory import allowed_bytes
-from pipeline.reporting.duplicates import MOST_COMPARED, NearDuplicates, near_duplicates
+from pipeline.reporting.duplicates import NearDuplicates
 from pipeline.run_folder import check_target
 from pipeline.statistics.calibration import error_of, floor_of
-from pipeline.statistics.groups import Groups, join
+from pipeline.statistics.folds import folds_of_groups
 from pipeline.statistics.intervals import accuracies
 
 logger = logging.getLogger("headgraft.cross_validation")
@@ -66,11 +61,11 @@ class CvResult:
         mean_per_class: mean of the accuracies of each class, a fraction.
         ece: calibration error over 15 equal-width bins, of the first repeat.
         ece_floor: mean `ece` over 200 sets of labels drawn from the probabilities.
-        unseen: images whose class has no other group: no head that predicts them knows it.
-        across_folds: images with a near-duplicate in another fold of the first repeat; null of more than 30,000 images.
         basis: name of the basis, fitted in each fold.
         passes: augmented passes that heads were trained on.
         epochs: of each head.
+        unseen: images whose class has no other group: no head that predicts them knows it.
+        across_folds: images with a near-duplicate in another fold of the first repeat; null of more than 30,000 images.
         seconds: of the command.
         predictions: path of the out-of-fold predictions.
         against: how much more accurate than the predictions of `--against`; null without.
@@ -85,13 +80,13 @@ class CvResult:
     mean_per_class: float
     ece: float
     ece_floor: float
-    unseen: int
-    across_folds: int | None
     basis: str
     passes: int
     epochs: int
-    seconds: float
-    predictions: str
+    unseen: int = 0
+    across_folds: int | None = None
+    seconds: float = 0.0
+    predictions: str = ""
     against: PairedComparison | None = None
 
     def in_words(self) -> str:
@@ -118,54 +113,49 @@ def cv(config: CvConfig) -> CvResult:
     made the rows of a reduced cache, or where rows take more than the memory allowed.
     """
     start = time.perf_counter()
-    torch.set_num_threads(available_cpus())
     device, against = resolve_device(config.device), OutOfFold.load(config.against) if config.against else None
-    trainset = TrainingSet.open(config.cache, config.set, config.passes, validated=False)
-    if reason := unchecked(trainset.cache, trainset.index):
-        raise RunError(reason)
-    path = config.predictions or config.cache / PREDICTION_FOLDER / f"{trainset.index.name}.npz"
+    name = FeatureCache.open(config.cache).set_name(config.set)
+    path = config.predictions or config.cache / PREDICTION_FOLDER / f"{name}.npz"
     check_target(path, overwrite=True, advice="name another file with --predictions")
-    settings = replace(config.settings, basis=config.basis or trainset.default_basis)
-    images = [image for split in ("train", "valid") for image in trainset.index.split(split)]
-    groups, near = _groups(config, trainset.cache, trainset.index)
-    rows = ImageRows.load(trainset, images, settings.basis, allowed_bytes(config.memory))
-    folds = [_folds(config, images, rows.labels, groups, repeat) for repeat in range(config.repeats)]
-    trained = round(len(images) * (1 - 1 / (int(folds[0].max()) + 1)))
+    material = Material.of(config)
+    rows, settings, memory = material.rows, material.settings, allowed_bytes(config.memory)
+    folds = [_folds(config, material, repeat) for repeat in range(config.repeats)]
+    trained = round(len(material.images) * (1 - 1 / (int(folds[0].max()) + 1)))
     epochs = config.epochs or default_epochs(trained, settings.batch_size)
-    unseen = _unseen(rows.labels, groups, images)
-    across_folds = _across_folds(near, images, folds[0]) if near else None
-    log_probs = np.stack(
-        [
-            out_of_fold(rows, these, settings, epochs, config.seed + repeat, allowed_bytes(config.memory), device)
-            for repeat, these in enumerate(folds)
-        ]
-    )
+    unseen = _unseen(material)
+    across_folds = _across_folds(material.near, material.images, folds[0]) if material.near else None
+    seeds = range(config.seed, config.seed + config.repeats)
+    log_probs = [
+        out_of_fold(rows, these, settings, epochs, seed, memory, device)
+        for seed, these in zip(seeds, folds, strict=True)
+    ]
     found = OutOfFold.of(
-        images,
+        material.images,
         rows.labels.numpy(),
-        trainset.index.classes,
-        log_probs,
+        material.trainset.index.classes,
+        np.stack(log_probs),
         np.stack([these.numpy() for these in folds]),
-        (trainset.cache.manifest.base.backbone, settings),
+        (material.trainset.cache.manifest.base.backbone, settings),
     )
     comparison = compared(found, against) if against else None
     found.save(path)
-    return _result(found, groups.numbers(images), trainset, epochs, (unseen, across_folds), path, comparison, start)
+    return replace(
+        _result(found, material, epochs),
+        unseen=unseen,
+        across_folds=across_folds,
+        seconds=time.perf_counter() - start,
+        predictions=str(path),
+        against=comparison,
+    )
 
 
-def _groups(config: CvConfig, cache: FeatureCache, index: SetIndex) -> tuple[Groups, NearDuplicates | None]:
-    """Of the set's images: as given or by path, and if asked for with near-duplicates, which are the second.
-
-    These are None of too many images to compare.
-    """
-    if config.group_by:
-        index = replace(index, images=tuple(grouped_by(index.images, config.group_by)))
-    compared = config.group_near_duplicates or len(index.images) <= MOST_COMPARED
-    near = near_duplicates(cache, index) if compared else None
-    if near and config.group_near_duplicates:
-        logger.info(f"near-duplicates: {counted(len(near.pairs), 'pair')}; {near.threshold}")
-        return near.groups, near
-    return join(index.images), near
+def _folds(config: CvConfig, material: Material, repeat: int) -> Tensor:
+    if not config.leave_one_group_out:
+        return material.folds(config.folds, repeat)
+    folds = folds_of_groups(material.images, material.groups)
+    if not 2 <= (count := int(folds.max()) + 1) <= MOST_FOLDS:
+        raise RunError(f"{counted(count, 'group')}, expected 2 to {MOST_FOLDS}: use --folds")
+    return folds
 
 
 def _across_folds(near: NearDuplicates, images: Sequence[ImageRecord], folds: Tensor) -> int:
@@ -184,24 +174,12 @@ def _across_folds(near: NearDuplicates, images: Sequence[ImageRecord], folds: Te
     return count
 
 
-def _folds(config: CvConfig, images: Sequence[ImageRecord], labels: Tensor, groups: Groups, repeat: int) -> Tensor:
-    """The fold of each image (N,), every one of which has images; RunError where there are too few groups."""
-    count = len(set(groups.numbers(images).tolist()))
-    if config.leave_one_group_out:
-        if not 2 <= count <= MOST_FOLDS:
-            raise RunError(f"{counted(count, 'group')}, expected 2 to {MOST_FOLDS}: use --folds")
-        return folds_of_groups(images, groups)
-    if count < config.folds:
-        raise RunError(f"{counted(count, 'group')} of images cannot make {config.folds} folds: choose fewer --folds")
-    return stratified_folds(images, labels, groups, config.folds, repeat)
-
-
-def _unseen(labels: Tensor, groups: Groups, images: Sequence[ImageRecord]) -> int:
+def _unseen(material: Material) -> int:
     """How many images are of a class that has one group only: said, since they lower the accuracy."""
-    numbers = groups.numbers(images)
-    pairs = np.unique(np.stack([labels.numpy(), numbers]), axis=1)
+    labels = material.rows.labels.numpy()
+    pairs = np.unique(np.stack([labels, material.groups.numbers(material.images)]), axis=1)
     alone = np.bincount(pairs[0], minlength=int(labels.max()) + 1) == 1
-    unseen = int(alone[labels.numpy()].sum())
+    unseen = int(alone[labels].sum())
     if unseen:
         logger.warning(
             f"{counted(int(alone.sum()), 'class')} of one group each: their {counted(unseen, 'image')} cannot be "
@@ -210,17 +188,9 @@ def _unseen(labels: Tensor, groups: Groups, images: Sequence[ImageRecord]) -> in
     return unseen
 
 
-def _result(
-    found: OutOfFold,
-    groups: np.ndarray,
-    trainset: TrainingSet,
-    epochs: int,
-    warned: tuple[int, int | None],
-    path: Path,
-    comparison: PairedComparison | None,
-    start: float,
-) -> CvResult:
-    repeats, images = found.folds.shape
+def _result(found: OutOfFold, material: Material, epochs: int) -> CvResult:
+    """What the predictions come to."""
+    groups, (repeats, images) = material.groups.numbers(material.images), found.folds.shape
     flat = found.log_probs.reshape(repeats * images, -1)
     # An image and its repeats are one group.
     accuracy = accuracies(flat.astype(np.float64), np.tile(found.labels, repeats), np.tile(groups, repeats))
@@ -233,7 +203,7 @@ def _result(
     ]
     top1 = accuracy["top1"]
     return CvResult(
-        set=trainset.index.name,
+        set=material.trainset.index.name,
         images=images,
         groups=len(np.unique(groups)),
         folds=folds,
@@ -242,12 +212,7 @@ def _result(
         mean_per_class=accuracy["mean_per_class"].value,
         ece=error_of(first, torch.from_numpy(found.labels)),
         ece_floor=floor_of(first),
-        unseen=warned[0],
-        across_folds=warned[1],
         basis=found.settings.basis,
-        passes=trainset.passes,
+        passes=material.trainset.passes,
         epochs=epochs,
-        seconds=time.perf_counter() - start,
-        predictions=str(path),
-        against=comparison,
     )

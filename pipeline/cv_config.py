@@ -1,6 +1,6 @@
-"""What `headgraft cv` is asked: as in `config`, a field is an option."""
+"""What `headgraft cv` and `headgraft curve` are asked: as in `config`, a field is an option."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 
 from pipeline.config import HeadSettings, TrainConfig
@@ -10,20 +10,17 @@ MOST_FOLDS = 1000
 
 
 @dataclass(frozen=True)
-class CvConfig(Checked):
-    """Cross-validation of one head of `HeadSettings` on the training and validation images of a set."""
+class FoldsConfig(Checked):
+    """Heads of `HeadSettings` on parts of the training and validation images of a set."""
 
     cache: Path = field(metadata=required("Folder of the feature cache."))
     set: str | None = option_of(TrainConfig, "set")
     folds: int = option(5, "Number of folds.", least=2, most=MOST_FOLDS)
-    repeats: int = option(1, "Number of times, each with other folds and another seed.", least=1, most=100)
-    leave_one_group_out: bool = option(False, "One fold for each group, in place of --folds.")
     group_by: str | None = option(
         None, "Regular expression on paths: images of the same first capture are one group.", metavar="REGEX"
     )
     group_near_duplicates: bool = option(False, "Near-duplicates are one group, too.")
-    against: Path | None = option(None, "Predictions of another cv of the same images: compare with them.")
-    predictions: Path | None = option(None, "Path of the predictions.  [default: cv/SET.npz in the cache]")
+    _: KW_ONLY
     passes: int | None = option_of(TrainConfig, "passes")
     memory: float | None = option_of(TrainConfig, "memory")
     hidden: int = option_of(TrainConfig, "hidden")
@@ -41,8 +38,6 @@ class CvConfig(Checked):
         super().__post_init__()
         if self.group_by is not None:
             check_capture("--group-by", self.group_by)
-        apart = not self.leave_one_group_out or (self.folds == CvConfig.folds and self.repeats == 1)
-        require(apart, "--leave-one-group-out has as many folds as groups, once: leave out --folds and --repeats")
         _ = self.settings  # which checks them
 
     @property
@@ -50,3 +45,26 @@ class CvConfig(Checked):
         """The head's hyper-parameters."""
         found = {one.name: getattr(self, one.name) for one in fields(HeadSettings)}
         return HeadSettings(**{**found, "basis": self.basis or HeadSettings.basis})
+
+
+@dataclass(frozen=True)
+class CvConfig(FoldsConfig):
+    """Cross-validation of one head."""
+
+    repeats: int = option(1, "Number of times, each with other folds and another seed.", least=1, most=100)
+    leave_one_group_out: bool = option(False, "One fold for each group, in place of --folds.")
+    against: Path | None = option(None, "Predictions of another cv of the same images: compare with them.")
+    predictions: Path | None = option(None, "Path of the predictions.  [default: cv/SET.npz in the cache]")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        apart = not self.leave_one_group_out or (self.folds == CvConfig.folds and self.repeats == 1)
+        require(apart, "--leave-one-group-out has as many folds as groups, once: leave out --folds and --repeats")
+
+
+@dataclass(frozen=True)
+class CurveConfig(FoldsConfig):
+    """The accuracy of one head by the number of images that it is trained on."""
+
+    svg: Path | None = option(None, "Path of an SVG file to write: error by number of images.")
+    overwrite: bool = option(False, "Overwrite an existing file at --svg.")

@@ -25,7 +25,6 @@ from pipeline.bases.fit import fit_basis, start_basis
 from pipeline.bases.sums import RegionSums, basis_of_sums, block_of
 from pipeline.basis_name import BasisName
 from pipeline.config import EvaluateConfig, HeadSettings
-from pipeline.cross_validation.folds import folds_of_groups, stratified_folds
 from pipeline.cross_validation.predictions import OutOfFold, compared
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.cross_validation.training import out_of_fold
@@ -37,8 +36,9 @@ from pipeline.heads.fit import class_weights, hyperparameters_of, shape_of
 from pipeline.heads.group import HeadGroup, HeadState
 from pipeline.heads.head import Head
 from pipeline.heads.seeds import shuffle_rng
-from pipeline.heads.side_by_side import fit_side_by_side
+from pipeline.heads.side_by_side import fit_side_by_side, steps_of
 from pipeline.row_layout import RowLayout
+from pipeline.statistics.folds import folds_of_groups, stratified_folds
 from pipeline.statistics.groups import join
 from pipeline.statistics.intervals import accuracies
 from pipeline.train import train_head
@@ -130,7 +130,8 @@ def test_heads_side_by_side_are_those_trained_alone(hidden: int, weights: str) -
     """On rows of their own, with batches of other lengths and another number of them: to 1e-10 in float64."""
     datas = [head_data(count, count) for count in (29, 30, 33, 31)]
     settings = replace(SETTINGS, hidden=hidden, class_weights=weights)
-    found = fit_side_by_side(datas, settings, 4, seed=3, dtype=torch.float64)
+    steps = [steps_of(data, settings, 4) for data in datas]
+    found = fit_side_by_side(datas, settings, steps, [3] * 4, dtype=torch.float64)
     for head, data in zip(found, datas, strict=True):
         shape = shape_of(settings, data, 4)
         state = HeadState.new(hyperparameters_of(settings, 3), shape, torch.float64)
@@ -163,10 +164,8 @@ def test_labels_and_rows_of_a_fold_change_nothing_that_predicts_it(basis: str) -
     assert np.abs(after[held_out] - before[held_out]).max() < 5e-2
     assert np.abs(after[~held_out] - before[~held_out]).max() > 0.2
     other = replace(rows, rows=torch.where(held_out[:, None], 30 - rows.rows, rows.rows))
-    one, two = (
-        some.basis(folds.ne(1).nonzero().flatten(), some.sums(torch.arange(90)), folds.eq(1).nonzero().flatten())
-        for some in (rows, other)
-    )
+    every = torch.arange(90)
+    one, two = (some.basis_without(some.sums(every), every[held_out]) for some in (rows, other))
     for first, second in zip(one.tensors().values(), two.tensors().values(), strict=True):
         assert (first.abs() - second.abs()).abs().max() < 1e-3
 
@@ -211,7 +210,7 @@ def true_accuracy(rows: ImageRows, folds: Tensor, settings: HeadSettings, seed: 
     x = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) * (0.3 if noisy else 0)
     every = torch.arange(len(folds))
     datas = [rows.data(Basis("full", ()), every[folds != one], every[folds == one]) for one in range(5)]
-    heads = fit_side_by_side(datas, settings, 5, seed)
+    heads = fit_side_by_side(datas, settings, [steps_of(data, settings, 5) for data in datas], [seed] * 5)
     return float(np.mean([float((head(x).argmax(1) == labels).double().mean()) for head in heads]))
 
 

@@ -12,7 +12,7 @@ from pipeline.console import counted
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.heads.fit import refuse_beyond_memory
 from pipeline.heads.head import merge_heads
-from pipeline.heads.side_by_side import fit_side_by_side
+from pipeline.heads.side_by_side import fit_side_by_side, steps_of
 from pipeline.run import Run
 
 logger = logging.getLogger("headgraft.cross_validation")
@@ -30,10 +30,11 @@ def refitted(
     images = [image for split in ("train", "valid") for image in trainset.index.split(split)]
     rows = ImageRows.load(trainset, images, settings.basis, memory)
     every = torch.arange(len(images))
-    basis = rows.basis(every, rows.sums(every), every[:0])
+    basis = rows.basis(every)
     data = rows.data(basis, every, every[:0])
     refuse_beyond_memory(settings, data)
-    heads = [fit_side_by_side([data], settings, epochs, seed)[0] for seed in seeds]
+    steps = steps_of(data, settings, epochs)
+    heads = [fit_side_by_side([data], settings, [steps], [seed])[0] for seed in seeds]
     logger.info(f"retrained on {counted(len(images), 'training and validation image')}, {counted(epochs, 'epoch')}")
     head = heads[0] if len(heads) == 1 else merge_heads(heads)
     return replace(run, record=replace(run.record, refit=True), basis=basis, head=head, held_out=held_out)

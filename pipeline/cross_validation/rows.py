@@ -86,23 +86,31 @@ class ImageRows:
             return None
         return RegionSums.of(self.blocks(images), self.rows.shape[1], self.block, self.num_classes)
 
-    def basis(self, images: Tensor, all_sums: RegionSums | None, others: Tensor) -> Basis:
-        """Fitted on `images`: by the sums of all images less those of the `others`, or row by row."""
-        others_sums = self.sums(others)
-        if all_sums and others_sums:
-            return basis_of_sums(self.start, all_sums - others_sums, self.layout)
+    def basis(self, images: Tensor) -> Basis:
+        """Fitted on the images at these places, by sums or row by row."""
+        if sums := self.sums(images):
+            return basis_of_sums(self.start, sums, self.layout)
         return fit_basis(self.start, lambda: self.blocks(images), self.num_classes, self.layout)
+
+    def basis_without(self, all_sums: RegionSums | None, others: Tensor) -> Basis:
+        """Fitted on all images but the `others`: by the sums of all images less theirs, or row by row."""
+        if all_sums and (sums := self.sums(others)):
+            return basis_of_sums(self.start, all_sums - sums, self.layout)
+        kept = torch.ones(len(self.labels), dtype=torch.bool)
+        kept[others] = False
+        return self.basis(kept.nonzero().flatten())
 
     def data(self, basis: Basis, trained: Tensor, held_out: Tensor) -> HeadData:
         """Rows in `basis` to train on the images at places `trained`, and to score those at `held_out`."""
-        rest = Basis(basis.name, basis.stages[len(self.start.stages) :])
-        rows = self.rows
-        if rest.stages:
-            rows = torch.empty(len(rows), rest.out_features(rows.shape[1]))
-            for part, block in zip(rows.split(ROWS_AT_ONCE), self.rows.split(ROWS_AT_ONCE), strict=True):
-                part.copy_(rest.transform(block))
-        labels = self.labels[trained], self.labels[held_out]
-        return HeadData(rows, self.views[trained], labels[0], self.views[held_out, 0], labels[1], self.num_classes)
+        views, clean = self.views[trained], self.views[held_out, 0]
+        rest, rows = Basis(basis.name, basis.stages[len(self.start.stages) :]), self.rows
+        if rest.stages:  # of these images alone
+            needed, places = torch.cat([views.flatten(), clean]).unique(return_inverse=True)
+            views, clean = places[: views.numel()].view_as(views), places[views.numel() :]
+            rows = torch.empty(len(needed), rest.out_features(rows.shape[1]))
+            for part, some in zip(rows.split(ROWS_AT_ONCE), needed.split(ROWS_AT_ONCE), strict=True):
+                part.copy_(rest.transform(self.rows[some]))
+        return HeadData(rows, views, self.labels[trained], clean, self.labels[held_out], self.num_classes)
 
 
 def _keys(trainset: TrainingSet, images: Sequence[ImageRecord]) -> list[list[RowKey]]:

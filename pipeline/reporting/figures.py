@@ -18,6 +18,7 @@ from pipeline.reporting.predictions import Predictions
 from pipeline.search.results import HeadResult
 from pipeline.statistics.calibration import BINS
 from pipeline.statistics.intervals import Interval
+from pipeline.statistics.power_law import Point, PowerLaw
 
 # Stand-ins that the page's style sheet gives their colours: matplotlib knows no variables.
 INK, SOFT, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
@@ -146,6 +147,24 @@ def accuracy_by_time(names: Sequence[str], seconds: Sequence[float], accuracies:
             fontsize=8,
             parse_math=False,
         )
+    return _svg(axes, in_page=False)
+
+
+@mpl.rc_context(_STYLE)
+def error_by_images(points: Sequence[Point], law: PowerLaw, forecast: Sequence[Point]) -> Markup:
+    """An SVG file: errors with their 95 % intervals by number of training images, the law, and what it forecasts."""
+    axes = _chart("Error, 95 % interval", wide=True, xlabel="images trained on, dashed: forecast")
+    images = [point.images for point in (*points, *forecast)]
+    for some, colour in ((points, FIRST), (forecast, SECOND)):
+        errors = [point.error for point in some]
+        reach = [[max(0.0, p.error - p.low) for p in some], [max(0.0, p.high - p.error) for p in some]]
+        axes.errorbar([p.images for p in some], errors, reach, color=colour, marker="o", capsize=3, linestyle="none")
+    most = points[-1].images
+    inside, beyond = np.geomspace(min(images), most, 50), np.geomspace(most, max(images), 50)
+    axes.plot(inside, law.at(inside), color=FIRST)
+    axes.plot(beyond, law.at(beyond), color=SECOND, linestyle="dashed")
+    _log_scale(axes)
+    axes.set_ylim(bottom=0)
     return _svg(axes, in_page=False)
 
 

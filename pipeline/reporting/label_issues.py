@@ -15,9 +15,9 @@ from cache.index import ImageRecord, SetIndex
 from cache.store import FeatureCache
 from pipeline.bases.moments import Moments
 from pipeline.bases.reduced import unchecked
-from pipeline.cross_validation.folds import stratified_folds
 from pipeline.errors import RunError
 from pipeline.reporting.rows import CleanRows, narrow
+from pipeline.statistics.folds import stratified_folds
 from pipeline.statistics.groups import Groups
 
 FOLDS = 5

@@ -43,3 +43,26 @@ def stratified_folds(
 def folds_of_groups(images: Sequence[ImageRecord], groups: Groups) -> Tensor:
     """The fold of each image (N,) where every group is a fold of its own."""
     return torch.from_numpy(np.unique(groups.numbers(images), return_inverse=True)[1])
+
+
+def nested_parts(
+    images: Sequence[ImageRecord], labels: Tensor, groups: Groups, shares: Sequence[float], draw: int
+) -> list[Tensor]:
+    """Places of the images in parts of rising shares: each holds the one before it, and every class in its share.
+
+    Groups come whole, in an order that `draw` decides; of each class the first is in every part.
+    """
+    numbers = groups.numbers(images)
+    lowest: dict[int, str] = {}
+    for image, number in zip(images, numbers.tolist(), strict=True):
+        lowest[number] = min(image.digest, lowest.get(number, image.digest))
+    order = {number: hashlib.sha256(f"{draw}:{digest}".encode()).hexdigest() for number, digest in lowest.items()}
+    ranked = sorted(range(len(images)), key=lambda place: order[int(numbers[place])])
+    totals, seen = torch.bincount(labels).tolist(), dict[int, int]()
+    begins: dict[int, float] = {}  # of each group: the share of its classes that comes before it, the least of them
+    for place in ranked:
+        label, number = int(labels[place]), int(numbers[place])
+        begins[number] = min(begins.get(number, 1.0), seen.get(label, 0) / totals[label])
+        seen[label] = seen.get(label, 0) + 1
+    at = torch.tensor([begins[number] for number in numbers.tolist()], dtype=torch.float64)
+    return [(at < share - 1e-9).nonzero().flatten() for share in shares]

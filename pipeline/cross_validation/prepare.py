@@ -1,0 +1,86 @@
+"""What folds are made of: images of a set with their groups, and their rows."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cache.index import ImageRecord, SetIndex
+from cache.store import FeatureCache
+from pipeline.bases.reduced import unchecked
+from pipeline.bases.trainset import TrainingSet
+from pipeline.config import HeadSettings
+from pipeline.console import counted
+from pipeline.cross_validation.rows import ImageRows
+from pipeline.cv_config import FoldsConfig
+from pipeline.errors import RunError
+from pipeline.inputs.splitting import grouped_by
+from pipeline.machine.device import available_cpus
+from pipeline.machine.memory import allowed_bytes
+from pipeline.reporting.duplicates import MOST_COMPARED, NearDuplicates, near_duplicates
+from pipeline.statistics.folds import stratified_folds
+from pipeline.statistics.groups import Groups, join
+
+logger = logging.getLogger("headgraft.cross_validation")
+
+
+@dataclass(frozen=True)
+class Material:
+    """The training and validation images of a set.
+
+    Attributes:
+        trainset: the set.
+        images: in the order of the rows.
+        groups: of images that are no independent evidence.
+        near: near-duplicates; None of too many images to compare.
+        rows: of the images, in the regions of the basis.
+        settings: of the head, its basis named.
+    """
+
+    trainset: TrainingSet
+    images: Sequence[ImageRecord]
+    groups: Groups
+    near: NearDuplicates | None
+    rows: ImageRows
+    settings: HeadSettings
+
+    @classmethod
+    def of(cls, config: FoldsConfig) -> "Material":
+        """Read what a command asks for.
+
+        RunError where the set is too small, where its labels made the rows of a reduced cache, or where rows take more
+        than the memory allowed.
+        """
+        torch.set_num_threads(available_cpus())
+        trainset = TrainingSet.open(config.cache, config.set, config.passes, validated=False)
+        if reason := unchecked(trainset.cache, trainset.index):
+            raise RunError(reason)
+        settings = replace(config.settings, basis=config.basis or trainset.default_basis)
+        images = [image for split in ("train", "valid") for image in trainset.index.split(split)]
+        groups, near = _groups(config, trainset.cache, trainset.index)
+        rows = ImageRows.load(trainset, images, settings.basis, allowed_bytes(config.memory))
+        return cls(trainset, images, groups, near, rows, settings)
+
+    def folds(self, count: int, repeat: int = 0) -> Tensor:
+        """The fold of each image (N,), every one of which has images; RunError where there are too few groups."""
+        groups = len(set(self.groups.numbers(self.images).tolist()))
+        if groups < count:
+            raise RunError(f"{counted(groups, 'group')} of images cannot make {count} folds: choose fewer --folds")
+        return stratified_folds(self.images, self.rows.labels, self.groups, count, repeat)
+
+
+def _groups(config: FoldsConfig, cache: FeatureCache, index: SetIndex) -> tuple[Groups, NearDuplicates | None]:
+    """Of the set's images: as given or by path, and if asked for with near-duplicates, which are the second.
+
+    These are None of too many images to compare.
+    """
+    if config.group_by:
+        index = replace(index, images=tuple(grouped_by(index.images, config.group_by)))
+    compared = config.group_near_duplicates or len(index.images) <= MOST_COMPARED
+    near = near_duplicates(cache, index) if compared else None
+    if near and config.group_near_duplicates:
+        logger.info(f"near-duplicates: {counted(len(near.pairs), 'pair')}; {near.threshold}")
+        return near.groups, near
+    return join(index.images), near

@@ -1,0 +1,125 @@
+"""How the error falls with the number of images, err(n) = a + b · n^-c, and what more images would bring.
+
+The form is that of Hestness et al. (Deep Learning Scaling is Predictable, Empirically, 2017); Viering and Loog (The
+Shape of Learning Curves, IEEE TPAMI 2022) find it among the best for most learners, and extrapolation beyond a few
+times the images unsafe.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import least_squares
+
+Floats = npt.NDArray[np.float64]
+
+RESAMPLES = 300
+_LEAST, _MOST = (0.0, 1e-9, 0.1), (1.0, np.inf, 1.5)  # of a, b and c
+_STARTS = (0.2, 0.5, 1.0)  # of c
+_TAILS = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """err(n) = a + b · n^-c.
+
+    Attributes:
+        a: error that no number of images goes below, a fraction.
+        b: what is above that with one image.
+        c: how fast it falls, 0.1 to 1.5.
+    """
+
+    a: float
+    b: float
+    c: float
+
+    def at(self, images: Floats | float) -> Floats:
+        """The error of so many images, at most 1."""
+        found: Floats = np.minimum(1.0, self.a + self.b * np.power(images, -self.c))
+        return found
+
+
+def fit_power_law(images: Floats, errors: Floats, weights: Floats) -> PowerLaw:
+    """Least squares of `errors` (P,) of heads of so many `images` (P,), weighted by one over each variance."""
+    scale = float(images.max())  # b is then the error above a at the most images
+    root, x = np.sqrt(weights / weights.sum()), images / scale
+    best: tuple[float, Floats] | None = None
+    for start in _STARTS:
+        guess = (0.5 * errors.min(), max(errors.min() / 2, 1e-6), start)
+        found = least_squares(lambda p: root * (p[0] + p[1] * x ** -p[2] - errors), guess, bounds=(_LEAST, _MOST))
+        if best is None or found.cost < best[0]:
+            best = float(found.cost), found.x
+    assert best is not None
+    a, b, c = (float(value) for value in best[1])
+    return PowerLaw(a, b * scale**c, c)
+
+
+@dataclass(frozen=True)
+class Point:
+    """The error of heads of so many images.
+
+    Attributes:
+        images: that a head is trained on; of a forecast, that there would be.
+        error: a fraction.
+        low: lower bound of its 95 % interval.
+        high: upper bound of that interval.
+    """
+
+    images: int
+    error: float
+    low: float
+    high: float
+
+
+def curve_of(
+    images: Floats, wrong: Floats, folds: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], wanted: Floats
+) -> tuple[list[Point], PowerLaw, list[Point]]:
+    """Points at `images` (P,), the law through them, and what it says of `wanted` numbers of images.
+
+    `wrong` (P, N) is whether the head of each part is wrong about each of N images, each in one of `folds` (N,) and one
+    of `groups` (N,) from 0. Intervals are by bootstrap: folds are drawn with replacement, since the heads of a fold
+    share their training images, and groups within them.
+    """
+    generator, count = np.random.default_rng(0), wrong.shape[1]
+    errors = wrong.mean(1)
+    weights = count / np.maximum(errors * (1 - errors), 1 / count)
+    law = fit_power_law(images, errors, weights)
+    of_groups = _by_group(wrong, folds, groups)
+    drawn, laws = [], []
+    for _ in range(RESAMPLES):
+        sample = _resampled(of_groups, generator)
+        drawn.append(sample)
+        laws.append(fit_power_law(images, sample, weights).at(wanted))
+    lows, highs = np.percentile(drawn, _TAILS, axis=0)
+    points = _points(images, errors, lows, highs)
+    lows, highs = np.percentile(laws, _TAILS, axis=0)
+    return points, law, _points(wanted, law.at(wanted), lows, highs)
+
+
+def _points(images: Floats, errors: Floats, lows: Floats, highs: Floats) -> list[Point]:
+    rows = zip(images.tolist(), errors.tolist(), lows.tolist(), highs.tolist(), strict=True)
+    return [Point(round(count), *others) for count, *others in rows]
+
+
+def _by_group(
+    wrong: Floats, folds: npt.NDArray[np.int64], groups: npt.NDArray[np.int64]
+) -> list[tuple[Floats, Floats]]:
+    """Of each fold the wrong images (P, G) and images (G,) of each group."""
+    found = []
+    for fold in np.unique(folds):
+        numbers = np.unique(groups[folds == fold], return_inverse=True)[1]
+        sums = np.stack([np.bincount(numbers, part).astype(np.float64) for part in wrong[:, folds == fold]])
+        found.append((sums, np.bincount(numbers).astype(np.float64)))
+    return found
+
+
+def _resampled(of_groups: list[tuple[Floats, Floats]], generator: np.random.Generator) -> Floats:
+    """Errors (P,) of folds drawn with replacement, and of groups drawn within each."""
+    total, images = np.zeros(len(of_groups[0][0])), 0.0
+    for fold in generator.integers(len(of_groups), size=len(of_groups)):
+        sums, sizes = of_groups[fold]
+        times = np.bincount(generator.integers(len(sizes), size=len(sizes)), minlength=len(sizes))
+        total += sums @ times
+        images += float(sizes @ times)
+    found: Floats = total / images
+    return found
