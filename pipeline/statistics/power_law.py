@@ -9,13 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares
 
 Floats = npt.NDArray[np.float64]
 
-RESAMPLES = 300
-_LEAST, _MOST = (0.0, 1e-9, 0.1), (1.0, np.inf, 1.5)  # of a, b and c
-_STARTS = (0.2, 0.5, 1.0)  # of c
+RESAMPLES = 1000
+_EXPONENTS = np.linspace(0.1, 1.5, 141)
 _TAILS = (2.5, 97.5)
 
 
@@ -39,19 +37,24 @@ class PowerLaw:
         return found
 
 
-def fit_power_law(images: Floats, errors: Floats, weights: Floats) -> PowerLaw:
-    """Least squares of `errors` (P,) of heads of so many `images` (P,), weighted by one over each variance."""
-    scale = float(images.max())  # b is then the error above a at the most images
-    root, x = np.sqrt(weights / weights.sum()), images / scale
-    best: tuple[float, Floats] | None = None
-    for start in _STARTS:
-        guess = (0.5 * errors.min(), max(errors.min() / 2, 1e-6), start)
-        found = least_squares(lambda p: root * (p[0] + p[1] * x ** -p[2] - errors), guess, bounds=(_LEAST, _MOST))
-        if best is None or found.cost < best[0]:
-            best = float(found.cost), found.x
-    assert best is not None
-    a, b, c = (float(value) for value in best[1])
-    return PowerLaw(a, b * scale**c, c)
+def fit_power_laws(images: Floats, errors: Floats, weights: Floats) -> list[PowerLaw]:
+    """Least squares of each row of `errors` (S, P), of heads of so many `images` (P,), with `weights` (P,).
+
+    For each c of a grid, a and b of 0 or more have a closed form.
+    """
+    scale, share = float(images.max()), weights / weights.sum()  # b is then the error above a at the most images
+    x = (images / scale) ** -_EXPONENTS[:, None]  # (E, P)
+    mean_x, mean_e = x @ share, errors @ share
+    variance = (x - mean_x[:, None]) ** 2 @ share
+    covariance = (errors - mean_e[:, None]) * share @ (x - mean_x[:, None]).T  # (S, E)
+    slope = np.maximum(covariance / variance, 0)
+    floor = mean_e[:, None] - slope * mean_x
+    through_zero = (errors * share @ x.T) / (x**2 @ share)  # where the floor would be below 0
+    slope, floor = np.where(floor < 0, through_zero, slope), np.maximum(floor, 0)
+    costs = ((floor[:, :, None] + slope[:, :, None] * x - errors[:, None]) ** 2) @ share
+    best, rows = costs.argmin(1), np.arange(len(errors))
+    found = zip(floor[rows, best].tolist(), slope[rows, best].tolist(), _EXPONENTS[best].tolist(), strict=True)
+    return [PowerLaw(a, b * scale**c, c) for a, b, c in found]
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,10 @@ def curve_of(
     generator, count = np.random.default_rng(0), wrong.shape[1]
     errors = wrong.mean(1)
     weights = count / np.maximum(errors * (1 - errors), 1 / count)
-    law = fit_power_law(images, errors, weights)
+    law = fit_power_laws(images, errors[None], weights)[0]
     of_groups = _by_group(wrong, folds, groups)
-    drawn, laws = [], []
-    for _ in range(RESAMPLES):
-        sample = _resampled(of_groups, generator)
-        drawn.append(sample)
-        laws.append(fit_power_law(images, sample, weights).at(wanted))
+    drawn = np.stack([_resampled(of_groups, generator) for _ in range(RESAMPLES)])
+    laws = [one.at(wanted) for one in fit_power_laws(images, drawn, weights)]
     lows, highs = np.percentile(drawn, _TAILS, axis=0)
     points = _points(images, errors, lows, highs)
     lows, highs = np.percentile(laws, _TAILS, axis=0)
