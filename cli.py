@@ -89,7 +89,7 @@ def cv(config: CvConfig) -> None:
 @main.command()
 @options(CurveConfig)
 def curve(config: CurveConfig) -> None:
-    """Learning curve: the error by number of images, and what more of them would bring."""
+    """Learning curve: error by number of images, forecast for more."""
     from pipeline.curve import curve
 
     emit(curve(config))

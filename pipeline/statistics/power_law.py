@@ -22,7 +22,7 @@ class PowerLaw:
     """err(n) = a + b · n^-c.
 
     Attributes:
-        a: error that no number of images goes below, a fraction.
+        a: error that is left with any number of images, a fraction.
         b: what is above that with one image.
         c: how fast it falls, 0.1 to 1.5.
     """
