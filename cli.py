@@ -208,7 +208,7 @@ def cache_info(cache: Path, duplicates: bool, name: str | None, threshold: float
     found = info(opened)
     words = found.in_words()
     if duplicates:
-        from pipeline.reporting.duplicates import near_duplicates
+        from pipeline.duplicates.near_duplicates import near_duplicates
 
         near = near_duplicates(opened, opened.index(name), threshold)
         found.duplicates, found.near_duplicates = [asdict(pair) for pair in near.pairs], near.threshold.as_json()

@@ -17,11 +17,11 @@ from pipeline.cross_validation.predictions import OutOfFold, PairedComparison, c
 from pipeline.cross_validation.prepare import Material
 from pipeline.cross_validation.training import out_of_fold
 from pipeline.cv_config import MOST_FOLDS, CvConfig
+from pipeline.duplicates.near_duplicates import NearDuplicates
 from pipeline.errors import RunError
 from pipeline.heads.fit import default_epochs
 from pipeline.machine.device import resolve_device
 from pipeline.machine.memory import allowed_bytes
-from pipeline.reporting.duplicates import NearDuplicates
 from pipeline.run_folder import check_target
 from pipeline.statistics.calibration import error_of, floor_of
 from pipeline.statistics.folds import folds_of_groups

@@ -9,12 +9,12 @@ import torch
 from cache.index import SetIndex
 from cache.store import FeatureCache
 from pipeline.config import EvaluateConfig
+from pipeline.duplicates.near_duplicates import MOST_COMPARED, near_duplicates
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.names import resembling
 from pipeline.machine.device import available_cpus
 from pipeline.model.file import load_bundle
-from pipeline.reporting.duplicates import MOST_COMPARED, near_duplicates
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RUN_FILE
 from pipeline.statistics.groups import join

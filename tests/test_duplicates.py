@@ -17,12 +17,11 @@ from cache.index import ImageRecord
 from cache.store import FeatureCache
 from cli import main
 from pipeline.config import ExtractConfig, ReduceConfig
+from pipeline.duplicates.near_duplicates import NearDuplicates, _close, near_duplicates
+from pipeline.duplicates.threshold import FalseAlarms, false_alarms
 from pipeline.errors import ConfigError
 from pipeline.extract import extract
 from pipeline.reduce import reduce_cache
-from pipeline.reporting import duplicates
-from pipeline.reporting.duplicates import NearDuplicates, near_duplicates
-from pipeline.reporting.threshold import FalseAlarms, false_alarms
 from pipeline.statistics.groups import join
 
 
@@ -169,10 +168,10 @@ def test_images_in_parts_are_compared_as_all_at_once(monkeypatch: pytest.MonkeyP
     """However few are in memory; of each image the nearest are kept."""
     generator = torch.Generator().manual_seed(0)
     rows = normalize(torch.randn(50, 4, generator=generator), dim=1)
-    expected = duplicates._close(lambda some: rows[some], 50, 0.8)
+    expected = _close(lambda some: rows[some], 50, 0.8)
     monkeypatch.setattr(duplicates, "_BLOCK", 8)
     monkeypatch.setattr(duplicates, "_HELD", 16)
-    in_parts = duplicates._close(lambda some: rows[some], 50, 0.8)
+    in_parts = _close(lambda some: rows[some], 50, 0.8)
     assert {(a, b) for a, b, _ in in_parts.tolist()} == {(a, b) for a, b, _ in expected.tolist()}
     cosines = (rows @ rows.T).fill_diagonal_(-1)
     for place in range(50):
@@ -180,7 +179,7 @@ def test_images_in_parts_are_compared_as_all_at_once(monkeypatch: pytest.MonkeyP
         if cosines[place, nearest] >= 0.8:
             assert (min(place, nearest), max(place, nearest)) in {(a, b) for a, b, _ in expected.tolist()}
     monkeypatch.setattr(duplicates, "NEAREST", 1)
-    assert 0 < len(duplicates._close(lambda some: rows[some], 50, -1)) <= 50
+    assert 0 < len(_close(lambda some: rows[some], 50, -1)) <= 50
 
 
 def records(count: int) -> list[ImageRecord]:

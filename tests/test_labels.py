@@ -15,8 +15,8 @@ from cache.index import ImageRecord
 from cache.store import FeatureCache
 from pipeline.bases.moments import Moments
 from pipeline.config import ExtractConfig
+from pipeline.duplicates.near_duplicates import near_duplicates
 from pipeline.extract import extract
-from pipeline.reporting.duplicates import near_duplicates
 from pipeline.reporting.label_issues import FOLDS, label_issues, out_of_fold
 from pipeline.reporting.rows import CleanRows
 from pipeline.statistics.folds import stratified_folds

@@ -90,7 +90,7 @@ def test_our_own_processes_import_our_own_packages(tmp_path: Path, monkeypatch: 
     for name in ("cache", "pipeline", "json"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
     with pytest.raises(ParityError, match=r"missing\.safetensors does not exist"):
-        _ask_fresh_process({"model": "missing.safetensors", "paths": [], "in_batches": 0})
+        _ask_fresh_process({"model": "missing.safetensors", "weights": None, "paths": [], "in_batches": 0})
     with pytest.raises(PipelineError, match=r"cache\.py"):
         _refuse_other_packages(tmp_path)
     _refuse_other_packages(REPOSITORY)

@@ -34,6 +34,7 @@ from pipeline.config import (
     SweepConfig,
     TrainConfig,
 )
+from pipeline.duplicates.near_duplicates import identical_files, near_duplicates
 from pipeline.errors import ConfigError, ParityError, PipelineError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.export import export
@@ -42,7 +43,6 @@ from pipeline.model.file import load_bundle
 from pipeline.model.parity_worker import answer
 from pipeline.reduce import ReduceResult, reduce_cache
 from pipeline.report import report
-from pipeline.reporting.duplicates import identical_files, near_duplicates
 from pipeline.reporting.label_issues import label_issues
 from pipeline.run import Run
 from pipeline.run_folder import REPORT_FILE

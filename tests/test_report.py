@@ -25,6 +25,7 @@ from cache.layout import HISTORY_FILE
 from cli import main
 from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, ReportConfig, SweepConfig
 from pipeline.console import counted
+from pipeline.duplicates.near_duplicates import Pair
 from pipeline.errors import ConfigError, ImageSetError, RunError, TargetExists
 from pipeline.evaluate import evaluate
 from pipeline.export import export
@@ -32,7 +33,6 @@ from pipeline.report import ReportResult, report
 from pipeline.reporting import thumbnails
 from pipeline.reporting.confusion import confusion
 from pipeline.reporting.costs import Payback
-from pipeline.reporting.duplicates import Pair
 from pipeline.reporting.findings import find
 from pipeline.reporting.label_issues import LabelIssues
 from pipeline.reporting.next_steps import next_steps

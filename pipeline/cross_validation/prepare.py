@@ -15,11 +15,11 @@ from pipeline.config import HeadSettings
 from pipeline.console import counted
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.cv_config import FoldsConfig
+from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, near_duplicates
 from pipeline.errors import RunError
 from pipeline.inputs.splitting import grouped_by
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
-from pipeline.reporting.duplicates import MOST_COMPARED, NearDuplicates, near_duplicates
 from pipeline.statistics.folds import stratified_folds
 from pipeline.statistics.groups import Groups, join
 

@@ -11,11 +11,11 @@ from cache.records import fault
 from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
 from pipeline.console import named
+from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, Pair, identical_files, near_duplicates
 from pipeline.errors import ConfigError, RunError
 from pipeline.inputs.splitting import count_leaks
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne
-from pipeline.reporting.duplicates import MOST_COMPARED, NearDuplicates, Pair, identical_files, near_duplicates
 from pipeline.reporting.label_issues import LabelIssues, label_issues
 from pipeline.reporting.predictions import Predictions, predict_split
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow

@@ -6,10 +6,10 @@ from importlib.metadata import version
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.console import counted, duration, named, size
+from pipeline.duplicates.near_duplicates import MOST_COMPARED
 from pipeline.heads.head import hidden_in_words
 from pipeline.reporting import figures, sections
 from pipeline.reporting.costs import PHASES
-from pipeline.reporting.duplicates import MOST_COMPARED
 from pipeline.reporting.findings import Findings
 from pipeline.reporting.label_issues import FOLDS
 from pipeline.reporting.next_steps import next_steps

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache.index import ImageRecord
+from pipeline.duplicates.near_duplicates import Pair as Duplicate
 from pipeline.reporting.confusion import Cell, ClassRow, Pair, class_rows
-from pipeline.reporting.duplicates import Pair as Duplicate
 from pipeline.reporting.findings import Findings
 from pipeline.reporting.label_issues import LabelIssue
 

@@ -18,7 +18,7 @@ from beside import hardware, say
 
 from cache.index import SetIndex
 from cache.store import FeatureCache
-from pipeline.reporting.duplicates import near_duplicates
+from pipeline.duplicates.near_duplicates import near_duplicates
 from pipeline.reporting.label_issues import label_issues
 from pipeline.reporting.rows import clean_rows, narrow
 

@@ -24,8 +24,8 @@ from pipeline.bases.basis import Basis, Mix, Regions, Scale
 from pipeline.bases.reduced import sees_labels
 from pipeline.config import WIDEST
 from pipeline.console import counted
+from pipeline.duplicates.threshold import MOST_FALSE, Threshold, false_alarms
 from pipeline.errors import ConfigError
-from pipeline.reporting.threshold import MOST_FALSE, Threshold, false_alarms
 from pipeline.row_layout import RowLayout
 from pipeline.statistics.groups import Groups, join
 
