@@ -13,11 +13,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import normalize
 
+import pipeline.duplicates.near_duplicates as near
 from cache.index import ImageRecord
 from cache.store import FeatureCache
 from cli import main
 from pipeline.config import ExtractConfig, ReduceConfig
-from pipeline.duplicates.near_duplicates import NearDuplicates, _close, near_duplicates
+from pipeline.duplicates.near_duplicates import NearDuplicates, near_duplicates
 from pipeline.duplicates.threshold import FalseAlarms, false_alarms
 from pipeline.errors import ConfigError
 from pipeline.extract import extract
@@ -168,18 +169,18 @@ def test_images_in_parts_are_compared_as_all_at_once(monkeypatch: pytest.MonkeyP
     """However few are in memory; of each image the nearest are kept."""
     generator = torch.Generator().manual_seed(0)
     rows = normalize(torch.randn(50, 4, generator=generator), dim=1)
-    expected = _close(lambda some: rows[some], 50, 0.8)
-    monkeypatch.setattr(duplicates, "_BLOCK", 8)
-    monkeypatch.setattr(duplicates, "_HELD", 16)
-    in_parts = _close(lambda some: rows[some], 50, 0.8)
+    expected = near._close(lambda some: rows[some], 50, 0.8)
+    monkeypatch.setattr(near, "_BLOCK", 8)
+    monkeypatch.setattr(near, "_HELD", 16)
+    in_parts = near._close(lambda some: rows[some], 50, 0.8)
     assert {(a, b) for a, b, _ in in_parts.tolist()} == {(a, b) for a, b, _ in expected.tolist()}
     cosines = (rows @ rows.T).fill_diagonal_(-1)
     for place in range(50):
         nearest = int(cosines[place].argmax())
         if cosines[place, nearest] >= 0.8:
             assert (min(place, nearest), max(place, nearest)) in {(a, b) for a, b, _ in expected.tolist()}
-    monkeypatch.setattr(duplicates, "NEAREST", 1)
-    assert 0 < len(_close(lambda some: rows[some], 50, -1)) <= 50
+    monkeypatch.setattr(near, "NEAREST", 1)
+    assert 0 < len(near._close(lambda some: rows[some], 50, -1)) <= 50
 
 
 def records(count: int) -> list[ImageRecord]:
