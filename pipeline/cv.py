@@ -25,7 +25,6 @@ from pipeline.machine.memory import allowed_bytes
 from pipeline.run_folder import check_target
 from pipeline.statistics.calibration import error_of, floor_of
 from pipeline.statistics.folds import folds_of_groups
-from pipeline.statistics.intervals import accuracies
 
 logger = logging.getLogger("headgraft.cross_validation")
 
@@ -129,13 +128,17 @@ def cv(config: CvConfig) -> CvResult:
         out_of_fold(rows, these, settings, epochs, seed, memory, device)
         for seed, these in zip(seeds, folds, strict=True)
     ]
-    found = OutOfFold.of(
-        material.images,
-        rows.labels.numpy(),
-        material.trainset.index.classes,
-        np.stack(log_probs),
-        np.stack([these.numpy() for these in folds]),
-        (material.trainset.cache.manifest.base.backbone, settings),
+    paths, digests = (np.array([getattr(image, name) for image in material.images]) for name in ("path", "digest"))
+    found = OutOfFold(
+        paths=paths,
+        digests=digests,
+        labels=rows.labels.numpy(),
+        classes=np.array(material.trainset.index.classes),
+        log_probs=np.stack(log_probs),
+        folds=np.stack([these.numpy() for these in folds]),
+        groups=material.groups.numbers(material.images),
+        backbone=material.trainset.cache.manifest.base.backbone,
+        settings=settings,
     )
     comparison = compared(found, against) if against else None
     found.save(path)
@@ -190,22 +193,13 @@ def _unseen(material: Material) -> int:
 
 def _result(found: OutOfFold, material: Material, epochs: int) -> CvResult:
     """What the predictions come to."""
-    groups, (repeats, images) = material.groups.numbers(material.images), found.folds.shape
-    flat = found.log_probs.reshape(repeats * images, -1)
-    # An image and its repeats are one group.
-    accuracy = accuracies(flat.astype(np.float64), np.tile(found.labels, repeats), np.tile(groups, repeats))
-    hits, first = found.hits, torch.from_numpy(found.log_probs[0])
-    folds = [
-        Fold(repeat + 1, fold + 1, int(inside.sum()), float(hits[repeat][inside].mean()))
-        for repeat in range(repeats)
-        for fold in range(int(found.folds[repeat].max()) + 1)
-        for inside in [found.folds[repeat] == fold]
-    ]
+    accuracy, first = found.accuracies(), torch.from_numpy(found.log_probs[0])
+    folds = [Fold(repeat + 1, fold + 1, images, right) for repeat, fold, images, right in found.of_each_fold()]
     top1 = accuracy["top1"]
     return CvResult(
         set=material.trainset.index.name,
-        images=images,
-        groups=len(np.unique(groups)),
+        images=len(found.labels),
+        groups=len(np.unique(found.groups)),
         folds=folds,
         accuracy=top1.value,
         interval=(top1.low, top1.high),

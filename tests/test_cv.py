@@ -24,7 +24,7 @@ from pipeline.bases.data import HeadData
 from pipeline.bases.fit import fit_basis, start_basis
 from pipeline.bases.sums import RegionSums, basis_of_sums, block_of
 from pipeline.basis_name import BasisName
-from pipeline.config import EvaluateConfig, HeadSettings
+from pipeline.config import EvaluateConfig, HeadSettings, ReportConfig
 from pipeline.cross_validation.predictions import OutOfFold, compared
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.cross_validation.training import out_of_fold
@@ -37,6 +37,7 @@ from pipeline.heads.group import HeadGroup, HeadState
 from pipeline.heads.head import Head
 from pipeline.heads.seeds import shuffle_rng
 from pipeline.heads.side_by_side import fit_side_by_side, steps_of
+from pipeline.report import report
 from pipeline.row_layout import RowLayout
 from pipeline.statistics.folds import folds_of_groups, stratified_folds
 from pipeline.statistics.groups import join
@@ -278,7 +279,9 @@ def test_the_corrected_test_is_that_of_nadeau_and_bengio() -> None:
     wrong[0, :10, 1] = 1
     paths = np.array([f"{n:02}" for n in range(40)])
     made = [
-        OutOfFold(paths, paths, np.zeros(40, np.int64), np.array(["a", "b"]), log_probs, folds, "x", SETTINGS)
+        OutOfFold(
+            paths, paths, np.zeros(40, np.int64), np.array(["a", "b"]), log_probs, folds, np.arange(40), "x", SETTINGS
+        )
         for log_probs in (right, wrong)
     ]
     found = compared(*made)
@@ -340,6 +343,23 @@ def test_near_duplicates_are_one_group(features: Path) -> None:
     result = logged(said, cv, config(features, folds=2, group_near_duplicates=True))
     assert result.groups < 20
     assert any(line.startswith("near-duplicates: ") for line in said)
+
+
+def test_a_report_has_what_cross_validation_found(features: Path, tmp_path: Path) -> None:
+    """Of the set as it is; a damaged file is said, and left out."""
+    train_head(train_config(features, tmp_path / "run"))
+    page, said = Path(report(ReportConfig(tmp_path / "run")).report).read_text(), list[str]()
+    assert "<h3>Cross-validation</h3>" not in page
+    assert "headgraft cv --cache" in page
+    result = cv(config(features))
+    page = Path(report(ReportConfig(tmp_path / "run", overwrite=True)).report).read_text()
+    assert "<h3>Cross-validation</h3>" in page
+    assert "Each of the 20 training and validation images" in page
+    assert f"{100 * result.accuracy:.1f}\u00a0%" in page
+    assert "headgraft cv --cache" not in page
+    Path(result.predictions).write_bytes(b"PK")
+    logged(said, report, ReportConfig(tmp_path / "run", overwrite=True))
+    assert any(line.startswith("without cross-validation: ") for line in said)
 
 
 def test_images_like_those_of_training_are_scored_apart(run_extract: Extract, data: Path, tmp_path: Path) -> None:

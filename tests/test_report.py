@@ -179,7 +179,9 @@ def test_advice_follows_from_what_was_found(trained: Path) -> None:
     done = replace(found, duplicates=replace(near, pairs=[]), label_issues=LabelIssues([], 20, {}), test=found.valid)
     best = replace(found.known, majority=0, discriminant=None, logistic=None)
     swept = replace(done, sweep=object(), known=best)  # type: ignore[arg-type]  # not looked into
-    assert [step.command.split()[1] for step in next_steps(swept)] == ["export"]
+    assert [step.command.split()[1] for step in next_steps(swept)] == ["cv", "export"]
+    judged = replace(swept, cross_validated=object())  # type: ignore[arg-type]
+    assert [step.command.split()[1] for step in next_steps(judged)] == ["export"]
 
 
 class Page(HTMLParser):

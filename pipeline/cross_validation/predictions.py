@@ -3,7 +3,6 @@
 import io
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -14,13 +13,14 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from cache.files import read_regular, write_atomically
-from cache.index import ImageRecord
 from cache.records import fault
 from pipeline.config import HeadSettings
 from pipeline.console import counted
-from pipeline.errors import RunError
+from pipeline.errors import ConfigError, RunError
+from pipeline.statistics.intervals import Interval, accuracies
 
-Array = npt.NDArray[np.generic]
+_ARRAYS = ("paths", "digests", "labels", "classes", "log_probs", "folds", "groups")
+_KINDS = "UUiUfii"  # of their numbers
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class OutOfFold:
         classes: names, (C,).
         log_probs: (R, N, C) float32.
         folds: the fold of each image, (R, N).
+        groups: images with the same number are no independent evidence, (N,).
         backbone: of the cache.
         settings: of the heads.
     """
@@ -44,6 +45,7 @@ class OutOfFold:
     classes: npt.NDArray[np.str_]
     log_probs: npt.NDArray[np.float32]
     folds: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
     backbone: str
     settings: HeadSettings
 
@@ -53,23 +55,24 @@ class OutOfFold:
         found: npt.NDArray[np.bool_] = self.log_probs.argmax(2) == self.labels
         return found
 
-    @classmethod
-    def of(
-        cls,
-        images: Sequence[ImageRecord],
-        labels: npt.NDArray[np.int64],
-        classes: Sequence[str],
-        log_probs: npt.NDArray[np.float32],
-        folds: npt.NDArray[np.int64],
-        made_by: tuple[str, HeadSettings],
-    ) -> "OutOfFold":
-        """Of `images`, in their order; `made_by` is the backbone and the settings."""
-        paths, digests = (np.array([getattr(image, name) for image in images]) for name in ("path", "digest"))
-        return cls(paths, digests, labels, np.array(classes), log_probs, folds, *made_by)
+    def accuracies(self) -> dict[str, Interval]:
+        """Of all repeats, with intervals over groups: an image and its repeats are of one group."""
+        repeats, images = self.folds.shape
+        flat = self.log_probs.reshape(repeats * images, -1).astype(np.float64)
+        return accuracies(flat, np.tile(self.labels, repeats), np.tile(self.groups, repeats))
+
+    def of_each_fold(self) -> list[tuple[int, int, int, float]]:
+        """Repeat and fold, from 0, images and accuracy."""
+        hits, each = self.hits, [(repeat, fold) for repeat, row in enumerate(self.folds) for fold in np.unique(row)]
+        inside = [self.folds[repeat] == fold for repeat, fold in each]
+        return [
+            (repeat, int(fold), int(some.sum()), float(hits[repeat][some].mean()))
+            for (repeat, fold), some in zip(each, inside, strict=True)
+        ]
 
     def save(self, path: Path) -> None:
         """Write an .npz, whole or not at all; of one repeat, `log_probs` is (N, C) and `folds` (N,)."""
-        arrays = {name: getattr(self, name) for name in ("paths", "digests", "labels", "classes", "log_probs", "folds")}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         if len(self.folds) == 1:
             arrays |= {name: arrays[name][0] for name in ("log_probs", "folds")}
         made_by = {"backbone": self.backbone, "settings": asdict(self.settings)}
@@ -88,11 +91,15 @@ class OutOfFold:
             if arrays["folds"].ndim == 1:
                 arrays |= {name: arrays[name][None] for name in ("log_probs", "folds")}
             count, classes = len(arrays["paths"]), len(arrays["classes"])
-            shapes = {name: array.shape for name, array in arrays.items()}
-            if shapes["log_probs"] != (len(arrays["folds"]), count, classes) or shapes["labels"] != (count,):
-                raise ValueError(f"arrays of shapes {shapes}")
+            found = [(name, array.dtype.kind, array.shape) for name, array in arrays.items()]
+            rows = len(arrays["folds"])
+            shapes = [(count,), (count,), (count,), (classes,), (rows, count, classes), (rows, count), (count,)]
+            if sorted(found) != sorted(zip(_ARRAYS, _KINDS, shapes, strict=True)) or not rows * count * classes:
+                raise ValueError(f"arrays {found}")
+            if not 0 <= arrays["labels"].min() <= arrays["labels"].max() < classes:
+                raise ValueError("labels of other classes")
             return cls(**arrays, backbone=str(made_by["backbone"]), settings=HeadSettings(**made_by["settings"]))
-        except (OSError, ValueError, KeyError, TypeError, BadZipFile, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, EOFError, ConfigError) as error:
             raise RunError(
                 f"{path} holds no predictions of headgraft cv ({fault(error)}): make them with cv --predictions {path}"
             ) from error

@@ -7,10 +7,12 @@ import torch
 
 from cache.history import read_history
 from cache.index import SetIndex
+from cache.layout import PREDICTION_FOLDER
 from cache.records import fault
 from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
 from pipeline.console import named
+from pipeline.cross_validation.predictions import OutOfFold
 from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, Pair, identical_files, near_duplicates
 from pipeline.errors import ConfigError, RunError
 from pipeline.inputs.splitting import count_leaks
@@ -63,6 +65,7 @@ class Findings:
         test: predictions of the test images; None where these were not evaluated before.
         test_scores: their accuracies.
         sweep: what a sweep left; None for another run.
+        cross_validated: out-of-fold predictions that lie in the cache; None without, and of other images.
     """
 
     run: Run
@@ -84,6 +87,7 @@ class Findings:
     test: Predictions | None = None
     test_scores: dict[str, Interval] = field(default_factory=dict)
     sweep: Sweep | None = None
+    cross_validated: OutOfFold | None = None
 
     def name(self, place: int) -> str:
         """What to call the class at a place of the head's outputs."""
@@ -137,6 +141,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
         test=test,
         test_scores=test.accuracies(groups) if test else {},
         sweep=sweep,
+        cross_validated=_cross_validated(cache, index),
     )
 
 
@@ -145,6 +150,21 @@ def _baselines(run: Run, cache: FeatureCache, index: SetIndex) -> Baselines:
     basis = narrow(cache, run.basis)
     train, valid = (clean_rows(cache, index, basis, split) for split in ("train", "valid"))
     return baselines(SplitRows(train, valid, len(index.classes)), basis.name)
+
+
+def _cross_validated(cache: FeatureCache, index: SetIndex) -> OutOfFold | None:
+    """What `cv` left of this set, as it is now."""
+    path = cache.path / PREDICTION_FOLDER / f"{index.name}.npz"
+    if not path.is_file():
+        return None
+    try:
+        found = OutOfFold.load(path)
+    except RunError as error:  # only a copy of what cv can make again
+        logger.warning(f"without cross-validation: {error}")
+        return None
+    images = [image for split in ("train", "valid") for image in index.split(split)]
+    now = {(image.digest, image.label) for image in images}
+    return found if now == set(zip(found.digests.tolist(), found.classes[found.labels].tolist(), strict=True)) else None
 
 
 def _sweep(run: Run, index: SetIndex) -> Sweep | None:

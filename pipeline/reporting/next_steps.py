@@ -8,6 +8,7 @@ from pipeline.config import ExtractConfig
 from pipeline.reporting.findings import Findings
 
 _FEW = 30  # training images a class
+_FEW_TO_JUDGE = 500  # validation images: half the width of an interval is then about 2 points at 95 %
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def next_steps(found: Findings) -> Iterator[Step]:
             "Add augmented passes, which help most with few images per class",
             f"headgraft extract {shlex.quote(index.data)} {where}{_extract_options(found)} --passes {more}",
         )
+    if not found.cross_validated and len(found.valid.images) < _FEW_TO_JUDGE:
+        yield Step("So few validation images say little: predict all images out of fold", f"headgraft cv {where}")
     if not found.test:
         yield Step("When all choices are made, evaluate on the test images, once", f"headgraft evaluate {run}")
     calibration = found.calibration
@@ -59,6 +62,7 @@ def _extract_options(found: Findings) -> str:
         "image_size": base.input_size,
         "seed": recipe.seed if recipe else ExtractConfig.seed,
         "split_seed": found.index.split_seed,
+        "group_by": found.index.group_by or None,
     }
     changed = {name: value for name, value in asked.items() if value != getattr(ExtractConfig, name)}
     options = (f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in changed.items())
