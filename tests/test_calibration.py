@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,16 @@ def test_training_images_in_validation_do_not_make_the_head_surer() -> None:
     all_of_them = calibrate(sure, labels, index_of(500, 500))
     assert all_of_them.temperature is None
     assert all_of_them.scaled_ece == pytest.approx(all_of_them.ece)
+
+
+def test_a_temperature_is_not_cross_fitted_within_a_group() -> None:
+    """All images in one group: no other image is left to fit on, and the errors stay as they are."""
+    log_probs, labels = drawn(0, 10, 200)
+    index = index_of(200)
+    grouped = replace(index, images=tuple(replace(image, group="one") for image in index.images))
+    sure = at_temperature(log_probs, 0.4)
+    assert calibrate(sure, labels, index).scaled_ece < calibrate(sure, labels, index).ece
+    assert calibrate(sure, labels, grouped).scaled_ece == pytest.approx(calibrate(sure, labels, grouped).ece)
 
 
 def test_the_error_after_a_temperature_is_of_images_it_was_not_fitted_on() -> None:

@@ -22,16 +22,14 @@ def split_by_class(images: Sequence[ImageRecord], seed: int) -> list[ImageRecord
     By content, in an order that `seed` draws: identical files stay together, and so do those of a group, which are
     taken whole for as long as more than half of the next one still fits.
     """
-    numbers = join(images).numbers(images).tolist()
-    lowest: dict[int, str] = {}  # digest of each group
-    contents: dict[str, dict[int, set[str]]] = {}
-    for image, number in zip(images, numbers, strict=True):
-        lowest[number] = min(image.digest, lowest.get(number, image.digest))
-        contents.setdefault(image.label, {}).setdefault(number, set()).add(image.digest)
-    split_of: dict[int, str] = {}
+    names = join(images).names(images)
+    contents: dict[str, dict[str, set[str]]] = {}
+    for image, name in zip(images, names, strict=True):
+        contents.setdefault(image.label, {}).setdefault(name, set()).add(image.digest)
+    split_of: dict[str, str] = {}
     for label in sorted(contents):
-        sizes = {number: len(digests) for number, digests in contents[label].items() if number not in split_of}
-        order = sorted(sizes, key=lambda number: hashlib.sha256(f"{seed}:{lowest[number]}".encode()).digest())
+        sizes = {name: len(digests) for name, digests in contents[label].items() if name not in split_of}
+        order = sorted(sizes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
         wanted = max(1, round(sum(sizes.values()) / 10))
         for split, least in (("valid", 2), ("test", 3)):
             held = 0
@@ -39,7 +37,7 @@ def split_by_class(images: Sequence[ImageRecord], seed: int) -> list[ImageRecord
                 held += sizes[order[0]]
                 split_of[order.pop(0)] = split
         split_of |= dict.fromkeys(order, "train")
-    return [replace(image, split=split_of[number]) for image, number in zip(images, numbers, strict=True)]
+    return [replace(image, split=split_of[name]) for image, name in zip(images, names, strict=True)]
 
 
 def grouped_by(images: Sequence[ImageRecord], pattern: str) -> list[ImageRecord]:

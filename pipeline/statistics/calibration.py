@@ -12,6 +12,7 @@ from torch import Tensor, tensor
 from torch.nn.functional import log_softmax, nll_loss
 
 from cache.index import SetIndex
+from pipeline.statistics.groups import join
 
 BINS = 15
 LARGEST = 100.0  # temperature, and one over the smallest
@@ -41,12 +42,13 @@ class Fit:
 def calibrate(log_probs: Tensor, labels: Tensor, index: SetIndex, shift: Tensor | None = None) -> Fit:
     """Of log-probabilities (N, C) and labels (N,) of the validation images of `index`, in its order.
 
-    Images that are also training images are left out where a temperature is fitted. Folds follow from contents. Errors
+    Images that are also training images are left out where a temperature is fitted. Folds follow from contents, a group
+    in one. Errors
     are of probabilities with `shift`, as in `at_temperature`.
     """
     images, seen = index.split("valid"), {image.digest for image in index.split("train")}
     fresh = tensor([image.digest not in seen for image in images])
-    folds = tensor([int(image.digest[:8], 16) % FOLDS for image in images])
+    folds = tensor([int(name[:8], 16) % FOLDS for name in join(images).names(images)])
     scaled = log_probs.clone()
     for fold in range(FOLDS):
         held_out, others = folds == fold, fresh & (folds != fold)

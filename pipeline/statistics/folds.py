@@ -18,14 +18,14 @@ def stratified_folds(
 
     Depends on contents, labels and groups, not on the order or the names of files. Each `repeat` is another draw.
     """
-    together: dict[int, list[int]] = {}
-    for place, group in enumerate(groups.numbers(images).tolist()):
-        together.setdefault(group, []).append(place)
+    names, together = groups.names(images), dict[str, list[int]]()
+    for place, name in enumerate(names):
+        together.setdefault(name, []).append(place)
 
     def order(places: list[int]) -> tuple[int, str]:
         """Large groups first, since the others can make up for them."""
-        lowest = min(images[one].digest for one in places)
-        return -len(places), hashlib.sha256(f"{repeat}:{lowest}".encode()).hexdigest() if repeat else lowest
+        name = names[places[0]]
+        return -len(places), hashlib.sha256(f"{repeat}:{name}".encode()).hexdigest() if repeat else name
 
     totals, label_of = torch.bincount(labels).tolist(), labels.tolist()
     filled = [[0.0] * (len(totals) + 1) for _ in range(count)]  # share of each class, then of images
@@ -52,17 +52,13 @@ def nested_parts(
 
     Groups come whole, in an order that `draw` decides; of each class the first is in every part.
     """
-    numbers = groups.numbers(images)
-    lowest: dict[int, str] = {}
-    for image, number in zip(images, numbers.tolist(), strict=True):
-        lowest[number] = min(image.digest, lowest.get(number, image.digest))
-    order = {number: hashlib.sha256(f"{draw}:{digest}".encode()).hexdigest() for number, digest in lowest.items()}
-    ranked = sorted(range(len(images)), key=lambda place: order[int(numbers[place])])
+    names = groups.names(images)
+    ranked = sorted(range(len(images)), key=lambda place: hashlib.sha256(f"{draw}:{names[place]}".encode()).hexdigest())
     totals, seen = torch.bincount(labels).tolist(), dict[int, int]()
-    begins: dict[int, float] = {}  # of each group: the share of its classes that comes before it, the least of them
+    begins: dict[str, float] = {}  # of each group: the share of its classes that comes before it, the least of them
     for place in ranked:
-        label, number = int(labels[place]), int(numbers[place])
-        begins[number] = min(begins.get(number, 1.0), seen.get(label, 0) / totals[label])
+        label, name = int(labels[place]), names[place]
+        begins[name] = min(begins.get(name, 1.0), seen.get(label, 0) / totals[label])
         seen[label] = seen.get(label, 0) + 1
-    at = torch.tensor([begins[number] for number in numbers.tolist()], dtype=torch.float64)
+    at = torch.tensor([begins[name] for name in names], dtype=torch.float64)
     return [(at < share - 1e-9).nonzero().flatten() for share in shares]

@@ -24,6 +24,13 @@ class Groups:
         """The group of each of some images of the set (N,), to keep in one fold or to resample together."""
         return np.array([self.of[image.digest] for image in images], dtype=np.int64)
 
+    def names(self, images: Sequence[ImageRecord]) -> list[str]:
+        """The lowest digest among `images` of the group of each of them: its own where it is alone."""
+        lowest: dict[int, str] = {}
+        for image in images:
+            lowest[self.of[image.digest]] = min(image.digest, lowest.get(self.of[image.digest], image.digest))
+        return [lowest[self.of[image.digest]] for image in images]
+
 
 def join(images: Sequence[ImageRecord], links: Iterable[tuple[float, str, str]] = ()) -> Groups:
     """Connected components of `links`, each a cosine and two digests, the highest cosines first.
