@@ -13,7 +13,7 @@ from cache.index import ImageRecord
 from cache.layout import PREDICTION_FOLDER
 from cache.store import FeatureCache
 from pipeline.console import counted
-from pipeline.cross_validation.predictions import OutOfFold, PairedComparison, compared
+from pipeline.cross_validation.predictions import OutOfFold, PairedComparison, compared, refuse_other_images
 from pipeline.cross_validation.prepare import Material
 from pipeline.cross_validation.training import out_of_fold
 from pipeline.cv_config import MOST_FOLDS, CvConfig
@@ -92,9 +92,10 @@ class CvResult:
         """Accuracy with its interval, the folds' range, calibration, and where the predictions are."""
         low, high = self.interval
         each = sorted(fold.accuracy for fold in self.folds)
-        of = f"{counted(self.images, 'image')} in {counted(self.groups, 'group')}"
+        of = f"{counted(self.images, 'training and validation image')} in {counted(self.groups, 'group')}"
+        over = "groups" if self.groups < self.images else "images"
         lines = [
-            f"accuracy {self.accuracy:.2%} ({low:.2%} to {high:.2%}, 95 % over groups), mean per class "
+            f"accuracy {self.accuracy:.2%} ({low:.2%} to {high:.2%}, 95 % over {over}), mean per class "
             f"{self.mean_per_class:.2%}: {of}, each predicted by heads that did not see its group",
             f"{counted(len(self.folds), 'fold')}, {each[0]:.2%} to {each[-1]:.2%}; basis {self.basis}, "
             f"{counted(self.passes, 'augmented pass')}, {counted(self.epochs, 'epoch')}",
@@ -116,11 +117,18 @@ def cv(config: CvConfig) -> CvResult:
     name = FeatureCache.open(config.cache).set_name(config.set)
     path = config.predictions or config.cache / PREDICTION_FOLDER / f"{name}.npz"
     check_target(path, overwrite=True, advice="name another file with --predictions")
+    if config.predictions and path.exists():
+        OutOfFold.load(path)  # else it is another file, which is not to be overwritten
     material = Material.of(config)
     rows, settings, memory = material.rows, material.settings, allowed_bytes(config.memory)
     folds = [_folds(config, material, repeat) for repeat in range(config.repeats)]
     trained = round(len(material.images) * (1 - 1 / (int(folds[0].max()) + 1)))
     epochs = config.epochs or default_epochs(trained, settings.batch_size)
+    paths, digests, labels = (
+        np.array([getattr(image, name) for image in material.images]) for name in ("path", "digest", "label")
+    )
+    if against:
+        refuse_other_images(against, digests, labels, [these.numpy() for these in folds])
     unseen = _unseen(material)
     across_folds = _across_folds(material.near, material.images, folds[0]) if material.near else None
     seeds = range(config.seed, config.seed + config.repeats)
@@ -128,7 +136,6 @@ def cv(config: CvConfig) -> CvResult:
         out_of_fold(rows, these, settings, epochs, seed, memory, device)
         for seed, these in zip(seeds, folds, strict=True)
     ]
-    paths, digests = (np.array([getattr(image, name) for image in material.images]) for name in ("path", "digest"))
     found = OutOfFold(
         paths=paths,
         digests=digests,
@@ -156,6 +163,8 @@ def _folds(config: CvConfig, material: Material, repeat: int) -> Tensor:
     if not config.leave_one_group_out:
         return material.folds(config.folds, repeat)
     folds = folds_of_groups(material.images, material.groups)
+    if int(folds.max()) + 1 == len({image.digest for image in material.images}):
+        raise RunError("no two images are of one group: name the groups with --group-by, or use --folds")
     if not 2 <= (count := int(folds.max()) + 1) <= MOST_FOLDS:
         raise RunError(f"{counted(count, 'group')}, expected 2 to {MOST_FOLDS}: use --folds")
     return folds
@@ -172,7 +181,7 @@ def _across_folds(near: NearDuplicates, images: Sequence[ImageRecord], folds: Te
     if count := len({path for pair in apart for path in pair}):
         logger.warning(
             f"{counted(count, 'image')} of {len(images)} with a near-duplicate in another fold: if these show the same "
-            "scene, the accuracy is too high; --group-near-duplicates or --group-by REGEX keeps them in one fold"
+            "scene, the accuracy may be too high; --group-near-duplicates or --group-by REGEX keeps them in one fold"
         )
     return count
 
@@ -183,6 +192,11 @@ def _unseen(material: Material) -> int:
     pairs = np.unique(np.stack([labels, material.groups.numbers(material.images)]), axis=1)
     alone = np.bincount(pairs[0], minlength=int(labels.max()) + 1) == 1
     unseen = int(alone[labels].sum())
+    if unseen == len(labels):
+        raise RunError(
+            "each class is one group, so that a head that predicts an image knows nothing of its class: correct "
+            "--group-by, or the groups of the set"
+        )
     if unseen:
         logger.warning(
             f"{counted(int(alone.sum()), 'class')} of one group each: their {counted(unseen, 'image')} cannot be "

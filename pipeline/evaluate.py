@@ -62,14 +62,16 @@ def _evaluate_run(config: EvaluateConfig) -> Scores:
 
 
 def _unrelated(run: Run, cache: FeatureCache, index: SetIndex, split: str) -> Unrelated:
-    """Of a split's images those that are like none the head was trained on; near-duplicates are groups, too."""
-    groups, refit = near_duplicates(cache, index).groups, run.record.refit and split != "valid"
-    trained = [image for name in ("train", *(["valid"] if refit else [])) for image in index.split(name)]
-    numbers = groups.numbers(index.split(split))
-    apart = ~np.isin(numbers, groups.numbers(trained))
+    """Of a split's images those without a near-duplicate, or an image of their group, that the head was trained on."""
+    images, seen = index.split(split), {"train", *(["valid"] if run.record.refit and split != "valid" else [])}
+    found, given = near_duplicates(cache, index), join(index.images)
+    trained = [image for image in index.images if image.split in seen]
+    related = {a for pair in found.pairs for a, other in ((pair.a, 0), (pair.b, 1)) if pair.splits[1 - other] in seen}
+    mates = np.isin(given.numbers(images), given.numbers(trained))
+    apart = ~mates & ~np.array([image.path in related for image in images])
     log_probs, labels = run.log_probs(cache, index, split)
     kept = torch.from_numpy(apart)
-    return Unrelated.of(log_probs[kept], labels[kept], numbers[apart])
+    return Unrelated.of(log_probs[kept], labels[kept], found.groups.numbers(images)[apart])
 
 
 def _evaluate_model(config: EvaluateConfig) -> Scores:

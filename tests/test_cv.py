@@ -238,7 +238,7 @@ def test_each_image_of_train_and_valid_is_predicted_once(features: Path) -> None
     assert [fold.images for fold in result.folds] == [5] * 4
     assert result.interval[0] <= result.accuracy <= result.interval[1]
     assert result.accuracy >= 0.75
-    assert any("8 images not in train without augmented passes" in line for line in said)
+    assert any("8 validation images without augmented passes" in line for line in said)
     found = OutOfFold.load(Path(result.predictions))
     assert sorted(found.paths) == sorted(image.path for image in index.images if image.split != "test")
     assert tuple(found.classes) == CLASSES
@@ -292,17 +292,36 @@ def test_the_corrected_test_is_that_of_nadeau_and_bengio() -> None:
     assert found.mcnemar_p == pytest.approx(2 / 2**10)
 
 
-def test_groups_by_path_make_folds(features: Path) -> None:
-    """One for each group, where that is asked for; their classes then are in no other fold."""
+def test_groups_by_path_make_folds(run_extract: Extract, data: Path, features: Path, tmp_path: Path) -> None:
+    """One for each group, where that is asked for; a class of one group is said, and all of them are refused."""
+    lines = ["path,label,split,group"]
+    for number, path in enumerate(sorted(data.rglob("*.*g"))):
+        group = "alone" if path.parent.name == "1" else f"{path.parent.name} {number % 2}"
+        lines.append(f"{path},{path.parent.name},train,{group}")
+    (tmp_path / "set.csv").write_text("\n".join(lines))
+    run_extract(data=tmp_path / "set.csv", set="grouped", passes=1)
     said: list[str] = []
-    result = logged(said, cv, config(features, folds=5, leave_one_group_out=True, group_by=r"(\d+)/image"))
-    assert (result.groups, len(result.folds), result.accuracy) == (4, 4, 0)
-    assert result.unseen == 20
-    assert any(line.startswith("4 classes of one group each: their 20 images cannot be") for line in said)
-    with pytest.raises(RunError, match="4 groups of images cannot make 5 folds"):
-        cv(config(features, folds=5, group_by=r"(\d+)/image"))
+    result = logged(said, cv, config(features, set="grouped", folds=5, leave_one_group_out=True))
+    assert (result.images, result.groups, len(result.folds), result.unseen) == (24, 7, 7, 6)
+    assert any(line.startswith("1 class of one group each: their 6 images cannot be") for line in said)
+    with pytest.raises(RunError, match="7 groups of images cannot make 8 folds"):
+        cv(config(features, set="grouped", folds=8))
+    with pytest.raises(RunError, match="each class is one group"):
+        cv(config(features, set="data", folds=2, group_by=r"(\d+)/image"))
+    with pytest.raises(RunError, match="no two images are of one group"):
+        cv(config(features, set="data", folds=5, leave_one_group_out=True))
     with pytest.raises(ConfigError, match="--leave-one-group-out has as many folds as groups"):
         config(features, folds=3, leave_one_group_out=True)
+
+
+def test_another_file_is_not_overwritten(features: Path, tmp_path: Path) -> None:
+    """By --predictions; earlier predictions are."""
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"notes.txt holds no predictions .*not an .npz file"):
+        cv(config(features, predictions=tmp_path / "notes.txt"))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    for _ in range(2):
+        cv(config(features, predictions=tmp_path / "first.npz"))
 
 
 def test_folds_of_groups_are_numbered_from_zero() -> None:

@@ -216,7 +216,7 @@ def test_the_command_says_both_rates(data: Path, run_extract: Extract, tmp_path:
     path = str(with_copies(data, run_extract, tmp_path, passes=1))
     shown = CliRunner().invoke(main, ["cache", "info", path, "--duplicates"])
     assert shown.exit_code == 0, shown.output
-    assert "false pairs of different classes expected" in shown.stdout
+    assert "false pairs of different classes expected: " in shown.stdout
     assert "of augmented views recognised" in shown.stdout
     rates = json.loads(CliRunner().invoke(main, ["cache", "info", path, "--duplicates", "--json"]).stdout)
     assert rates["near_duplicates"].keys() == {"threshold", "false_alarm_rate", "expected_false", "detection_rate"}

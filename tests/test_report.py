@@ -367,7 +367,7 @@ def test_skipped_files_and_duplicates_are_listed(data: Path, run_extract: Extrac
     assert result.duplicates["across"] >= 1
     assert result.duplicates["expected_false"] == pytest.approx(1.0)
     assert result.duplicates["detection_rate"] is None
-    assert "1 false pairs of different classes expected (" in page.text
+    assert "false pairs of different classes expected: 1 (" in page.text
     assert "detection rate unknown" in page.text
     assert "Remove files that are in two splits" in page.text
 

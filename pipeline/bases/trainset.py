@@ -86,8 +86,8 @@ class TrainingSet:
         if leaks["across_splits"] or leaks["two_labels"]:
             counts = f"{leaks['across_splits']} across splits, {leaks['two_labels']} with two labels"
             logger.warning(f"identical images: {counts}; headgraft cache info --duplicates lists them")
-        if cut := leaks.get("groups"):
-            logger.warning(f"groups in more than one split: {cut}; accuracies will be too high (docs/concepts.md)")
+        if validated and (cut := leaks.get("groups")):
+            logger.warning(f"groups in more than one split: {cut}; accuracies will be too high")
         if opened.reduction:
             leaks["in_reduction"] = _refuse_seen_labels(opened, index)
         found = cls(opened, index, chosen, leaks)

@@ -3,9 +3,10 @@
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +86,8 @@ class OutOfFold:
     def load(cls, path: Path) -> "OutOfFold":
         """Read what `save` wrote; RunError for another file."""
         try:
+            if not is_zipfile(path):
+                raise ValueError("not an .npz file")
             with np.load(io.BytesIO(read_regular(path)), allow_pickle=False) as stored:
                 arrays = dict(stored.items())
             made_by = json.loads(str(arrays.pop("made_by")))
@@ -101,7 +104,8 @@ class OutOfFold:
             return cls(**arrays, backbone=str(made_by["backbone"]), settings=HeadSettings(**made_by["settings"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, EOFError, ConfigError) as error:
             raise RunError(
-                f"{path} holds no predictions of headgraft cv ({fault(error)}): make them with cv --predictions {path}"
+                f"{path} holds no predictions of headgraft cv ({fault(error)}), expected an .npz that it wrote: name "
+                "another file"
             ) from error
 
 
@@ -130,21 +134,21 @@ class PairedComparison:
     def in_words(self) -> str:
         """One line."""
         low, value, high = (f"{100 * bound:+.2f}" for bound in (self.low, self.value, self.high))
+        clear = "" if self.low > 0 or self.high < 0 else ", no clear difference"
         return (
-            f"less the others: {value} points ({low} to {high}, corrected resampled t, p = {self.p_value:.2g}); alone "
-            f"right about {counted(self.only_these, 'image')}, the others about {self.only_others} (McNemar, "
+            f"less --against: {value} points ({low} to {high}, corrected resampled t, p = {self.p_value:.2g}{clear}); "
+            f"right here alone: {counted(self.only_these, 'image')}, there alone: {self.only_others} (McNemar, "
             f"p = {self.mcnemar_p:.2g})"
         )
 
 
 def compared(these: OutOfFold, others: OutOfFold) -> PairedComparison:
-    """Two procedures on the same folds; RunError where images, labels or folds differ.
+    """Two procedures on the same folds, which `refuse_other_images` has seen to.
 
     The interval is the corrected resampled t-test's (Nadeau and Bengio, Inference for the generalization error, Machine
     Learning 52, 2003): folds share training images, so that their differences vary less than those of other data sets
     would. McNemar's test, exact, is of the images at hand alone.
     """
-    _refuse_other_images(these, others)
     apart = these.hits.astype(float) - others.hits
     value, numbers = float(apart.mean()), range(int(these.folds.max()) + 1)
     differences = [row[folds == one].mean() for row, folds in zip(apart, these.folds, strict=True) for one in numbers]
@@ -158,14 +162,20 @@ def compared(these: OutOfFold, others: OutOfFold) -> PairedComparison:
     return PairedComparison(value, value - reach, value + reach, p_value, alone, other, mcnemar)
 
 
-def _refuse_other_images(these: OutOfFold, others: OutOfFold) -> None:
+def refuse_other_images(
+    others: OutOfFold,
+    digests: npt.NDArray[np.str_],
+    labels: npt.NDArray[np.str_],
+    folds: Sequence[npt.NDArray[np.int64]],
+) -> None:
+    """RunError where these predictions are of other images or labels (N,), the names of classes, or folds (R, N)."""
     same = {
-        "images": np.array_equal(these.digests, others.digests),
-        "labels": np.array_equal(these.classes[these.labels], others.classes[others.labels]),
-        "folds": np.array_equal(these.folds, others.folds),
+        "images": np.array_equal(digests, others.digests),
+        "labels": np.array_equal(labels, others.classes[others.labels]),
+        "folds": np.array_equal(np.stack(folds), others.folds),
     }
     if wrong := [name for name, equal in same.items() if not equal]:
         raise RunError(
-            f"these predictions and those of --against are of other {wrong[0]}, expected the same: run both with the "
-            "same set, --folds, --repeats and groups"
+            f"the predictions of --against are of other {wrong[0]}, expected the same: run both with the same set, "
+            "--folds, --repeats and groups"
         )

@@ -119,7 +119,5 @@ def _keys(trainset: TrainingSet, images: Sequence[ImageRecord]) -> list[list[Row
     optional = [key for image, views in zip(images, wanted, strict=True) if image.split != "train" for key in views[1:]]
     absent = set(unpack_keys(trainset.cache.without(pack_keys(optional)))) if optional else set()
     if without := sum(any(key in absent for key in views) for views in wanted):
-        logger.info(
-            f"{counted(without, 'image')} not in train without augmented passes: the clean view stands for them"
-        )
+        logger.info(f"{counted(without, 'validation image')} without augmented passes: trained on their clean view")
     return [[(key[0], CLEAN_VIEW) if key in absent else key for key in views] for views in wanted]

@@ -18,7 +18,7 @@ from pipeline.heads.fit import refuse_beyond_memory
 from pipeline.heads.side_by_side import fit_side_by_side
 from pipeline.machine.device import CPU
 
-_MOST_AT_ONCE = 16  # more heads share a step no better
+_MOST_AT_ONCE = 8  # more heads share a step no better, and progress is told when they are done
 
 
 @dataclass(frozen=True)

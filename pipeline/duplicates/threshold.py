@@ -44,7 +44,7 @@ class Threshold:
             return "identical files only: too few or too many images to calibrate a threshold"
         false, seen = "false-alarm rate unknown", "detection rate unknown without augmented passes"
         if self.expected_false is not None:
-            false = f"{self.expected_false:.2g} false pairs of different classes expected"
+            false = f"false pairs of different classes expected: {self.expected_false:.2g}"
             false += f" ({self.false_alarm_rate:.1e} per pair)"
         if self.detection_rate is not None:
             seen = f"{self.detection_rate:.1%} of augmented views recognised"

@@ -87,7 +87,7 @@ class Scores:
         ]
         images = f"{self.split}, {counted(self.images, 'image')} of {counted(self.classes, 'class')}"
         calibration = f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f})"
-        line = f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images"
+        line = f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images and groups"
         return f"{line}\n{self.unrelated.in_words(self.images)}" if self.unrelated else line
 
 
