@@ -151,8 +151,20 @@ class _TrainingConfig(Checked):
     refit: bool = option(False, "Retrain the final head on training and validation images.")
 
 
+class WithHead:
+    """A config that has the fields of `HeadSettings`, of which the basis may be None."""
+
+    basis: str | None
+
+    @property
+    def settings(self) -> HeadSettings:
+        """The head's hyper-parameters."""
+        found = {field.name: getattr(self, field.name) for field in fields(HeadSettings)}
+        return HeadSettings(**{**found, "basis": self.basis or HeadSettings.basis})
+
+
 @dataclass(frozen=True)
-class TrainConfig(_TrainingConfig):
+class TrainConfig(_TrainingConfig, WithHead):
     """Stage two, one head of `HeadSettings`."""
 
     hidden: int = option_of(HeadSettings, "hidden")
@@ -175,12 +187,6 @@ class TrainConfig(_TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.settings  # which checks them
-
-    @property
-    def settings(self) -> HeadSettings:
-        """The head's hyper-parameters."""
-        found = {field.name: getattr(self, field.name) for field in fields(HeadSettings)}
-        return HeadSettings(**{**found, "basis": self.basis or HeadSettings.basis})
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,12 @@
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cache.index import ImageRecord
 from cache.layout import PREDICTION_FOLDER
 from cache.store import FeatureCache
 from pipeline.console import counted
@@ -17,7 +15,7 @@ from pipeline.cross_validation.predictions import OutOfFold, PairedComparison, c
 from pipeline.cross_validation.prepare import Material
 from pipeline.cross_validation.training import out_of_fold
 from pipeline.cv_config import MOST_FOLDS, CvConfig
-from pipeline.duplicates.near_duplicates import NearDuplicates
+from pipeline.duplicates.near_duplicates import MOST_COMPARED, near_duplicates
 from pipeline.errors import RunError
 from pipeline.heads.fit import default_epochs
 from pipeline.machine.device import resolve_device
@@ -130,7 +128,7 @@ def cv(config: CvConfig) -> CvResult:
     if against:
         refuse_other_images(against, digests, labels, [these.numpy() for these in folds])
     unseen = _unseen(material)
-    across_folds = _across_folds(material.near, material.images, folds[0]) if material.near else None
+    across_folds = _across_folds(material, folds[0])
     seeds = range(config.seed, config.seed + config.repeats)
     log_probs = [
         out_of_fold(rows, these, settings, epochs, seed, memory, device)
@@ -170,8 +168,16 @@ def _folds(config: CvConfig, material: Material, repeat: int) -> Tensor:
     return folds
 
 
-def _across_folds(near: NearDuplicates, images: Sequence[ImageRecord], folds: Tensor) -> int:
-    """How many images have a near-duplicate in another fold: said, since their heads may have seen the same scene."""
+def _across_folds(material: Material, folds: Tensor) -> int | None:
+    """How many images have a near-duplicate in another fold: said, since their heads may have seen the same scene.
+
+    None of too many images to compare.
+    """
+    index, images, near = material.trainset.index, material.images, material.near
+    if near is None and len(index.images) <= MOST_COMPARED:
+        near = near_duplicates(material.trainset.cache, index)
+    if near is None:
+        return None
     fold_of = dict(zip((image.path for image in images), folds.tolist(), strict=True))
     apart = [
         (pair.a, pair.b)

@@ -1,16 +1,16 @@
 """What `headgraft cv` and `headgraft curve` are asked: as in `config`, a field is an option."""
 
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
-from pipeline.config import HeadSettings, TrainConfig
+from pipeline.config import TrainConfig, WithHead
 from pipeline.options import DEVICES, Checked, check_capture, option, option_of, require, required
 
 MOST_FOLDS = 1000
 
 
 @dataclass(frozen=True)
-class FoldsConfig(Checked):
+class FoldsConfig(Checked, WithHead):
     """Heads of `HeadSettings` on parts of the training and validation images of a set."""
 
     cache: Path = field(metadata=required("Folder of the feature cache."))
@@ -39,12 +39,6 @@ class FoldsConfig(Checked):
         if self.group_by is not None:
             check_capture("--group-by", self.group_by)
         _ = self.settings  # which checks them
-
-    @property
-    def settings(self) -> HeadSettings:
-        """The head's hyper-parameters."""
-        found = {one.name: getattr(self, one.name) for one in fields(HeadSettings)}
-        return HeadSettings(**{**found, "basis": self.basis or HeadSettings.basis})
 
 
 @dataclass(frozen=True)

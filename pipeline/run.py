@@ -1,7 +1,7 @@
 """A run folder: run.json, head.safetensors (the head in its basis), basis.safetensors; also of a sweep, a report.
 
 Of a run on a reduced cache also reduction.safetensors, the basis that its rows were reduced by; of a head that was
-trained anew with the validation images also held_out.safetensors, what the head before said of these.
+retrained with the validation images also held_out.safetensors, their log-probabilities by the head before.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ class Run:
     def log_probs(self, cache: FeatureCache, index: SetIndex, split: str) -> tuple[Tensor, Tensor]:
         """Log-probabilities (N, C) of the clean views of a split's files, and their labels (N,).
 
-        Of validation they are `held_out` where there are any.
+        Those of validation images are `held_out` where there are any.
         """
         images = index.split(split)
         if split == "valid" and self.held_out is not None:

@@ -76,10 +76,10 @@ class TrainResult:
     def in_words(self) -> str:
         """One line."""
         accuracy = f"validation accuracy {self.valid_accuracy:.2%} after {counted(len(self.epochs), 'epoch')}"
-        anew = (
+        retrained = (
             "; then retrained with the validation images, so that test images alone can score it" if self.refit else ""
         )
-        return f"{self.run}: {accuracy}{anew}, {self.seconds:.1f} s"
+        return f"{self.run}: {accuracy}{retrained}, {self.seconds:.1f} s"
 
 
 @dataclass(kw_only=True)

@@ -122,6 +122,16 @@ def draw_dataset(root: Path, size: tuple[int, int] = (44, 40)) -> Path:
     return root
 
 
+def grouped_table(file: Path, data: Path, group_of: Callable[[Path, str, str], str]) -> Path:
+    """The images of `data` as a CSV with their splits, and the group of each by its path, split and label."""
+    lines = ["path,label,split,group"]
+    for path in sorted(data.rglob("*.*g")):
+        split, label = path.relative_to(data).parts[:2]
+        lines.append(f"{path},{label},{split},{group_of(path, split, label)}")
+    file.write_text("\n".join(lines))
+    return file
+
+
 def key_of(number: int, view: str = "pass:0") -> RowKey:
     """A row key that is as good as any."""
     return hashlib.sha256(str(number).encode()).digest(), view

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import CLASSES, Extract, Times, logged, some_rows, train_config
+from conftest import CLASSES, Extract, Times, grouped_table, logged, some_rows, train_config
 from hypothesis import given
 from hypothesis import strategies as st
 from test_basis import NAMES, SHAPES, in_blocks
@@ -317,6 +317,8 @@ def test_groups_by_path_make_folds(run_extract: Extract, data: Path, features: P
 def test_another_file_is_not_overwritten(features: Path, tmp_path: Path) -> None:
     """By --predictions; earlier predictions are."""
     (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"nothing.npz holds no predictions .*No such file"):
+        cv(config(features, against=tmp_path / "nothing.npz"))
     with pytest.raises(RunError, match=r"notes.txt holds no predictions .*not an .npz file"):
         cv(config(features, predictions=tmp_path / "notes.txt"))
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -383,11 +385,11 @@ def test_a_report_has_what_cross_validation_found(features: Path, tmp_path: Path
 
 def test_images_like_those_of_training_are_scored_apart(run_extract: Extract, data: Path, tmp_path: Path) -> None:
     """Those of a group that training has: the others alone are new to the head."""
-    lines = ["path,label,split,group"]
-    for path in sorted(data.rglob("*.*g")):
-        split, label = path.relative_to(data).parts[:2]
-        lines.append(f"{path},{label},{split},{label if label in ('1', '10') else path.stem + split + label}")
-    (tmp_path / "set.csv").write_text("\n".join(lines))
+    grouped_table(
+        tmp_path / "set.csv",
+        data,
+        lambda path, split, label: label if label in ("1", "10") else path.stem + split + label,
+    )
     run_extract(data=tmp_path / "set.csv", set="set")
     train_head(train_config(tmp_path / "features", tmp_path / "run", set="set"))
     found = evaluate(EvaluateConfig(tmp_path / "run", split="test"))

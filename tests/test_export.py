@@ -307,9 +307,7 @@ def test_a_model_without_the_backbone_of_a_file_opens_beside_that_file(
 
 
 @pytest.mark.real
-def test_a_head_trained_anew_passes_the_gate_at_the_temperature_of_the_one_before(
-    trained: Path, tmp_path: Path
-) -> None:
+def test_a_retrained_head_passes_the_gate_at_the_temperature_of_the_one_before(trained: Path, tmp_path: Path) -> None:
     """The card says so, and its scores are of the head before."""
     results = []
     for name, refit in (("before", False), ("after", True)):

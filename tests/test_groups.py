@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Extract, draw_image, logged, train_config
+from conftest import Extract, draw_image, grouped_table, logged, train_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,13 +112,9 @@ def test_a_split_that_cuts_groups_is_said(table: Path, run_extract: Extract, tmp
 
 def test_an_interval_is_over_groups(run_extract: Extract, data: Path, tmp_path: Path) -> None:
     """Images of one group count as little more than one: the interval is wider."""
-    lines = ["path,label,split,group"]
-    for path in sorted(data.rglob("*.*g")):
-        split, label = path.relative_to(data).parts[:2]
-        lines.append(f"{path},{label},{split},{split}-{label}")
-    (tmp_path / "grouped.csv").write_text("\n".join(lines))
+    grouped = grouped_table(tmp_path / "grouped.csv", data, lambda _, split, label: f"{split}-{label}")
     widths = []
-    for name, source in (("alone", data), ("grouped", tmp_path / "grouped.csv")):
+    for name, source in (("alone", data), ("grouped", grouped)):
         run_extract(data=source, set=name)
         train_head(train_config(tmp_path / "features", tmp_path / name, set=name))
         low, high = evaluate(EvaluateConfig(tmp_path / name, split="valid")).intervals["top1"]

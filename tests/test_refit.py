@@ -1,4 +1,4 @@
-"""A head trained anew on training and validation images: what it is, and what is still said of validation images."""
+"""A head retrained on training and validation images: what it is, and what its run says about validation images."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def features(run_extract: Extract, tmp_path: Path) -> Path:
 
 
 def test_validation_figures_are_of_the_head_before(features: Path, tmp_path: Path) -> None:
-    """The head is another one; what the run says of validation images is what the first one said."""
+    """The head is another one; the log-probabilities of validation images are those of the first one."""
     before = train_head(train_config(features, tmp_path / "before", basis="pyramid+white"))
     after = train_head(train_config(features, tmp_path / "after", basis="pyramid+white", refit=True))
     assert (before.refit, after.refit) == (False, True)
@@ -42,7 +42,7 @@ def test_validation_figures_are_of_the_head_before(features: Path, tmp_path: Pat
 
 
 def test_the_head_has_learnt_the_validation_images(run_extract: Extract, data: Path, tmp_path: Path) -> None:
-    """Of a class that is grey in validation alone: the first head cannot know, the one trained anew does."""
+    """Of a class that is grey in validation alone: the first head cannot know, the retrained one does."""
     for number, path in enumerate(sorted((data / "valid" / "1").iterdir())):
         draw_image(path, 700 + number, "grey")
     run_extract()
@@ -59,7 +59,7 @@ def test_the_head_has_learnt_the_validation_images(run_extract: Extract, data: P
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_the_choice_of_a_sweep_is_trained_anew(features: Path, tmp_path: Path, merge: bool) -> None:
+def test_the_choice_of_a_sweep_is_retrained(features: Path, tmp_path: Path, merge: bool) -> None:
     """With its own settings, and with the seeds that are merged."""
     (tmp_path / "space.toml").write_text('basis = "pool"\nhidden = 8\nlr = 0.01\nbatch_size = 8\ndropout = 0.5\n')
     asked = {"space": tmp_path / "space.toml", "heads": 2, "epochs": 3, "seeds": 2, "merge": merge}

@@ -86,9 +86,10 @@ class OutOfFold:
     def load(cls, path: Path) -> "OutOfFold":
         """Read what `save` wrote; RunError for another file."""
         try:
-            if not is_zipfile(path):
+            data = io.BytesIO(read_regular(path))
+            if not is_zipfile(data):
                 raise ValueError("not an .npz file")
-            with np.load(io.BytesIO(read_regular(path)), allow_pickle=False) as stored:
+            with np.load(data, allow_pickle=False) as stored:
                 arrays = dict(stored.items())
             made_by = json.loads(str(arrays.pop("made_by")))
             if arrays["folds"].ndim == 1:

@@ -15,7 +15,7 @@ from pipeline.config import HeadSettings
 from pipeline.console import counted
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.cv_config import FoldsConfig
-from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, near_duplicates
+from pipeline.duplicates.near_duplicates import NearDuplicates, near_duplicates
 from pipeline.errors import RunError
 from pipeline.inputs.splitting import grouped_by
 from pipeline.machine.device import available_cpus
@@ -34,7 +34,7 @@ class Material:
         trainset: the set.
         images: in the order of the rows.
         groups: of images that are no independent evidence.
-        near: near-duplicates; None of too many images to compare.
+        near: near-duplicates, where they are groups.
         rows: of the images, in the regions of the basis.
         settings: of the head, its basis named.
     """
@@ -72,15 +72,11 @@ class Material:
 
 
 def _groups(config: FoldsConfig, cache: FeatureCache, index: SetIndex) -> tuple[Groups, NearDuplicates | None]:
-    """Of the set's images: as given or by path, and if asked for with near-duplicates, which are the second.
-
-    These are None of too many images to compare.
-    """
+    """Of the set's images: as given or by path, and if asked for with near-duplicates, which are the second."""
     if config.group_by:
         index = replace(index, images=tuple(grouped_by(index.images, config.group_by)))
-    compared = config.group_near_duplicates or len(index.images) <= MOST_COMPARED
-    near = near_duplicates(cache, index) if compared else None
-    if near and config.group_near_duplicates:
-        logger.info(f"near-duplicates: {counted(len(near.pairs), 'pair')}; {near.threshold}")
-        return near.groups, near
-    return join(index.images), near
+    if not config.group_near_duplicates:
+        return join(index.images), None
+    near = near_duplicates(cache, index)
+    logger.info(f"near-duplicates: {counted(len(near.pairs), 'pair')}; {near.threshold}")
+    return near.groups, near
