@@ -171,6 +171,13 @@ def test_labels_and_rows_of_a_fold_change_nothing_that_predicts_it(basis: str) -
         assert (first.abs() - second.abs()).abs().max() < 1e-3
 
 
+def test_heads_that_run_away_are_refused(features: Path) -> None:
+    """With what to do, as train-head says it; nothing is written."""
+    with pytest.raises(RunError, match=r"became NaN or infinite: lower --lr, now 1e\+30"):
+        cv(config(features, lr=1e30))
+    assert not (features / "cv").exists()
+
+
 def test_few_folds_at_a_time_are_all_of_them_at_once() -> None:
     """Memory decides how many are trained together, and nothing else."""
     rows = image_rows(80, 3, 0)

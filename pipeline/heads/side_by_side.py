@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.bases.data import HeadData
 from pipeline.config import HeadSettings
+from pipeline.errors import RunError
 from pipeline.heads.fit import class_weights, hyperparameters_of, matmul_dtype_on
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
 from pipeline.heads.head import Head
@@ -31,7 +32,8 @@ def fit_side_by_side(
     """A head for each of `datas`, all of the same width and classes: that which `fit_head` trains on it alone.
 
     Each has its own seed, and takes so many steps, epoch after epoch; those with as many are one group. Weights are of
-    `dtype`; products in float32 are computed as `fit_head` computes them.
+    `dtype`; products in float32 are computed as `fit_head` computes them. Raises RunError where weights become NaN or
+    infinite.
     """
     heads: dict[int, Head] = {}
     for its in sorted(set(steps)):
@@ -67,8 +69,10 @@ def _trained(
         for batch in islice(zip(*endless, strict=True), steps):
             counts = [len(labels) for _, labels in batch]
             rows, labels = (pad_sequence(list(parts), batch_first=True) for parts in zip(*batch, strict=True))
-            weights = _weights(batch, of_class)
+            weights = _weights(batch, of_class, dtype)
             group.step(rows.to(device), labels.to(device), weights.to(device), counts)
+    if not group.finite().all():
+        raise RunError(f"weights became NaN or infinite: lower --lr, now {settings.lr}")
     return group
 
 
@@ -78,10 +82,10 @@ def _endless(data: HeadData, batch_size: int, seed: int) -> Iterator[Batch]:
         yield from data.batches(batch_size, shuffle_rng(seed, epoch))
 
 
-def _weights(batch: Sequence[Batch], of_class: Sequence[Tensor | None]) -> Tensor:
+def _weights(batch: Sequence[Batch], of_class: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor:
     """Of the rows of each head (G, B), their mean 1 over the longest batch; 0 of what fills up the others."""
     longest = max(len(labels) for _, labels in batch)
-    weights = torch.zeros(len(batch), longest, dtype=torch.float64)
+    weights = torch.zeros(len(batch), longest, dtype=dtype)
     for number, ((_, labels), classes) in enumerate(zip(batch, of_class, strict=True)):
         own = torch.ones(len(labels)) if classes is None else classes[labels]
         weights[number, : len(labels)] = own.double() * longest / own.double().sum()
