@@ -86,9 +86,9 @@ class SetIndex:
         rows = sorted((i.path, i.digest, i.label, i.split, *filter(None, [i.group])) for i in self.images)
         return json_digest([list(self.classes), rows])
 
-    def split(self, name: str) -> tuple[ImageRecord, ...]:
-        """The records of one split, in index order."""
-        return tuple(image for image in self.images if image.split == name)
+    def split(self, *names: str) -> tuple[ImageRecord, ...]:
+        """The records of one split, in index order; of several, one split after the other."""
+        return tuple(image for name in names for image in self.images if image.split == name)
 
     def labels(self, images: Sequence[ImageRecord]) -> npt.NDArray[np.int64]:
         """Places of the labels of some images in `classes`, (N,)."""

@@ -22,7 +22,7 @@ from pipeline.bases.trainset import TrainingSet
 from pipeline.config import CompareConfig, TrainConfig
 from pipeline.console import counted, named
 from pipeline.errors import ConfigError
-from pipeline.heads.fit import default_epochs, fit_head, score_head
+from pipeline.heads.fit import default_epochs, fit_head, predict_validation
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
 from pipeline.reporting.backbones import ComparedBackbone, CompareResult
@@ -100,7 +100,8 @@ def _hits(config: CompareConfig, trainset: TrainingSet) -> Bools:
     found = []
     for seed in range(config.seeds):
         asked = TrainConfig(cache, cache, basis=basis, seed=seed)  # its run is not written
-        found.append(score_head(fit_head(asked, data).head, data)[0])
+        log_probs = predict_validation(fit_head(asked, data).head, data)
+        found.append((log_probs.argmax(1) == data.valid_labels).numpy())
         logger.info(f"{named(cache)}, basis {basis}, seed {seed}: validation accuracy {found[-1].mean():.2%}")
     return np.array(found)[:, _order(trainset)]
 

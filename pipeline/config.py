@@ -151,6 +151,11 @@ class _TrainingConfig(Checked):
     refit: bool = option(False, "Retrain the final head on training and validation images.")
 
 
+def scored_by(folds: int) -> str:
+    """What kind of accuracy the figures of a head are, that was chosen over so many folds, or by validation (0)."""
+    return "out-of-fold" if folds else "validation"
+
+
 class WithHead:
     """A config that has the fields of `HeadSettings`, of which the basis may be None."""
 
@@ -209,14 +214,23 @@ class SweepConfig(ClusterConfig, _TrainingConfig):
     seeds: int = option(5, "Retrain the best head, and the default one, with this many seeds.", least=1, most=100)
     device: str = option("auto", "Device of the search.", choices=DEVICES)
     merge: bool = option(False, "Merge the heads of all seeds into one head (mean of their logits).")
+    folds: int = option(
+        0, "Choose over this many folds, and train the choice on all of them; 0 = by validation.", least=0, most=100
+    )
     _: KW_ONLY
     seed: int = option(0, "Random seed of the search and its heads.", least=0, most=LARGEST_SEED)
     overwrite: bool = option(False, "Overwrite an existing run.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.folds != 1, "--folds is 1, expected 2 or more, or 0")
         last = self.seed + self.seeds
         require(last <= LARGEST_SEED, f"--seed is {self.seed}, and {self.seeds} more follow: at most {LARGEST_SEED:,}")
+
+    @property
+    def scored_by(self) -> str:
+        """What kind of accuracy heads are compared by."""
+        return scored_by(self.folds)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from cache.layout import PREDICTION_FOLDER
 from cache.store import FeatureCache
 from pipeline.console import counted
 from pipeline.cross_validation.predictions import OutOfFold, PairedComparison, compared, refuse_other_images
-from pipeline.cross_validation.prepare import Material
+from pipeline.cross_validation.prepare import Material, unseen_images
 from pipeline.cross_validation.training import out_of_fold
 from pipeline.cv_config import MOST_FOLDS, CvConfig
 from pipeline.duplicates.near_duplicates import MOST_COMPARED, near_duplicates
@@ -127,7 +127,7 @@ def cv(config: CvConfig) -> CvResult:
     )
     if against:
         refuse_other_images(against, digests, labels, [these.numpy() for these in folds])
-    unseen = _unseen(material)
+    unseen = unseen_images(material.rows.labels.numpy(), material.groups.numbers(material.images))
     across_folds = _across_folds(material, folds[0])
     seeds = range(config.seed, config.seed + config.repeats)
     log_probs = [
@@ -190,25 +190,6 @@ def _across_folds(material: Material, folds: Tensor) -> int | None:
             "scene, the accuracy may be too high; --group-near-duplicates or --group-by REGEX keeps them in one fold"
         )
     return count
-
-
-def _unseen(material: Material) -> int:
-    """How many images are of a class that has one group only: said, since they lower the accuracy."""
-    labels = material.rows.labels.numpy()
-    pairs = np.unique(np.stack([labels, material.groups.numbers(material.images)]), axis=1)
-    alone = np.bincount(pairs[0], minlength=int(labels.max()) + 1) == 1
-    unseen = int(alone[labels].sum())
-    if unseen == len(labels):
-        raise RunError(
-            "each class is one group, so that a head that predicts an image knows nothing of its class: correct "
-            "--group-by, or the groups of the set"
-        )
-    if unseen:
-        logger.warning(
-            f"{counted(int(alone.sum()), 'class')} of one group each: their {counted(unseen, 'image')} cannot be "
-            "predicted by a head that did not see that group, and count as wrong"
-        )
-    return unseen
 
 
 def _result(found: OutOfFold, material: Material, epochs: int) -> CvResult:

@@ -53,9 +53,13 @@ def _evaluate_run(config: EvaluateConfig) -> Scores:
     if not images:
         raise RunError(f"set {index.name!r} has no {config.split} images")
     result = score(*run.log_probs(cache, index, config.split), config.split, join(images).numbers(images))
-    if config.split != "train" and len(index.images) <= MOST_COMPARED:
+    record = run.record
+    out_of_fold = bool(record.folds) and config.split in record.held_out_splits
+    if config.split != "train" and not out_of_fold and len(index.images) <= MOST_COMPARED:
         result.unrelated = _unrelated(run, cache, index, config.split)
-    if run.record.refit and config.split == "valid":
+    if out_of_fold:
+        logger.info("these are scores of out-of-fold predictions, by heads that did not see the images")
+    elif record.refit and config.split == "valid":
         logger.info("these are scores of the head before it was retrained with the validation images")
     run.add_scores([result.as_record()])
     return result
@@ -63,7 +67,7 @@ def _evaluate_run(config: EvaluateConfig) -> Scores:
 
 def _unrelated(run: Run, cache: FeatureCache, index: SetIndex, split: str) -> Unrelated:
     """Of a split's images those without a near-duplicate, or an image of their group, that the head was trained on."""
-    images, seen = index.split(split), {"train", *(["valid"] if run.record.refit and split != "valid" else [])}
+    images, seen = index.split(split), set(run.record.trained_splits) - {split}
     found, given = near_duplicates(cache, index), join(index.images)
     trained = [image for image in index.images if image.split in seen]
     related = {a for pair in found.pairs for a, other in ((pair.a, 0), (pair.b, 1)) if pair.splits[1 - other] in seen}

@@ -116,7 +116,7 @@ def export(config: ExportConfig) -> ExportResult:
     with ExitStack() as files:
         temporary = files.enter_context(replacing(config.model))
         write_bundle(temporary, {} if config.without_backbone else tensors, head, asdict(card))
-        images = chosen_images(index.split("valid"))
+        images = chosen_images(run.held_out_images(index))
         weights = source if config.without_backbone and os.path.isabs(source) else None  # noqa: PTH117  # also a name
         trained = Trained(run, calibration.temperature, cache, tensors, weights)
         parity = check_parity(temporary, trained, images, root)
@@ -154,9 +154,11 @@ def _calibration(
     """
     if not config.calibrate:
         return Calibration(1.0), []
-    fit = calibrate(*run.log_probs(cache, index, "valid"), index, shift)
+    splits = run.record.held_out_splits
+    trained = () if run.record.folds else index.split("train")
+    fit = calibrate(*run.log_probs(cache, index, *splits), index.split(*splits), trained, shift)
     if fit.temperature is None:
-        logger.warning("every validation image that is not in train is classified correctly: the temperature stays 1")
+        logger.warning(f"every {run.record.scored_by} prediction is right: the temperature stays 1")
     found = Calibration(fit.temperature or 1.0)
     found = _with_errors(found, "valid", (fit.ece, fit.scaled_ece), (fit.floor, fit.scaled_floor))
     if not config.test:
@@ -179,12 +181,12 @@ def _with_flip(bundle: Bundle, index: SetIndex, root: Path, shift: Tensor | None
 
     The cache has no mirrored views.
     """
-    images = index.split("valid")
+    images, trained = index.split("valid"), index.split("train")
     check_files(images, root)
     logger.info(f"--tta flip: the backbone sees {counted(len(images), 'validation image')}, as they are and mirrored")
     predictor = bundle.on("cpu", precision_here(bundle.card.manifest.base.precision))
     log_probs = predictor.log_probs([root / image.path for image in images], mirrored=True)
-    fit = calibrate(log_probs, torch.from_numpy(index.labels(images)), index, shift)
+    fit = calibrate(log_probs, torch.from_numpy(index.labels(images)), images, trained, shift)
     known = replace(bundle.card.calibration, flip_temperature=fit.temperature or 1.0)
     return _with_errors(known, "valid_flip", (fit.ece, fit.scaled_ece), (fit.floor, fit.scaled_floor))
 
@@ -241,5 +243,6 @@ def _card(
         images={split: len(index.split(split)) for split in SPLITS},
         training=asdict(run.record.config),
         refit=run.record.refit,
+        folds=run.record.folds,
         versions={**run.record.versions, **dict([spec.built_by] if spec.built_by else [])},
     )

@@ -26,7 +26,7 @@ from pipeline.bases.trainset import TrainingSet
 from pipeline.config import ReduceConfig, TrainConfig
 from pipeline.console import counted, progress, size
 from pipeline.errors import ConfigError
-from pipeline.heads.fit import fit_head, score_head
+from pipeline.heads.fit import fit_head, predict_validation
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
 from pipeline.statistics.intervals import Bools, deviation, paired_loss
@@ -218,7 +218,8 @@ def _hits(config: ReduceConfig, trainset: TrainingSet) -> Bools:
     found = []
     for seed in range(config.seeds):
         asked = TrainConfig(trainset.cache.path, config.out, basis=trainset.default_basis, seed=seed)
-        found.append(score_head(fit_head(asked, data).head, data)[0])
+        log_probs = predict_validation(fit_head(asked, data).head, data)
+        found.append((log_probs.argmax(1) == data.valid_labels).numpy())
         accuracy = f"validation accuracy {found[-1].mean():.2%}"
         logger.info(f"{trainset.cache.in_features} features, basis {trainset.default_basis}, seed {seed}: {accuracy}")
     return np.array(found)

@@ -1,7 +1,7 @@
 """A run folder: run.json, head.safetensors (the head in its basis), basis.safetensors; also of a sweep, a report.
 
 Of a run on a reduced cache also reduction.safetensors, the basis that its rows were reduced by; of a head that was
-retrained with the validation images also held_out.safetensors, their log-probabilities by the head before.
+retrained with the validation images also held_out.safetensors, log-probabilities by heads that did not see the images.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from torch import Tensor
 from cache import layout
 from cache.errors import HeadgraftError
 from cache.files import read_regular, write_atomically, write_together
-from cache.index import SetIndex
+from cache.index import ImageRecord, SetIndex
 from cache.lock import claimed
 from cache.records import fault
 from cache.store import FeatureCache
@@ -49,8 +49,8 @@ class Run:
     """A trained head and what it was trained from. `record` is run.json.
 
     `basis` is over the rows of its cache, which are those of the backbone or were made of these by `reduction`.
-    `held_out` are log-probabilities of the validation images (V, C), in the order of the index, by a head that was not
-    trained on them; None where `head` was not.
+    `held_out` are log-probabilities (V, C) of its `held_out_images`, by heads that were not trained on them; None where
+    `head` was not.
     """
 
     path: Path
@@ -74,15 +74,20 @@ class Run:
         """The head over full features (B, D)."""
         return self.head.folded(self.whole_basis)
 
-    @torch.inference_mode()
-    def log_probs(self, cache: FeatureCache, index: SetIndex, split: str) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (N, C) of the clean views of a split's files, and their labels (N,).
+    def held_out_images(self, index: SetIndex) -> tuple[ImageRecord, ...]:
+        """Those that say how good it is: of validation or, out of fold, of training too."""
+        return index.split(*self.record.held_out_splits)
 
-        Those of validation images are `held_out` where there are any.
+    @torch.inference_mode()
+    def log_probs(self, cache: FeatureCache, index: SetIndex, *splits: str) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (N, C) of the clean views of the files of one split or several, and their labels (N,).
+
+        Those of `held_out_images` are `held_out` where there are any.
         """
-        images = index.split(split)
-        if split == "valid" and self.held_out is not None:
-            return self.held_out, torch.from_numpy(index.labels(images))
+        images = index.split(*splits)
+        if self.held_out is not None and set(splits) <= set(self.record.held_out_splits):
+            asked = torch.tensor([image.split in splits for image in self.held_out_images(index)])
+            return self.held_out[asked], torch.from_numpy(index.labels(images))
         found = torch.empty(len(images), len(self.classes))
         for positions, block in cache.blocks([(image.key, layout.CLEAN_VIEW) for image in images]):
             found[torch.from_numpy(positions)] = self.head(self.basis.apply(block))
@@ -193,8 +198,8 @@ class Run:
                 f"set {index.name!r} of {opened.path} changed since {self.path} was trained: "
                 "train again with --overwrite, or extract again as it was (--split-seed)"
             )
-        if self.held_out is not None and self.held_out.shape != (len(index.split("valid")), len(index.classes)):
-            raise RunError(f"{self.path} holds predictions of other validation images: train again with --overwrite")
+        if self.held_out is not None and self.held_out.shape != (len(self.held_out_images(index)), len(index.classes)):
+            raise RunError(f"{self.path} holds predictions of other images: train again with --overwrite")
         if list(index.classes) != self.record.classes or self._width(opened.in_features) != self.head.in_features:
             raise RunError(f"{self.path} has other classes or a head for another basis: train again with --overwrite")
         return opened

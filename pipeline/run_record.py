@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from msgspec import Meta
 
 from cache.records import Count, Digest, Seconds, convert
-from pipeline.config import HeadSettings
+from pipeline.config import HeadSettings, scored_by
 from pipeline.console import counted
 from pipeline.heads.fit import Epoch
 
@@ -97,6 +97,8 @@ class RunRecord(TrainResult):
         scored: evaluations.
         products: dtype that the head multiplied in; "" where that is not known.
         reduction: of a reduced cache.
+        folds: number of folds that a sweep chose over; its figures are then of out-of-fold predictions of training and
+            validation images. 0 for validation.
         sweep: what a sweep says of its choice.
         files: SHA-256 of the files beside it.
     """
@@ -111,6 +113,7 @@ class RunRecord(TrainResult):
     scored: list[dict[str, Any]]
     products: str = ""
     reduction: ReducedBy | None = None
+    folds: Count = 0
     sweep: dict[str, Any] | None = None
     files: dict[str, Digest] = field(default_factory=dict)
     format: Literal[1] = RUN_FORMAT
@@ -126,6 +129,21 @@ class RunRecord(TrainResult):
         if not all(isinstance(one.get("split"), str) for one in found.scored):
             raise ValueError("an evaluation without its split")
         return found
+
+    @property
+    def held_out_splits(self) -> tuple[str, ...]:
+        """Splits whose images were not seen by the heads that its figures are of."""
+        return ("train", "valid") if self.folds else ("valid",)
+
+    @property
+    def trained_splits(self) -> tuple[str, ...]:
+        """Splits that the head was trained on."""
+        return ("train", "valid") if self.refit else ("train",)
+
+    @property
+    def scored_by(self) -> str:
+        """What kind of accuracy its figures are."""
+        return scored_by(self.folds)
 
     @property
     def test_evaluations(self) -> int:

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from pipeline.bases.fit import start_basis
+from pipeline.bases.reduced import unchecked
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
+from pipeline.cross_validation.prepare import unseen_images
 from pipeline.cross_validation.refit import refitted
 from pipeline.errors import RunError
 from pipeline.heads.fit import default_epochs
@@ -21,22 +23,24 @@ from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run_folder import JOURNAL_FILE, claimed_run, prepare_sweep
 from pipeline.search.baselines import baselines
-from pipeline.search.basis_cache import BasisCache
-from pipeline.search.choice import choose, default_settings, describe, final
+from pipeline.search.basis_cache import bases_of
+from pipeline.search.choice import choose, default_settings, final
 from pipeline.search.executor import Executor, Trial, ray_executor
 from pipeline.search.halving import SuccessiveHalving
 from pipeline.search.journal import Journal
 from pipeline.search.leaderboard import result_files
 from pipeline.search.proposals import Search, start_search
 from pipeline.search.results import HeadResult, SweepResult
+from pipeline.search.retraining import describe
 from pipeline.search.selection import Metric
 from pipeline.search.space import Space, default_space, first_trials
+from pipeline.statistics.groups import join
 
 logger = logging.getLogger("headgraft.sweep")
 
 
 def sweep(config: SweepConfig) -> SweepResult:
-    """Try many heads, choose by validation, retrain the choice and keep it as a run.
+    """Try many heads, choose by validation or out of fold, retrain the choice and keep it as a run.
 
     A sweep that was interrupted resumes from its journal. Raises RunError where the run is finished or was asked
     otherwise, or no head could be trained in time; CacheError where the run's folder cannot be written; ConfigError for
@@ -51,13 +55,17 @@ def sweep(config: SweepConfig) -> SweepResult:
 def _sweep(config: SweepConfig, given: Space | None, device: torch.device, replace_it: bool) -> SweepResult:
     start = time.perf_counter()
     torch.set_num_threads(available_cpus())
-    trainset = TrainingSet.open(config.cache, config.set, config.passes)
+    trainset = TrainingSet.open(config.cache, config.set, config.passes, validated=not config.folds)
+    if config.folds and (why := unchecked(trainset.cache, trainset.index)):
+        raise RunError(why)
+    bases = bases_of(trainset, allowed_bytes(config.memory), config.folds)
+    if config.folds:
+        unseen_images(trainset.index.labels(bases.images), join(bases.images).numbers(bases.images))
     space = given or default_space(trainset.default_basis, len(trainset.index.classes), most_directions(trainset))
-    epochs = config.epochs or default_epochs(len(trainset.index.split("train")), HeadSettings.batch_size)
+    epochs = config.epochs or default_epochs(bases.trained_images, HeadSettings.batch_size)
     config = replace(config, epochs=epochs)
     known = first_trials(space, default_settings(trainset))[: config.heads]
     search = start_search(config, space, known)
-    bases = BasisCache(trainset, allowed_bytes(config.memory))
     if not replace_it:
         prepare_sweep(config.run, overwrite=False)  # which removes nothing: refused before a cluster starts
     workers = ray_executor(config, trainset) if config.engine == "ray" else nullcontext(Executor(device))
@@ -66,7 +74,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
         journal = _journal(config, _asked(config, space, trainset, device), replace_it)
         if journal.scores:
             logger.info(f"resuming from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
-        metric = Metric.of_validation(config.choose_by, trainset.index)
+        metric = Metric.over(bases.images, config.choose_by, trainset.index)
         deadline = math.inf if config.time_limit is None else time.monotonic() + config.time_limit
         race = SuccessiveHalving(bases, journal, metric, epochs, config.seed, config.halving, deadline, executor)
         heads = _all_tried(race, search, known)
@@ -81,7 +89,7 @@ def _finish(config: SweepConfig, heads: Sequence[Trial], race: SuccessiveHalving
     logger.info(f"best of {counted(len(heads), 'head')} after {searched - start:.1f} s: {describe(chosen)}")
     ended = final(config, chosen, heads, race)
     run = ended.run
-    if config.refit:
+    if config.refit and not config.folds:
         kept = ended.best
         seeds = [config.seed + 1 + number for number in range(config.seeds if config.merge else 1)]
         run = refitted(run, trainset, kept.config, race.epochs, seeds, allowed_bytes(config.memory))
@@ -96,8 +104,9 @@ def _finish(config: SweepConfig, heads: Sequence[Trial], race: SuccessiveHalving
         best=ended.best,
         searched=ended.searched,
         default=ended.default,
-        baselines=baselines(bases.data(basis), basis),
-        classes_without_validation=len(trainset.classes_without_validation),
+        baselines=baselines([split.data for split in bases.splits(basis)], basis),
+        classes_without_validation=run.record.classes_without_validation,
+        folds=config.folds,
         seconds=searched - start,
         basis_seconds=basis_seconds,
         retrain_seconds=retrained - searched,
@@ -151,7 +160,7 @@ def _all_tried(race: SuccessiveHalving, search: Search, known: Sequence[HeadSett
 
 def _asked(config: SweepConfig, space: Space, trainset: TrainingSet, device: torch.device) -> dict[str, Any]:
     """All that decides the results: a sweep goes on only where none of it changed."""
-    names = ("heads", "epochs", "search", "halving", "choose_by", "seed")
+    names = ("heads", "epochs", "search", "halving", "choose_by", "seed", *(["folds"] if config.folds else []))
     return {
         "set": trainset.index.name,
         "passes": trainset.passes,

@@ -110,16 +110,21 @@ def index_of(valid: int, twins: int = 0) -> SetIndex:
     return SetIndex("data", "/data", "/data", 0, ("a",), tuple(images))
 
 
+def splits_of(index: SetIndex) -> tuple[tuple[ImageRecord, ...], tuple[ImageRecord, ...]]:
+    """The images that a head is scored on, and those that it was trained on."""
+    return index.split("valid"), index.split("train")
+
+
 def test_training_images_in_validation_do_not_make_the_head_surer() -> None:
     """A head is right and sure on what it was trained on: those images are left out of the fit."""
     log_probs, labels = drawn(0, 10, 500)
     sure = at_temperature(log_probs, 0.4)
     twins = 200
     sure[:twins] = torch.log_softmax(4 * torch.eye(10)[labels[:twins]], 1)
-    found = calibrate(sure, labels, index_of(500, twins))
+    found = calibrate(sure, labels, *splits_of(index_of(500, twins)))
     assert found.temperature == fit_temperature(sure[twins:], labels[twins:])
     assert found.temperature == pytest.approx(2.5, rel=0.15)
-    all_of_them = calibrate(sure, labels, index_of(500, 500))
+    all_of_them = calibrate(sure, labels, *splits_of(index_of(500, 500)))
     assert all_of_them.temperature is None
     assert all_of_them.scaled_ece == pytest.approx(all_of_them.ece)
 
@@ -130,8 +135,10 @@ def test_a_temperature_is_not_cross_fitted_within_a_group() -> None:
     index = index_of(200)
     grouped = replace(index, images=tuple(replace(image, group="one") for image in index.images))
     sure = at_temperature(log_probs, 0.4)
-    assert calibrate(sure, labels, index).scaled_ece < calibrate(sure, labels, index).ece
-    assert calibrate(sure, labels, grouped).scaled_ece == pytest.approx(calibrate(sure, labels, grouped).ece)
+    assert calibrate(sure, labels, *splits_of(index)).scaled_ece < calibrate(sure, labels, *splits_of(index)).ece
+    assert calibrate(sure, labels, *splits_of(grouped)).scaled_ece == pytest.approx(
+        calibrate(sure, labels, *splits_of(grouped)).ece
+    )
 
 
 def test_the_error_after_a_temperature_is_of_images_it_was_not_fitted_on() -> None:
@@ -144,10 +151,10 @@ def test_the_error_after_a_temperature_is_of_images_it_was_not_fitted_on() -> No
         for n in range(FOLDS)
     ])  # fmt: skip
     truth = torch.cat([labels[fold == n] for n in range(FOLDS)])
-    found = calibrate(log_probs, labels, index)
+    found = calibrate(log_probs, labels, *splits_of(index))
     assert found.scaled_ece == pytest.approx(error_of(expected, truth), abs=1e-6)
     assert found.ece == pytest.approx(error_of(log_probs, labels), abs=1e-6)
-    assert found == calibrate(log_probs, labels, index)
+    assert found == calibrate(log_probs, labels, *splits_of(index))
 
 
 def test_a_cooled_head_gives_what_the_temperature_would() -> None:

@@ -367,6 +367,13 @@ def opened(features: Path) -> BasisCache:
     return BasisCache(TrainingSet.open(features, None, None), 1 << 30)
 
 
+def rows_of(bases: BasisCache, name: str) -> HeadData:
+    """Of the only split."""
+    (split,) = bases.splits(name)
+    assert isinstance(split.data, HeadData)
+    return split.data
+
+
 def test_ties_go_to_the_smaller_head(features: Path) -> None:
     """And among equally small ones to that of lower loss; one that trained longer is preferred to a better one."""
     heads = [
@@ -390,7 +397,7 @@ def test_a_head_is_the_same_in_any_company(features: Path, tmp_path: Path, monke
         journal = Journal.open(tmp_path / f"{largest}{halving}", {})
         heads = [Trial(number, one) for number, one in enumerate(settings)]
         bases = opened(features)
-        metric = Metric("top1", bases.data("pyramid").valid_labels.numpy(), np.arange(8))
+        metric = Metric("top1", rows_of(bases, "pyramid").valid_labels.numpy(), np.arange(8))
         SuccessiveHalving(bases, journal, metric, epochs=8, seed=0, halving=halving).run(heads)
         return [head.score.loss for head in heads if head.score.epochs == 8]
 
@@ -402,22 +409,18 @@ def test_a_head_is_the_same_in_any_company(features: Path, tmp_path: Path, monke
 def test_bases_are_held_as_far_as_memory_goes(features: Path) -> None:
     """The one used longest ago goes first, and comes back the same."""
     wide = opened(features)
-    narrow = replace(wide, memory=wide.data("pyramid").bytes * 2, _held={})
-    before = narrow.data("pyramid")
-    assert isinstance(before, HeadData)
+    narrow = replace(wide, memory=rows_of(wide, "pyramid").bytes * 2, _held={})
+    before = rows_of(narrow, "pyramid")
     for name in ("pool", "pyramid+white", "pool+white", "pyramid"):
-        narrow.data(name)
-    after = narrow.data("pyramid")
-    assert isinstance(after, HeadData)
-    assert torch.equal(before.rows, after.rows)
-    assert sum(data.bytes for _, data in narrow._held.values()) <= narrow.memory + before.bytes
+        narrow.splits(name)
+    assert torch.equal(before.rows, rows_of(narrow, "pyramid").rows)
+    assert sum(split.data.bytes for (split,) in narrow._held.values()) <= narrow.memory + before.bytes
 
 
 def test_baselines_are_those_of_scikit_learn(features: Path) -> None:
     """The same classes for every validation image, at each shrinkage; logistic regression is its own."""
-    data = opened(features).data("pool")
-    assert isinstance(data, HeadData)
-    found = baselines(data, "pool")
+    data = rows_of(opened(features), "pool")
+    found = baselines([data], "pool")
     x, y = data.rows[data.train_rows[:, 0]].double(), data.train_labels
     valid, truth = data.rows[data.valid_rows].double(), data.valid_labels
     means = torch.stack([x[y == label].mean(0) for label in range(4)])
@@ -443,11 +446,10 @@ def test_baselines_are_those_of_scikit_learn(features: Path) -> None:
 
 def test_baselines_that_cannot_be_fitted_are_left_out(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of too many features, and of one class: a sweep and its table do without."""
-    data = opened(features).data("pool")
-    assert isinstance(data, HeadData)
+    data = rows_of(opened(features), "pool")
     one = data.train_labels == 0
     alone = replace(data, train_rows=data.train_rows[one], train_labels=data.train_labels[one])
-    assert baselines(alone, "pool").logistic is None
+    assert baselines([alone], "pool").logistic is None
     monkeypatch.setattr("pipeline.search.baselines.WIDEST", 7)
     result = sweep(config(features, heads=3, seeds=1))
     assert (result.baselines.discriminant, result.baselines.logistic) == (None, None)
@@ -463,7 +465,7 @@ def test_the_corrected_figure_is_over_all_heads(features: Path) -> None:
     cache = FeatureCache.open(features)
     index = cache.index()
     images = index.split("valid")
-    metric = Metric.of_validation("top1", index)
+    metric = Metric.over(images, "top1", index)
     hits = np.stack([score.unpacked(len(images)) for score in scores])
     found = corrected(hits, metric, hits[0])
     assert found is not None
@@ -485,12 +487,11 @@ def test_one_validation_image_gives_no_corrected_figure(data: Path, run_extract:
 
 def test_baselines_of_a_class_without_images_are_finite(features: Path) -> None:
     """It is never named."""
-    data = opened(features).data("pool")
-    assert isinstance(data, HeadData)
+    data = rows_of(opened(features), "pool")
     without = replace(
         data, train_rows=data.train_rows[data.train_labels > 0], train_labels=data.train_labels[data.train_labels > 0]
     )
-    discriminant = baselines(without, "pool").discriminant
+    discriminant = baselines([without], "pool").discriminant
     assert discriminant is not None
     assert discriminant <= 0.75
 

@@ -65,7 +65,7 @@ def _fitted_images(cache: FeatureCache, reduction: Reduction) -> set[bytes]:
 
 def unchecked(cache: FeatureCache, index: SetIndex) -> str:
     """Why a fit on a part of the set's images cannot check the labels of the others; "" where it can."""
-    if not sees_labels(cache) or not (seen := fitted_among(cache, (*index.split("train"), *index.split("valid")))):
+    if not sees_labels(cache) or not (seen := fitted_among(cache, index.split("train", "valid"))):
         return ""
     assert cache.reduction is not None
     return (

@@ -108,8 +108,8 @@ def _refuse_unusable(index: SetIndex, validated: bool) -> None:
         wrong = "has training images that are one image, expected at least one of each class: add other images"
     elif validated and not index.split("valid"):
         wrong = (
-            "has no validation images: add a valid/ folder next to train/, or, where there are no split folders, more "
-            "images of a class"
+            "has no validation images, which sweep --folds does without: add a valid/ folder next to train/, or, where "
+            "there are no split folders, more images of a class"
         )
     if wrong:
         raise RunError(f"set {index.name!r} {wrong}, and run extract again")

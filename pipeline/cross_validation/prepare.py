@@ -4,6 +4,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +26,8 @@ from pipeline.statistics.folds import stratified_folds
 from pipeline.statistics.groups import Groups, join
 
 logger = logging.getLogger("headgraft.cross_validation")
+
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,43 @@ class Material:
         if reason := unchecked(trainset.cache, trainset.index):
             raise RunError(reason)
         settings = replace(config.settings, basis=config.basis or trainset.default_basis)
-        images = [image for split in ("train", "valid") for image in trainset.index.split(split)]
+        images = trainset.index.split("train", "valid")
         groups, near = _groups(config, trainset.cache, trainset.index)
         rows = ImageRows.load(trainset, images, settings.basis, allowed_bytes(config.memory))
         return cls(trainset, images, groups, near, rows, settings)
 
     def folds(self, count: int, repeat: int = 0) -> Tensor:
         """The fold of each image (N,), every one of which has images; RunError where there are too few groups."""
-        groups = len(set(self.groups.numbers(self.images).tolist()))
-        if groups < count:
-            raise RunError(f"{counted(groups, 'group')} of images cannot make {count} folds: choose fewer --folds")
-        return stratified_folds(self.images, self.rows.labels, self.groups, count, repeat)
+        return folds_of(self.trainset.index, self.images, self.groups, count, repeat)
+
+
+def folds_of(index: SetIndex, images: Sequence[ImageRecord], groups: Groups, count: int, repeat: int = 0) -> Tensor:
+    """As `stratified_folds`; RunError where there are too few groups for every fold to have one."""
+    there = len(set(groups.numbers(images).tolist()))
+    if there < count:
+        raise RunError(f"{counted(there, 'group')} of images cannot make {count} folds: choose fewer --folds")
+    return stratified_folds(images, torch.from_numpy(index.labels(images)), groups, count, repeat)
+
+
+def unseen_images(labels: Numbers, groups: Numbers) -> int:
+    """How many images (N,) are of a class that has one group only: said, since they lower the accuracy.
+
+    RunError where each class is one group.
+    """
+    pairs = np.unique(np.stack([labels, groups]), axis=1)
+    alone = np.bincount(pairs[0], minlength=int(labels.max()) + 1) == 1
+    unseen = int(alone[labels].sum())
+    if unseen == len(labels):
+        raise RunError(
+            "each class is one group, so that a head that predicts an image knows nothing of its class: correct "
+            "--group-by, or the groups of the set"
+        )
+    if unseen:
+        logger.warning(
+            f"{counted(int(alone.sum()), 'class')} of one group each: their {counted(unseen, 'image')} cannot be "
+            "predicted by a head that did not see that group, and count as wrong"
+        )
+    return unseen
 
 
 def _groups(config: FoldsConfig, cache: FeatureCache, index: SetIndex) -> tuple[Groups, NearDuplicates | None]:

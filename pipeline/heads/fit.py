@@ -5,11 +5,8 @@ import math
 import time
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.bases.data import TrainingData
 from pipeline.config import FEWEST_EPOCHS, MOST_EPOCHS, STEPS, HeadSettings, TrainConfig
@@ -102,16 +99,12 @@ def matmul_dtype_on(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if computes_bfloat16(device) else None
 
 
-def score_head(head: Head, data: TrainingData) -> tuple[npt.NDArray[np.bool_], float]:
-    """Where a head is right on validation (V,), in the order of the index, and its mean loss there."""
-    hits, loss = [], 0.0
-    for rows, labels in data.validation():
-        log_probs = head(rows)
-        hits.append(log_probs.argmax(1) == labels)
-        loss += float(F.nll_loss(log_probs, labels, reduction="sum"))
-    ordered = torch.empty(len(data.valid_labels), dtype=torch.bool)
-    ordered[data.valid_order] = torch.cat(hits)
-    return ordered.numpy(), loss / len(ordered)
+@torch.inference_mode()
+def predict_validation(head: Head, data: TrainingData) -> Tensor:
+    """Log-probabilities (V, C) of the validation images, in the order of `data.valid_labels`."""
+    found = torch.empty(len(data.valid_labels), data.num_classes)
+    found[data.valid_order] = torch.cat([head(rows) for rows, _ in data.validation()])
+    return found
 
 
 def hyperparameters_of(settings: HeadSettings, seed: int) -> HeadHyperparameters:

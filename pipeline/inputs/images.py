@@ -252,7 +252,7 @@ def _log_summary(images: Sequence[ImageRecord], classes: Sequence[str], has_spli
     valid = Counter(image.label for image in images if image.split == "valid")
     lacking = [repr(name) for name in classes if name not in valid]
     if not valid:
-        logger.warning("no validation images: train-head and sweep need some")
+        logger.warning("no validation images: train-head needs some, sweep --folds and cv do not")
     elif len(valid) == 1 and lacking:
         only = f"{next(iter(valid))!r} ({counted(valid.total(), 'image')})"
         logger.warning(f"validation images of one class only: {only}")

@@ -91,6 +91,7 @@ class ModelCard:
         training: settings of the head.
         refit: whether the head was trained on training and validation images; the validation accuracy is then of a head
             that was not.
+        folds: number of folds that it was chosen over; the validation accuracy is then that of out-of-fold predictions.
         class_prior: class frequencies that probabilities were corrected for.
         versions: of libraries.
         digest: of the tensors and the other fields; "" of models that were exported without one.
@@ -115,6 +116,7 @@ class ModelCard:
     images: dict[str, Count] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     refit: bool = False
+    folds: Count = 0
     scores: TrainedScores = TrainedScores()
     calibration: Calibration = Calibration()
     class_prior: str = "none"

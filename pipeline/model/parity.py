@@ -74,7 +74,7 @@ def check_parity(model: Path, trained: Trained, images: list[ImageRecord], root:
     base = trained.cache.manifest.base
     check_files(images, root)
     precision = precision_here(base.precision)
-    logger.info(f"parity: {counted(len(images), 'validation image')} through the exported file, in {precision}")
+    logger.info(f"parity: {counted(len(images), 'image')} through the exported file, in {precision}")
     preprocessing, tensors = Preprocessing.of(base), dict(trained.backbone_tensors)
     network = load_backbone(base.backbone, tensors, preprocessing, layer=base.layer, device=CPU, precision=precision)
     expected, reduced = _expected(trained, images, root, network)

@@ -44,7 +44,7 @@ def class_prior(run: Run, index: SetIndex, prior: str) -> ClassPrior | None:
     """
     if prior == "none":
         return None
-    images = [image for split in ("train", *(["valid"] if run.record.refit else [])) for image in index.split(split)]
+    images = index.split(*run.record.trained_splits)
     counts = torch.bincount(torch.from_numpy(index.labels(images)), minlength=len(index.classes)).double()
     frequencies = {"train": counts.clamp_min(1) / counts.clamp_min(1).sum()}  # as class weights count
     frequencies["uniform"] = torch.full_like(counts, 1 / len(counts))

@@ -19,7 +19,7 @@ from pipeline.inputs.splitting import count_leaks
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne
 from pipeline.reporting.label_issues import LabelIssues, label_issues
-from pipeline.reporting.predictions import Predictions, predict_split
+from pipeline.reporting.predictions import Predictions, predict
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RESULTS_FILE
@@ -50,11 +50,11 @@ class Findings:
         cache: that it was trained from.
         index: the image set.
         names: display names by class, as far as there are any.
-        valid: predictions of the validation images.
+        valid: predictions of the validation images; of a choice over folds, of training images too, out of fold.
         scores: their accuracies.
         known: baselines, in the basis of the run where that is narrow enough.
-        confusion: of the validation images.
-        calibration: of the validation images.
+        confusion: of the same images.
+        calibration: of the same images.
         label_issues: of training and validation images.
         refusal: why no label could be checked; "" where they were.
         compared: whether all images were compared; of more than `MOST_COMPARED`, duplicates are identical files alone.
@@ -105,10 +105,9 @@ class Findings:
 
 def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) -> Findings:
     """Look at the run, its cache and its set; RunError where what a sweep wrote down cannot be."""
-    logger.info("scoring the validation images")
-    valid = predict_split(run, cache, index, "valid")
+    valid = predict(run, cache, index, *run.record.held_out_splits)
     evaluated = run.record.test_evaluations and index.split("test")
-    test = predict_split(run, cache, index, "test") if evaluated else None
+    test = predict(run, cache, index, "test") if evaluated else None
     sweep = _sweep(run, index)
     compared = len(index.images) <= MOST_COMPARED
     logger.info("looking for near-duplicates" if compared else "too many images: looking for identical files only")
@@ -124,9 +123,14 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
         names=names,
         valid=valid,
         scores=valid.accuracies(groups),
-        known=_baselines(run, cache, index),
+        known=sweep.result.baselines if sweep and sweep.result.folds else _baselines(run, cache, index),
         confusion=confusion(valid),
-        calibration=calibrate(torch.from_numpy(valid.log_probs), torch.from_numpy(valid.truth), index),
+        calibration=calibrate(
+            torch.from_numpy(valid.log_probs),
+            torch.from_numpy(valid.truth),
+            valid.images,
+            () if run.record.folds else index.split("train"),
+        ),
         label_issues=issues,
         refusal=refusal,
         compared=compared,
@@ -149,7 +153,7 @@ def _baselines(run: Run, cache: FeatureCache, index: SetIndex) -> Baselines:
     """In the run's basis where that is narrow enough."""
     basis = narrow(cache, run.basis)
     train, valid = (clean_rows(cache, index, basis, split) for split in ("train", "valid"))
-    return baselines(SplitRows(train, valid, len(index.classes)), basis.name)
+    return baselines([SplitRows(train, valid, len(index.classes))], basis.name)
 
 
 def _cross_validated(cache: FeatureCache, index: SetIndex) -> OutOfFold | None:
@@ -162,7 +166,7 @@ def _cross_validated(cache: FeatureCache, index: SetIndex) -> OutOfFold | None:
     except RunError as error:  # only a copy of what cv can make again
         logger.warning(f"without cross-validation: {error}")
         return None
-    images = [image for split in ("train", "valid") for image in index.split(split)]
+    images = index.split("train", "valid")
     now = {(image.digest, image.label) for image in images}
     return found if now == set(zip(found.digests.tolist(), found.classes[found.labels].tolist(), strict=True)) else None
 
@@ -173,9 +177,10 @@ def _sweep(run: Run, index: SetIndex) -> Sweep | None:
         return None
     try:
         result = SweepResult.load(run.path)
-        metric, images = Metric.of_validation(result.choose_by, index), len(index.split("valid"))
+        images = run.held_out_images(index)
+        metric = Metric.over(images, result.choose_by, index)
         scores = {
-            head: {epochs: float(metric.of(score.unpacked(images))) for epochs, score in by.items()}
+            head: {epochs: float(metric.of(score.unpacked(len(images)))) for epochs, score in by.items()}
             for head, by in Journal.read(run.path).scores.items()
         }
         if not scores:

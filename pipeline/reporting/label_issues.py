@@ -66,7 +66,7 @@ def label_issues(cache: FeatureCache, index: SetIndex, groups: Groups) -> LabelI
     """
     if reason := unchecked(cache, index):
         raise RunError(reason)
-    images, count = [*index.split("train"), *index.split("valid")], len(index.classes)
+    images, count = index.split("train", "valid"), len(index.classes)
     labels = torch.from_numpy(index.labels(images))
     folds = stratified_folds(images, labels, groups, FOLDS)
     counts = torch.zeros(count, FOLDS, dtype=torch.int64).index_put_(

@@ -36,6 +36,7 @@ def render(found: Findings, shown: sections.Shown, pictures: Thumbnails) -> byte
         numbers={digest: number for number, digest in enumerate(pictures.uris)},
         figures=figures,
         hidden_in_words=hidden_in_words,
+        held_out="held-out" if found.run.record.folds else "validation",
         ranked=ranked,
         settings=list(SETTINGS),
         phases=PHASES,

@@ -55,7 +55,7 @@ class Predictions:
         return accuracies(self.log_probs, self.truth, groups.numbers(self.images))
 
 
-def predict_split(run: Run, cache: FeatureCache, index: SetIndex, split: str) -> Predictions:
-    """The run's head on the clean views of one split, from the cache."""
-    log_probs, labels = run.log_probs(cache, index, split)
-    return Predictions(index.split(split), log_probs.double().numpy(), labels.numpy())
+def predict(run: Run, cache: FeatureCache, index: SetIndex, *splits: str) -> Predictions:
+    """The run's head on the clean views of some splits, from the cache; of held-out images by heads that saw none."""
+    log_probs, labels = run.log_probs(cache, index, *splits)
+    return Predictions(index.split(*splits), log_probs.double().numpy(), labels.numpy())

@@ -1,13 +1,36 @@
 """The rows of a set in several bases, for a sweep: as many of them in memory as fit."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
+from torch import Tensor
+
+from cache.index import ImageRecord
 from pipeline.bases.basis import Basis
 from pipeline.bases.data import TrainingData
-from pipeline.bases.fit import Memo
+from pipeline.bases.fit import Memo, start_basis
 from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
+from pipeline.basis_name import BasisName
+from pipeline.cross_validation.prepare import folds_of
+from pipeline.cross_validation.rows import ImageRows
+from pipeline.statistics.groups import join
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to train heads on, and images to score them on.
+
+    Attributes:
+        basis: fitted on the former.
+        data: the rows of both in it.
+        places: of the scored images among all that are (n,), in the order of `data.validation()`.
+    """
+
+    basis: Basis
+    data: TrainingData
+    places: Tensor
 
 
 @dataclass
@@ -17,33 +40,102 @@ class BasisCache:
     trainset: TrainingSet
     memory: int
     seconds: float = 0.0
-    _held: dict[str, tuple[Basis, TrainingData]] = field(default_factory=dict, repr=False)
+    _held: dict[str, tuple[Split, ...]] = field(default_factory=dict, repr=False)
     _memo: Memo = field(default_factory=Memo, repr=False)
 
-    def data(self, name: str) -> TrainingData:
-        """Rows in basis `name`."""
-        return self._loaded(name)[1]
+    @property
+    def images(self) -> tuple[ImageRecord, ...]:
+        """Those that heads are scored on, V."""
+        return self.trainset.index.split("valid")
 
-    def basis(self, name: str) -> Basis:
-        """Basis `name` as it was fitted."""
-        return self._loaded(name)[0]
+    @property
+    def trained_images(self) -> int:
+        """How many a head is trained on."""
+        return len(self.trainset.index.split("train"))
 
-    def _loaded(self, name: str) -> tuple[Basis, TrainingData]:
+    def splits(self, name: str) -> tuple[Split, ...]:
+        """Rows in basis `name`; each image of `images` is scored in one of the splits."""
         if name not in self._held:
             start = time.perf_counter()
             self._make_room()
-            self._held[name] = load_data(self.trainset, name, self.memory, self._memo)
+            self._held[name] = self._load(name)
             self.seconds += time.perf_counter() - start
         self._held[name] = self._held.pop(name)  # the one used last goes last
         return self._held[name]
 
+    def _load(self, name: str) -> tuple[Split, ...]:
+        basis, data = load_data(self.trainset, name, self.memory, self._memo)
+        return (Split(basis, data, data.valid_order),)
+
     def _make_room(self) -> None:
         """Let go of what can be made again, then of what was used longest ago, until one more of the largest fits."""
-        while self._held and self._bytes() + max(data.bytes for _, data in self._held.values()) > self.memory:
-            if self._memo.bytes:
-                self._memo = Memo()
-            else:
+        while self._held and self._bytes() + max(map(_bytes_of, self._held.values())) > self.memory:
+            if not self._forget():
                 del self._held[next(iter(self._held))]
 
+    def _forget(self) -> bool:
+        """Whether there was something that all bases share, and no longer is."""
+        there = self._memo.bytes > 0
+        self._memo = Memo()
+        return there
+
     def _bytes(self) -> int:
-        return self._memo.bytes + sum(data.bytes for _, data in self._held.values())
+        return self._memo.bytes + sum(map(_bytes_of, self._held.values()))
+
+
+@dataclass
+class FoldedBasisCache(BasisCache):
+    """The same for heads that are scored on training and validation images, each by a head of other folds.
+
+    `folds` (V,) is the fold of each image; heads and bases that score it are of the other folds.
+    """
+
+    folds: Tensor = field(kw_only=True)
+    _rows: dict[str, ImageRows] = field(default_factory=dict, repr=False)
+
+    @property
+    def images(self) -> tuple[ImageRecord, ...]:
+        """Those that heads are scored on, V."""
+        return self.trainset.index.split("train", "valid")
+
+    @property
+    def trained_images(self) -> int:
+        """How many a head is trained on."""
+        return round(len(self.folds) * (1 - 1 / (int(self.folds.max()) + 1)))
+
+    def rows(self, name: str) -> ImageRows:
+        """All of them in the regions of basis `name`."""
+        start = start_basis(name, self.trainset.layout)
+        regions = BasisName.parse(name).regions if start.stages else ""
+        if regions not in self._rows:
+            self._rows = {regions: ImageRows.load(self.trainset, self.images, name, self.memory)}
+        return replace(self._rows[regions], start=start)
+
+    def _load(self, name: str) -> tuple[Split, ...]:
+        rows, every, found = self.rows(name), torch.arange(len(self.folds)), list[Split]()
+        sums = rows.sums(every)
+        for fold in range(int(self.folds.max()) + 1):
+            trained, scored = every[self.folds != fold], every[self.folds == fold]
+            basis = rows.basis_without(sums, scored)
+            found.append(Split(basis, rows.data(basis, trained, scored), scored))
+        return tuple(found)
+
+    def _forget(self) -> bool:
+        there = bool(self._rows)
+        self._rows = {}
+        return there
+
+    def _bytes(self) -> int:
+        return sum(rows.rows.nbytes for rows in self._rows.values()) + sum(map(_bytes_of, self._held.values()))
+
+
+def bases_of(trainset: TrainingSet, memory: int, folds: int) -> BasisCache:
+    """For heads that are scored on validation images or, with `folds`, out of fold."""
+    if not folds:
+        return BasisCache(trainset, memory)
+    images = trainset.index.split("train", "valid")
+    return FoldedBasisCache(trainset, memory, folds=folds_of(trainset.index, images, join(images), folds))
+
+
+def _bytes_of(splits: tuple[Split, ...]) -> int:
+    return sum(split.data.bytes for split in splits)

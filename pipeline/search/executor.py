@@ -1,6 +1,6 @@
 """Who trains groups of heads: this process, or the workers of a Ray cluster."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,14 +26,15 @@ from pipeline.heads.seeds import shuffle_rng
 from pipeline.machine.cluster import Workers, connected
 from pipeline.machine.device import CPU, available_cpus, free_bytes, release_memory, resolve_device
 from pipeline.machine.memory import allowed_bytes
-from pipeline.search.basis_cache import BasisCache
+from pipeline.search.basis_cache import BasisCache, Split, bases_of
 from pipeline.search.journal import UNTRIED, Score
 
 _LEAST_FREE = 1 << 30  # bytes that states of waiting heads leave alone
 _LARGEST_GROUP = 16  # heads on a CPU; more share a multiplication no better (docs/performance.md)
 _BYTES_A_UNIT = 24  # that a step holds of each hidden unit, or logit, of each row: in two precisions, noise, gradient
 
-Outcome = tuple[Score, HeadState | None]
+States = tuple[HeadState, ...]  # in each split
+Outcome = tuple[Score, States | None]
 Stop = Callable[[], bool]
 Trained = Iterator[tuple["Group", list[Outcome]]]
 
@@ -46,20 +47,20 @@ class Trial:
         number: its place in the sweep.
         settings: how it is trained.
         score: after the epochs that it was trained for.
-        state: its weights then; None where they are not kept, and training starts again.
+        states: its weights then; None where they are not kept, and training starts again.
         kept: whether it trains to the end whatever its scores.
     """
 
     number: int
     settings: HeadSettings
     score: Score = UNTRIED
-    state: HeadState | None = field(default=None, repr=False)
+    states: States | None = field(default=None, repr=False)
     kept: bool = False
 
     @property
     def done(self) -> int:
         """Epochs that need not be trained again."""
-        return self.score.epochs if self.state else 0
+        return self.score.epochs if self.states else 0
 
 
 @dataclass(frozen=True)
@@ -101,17 +102,17 @@ class Executor:
         Raises RunError where there is no room for one head.
         """
         for group in groups:
-            data = bases.data(group.settings.basis)
-            for part in group.parts(largest_group(group.settings, data, self.device)):
+            splits = bases.splits(group.settings.basis)
+            for part in group.parts(largest_group(group.settings, splits[0].data, self.device)):
                 if stop():
                     return
-                yield part, self.train_part(part, data)
-            del data  # before the next basis is loaded, which may need its room
+                yield part, self.train_part(part, splits)
+            del splits  # before the next basis is loaded, which may need its room
 
-    def train_part(self, part: Group, data: TrainingData) -> list[Outcome]:
+    def train_part(self, part: Group, splits: Sequence[Split]) -> list[Outcome]:
         """What became of each head; where all at once do not fit a device, half of them and then the others."""
         try:
-            return train_group(part, data, self.device)
+            return train_group(part, splits, self.device)
         except torch.OutOfMemoryError:
             if len(part.trials) == 1:
                 raise RunError(
@@ -120,8 +121,8 @@ class Executor:
                 ) from None
         release_memory(self.device)
         halves = part.parts(-(-len(part.trials) // 2))
-        done = (outcome for half in halves for outcome in self.train_part(half, data))
-        return [(score, state and state.to(CPU)) for score, state in done]  # states leave room for the other half
+        done = [outcome for half in halves for outcome in self.train_part(half, splits)]
+        return _on_cpu(done)
 
 
 def largest_group(settings: HeadSettings, data: TrainingData, device: torch.device) -> int:
@@ -135,33 +136,56 @@ def largest_group(settings: HeadSettings, data: TrainingData, device: torch.devi
     return max(1, free_bytes(device) // each)
 
 
-def train_group(group: Group, data: TrainingData, device: torch.device) -> list[Outcome]:
-    """From where the states are or, where there are none, from the start.
+def train_group(group: Group, splits: Sequence[Split], device: torch.device) -> list[Outcome]:
+    """From where the states are or, where there are none, from the start; in each split heads of their own.
 
     States are kept of heads that may go on, while there is room: without, a head would train again from the start.
     """
-    settings = group.settings
+    images = sum(len(split.places) for split in splits)
+    hits = torch.empty(len(group.trials), images, dtype=torch.bool)
+    losses = torch.zeros(len(group.trials), dtype=torch.float64)
+    states: list[list[HeadState]] = [[] for _ in group.trials]
+    for number, split in enumerate(splits):
+        heads = _trained(group, split.data, number, device)
+        scored, of_heads = heads.score(split.data.validation())
+        hits[:, split.places] = scored  # in the order of the images, whatever data they were scored on
+        losses += of_heads * (len(split.places) / images)
+        if group.epochs < group.of:
+            _keep(states, heads)
+    return [
+        (Score.of(group.epochs, loss, right), tuple(own) if len(own) == len(splits) else None)
+        for right, loss, own in zip(hits.numpy(), losses.tolist(), states, strict=True)
+    ]
+
+
+def _trained(group: Group, data: TrainingData, number: int, device: torch.device) -> HeadGroup:
+    """The heads of the split of that number."""
+    settings, trials = group.settings, group.trials
     shape = shape_of(settings, data, group.of)
-    states = [one.state or HeadState.new(hyperparameters_of(one.settings, group.seed), shape) for one in group.trials]
+    states = [
+        one.states[number] if one.states else HeadState.new(hyperparameters_of(one.settings, group.seed), shape)
+        for one in trials
+    ]
     heads = HeadGroup(states, shape, class_weights(settings, data), matmul_dtype_on(device), device)
-    for epoch in range(group.trials[0].done + 1, group.epochs + 1):
+    for epoch in range(trials[0].done + 1, group.epochs + 1):
         heads.epoch(data.batches(settings.batch_size, shuffle_rng(group.seed, epoch)))
-    scored, losses = heads.score(data.validation())
-    hits = torch.empty_like(scored)
-    hits[:, data.valid_order] = scored  # in the order of the index, whatever data they were scored on
-    outcomes = []
-    for place, (right, loss) in enumerate(zip(hits.numpy(), losses.tolist(), strict=True)):
-        going_on = group.epochs < group.of and free_bytes(device) > _LEAST_FREE
-        outcomes.append((Score.of(group.epochs, loss, right), _state(heads, place) if going_on else None))
-    return outcomes
+    return heads
 
 
-def _state(heads: HeadGroup, place: int) -> HeadState | None:
-    """A copy of one head; None where there is no room for it any more."""
-    try:
-        return heads.state(place)
-    except torch.OutOfMemoryError:
-        return None
+def _keep(states: Sequence[list[HeadState]], heads: HeadGroup) -> None:
+    """Add a copy of each head, as far as there is room."""
+    for place, own in enumerate(states):
+        if free_bytes(heads.device) <= _LEAST_FREE:
+            return
+        try:
+            own.append(heads.state(place))
+        except torch.OutOfMemoryError:
+            return
+
+
+def _on_cpu(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """With states that leave room on a device, and that other machines can read."""
+    return [(score, states and tuple(state.to(CPU) for state in states)) for score, states in outcomes]
 
 
 @contextmanager
@@ -182,11 +206,11 @@ class RayExecutor(Executor):
     def train(self, groups: Iterable[Group], bases: BasisCache, stop: Stop) -> Trained:
         units: list[Group] = []
         for group in groups:
-            bases.data(group.settings.basis)  # fitted once, here: workers find the rows in it beside the shards
+            bases.splits(group.settings.basis)  # fitted once, here: workers find the rows in it beside the shards
             units += group.parts(-(-len(group.trials) // self.workers.count))
         for group, outcomes in self.workers.run(units, stop):
             room = free_bytes(CPU) > _LEAST_FREE
-            yield group, [(score, state if room else None) for score, state in outcomes]
+            yield group, [(score, states if room else None) for score, states in outcomes]
 
 
 class HeadWorker:
@@ -208,7 +232,7 @@ class HeadWorker:
             )
         share = min(1.0, config.cpus / available_cpus())  # of this machine, among the workers on it
         trainset = TrainingSet(cache, index, config.passes or 0, {})
-        return BasisCache(trainset, int(share * allowed_bytes(config.memory)))
+        return bases_of(trainset, int(share * allowed_bytes(config.memory)), config.folds)
 
     def ready(self) -> None:
         """Returns when it can train; CacheError where the cache is not to be seen from here."""
@@ -218,4 +242,4 @@ class HeadWorker:
         """What became of each head of the group; states on the CPU, as other machines may have nothing else."""
         device = resolve_device(self._config.device if self._config.gpus_per_worker else "cpu")
         done = Executor(device).train([group], self._bases, stop=lambda: False)
-        return [(score, state and state.to(CPU)) for _, outcomes in done for score, state in outcomes]
+        return _on_cpu([outcome for _, outcomes in done for outcome in outcomes])

@@ -60,7 +60,7 @@ class SuccessiveHalving:
             logger.info(f"{counted(len(left), 'head')}, {counted(epochs, 'epoch')}: best {best:.2%}")
 
     def accuracy(self, head: Trial) -> float:
-        """Of the validation images, by the metric of the sweep; 0 before the first epoch."""
+        """Of the images that heads are scored on, by the metric of the sweep; 0 before the first epoch."""
         if not head.score.epochs:
             return 0.0
         return float(self.metric.of(head.score.unpacked(len(self.metric.labels))))
@@ -79,13 +79,13 @@ class SuccessiveHalving:
         for head in heads:
             known = self.journal.scores.get(head.number, {}).get(epochs)
             if known:
-                head.score, head.state = known, None
+                head.score, head.states = known, None
         waiting = sorted((head for head in heads if head.score.epochs < epochs), key=_shared)
         # All groups before the first is trained: training changes the progress that they are formed by.
         groups = [Group(tuple(alike), epochs, self.epochs, self.seed) for _, alike in groupby(waiting, key=_shared)]
         for group, outcomes in self.executor.train(groups, self.bases, lambda: self.over):
-            for head, (score, state) in zip(group.trials, outcomes, strict=True):
-                head.score, head.state = score, state
+            for head, (score, states) in zip(group.trials, outcomes, strict=True):
+                head.score, head.states = score, states
                 self.journal.record(head.number, score)
 
 

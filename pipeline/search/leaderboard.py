@@ -5,6 +5,7 @@ import io
 import json
 from dataclasses import asdict
 
+from pipeline.config import scored_by
 from pipeline.console import counted
 from pipeline.heads.head import hidden_in_words
 from pipeline.run_folder import RESULTS_FILE, TABLE_FILE
@@ -38,7 +39,7 @@ def table(result: SweepResult, width: int = 120) -> str:
     from rich.table import Table
 
     grid = Table(box=None, pad_edge=False)
-    for name in (*SETTINGS, "epochs", "valid"):
+    for name in (*SETTINGS, "epochs", scored_by(result.folds)):
         grid.add_column(name.replace("_", " "), justify="left" if name == "basis" else "right")
     for head in ranked(result)[:_SHOWN]:
         grid.add_row(*map(str, asdict(head.config).values()), str(head.epochs), f"{head.valid_accuracy:.2%}")
@@ -63,7 +64,7 @@ def _summary(result: SweepResult) -> str:
         others += f"accuracy {result.searched.corrected:.2%}"
     return (
         f"{result.run}: {_WINNERS[best.won]} of {counted(len(result.heads), 'head')}, {finished} of them "
-        f"trained to the end; validation accuracy ({result.choose_by}) {best.mean:.2%} ± {best.std:.2%} "
+        f"trained to the end; {scored_by(result.folds)} accuracy ({result.choose_by}) {best.mean:.2%} ± {best.std:.2%} "
         f"(mean and std over {seeds}), {best.merged.valid_accuracy:.2%} as one merged "
         f"head with {hidden_in_words(best.merged.hidden)}\n"
         f"best of the search less default head, same images and seeds: {100 * apart.value:+.2f} points "

@@ -105,6 +105,7 @@ class SweepResult:
         seconds: to the end of the search, those of `basis_seconds` among them.
         basis_seconds: spent on bases.
         retrain_seconds: spent on retraining with several seeds.
+        folds: number of folds that the choice was made over, of training and validation images; 0 for validation.
     """
 
     run: str
@@ -121,6 +122,7 @@ class SweepResult:
     seconds: Seconds
     basis_seconds: Seconds
     retrain_seconds: Seconds
+    folds: Count = 0
 
     def in_words(self) -> str:
         """A table of the best heads, and the choice beside the baselines."""

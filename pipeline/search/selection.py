@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from cache.index import SetIndex
+from cache.index import ImageRecord, SetIndex
 from pipeline.statistics.groups import join
 
 _RESAMPLES = 1000
@@ -41,9 +41,8 @@ class Metric:
     groups: Labels
 
     @classmethod
-    def of_validation(cls, name: str, index: SetIndex) -> Self:
-        """Over the validation images of a set, in its order."""
-        images = index.split("valid")
+    def over(cls, images: Sequence[ImageRecord], name: str, index: SetIndex) -> Self:
+        """Over some images of a set, in their order."""
         return cls(name, index.labels(images), np.unique(join(images).numbers(images), return_inverse=True)[1])
 
     def weights(self, counts: Floats | None = None) -> Floats:

@@ -4,6 +4,7 @@ Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017. The cla
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, tensor
 from torch.nn.functional import log_softmax, nll_loss
 
-from cache.index import SetIndex
+from cache.index import ImageRecord
 from pipeline.statistics.groups import join
 
 BINS = 15
@@ -22,7 +23,7 @@ REDRAWS = 200  # of the labels, for the floor of the calibration error
 
 @dataclass(frozen=True)
 class Fit:
-    """What the validation images say of a head's probabilities.
+    """What held-out images say of a head's probabilities.
 
     Attributes:
         ece: calibration error of the head as it is, 0 to 1.
@@ -39,14 +40,19 @@ class Fit:
     scaled_floor: float
 
 
-def calibrate(log_probs: Tensor, labels: Tensor, index: SetIndex, shift: Tensor | None = None) -> Fit:
-    """Of log-probabilities (N, C) and labels (N,) of the validation images of `index`, in its order.
+def calibrate(
+    log_probs: Tensor,
+    labels: Tensor,
+    images: Sequence[ImageRecord],
+    trained: Sequence[ImageRecord],
+    shift: Tensor | None = None,
+) -> Fit:
+    """Of log-probabilities (N, C) and labels (N,) of `images`, by heads that `trained` were shown to.
 
-    Images that are also training images are left out where a temperature is fitted. Folds follow from contents, a group
-    in one. Errors
-    are of probabilities with `shift`, as in `at_temperature`.
+    Images that are among these are left out where a temperature is fitted. Folds follow from contents, a group in one.
+    Errors are of probabilities with `shift`, as in `at_temperature`.
     """
-    images, seen = index.split("valid"), {image.digest for image in index.split("train")}
+    seen = {image.digest for image in trained}
     fresh = tensor([image.digest not in seen for image in images])
     folds = tensor([int(name[:8], 16) % FOLDS for name in join(images).names(images)])
     scaled = log_probs.clone()

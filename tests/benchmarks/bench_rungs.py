@@ -37,7 +37,7 @@ def hits_by_epoch(bases: BasisCache, heads: Sequence[HeadSettings], epochs: int,
     found = np.empty((len(heads), epochs, len(bases.trainset.index.split("valid"))), bool)
     for settings in dict.fromkeys((head.basis, head.batch_size) for head in heads):
         alike = [n for n, head in enumerate(heads) if (head.basis, head.batch_size) == settings]
-        data = bases.data(settings[0])
+        data = bases.splits(settings[0])[0].data
         for start in range(0, len(alike), GROUP):
             some = alike[start : start + GROUP]
             shape = shape_of(heads[some[0]], data, epochs)

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from beside import hardware, line
 
+from pipeline.bases.basis import Basis
 from pipeline.bases.data import HeadData
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings
 from pipeline.machine.device import available_cpus
-from pipeline.search.basis_cache import BasisCache
+from pipeline.search.basis_cache import BasisCache, Split
 from pipeline.search.executor import Trial
 from pipeline.search.halving import SuccessiveHalving
 from pipeline.search.journal import Journal
@@ -33,16 +34,16 @@ class Given(BasisCache):
 
     given: HeadData | None = None
 
-    def data(self, name: str) -> HeadData:
+    def splits(self, name: str) -> tuple[Split, ...]:
         assert self.given is not None
-        return self.given
+        return (Split(Basis(name, ()), self.given, self.given.valid_order),)
 
 
 def bench_linear(cache: Path, name: str | None, passes: int) -> None:
     """Seconds by heads, by training images and by epochs, and a line through each."""
     torch.set_num_threads(available_cpus())
     trainset = TrainingSet.open(cache, name, passes)
-    data = BasisCache(trainset, 8 << 30).data(BASIS)
+    data = BasisCache(trainset, 8 << 30).splits(BASIS)[0].data
     assert isinstance(data, HeadData)
     metric = Metric("top1", data.valid_labels.numpy(), np.arange(len(data.valid_labels)))
 
