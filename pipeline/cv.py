@@ -2,14 +2,17 @@
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.layout import PREDICTION_FOLDER
 from cache.store import FeatureCache
+from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
 from pipeline.cross_validation.predictions import OutOfFold, PairedComparison, compared, refuse_other_images
 from pipeline.cross_validation.prepare import Material, unseen_images
@@ -21,6 +24,7 @@ from pipeline.heads.fit import default_epochs
 from pipeline.machine.device import resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run_folder import check_target
+from pipeline.search.nested import nested
 from pipeline.statistics.calibration import error_of, floor_of
 from pipeline.statistics.folds import folds_of_groups
 
@@ -58,9 +62,10 @@ class CvResult:
         mean_per_class: mean of the accuracies of each class, a fraction.
         ece: calibration error over 15 equal-width bins, of the first repeat.
         ece_floor: mean `ece` over 200 sets of labels drawn from the probabilities.
-        basis: name of the basis, fitted in each fold.
+        basis: name of the basis, fitted in each fold; "" where each fold chose its own.
         passes: augmented passes that heads were trained on.
         epochs: of each head.
+        chosen: settings of the head of each fold, with `--heads`; empty without.
         unseen: images whose class has no other group: no head that predicts them knows it.
         across_folds: images with a near-duplicate in another fold of the first repeat; null of more than 30,000 images.
         seconds: of the command.
@@ -80,6 +85,7 @@ class CvResult:
     basis: str
     passes: int
     epochs: int
+    chosen: list[HeadSettings] = field(default_factory=list)
     unseen: int = 0
     across_folds: int | None = None
     seconds: float = 0.0
@@ -92,10 +98,14 @@ class CvResult:
         each = sorted(fold.accuracy for fold in self.folds)
         of = f"{counted(self.images, 'training and validation image')} in {counted(self.groups, 'group')}"
         over = "groups" if self.groups < self.images else "images"
+        how = f"basis {self.basis}"
+        if self.chosen:
+            bases = Counter(settings.basis for settings in self.chosen).most_common()
+            how = "settings chosen in each, basis " + ", ".join(f"{basis} ({count})" for basis, count in bases)
         lines = [
             f"accuracy {self.accuracy:.2%} ({low:.2%} to {high:.2%}, 95 % over {over}), mean per class "
             f"{self.mean_per_class:.2%}: {of}, each predicted by heads that did not see its group",
-            f"{counted(len(self.folds), 'fold')}, {each[0]:.2%} to {each[-1]:.2%}; basis {self.basis}, "
+            f"{counted(len(self.folds), 'fold')}, {each[0]:.2%} to {each[-1]:.2%}; {how}, "
             f"{counted(self.passes, 'augmented pass')}, {counted(self.epochs, 'epoch')}",
             f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f})",
         ]
@@ -130,10 +140,17 @@ def cv(config: CvConfig) -> CvResult:
     unseen = unseen_images(material.rows.labels.numpy(), material.groups.numbers(material.images))
     across_folds = _across_folds(material, folds[0])
     seeds = range(config.seed, config.seed + config.repeats)
-    log_probs = [
-        out_of_fold(rows, these, settings, epochs, seed, memory, device)
-        for seed, these in zip(seeds, folds, strict=True)
-    ]
+    log_probs, chosen = list[NDArray[np.float32]](), list[HeadSettings]()
+    for seed, these in zip(seeds, folds, strict=True):
+        if config.heads:
+            asked = SweepConfig(
+                config.cache, path, heads=config.heads, epochs=epochs, folds=config.folds - 1, seeds=1, seed=seed
+            )
+            of_sweeps = nested(asked, material.trainset, these, epochs, memory, device)
+            log_probs.append(of_sweeps.log_probs.numpy())
+            chosen += of_sweeps.settings
+        else:
+            log_probs.append(out_of_fold(rows, these, settings, epochs, seed, memory, device))
     found = OutOfFold(
         paths=paths,
         digests=digests,
@@ -143,12 +160,13 @@ def cv(config: CvConfig) -> CvResult:
         folds=np.stack([these.numpy() for these in folds]),
         groups=material.groups.numbers(material.images),
         backbone=material.trainset.cache.manifest.base.backbone,
-        settings=settings,
+        settings=None if config.heads else settings,
     )
     comparison = compared(found, against) if against else None
     found.save(path)
     return replace(
         _result(found, material, epochs),
+        chosen=chosen,
         unseen=unseen,
         across_folds=across_folds,
         seconds=time.perf_counter() - start,
@@ -207,7 +225,7 @@ def _result(found: OutOfFold, material: Material, epochs: int) -> CvResult:
         mean_per_class=accuracy["mean_per_class"].value,
         ece=error_of(first, torch.from_numpy(found.labels)),
         ece_floor=floor_of(first),
-        basis=found.settings.basis,
+        basis=material.settings.basis if found.settings else "",
         passes=material.trainset.passes,
         epochs=epochs,
     )

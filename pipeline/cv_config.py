@@ -1,12 +1,13 @@
 """What `headgraft cv` and `headgraft curve` are asked: as in `config`, a field is an option."""
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 
-from pipeline.config import TrainConfig, WithHead
-from pipeline.options import DEVICES, Checked, check_capture, option, option_of, require, required
+from pipeline.config import HeadSettings, TrainConfig, WithHead
+from pipeline.options import DEVICES, Checked, check_capture, flag, option, option_of, require, required
 
 MOST_FOLDS = 1000
+_CHOSEN = [field.name for field in fields(HeadSettings)]
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,26 @@ class CvConfig(FoldsConfig):
     """Cross-validation of one head."""
 
     repeats: int = option(1, "Number of times, each with other folds and another seed.", least=1, most=100)
+    heads: int = option(
+        0,
+        "Choose settings in each fold by a sweep of so many heads over the others; 0 = as given.",
+        least=0,
+        most=10_000,
+    )
     leave_one_group_out: bool = option(False, "One fold for each group, in place of --folds.")
     against: Path | None = option(None, "Predictions of another cv of the same images: compare with them.")
     predictions: Path | None = option(None, "Path of the predictions.  [default: cv/SET.npz in the cache]")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        given = [name for name in _CHOSEN if getattr(self, name) != getattr(CvConfig, name)]
+        require(
+            not (self.heads and given), f"--heads chooses {', '.join(map(flag, given))}: leave that out, or --heads"
+        )
+        alone = self.heads and self.leave_one_group_out
+        require(not alone, "--heads is for --folds: leave out --leave-one-group-out, or --heads")
+        enough = not self.heads or self.folds > 2
+        require(enough, f"--folds is {self.folds}, and --heads sweeps over the others: at least 3")
         apart = not self.leave_one_group_out or (self.folds == CvConfig.folds and self.repeats == 1)
         require(apart, "--leave-one-group-out has as many folds as groups, once: leave out --folds and --repeats")
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from pipeline.bases.fit import start_basis
 from pipeline.bases.reduced import unchecked
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
@@ -24,14 +23,14 @@ from pipeline.machine.memory import allowed_bytes
 from pipeline.run_folder import JOURNAL_FILE, claimed_run, prepare_sweep
 from pipeline.search.baselines import baselines
 from pipeline.search.basis_cache import bases_of
-from pipeline.search.choice import choose, default_settings, final
+from pipeline.search.choice import choose, default_settings, final, tried
 from pipeline.search.executor import Executor, Trial, ray_executor
 from pipeline.search.halving import SuccessiveHalving
 from pipeline.search.journal import Journal
 from pipeline.search.leaderboard import result_files
-from pipeline.search.proposals import Search, start_search
+from pipeline.search.proposals import start_search
 from pipeline.search.results import HeadResult, SweepResult
-from pipeline.search.retraining import describe
+from pipeline.search.retraining import describe, run_of
 from pipeline.search.selection import Metric
 from pipeline.search.space import Space, default_space, first_trials
 from pipeline.statistics.groups import join
@@ -61,7 +60,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     bases = bases_of(trainset, allowed_bytes(config.memory), config.folds)
     if config.folds:
         unseen_images(trainset.index.labels(bases.images), join(bases.images).numbers(bases.images))
-    space = given or default_space(trainset.default_basis, len(trainset.index.classes), most_directions(trainset))
+    space = given or default_space(trainset.default_basis, len(trainset.index.classes), bases.most_directions)
     epochs = config.epochs or default_epochs(bases.trained_images, HeadSettings.batch_size)
     config = replace(config, epochs=epochs)
     known = first_trials(space, default_settings(trainset))[: config.heads]
@@ -77,7 +76,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
         metric = Metric.over(bases.images, config.choose_by, trainset.index)
         deadline = math.inf if config.time_limit is None else time.monotonic() + config.time_limit
         race = SuccessiveHalving(bases, journal, metric, epochs, config.seed, config.halving, deadline, executor)
-        heads = _all_tried(race, search, known)
+        heads = tried(race, search, known)
     return _finish(config, heads, race, start)
 
 
@@ -88,7 +87,7 @@ def _finish(config: SweepConfig, heads: Sequence[Trial], race: SuccessiveHalving
     searched, basis_seconds = time.perf_counter(), bases.seconds
     logger.info(f"best of {counted(len(heads), 'head')} after {searched - start:.1f} s: {describe(chosen)}")
     ended = final(config, chosen, heads, race)
-    run = ended.run
+    run = run_of(config, ended.kept, bases)
     if config.refit and not config.folds:
         kept = ended.best
         seeds = [config.seed + 1 + number for number in range(config.seeds if config.merge else 1)]
@@ -120,12 +119,6 @@ def _finish(config: SweepConfig, heads: Sequence[Trial], race: SuccessiveHalving
     return result
 
 
-def most_directions(trainset: TrainingSet) -> int:
-    """The most principal directions that training rows can have in the regions of the default basis."""
-    width = start_basis(trainset.default_basis, trainset.layout).out_features(trainset.cache.in_features)
-    return min(len(trainset.index.split("train")) * len(trainset.views), width)
-
-
 def _journal(config: SweepConfig, asked: dict[str, Any], replace_it: bool) -> Journal:
     """Where results are kept: of a sweep that another process has just ended, if it was asked the same."""
     if replace_it and not config.overwrite and (config.run / JOURNAL_FILE).is_file():
@@ -140,22 +133,6 @@ def _device(config: SweepConfig) -> torch.device:
     if config.engine == "ray":
         return torch.device("cuda" if config.gpus_per_worker else "cpu")
     return resolve_device(config.device)
-
-
-def _all_tried(race: SuccessiveHalving, search: Search, known: Sequence[HeadSettings]) -> list[Trial]:
-    """The `known` heads, which no halving stops, and every one that the search proposes besides, with its score.
-
-    Without those that a time limit left untried.
-    """
-    heads = [Trial(number, settings, kept=True) for number, settings in enumerate(known)]
-    waiting = list(heads)
-    while not race.over and ((batch := search.ask()) or waiting):
-        new = [Trial(len(heads) + place, settings) for place, settings in enumerate(batch)]
-        heads += new
-        race.run([*waiting, *new])
-        waiting = []
-        search.tell([(head.settings, race.accuracy(head), head.score.epochs) for head in new])
-    return [head for head in heads if head.score.epochs]
 
 
 def _asked(config: SweepConfig, space: Space, trainset: TrainingSet, device: torch.device) -> dict[str, Any]:

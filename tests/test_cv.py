@@ -39,6 +39,7 @@ from pipeline.heads.seeds import shuffle_rng
 from pipeline.heads.side_by_side import fit_side_by_side, steps_of
 from pipeline.report import report
 from pipeline.row_layout import RowLayout
+from pipeline.search.basis_cache import FoldedBasisCache
 from pipeline.statistics.folds import folds_of_groups, stratified_folds
 from pipeline.statistics.groups import join
 from pipeline.statistics.intervals import accuracies
@@ -411,3 +412,46 @@ def test_rows_beyond_the_memory_are_refused(features: Path) -> None:
     """With what they take, and what to do."""
     with pytest.raises(RunError, match=r"32 rows of 8 features take .* in two copies, .* are allowed"):
         cv(config(features, memory=1e-6))
+
+
+def test_settings_chosen_in_each_fold_see_nothing_of_it(run_extract: Extract, tmp_path: Path) -> None:
+    """The images that chose are those of the other folds; the head is the one that `cv` trains with these settings."""
+    run_extract(passes=1)
+    seen: list[set[str]] = []
+
+    def without(bases: FoldedBasisCache, fold: int) -> FoldedBasisCache:
+        others = leave_out(bases, fold)
+        assert {int(number) for number in others.folds} == {0, 1}
+        assert len(others.images) == len(others.folds) < len(bases.images)
+        seen.append({image.path for image in others.images})
+        return others
+
+    leave_out = FoldedBasisCache.without
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FoldedBasisCache, "without", without)
+        found = cv(CvConfig(tmp_path / "features", folds=3, heads=4, epochs=4, predictions=tmp_path / "nested.npz"))
+    nested = OutOfFold.load(tmp_path / "nested.npz")
+    assert nested.settings is None
+    assert len(found.chosen) == 3
+    for fold, paths in enumerate(seen):
+        assert paths == set(nested.paths[nested.folds[0] != fold])
+        options = {name: value for name, value in vars(found.chosen[fold]).items() if name != "class_weights"}
+        given = CvConfig(tmp_path / "features", folds=3, epochs=4, predictions=tmp_path / "plain.npz", **options)
+        cv(given)
+        plain, here = OutOfFold.load(tmp_path / "plain.npz"), nested.folds[0] == fold
+        assert np.allclose(nested.log_probs[0][here], plain.log_probs[0][here], atol=1e-4)
+    assert "settings chosen in each" in found.in_words()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden": 8}, "--heads chooses --hidden"),
+        ({"folds": 2}, "--folds is 2"),
+        ({"leave_one_group_out": True}, "--heads is for --folds"),
+    ],
+)
+def test_what_a_choice_in_each_fold_does_not_go_with(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Settings that it would not use, too few folds to sweep over, groups as folds."""
+    with pytest.raises(ConfigError, match=message):
+        CvConfig(tmp_path, heads=4, **options)

@@ -37,7 +37,7 @@ class OutOfFold:
         folds: the fold of each image, (R, N).
         groups: images with the same number are no independent evidence, (N,).
         backbone: of the cache.
-        settings: of the heads.
+        settings: of the heads; None where each fold chose its own.
     """
 
     paths: npt.NDArray[np.str_]
@@ -48,7 +48,7 @@ class OutOfFold:
     folds: npt.NDArray[np.int64]
     groups: npt.NDArray[np.int64]
     backbone: str
-    settings: HeadSettings
+    settings: HeadSettings | None
 
     @property
     def hits(self) -> npt.NDArray[np.bool_]:
@@ -76,7 +76,7 @@ class OutOfFold:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         if len(self.folds) == 1:
             arrays |= {name: arrays[name][0] for name in ("log_probs", "folds")}
-        made_by = {"backbone": self.backbone, "settings": asdict(self.settings)}
+        made_by = {"backbone": self.backbone, "settings": asdict(self.settings) if self.settings else None}
         buffer = io.BytesIO()
         np.savez(buffer, **arrays, made_by=np.array(json.dumps(made_by)))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,9 @@ class OutOfFold:
                 raise ValueError(f"arrays {found}")
             if not 0 <= arrays["labels"].min() <= arrays["labels"].max() < classes:
                 raise ValueError("labels of other classes")
-            return cls(**arrays, backbone=str(made_by["backbone"]), settings=HeadSettings(**made_by["settings"]))
+            settings = made_by["settings"]
+            settings = None if settings is None else HeadSettings(**settings)
+            return cls(**arrays, backbone=str(made_by["backbone"]), settings=settings)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, EOFError, ConfigError) as error:
             raise RunError(
                 f"{path} holds no predictions of headgraft cv ({fault(error)}), expected an .npz that it wrote: name "

@@ -53,6 +53,13 @@ class BasisCache:
         """How many a head is trained on."""
         return len(self.trainset.index.split("train"))
 
+    @property
+    def most_directions(self) -> int:
+        """The most principal directions that rows a head is trained on can have in the regions of the default basis."""
+        trainset = self.trainset
+        width = start_basis(trainset.default_basis, trainset.layout).out_features(trainset.cache.in_features)
+        return min(self.trained_images * len(trainset.views), width)
+
     def splits(self, name: str) -> tuple[Split, ...]:
         """Rows in basis `name`; each image of `images` is scored in one of the splits."""
         if name not in self._held:
@@ -87,16 +94,25 @@ class BasisCache:
 class FoldedBasisCache(BasisCache):
     """The same for heads that are scored on training and validation images, each by a head of other folds.
 
-    `folds` (V,) is the fold of each image; heads and bases that score it are of the other folds.
+    `places` (V,) are those of its images among training and validation images, `folds` (V,) the fold of each; heads and
+    bases that score it are of the other folds.
     """
 
+    places: Tensor = field(kw_only=True)
     folds: Tensor = field(kw_only=True)
     _rows: dict[str, ImageRows] = field(default_factory=dict, repr=False)
 
     @property
     def images(self) -> tuple[ImageRecord, ...]:
         """Those that heads are scored on, V."""
-        return self.trainset.index.split("train", "valid")
+        every = self.trainset.index.split("train", "valid")
+        return tuple(every[place] for place in self.places.tolist())
+
+    def without(self, fold: int) -> "FoldedBasisCache":
+        """Of the images of the other folds alone."""
+        others = self.folds != fold
+        folds = self.folds[others].unique(return_inverse=True)[1]
+        return replace(self, places=self.places[others], folds=folds, seconds=0.0, _held={})
 
     @property
     def trained_images(self) -> int:
@@ -108,8 +124,11 @@ class FoldedBasisCache(BasisCache):
         start = start_basis(name, self.trainset.layout)
         regions = BasisName.parse(name).regions if start.stages else ""
         if regions not in self._rows:
-            self._rows = {regions: ImageRows.load(self.trainset, self.images, name, self.memory)}
-        return replace(self._rows[regions], start=start)
+            self._rows.clear()  # in place: caches of parts of the images have the same
+            every = self.trainset.index.split("train", "valid")
+            self._rows[regions] = ImageRows.load(self.trainset, every, name, self.memory)
+        rows = self._rows[regions]
+        return replace(rows, start=start, views=rows.views[self.places], labels=rows.labels[self.places])
 
     def _load(self, name: str) -> tuple[Split, ...]:
         rows, every, found = self.rows(name), torch.arange(len(self.folds)), list[Split]()
@@ -122,7 +141,7 @@ class FoldedBasisCache(BasisCache):
 
     def _forget(self) -> bool:
         there = bool(self._rows)
-        self._rows = {}
+        self._rows.clear()
         return there
 
     def _bytes(self) -> int:
@@ -134,7 +153,8 @@ def bases_of(trainset: TrainingSet, memory: int, folds: int) -> BasisCache:
     if not folds:
         return BasisCache(trainset, memory)
     images = trainset.index.split("train", "valid")
-    return FoldedBasisCache(trainset, memory, folds=folds_of(trainset.index, images, join(images), folds))
+    of_each = folds_of(trainset.index, images, join(images), folds)
+    return FoldedBasisCache(trainset, memory, places=torch.arange(len(images)), folds=of_each)
 
 
 def _bytes_of(splits: tuple[Split, ...]) -> int:

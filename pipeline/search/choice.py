@@ -10,11 +10,11 @@ from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.errors import RunError
 from pipeline.heads.head import hidden_in_words, num_weights
-from pipeline.run import Run
 from pipeline.search.executor import Trial
 from pipeline.search.halving import SuccessiveHalving
+from pipeline.search.proposals import Search
 from pipeline.search.results import Best, Merged, Retrained
-from pipeline.search.retraining import Seeds, retrain, run_of
+from pipeline.search.retraining import Seeds, retrain
 from pipeline.search.selection import Corrected, Difference, Metric, corrected, difference
 
 logger = logging.getLogger("headgraft.search")
@@ -44,12 +44,28 @@ def default_settings(trainset: TrainingSet) -> HeadSettings:
 
 @dataclass(frozen=True)
 class Final:
-    """What a sweep ends in: the search's best head and the default one, the better of them, and the run of that."""
+    """What a sweep ends in: the search's best head and the default one, and the better of them, which is kept."""
 
     searched: Retrained
     default: Retrained
     best: Best
-    run: Run
+    kept: Seeds
+
+
+def tried(race: SuccessiveHalving, search: Search, known: Sequence[HeadSettings]) -> list[Trial]:
+    """The `known` heads, which no halving stops, and every one that the search proposes besides, with its score.
+
+    Without those that a time limit left untried.
+    """
+    heads = [Trial(number, settings, kept=True) for number, settings in enumerate(known)]
+    waiting = list(heads)
+    while not race.over and ((batch := search.ask()) or waiting):
+        new = [Trial(len(heads) + place, settings) for place, settings in enumerate(batch)]
+        heads += new
+        race.run([*waiting, *new])
+        waiting = []
+        search.tell([(head.settings, race.accuracy(head), head.score.epochs) for head in new])
+    return [head for head in heads if head.score.epochs]
 
 
 def final(config: SweepConfig, chosen: HeadSettings, heads: Sequence[Trial], race: SuccessiveHalving) -> Final:
@@ -57,7 +73,7 @@ def final(config: SweepConfig, chosen: HeadSettings, heads: Sequence[Trial], rac
 
     They are compared on the same images and seeds; of equals the default one is kept.
     """
-    bases, default = race.bases, default_settings(race.bases.trainset)
+    default = default_settings(race.bases.trainset)
     known = retrain(config, default, race)
     tried = known if chosen == default else retrain(config, chosen, race)
     apart = Difference(0.0, 0.0, 0.0)
@@ -78,7 +94,7 @@ def final(config: SweepConfig, chosen: HeadSettings, heads: Sequence[Trial], rac
         difference=replace(apart, corrected=found.above if found else None),
         merged=Merged(hidden, accuracy),
     )
-    return Final(searched, default_head, best, run_of(config, winner, bases))
+    return Final(searched, default_head, best, winner)
 
 
 def _summary(of: Seeds, metric: Metric, in_search: float | None, corrected: float | None = None) -> Retrained:

@@ -68,10 +68,10 @@ class _Asked:
 
 @dataclass
 class Journal:
-    """What was `asked` of a sweep, and its `scores` by head, then by epochs."""
+    """What was `asked` of a sweep, and its `scores` by head, then by epochs; kept in memory alone without a `path`."""
 
-    path: Path
-    asked: dict[str, Any]
+    path: Path | None = None
+    asked: dict[str, Any] = field(default_factory=dict)
     scores: dict[int, dict[int, Score]] = field(default_factory=dict)
 
     @classmethod
@@ -110,10 +110,11 @@ class Journal:
     def record(self, head: int, score: Score) -> None:
         """Keep a result; CacheError where the disk does not."""
         line = {"head": head, **asdict(score), "hits": b64encode(score.hits).decode("ascii")}
-        try:
-            append_line(self.path, _line(line))
-        except OSError as error:
-            raise CacheError(f"could not write {self.path}: {error.strerror}; run the same sweep again") from error
+        if self.path:
+            try:
+                append_line(self.path, _line(line))
+            except OSError as error:
+                raise CacheError(f"could not write {self.path}: {error.strerror}; run the same sweep again") from error
         self._keep(head, score)
 
     def _keep(self, head: int, score: Score) -> None:

@@ -74,7 +74,9 @@ def retrain(config: SweepConfig, settings: HeadSettings, race: SuccessiveHalving
     of_first = total = torch.zeros(len(labels), len(trainset.index.classes))
     for seed in range(first.seed, first.seed + config.seeds):
         if config.folds:
-            log_probs = _out_of_fold(splits, settings, race.epochs, seed)
+            log_probs = torch.empty(len(labels), len(trainset.index.classes))
+            for split, predicted in zip(splits, predict_splits(splits, settings, race.epochs, seed), strict=True):
+                log_probs[split.places] = predicted
         else:
             fitted.append(fit_head(replace(first, seed=seed), splits[0].data))
             log_probs = predict_validation(fitted[-1].head, splits[0].data)
@@ -88,16 +90,13 @@ def retrain(config: SweepConfig, settings: HeadSettings, race: SuccessiveHalving
     return Seeds(first, labels, hits, of_first, merged, fitted, time.perf_counter() - start)
 
 
-def _out_of_fold(splits: Sequence[Split], settings: HeadSettings, epochs: int, seed: int) -> Tensor:
-    """Log-probabilities (V, C) of each image by a head of the other folds, trained side by side."""
+def predict_splits(splits: Sequence[Split], settings: HeadSettings, epochs: int, seed: int) -> list[Tensor]:
+    """Log-probabilities (n, C) of the scored images of each split, by heads that are trained side by side."""
     datas = [split.data for split in splits if isinstance(split.data, HeadData)]  # as rows of folds are
     refuse_beyond_memory(settings, datas[0])
     steps = [steps_of(data, settings, epochs) for data in datas]
     heads = fit_side_by_side(datas, settings, steps, [seed] * len(datas))
-    found = torch.empty(sum(len(split.places) for split in splits), datas[0].num_classes)
-    for split, data, head in zip(splits, datas, heads, strict=True):
-        found[split.places] = predict_validation(head, data)
-    return found
+    return [predict_validation(head, data) for head, data in zip(heads, datas, strict=True)]
 
 
 def run_of(config: SweepConfig, kept: Seeds, bases: BasisCache) -> Run:

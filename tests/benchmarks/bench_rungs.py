@@ -26,7 +26,6 @@ from pipeline.search.basis_cache import BasisCache
 from pipeline.search.choice import default_settings
 from pipeline.search.proposals import start_search
 from pipeline.search.space import default_space, first_trials
-from pipeline.sweep import most_directions
 
 Hits = npt.NDArray[np.bool_]
 GROUP, HALVES, DRAWS = 16, 200, 500
@@ -89,11 +88,12 @@ def main() -> None:
     torch.set_num_threads(available_cpus())
     trainset = TrainingSet.open(options.cache, options.set, options.passes)
     default = default_settings(trainset)
-    space = default_space(default.basis, len(trainset.index.classes), most_directions(trainset))
+    bases = BasisCache(trainset, 8 << 30)
+    space = default_space(default.basis, len(trainset.index.classes), bases.most_directions)
     known = first_trials(space, default)
     heads = [*known, *start_search(SweepConfig(options.cache, Path(), heads=options.heads), space, known).ask()]
     epochs = default_epochs(len(trainset.index.split("train")), default.batch_size)
-    hits = hits_by_epoch(BasisCache(trainset, 8 << 30), heads, epochs, seed=0)
+    hits = hits_by_epoch(bases, heads, epochs, seed=0)
     accuracy = hits.mean(2)
     report_rungs(accuracy)
     report_epochs(hits)

@@ -1,0 +1,61 @@
+"""Cross-validation of a whole sweep: the images outside each fold choose the settings of the head that predicts it."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.bases.trainset import TrainingSet
+from pipeline.config import HeadSettings, SweepConfig
+from pipeline.search.basis_cache import FoldedBasisCache
+from pipeline.search.choice import choose, default_settings, final, tried
+from pipeline.search.executor import Executor
+from pipeline.search.halving import SuccessiveHalving
+from pipeline.search.journal import Journal
+from pipeline.search.proposals import start_search
+from pipeline.search.retraining import describe, predict_splits
+from pipeline.search.selection import Metric
+from pipeline.search.space import default_space, first_trials
+
+logger = logging.getLogger("headgraft.search")
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Log-probabilities (N, C) of each image, and the settings of each fold, by which its head was trained."""
+
+    log_probs: Tensor
+    settings: Sequence[HeadSettings]
+
+
+def nested(
+    config: SweepConfig, trainset: TrainingSet, folds: Tensor, epochs: int, memory: int, device: torch.device
+) -> Nested:
+    """Of the training and validation images, in `folds` (N,), three or more.
+
+    A sweep of `config.heads` heads over the images outside a fold has the other folds as its own. Source: Varma and
+    Simon, Bias in error estimation when using cross-validation for model selection, BMC Bioinformatics 7, 2006.
+    """
+    bases = FoldedBasisCache(trainset, memory, places=torch.arange(len(folds)), folds=folds)
+    chosen = []
+    for fold in range(int(folds.max()) + 1):
+        chosen.append(_chosen(config, bases.without(fold), epochs, device))
+        logger.info(f"fold {fold + 1}: {describe(chosen[-1])}")
+    found = torch.empty(len(folds), len(trainset.index.classes))
+    for fold, settings in enumerate(chosen):
+        split = bases.splits(settings.basis)[fold]
+        found[split.places] = predict_splits([split], settings, epochs, config.seed)[0]
+    return Nested(found, chosen)
+
+
+def _chosen(config: SweepConfig, bases: FoldedBasisCache, epochs: int, device: torch.device) -> HeadSettings:
+    """What a sweep over these images ends in."""
+    trainset = bases.trainset
+    space = default_space(trainset.default_basis, len(trainset.index.classes), bases.most_directions)
+    known = first_trials(space, default_settings(trainset))[: config.heads]
+    metric = Metric.over(bases.images, config.choose_by, trainset.index)
+    race = SuccessiveHalving(bases, Journal(), metric, epochs, config.seed, config.halving, executor=Executor(device))
+    heads = tried(race, start_search(config, space, known), known)
+    return final(config, choose(heads, race).settings, heads, race).kept.settings
