@@ -23,7 +23,7 @@ from cache.prune import ForgetResult, PruneResult
 from cache.remote import CopyResult
 from cli import main
 from pipeline import errors
-from pipeline.curve import CurveResult
+from pipeline.cross_validation.learning_curve import CurveResult
 from pipeline.cv import CvResult
 from pipeline.export import ExportResult
 from pipeline.extract import ExtractResult

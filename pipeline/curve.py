@@ -4,94 +4,28 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cache.files import write_atomically
-from pipeline.console import counted
+from pipeline.cross_validation.learning_curve import MOST_CLASSES, CurveResult, WantedClass, curve_path
 from pipeline.cross_validation.prepare import Material
 from pipeline.cross_validation.training import Part, predicted
 from pipeline.cv_config import CurveConfig
 from pipeline.heads.fit import default_epochs
-from pipeline.inputs.folders import shown
 from pipeline.machine.device import resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run_folder import check_target
 from pipeline.statistics.folds import nested_parts
-from pipeline.statistics.power_law import Floats, Point, PowerLaw, curve_of
+from pipeline.statistics.power_law import Floats, PowerLaw, curve_of
 
 logger = logging.getLogger("headgraft.cross_validation")
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of the images that are trained on
 FORECAST = (1, 2, 4)  # times the images there are
-_CLASSES = 10  # that want images most
 _PRIOR = 4.0  # images of the mean error that a class is taken to have besides its own
-
-
-@dataclass(frozen=True)
-class WantedClass:
-    """A class that more images would help.
-
-    Attributes:
-        label: its name.
-        images: that it has.
-        error: of heads of all images, a fraction, shrunken to that of all classes where it has few.
-        gain: what twice its images would bring by the law, a fraction of its images.
-    """
-
-    label: str
-    images: int
-    error: float
-    gain: float
-
-
-@dataclass(frozen=True)
-class CurveResult:
-    """What the learning curve says.
-
-    Attributes:
-        set: name of the image set.
-        images: of train and valid, each predicted once by the heads of every point.
-        groups: of images that are no independent evidence.
-        points: error by number of training images, with 95 % intervals over folds and groups.
-        fit: `{a, b, c}` of err(n) = a + b n^-c.
-        forecast: the error by the fit for once, twice and four times the images, with 95 % intervals.
-        classes: those for which twice the images would bring most.
-        basis: name of the basis, fitted for each head.
-        passes: augmented passes that heads were trained on.
-        steps: of each head, whatever its number of images.
-        seconds: of the command.
-    """
-
-    set: str
-    images: int
-    groups: int
-    points: list[Point]
-    fit: PowerLaw
-    forecast: list[Point]
-    classes: list[WantedClass]
-    basis: str
-    passes: int
-    steps: int
-    seconds: float
-
-    def in_words(self) -> str:
-        """A line for each point and forecast, and the classes."""
-        rows = [("images", "error", "95 %"), *map(_row, self.points), *(_row(one, "~") for one in self.forecast)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
-        fit = f"~ by err(n) = {self.fit.a:.3f} + {self.fit.b:.3g} n^-{self.fit.c:.2f}, for more images of the same kind"
-        wanted = shown([f"{one.label} ({one.images}: {100 * one.gain:+.1f})" for one in self.classes], _CLASSES)
-        classes = f"classes that twice their images would help most (images: points): {wanted}"
-        made = f"basis {self.basis}, {counted(self.passes, 'augmented pass')}, {counted(self.steps, 'step')} a head"
-        return "\n".join([*lines, fit, classes, f"{made}; {self.seconds:.1f} s"])
-
-
-def _row(point: Point, mark: str = "") -> tuple[str, str, str]:
-    return f"{mark}{point.images:,}", f"{point.error:.2%}", f"{point.low:.2%} to {point.high:.2%}"
 
 
 def curve(config: CurveConfig) -> CurveResult:
@@ -105,6 +39,7 @@ def curve(config: CurveConfig) -> CurveResult:
     if config.svg:
         check_target(config.svg, config.overwrite, "name another file with --svg")
     material = Material.of(config)
+    check_target(curve_path(config.cache, material.trainset.index.name), overwrite=True)
     folds = material.folds(config.folds)
     parts, sizes = _parts(config, material, folds)
     wrong = np.zeros((len(SHARES), len(folds)))
@@ -128,6 +63,7 @@ def curve(config: CurveConfig) -> CurveResult:
         steps=parts[0].steps,
         seconds=time.perf_counter() - start,
     )
+    result.save(curve_path(config.cache, result.set), material.trainset.index.digest)
     if config.svg:
         config.svg.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(config.svg, _chart(result))
@@ -155,7 +91,7 @@ def _wanted_classes(classes: Sequence[str], labels: np.ndarray, wrong: Floats, l
     counts, errors = np.bincount(labels, minlength=len(classes)), np.bincount(labels, wrong, len(classes))
     shrunken = (errors + _PRIOR * wrong.mean()) / (counts + _PRIOR)
     gains = np.maximum(shrunken - law.a, 0) * (1 - 2**-law.c)
-    order = np.argsort(-gains, kind="stable")[:_CLASSES]
+    order = np.argsort(-gains, kind="stable")[:MOST_CLASSES]
     return [WantedClass(classes[n], int(counts[n]), float(shrunken[n]), float(gains[n])) for n in order if counts[n]]
 
 

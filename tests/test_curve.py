@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import Extract, Times
+from conftest import Extract, Times, logged, train_config
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.index import ImageRecord
 from cli import main
+from pipeline.config import ReportConfig
+from pipeline.cross_validation.learning_curve import curve_path
 from pipeline.curve import SHARES, curve
 from pipeline.cv_config import CurveConfig
+from pipeline.report import report
 from pipeline.statistics.folds import nested_parts
 from pipeline.statistics.groups import join
 from pipeline.statistics.power_law import PowerLaw, curve_of, fit_power_laws
+from pipeline.train import train_head
 
 COUNTS = np.array([80.0, 160.0, 320.0, 480.0, 640.0])
 
@@ -114,3 +118,24 @@ def test_its_json_is_what_is_promised(run_extract: Extract, tmp_path: Path) -> N
     assert found["points"][0].keys() == {"images", "error", "low", "high"}
     assert found["fit"].keys() == {"a", "b", "c"}
     assert found["forecast"][0].keys() == {"images", "error", "low", "high"}
+
+
+def test_the_page_shows_the_curve_of_the_set_as_it_is(run_extract: Extract, data: Path, tmp_path: Path) -> None:
+    """With its forecasts; not that of other images, nor of a file that is none."""
+    run_extract(passes=1)
+    asked = CurveConfig(tmp_path / "features", folds=2, hidden=8, lr=1e-2, epochs=10, batch_size=8, basis="pool")
+    found = curve(asked)
+    train_head(train_config(tmp_path / "features", tmp_path / "run"))
+    report(ReportConfig(tmp_path / "run"))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<h3>Learning curve</h3>" in page
+    for point in found.forecast:
+        assert f"error with {point.images} images<b>{100 * point.error:.1f}\u00a0%" in page
+    path = curve_path(tmp_path / "features", "data")
+    path.write_text("{}")
+    said: list[str] = []
+    logged(said, report, ReportConfig(tmp_path / "run"))
+    assert any(line.startswith("without the learning curve") for line in said)
+    found.save(path, "0" * 64)
+    report(ReportConfig(tmp_path / "run"))
+    assert "<h3>Learning curve</h3>" not in (tmp_path / "run" / "report.html").read_text()

@@ -295,7 +295,7 @@ def test_a_folder_of_images_that_does_not_exist_is_refused(trained: Path, data: 
 
 @pytest.mark.parametrize("merge", [False, True], ids=["the best", "merged"])
 def test_a_sweep_is_shown_head_by_head(run_extract: Extract, tmp_path: Path, merge: bool) -> None:
-    """In charts and a table that can be sorted; a merged head has no learning curve."""
+    """In charts and a table that can be sorted; a merged head has no curve by epoch."""
     run_extract()
     space = tmp_path / "space.toml"
     space.write_text('basis = ["pool", "pyramid"]\nhidden = [4, 8]\nlr = { low = 1e-3, high = 1e-1, log = true }\n')

@@ -151,8 +151,8 @@ def accuracy_by_time(names: Sequence[str], seconds: Sequence[float], accuracies:
 
 
 @mpl.rc_context(_STYLE)
-def error_by_images(points: Sequence[Point], law: PowerLaw, forecast: Sequence[Point]) -> Markup:
-    """An SVG file: errors with their 95 % intervals by number of training images, the law, and what it forecasts."""
+def error_by_images(points: Sequence[Point], law: PowerLaw, forecast: Sequence[Point], in_page: bool = False) -> Markup:
+    """Errors with 95 % intervals by number of training images, the law, and what it forecasts: a file, or in a page."""
     axes = _chart("Error, 95 % interval", wide=True, xlabel="images trained on, dashed: forecast")
     images = [point.images for point in (*points, *forecast)]
     for some, colour in ((points, FIRST), (forecast, SECOND)):
@@ -165,7 +165,7 @@ def error_by_images(points: Sequence[Point], law: PowerLaw, forecast: Sequence[P
     axes.plot(beyond, law.at(beyond), color=SECOND, linestyle="dashed")
     _log_scale(axes)
     axes.set_ylim(bottom=0)
-    return _svg(axes, in_page=False)
+    return _svg(axes, in_page)
 
 
 def _chart(title: str, percent: bool = True, wide: bool = False, **settings: Any) -> Axes:

@@ -12,6 +12,7 @@ from cache.records import fault
 from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
 from pipeline.console import named
+from pipeline.cross_validation.learning_curve import CurveResult, curve_path
 from pipeline.cross_validation.predictions import OutOfFold
 from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, Pair, identical_files, near_duplicates
 from pipeline.errors import ConfigError, RunError
@@ -66,6 +67,7 @@ class Findings:
         test_scores: their accuracies.
         sweep: what a sweep left; None for another run.
         cross_validated: out-of-fold predictions that lie in the cache; None without, and of other images.
+        curve: the learning curve that lies in the cache; None without, and of another state of the set.
     """
 
     run: Run
@@ -88,6 +90,7 @@ class Findings:
     test_scores: dict[str, Interval] = field(default_factory=dict)
     sweep: Sweep | None = None
     cross_validated: OutOfFold | None = None
+    curve: CurveResult | None = None
 
     def name(self, place: int) -> str:
         """What to call the class at a place of the head's outputs."""
@@ -146,6 +149,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
         test_scores=test.accuracies(groups) if test else {},
         sweep=sweep,
         cross_validated=_cross_validated(cache, index),
+        curve=_curve(cache, index),
     )
 
 
@@ -169,6 +173,18 @@ def _cross_validated(cache: FeatureCache, index: SetIndex) -> OutOfFold | None:
     images = index.split("train", "valid")
     now = {(image.digest, image.label) for image in images}
     return found if now == set(zip(found.digests.tolist(), found.classes[found.labels].tolist(), strict=True)) else None
+
+
+def _curve(cache: FeatureCache, index: SetIndex) -> CurveResult | None:
+    """What `curve` left of this set, as it is now."""
+    path = curve_path(cache.path, index.name)
+    if not path.is_file():
+        return None
+    try:
+        return CurveResult.load(path, index.digest)
+    except (OSError, ValueError, RecursionError) as error:  # only a copy of what curve can make again
+        logger.warning(f"without the learning curve: {path} cannot be read ({fault(error)})")
+        return None
 
 
 def _sweep(run: Run, index: SetIndex) -> Sweep | None:
