@@ -144,6 +144,12 @@ def test_without_folds_validation_images_are_needed(features: Path) -> None:
         sweep(config(features, folds=99))
 
 
+def test_rows_of_all_folds_fit_or_are_refused(features: Path) -> None:
+    """One sentence, before any head is trained."""
+    with pytest.raises(RunError, match="rows of the folds in basis"):
+        sweep(config(features, memory=15e-6))
+
+
 def test_results_read_back(features: Path, tmp_path: Path) -> None:
     """The accuracy of baselines is out of fold too: no more than all images."""
     result = sweep(config(features, heads=3))

@@ -18,7 +18,7 @@ from pipeline.heads.fit import refuse_beyond_memory
 from pipeline.heads.side_by_side import fit_side_by_side
 from pipeline.machine.device import CPU
 
-_MOST_AT_ONCE = 8  # more heads share a step no better, and progress is told when they are done
+MOST_AT_ONCE = 8  # more heads share a step no better, and progress is told when they are done
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def predicted(
     """
     every = torch.arange(len(rows.labels))
     whole = rows.sums(every) if any(part.of_all(rows) for part in parts) else None
-    together = max(1, min(_MOST_AT_ONCE, memory // rows.rows.nbytes - 1))
+    together = max(1, min(MOST_AT_ONCE, memory // rows.rows.nbytes - 1))
     with progress(len(parts), "heads") as advance:
         for first in range(0, len(parts), together):
             some = parts[first : first + together]

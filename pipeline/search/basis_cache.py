@@ -13,8 +13,10 @@ from pipeline.bases.fit import Memo, start_basis
 from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.basis_name import BasisName
+from pipeline.console import size
 from pipeline.cross_validation.prepare import folds_of
 from pipeline.cross_validation.rows import ImageRows
+from pipeline.errors import RunError
 from pipeline.statistics.groups import join
 
 
@@ -137,6 +139,12 @@ class FoldedBasisCache(BasisCache):
             trained, scored = every[self.folds != fold], every[self.folds == fold]
             basis = rows.basis_without(sums, scored)
             found.append(Split(basis, rows.data(basis, trained, scored), scored))
+            needed = found[0].data.bytes * (int(self.folds.max()) + 1)
+            if needed > self.memory:
+                raise RunError(
+                    f"rows of the folds in basis {name} take {size(needed)}, {size(self.memory)} are allowed: choose "
+                    "fewer --folds or --passes, or narrower bases in a --space file"
+                )
         return tuple(found)
 
     def _forget(self) -> bool:

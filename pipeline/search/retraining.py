@@ -14,8 +14,9 @@ from pipeline.bases.data import HeadData
 from pipeline.config import HeadSettings, SweepConfig, TrainConfig
 from pipeline.console import counted
 from pipeline.cross_validation.refit import fit_on_all
+from pipeline.cross_validation.training import MOST_AT_ONCE
 from pipeline.heads.fit import Fitted, fit_head, predict_validation, refuse_beyond_memory
-from pipeline.heads.head import merge_heads
+from pipeline.heads.head import Head, merge_heads
 from pipeline.heads.side_by_side import fit_side_by_side, steps_of
 from pipeline.run import Run, new_run
 from pipeline.search.basis_cache import BasisCache, Split
@@ -95,7 +96,10 @@ def predict_splits(splits: Sequence[Split], settings: HeadSettings, epochs: int,
     datas = [split.data for split in splits if isinstance(split.data, HeadData)]  # as rows of folds are
     refuse_beyond_memory(settings, datas[0])
     steps = [steps_of(data, settings, epochs) for data in datas]
-    heads = fit_side_by_side(datas, settings, steps, [seed] * len(datas))
+    heads = list[Head]()
+    for first in range(0, len(datas), MOST_AT_ONCE):
+        some = slice(first, first + MOST_AT_ONCE)
+        heads += fit_side_by_side(datas[some], settings, steps[some], [seed] * len(datas[some]))
     return [predict_validation(head, data) for head, data in zip(heads, datas, strict=True)]
 
 
