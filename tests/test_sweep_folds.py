@@ -147,7 +147,7 @@ def test_without_folds_validation_images_are_needed(features: Path) -> None:
 def test_rows_of_all_folds_fit_or_are_refused(features: Path) -> None:
     """One sentence, before any head is trained."""
     with pytest.raises(RunError, match="rows of the folds in basis"):
-        sweep(config(features, memory=15e-6))
+        sweep(config(features, memory=18e-6))
 
 
 def test_results_read_back(features: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class ImageRows:
         if (needed := 2 * 4 * width * len(distinct)) > memory:
             raise RunError(
                 f"{counted(len(distinct), 'row')} of {counted(width, 'feature')} take {size(needed)} in two copies, "
-                f"{size(memory)} are allowed: choose a smaller --basis or fewer --passes, or reduce the cache"
+                f"{size(memory)} are allowed: choose a narrower basis or fewer --passes, or reduce the cache"
             )
         place = {key: number for number, key in enumerate(distinct)}
         rows = torch.empty(len(distinct), width)
