@@ -55,7 +55,8 @@ class ExportResult:
             `{images, precision, max_abs_diff, top1_agreement, batch_sizes}`; for information, of the model in float32
             `float32_abs_diff, float32_p99_diff, float32_top1_agreement`, and of a reduced cache `reduced_abs_diff,
             reduced_top1_agreement`: what rounding the stored rows did.
-        calibration: by split: `valid`, with `--test` also `test`, with `--tta flip` also `valid_flip`.
+        calibration: by split: `valid`, or `out_of_fold` of a choice over folds, with `--test` also `test`, with `--tta
+            flip` also `valid_flip`.
         onnx: `{file, bytes, max_abs_diff}`; empty without `--onnx`.
         class_prior: class frequencies that probabilities are for.
     """
@@ -160,7 +161,8 @@ def _calibration(
     if fit.temperature is None:
         logger.warning(f"every {run.record.scored_by} prediction is right: the temperature stays 1")
     found = Calibration(fit.temperature or 1.0)
-    found = _with_errors(found, "valid", (fit.ece, fit.scaled_ece), (fit.floor, fit.scaled_floor))
+    kind = "out_of_fold" if run.record.folds else "valid"
+    found = _with_errors(found, kind, (fit.ece, fit.scaled_ece), (fit.floor, fit.scaled_floor))
     if not config.test:
         return found, []
     if not index.split("test"):

@@ -103,6 +103,7 @@ def test_a_model_and_a_page_come_from_it(features: Path, tmp_path: Path, monkeyp
     assert run.held_out is not None
     labels = torch.from_numpy(index.labels(index.split("train")))
     assert exported.calibration.temperature == pytest.approx(fit_temperature(run.held_out, labels) or 1.0)
+    assert exported.calibration.ece.keys() == {"out_of_fold"}
     assert exported.parity["images"] == len({image.digest for image in index.split("train")})
     found = report(ReportConfig(tmp_path / "run"))
     assert found.valid["top1"]["value"] == pytest.approx(run.record.valid_accuracy)

@@ -26,7 +26,7 @@ class Calibration:
     Attributes:
         temperature: folded into the last layer.
         ece: calibration error by split, (before, after); on validation, each fold after a temperature of the others.
-            `valid_flip` is of the validation images by --tta flip.
+            `out_of_fold` is of a choice over folds, `valid_flip` is of the validation images by --tta flip.
         floor: what each would be on average if the probabilities were right.
         flip_temperature: for --tta flip; None where it was not asked for.
     """

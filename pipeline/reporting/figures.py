@@ -64,7 +64,7 @@ def sweep_settings(heads: Sequence[HeadResult], chosen: HeadSettings) -> list[Ma
     ended, ringed = epochs == epochs.max(), np.array([head.config == chosen for head in heads])
     charts = []
     for name, title in _SETTINGS.items():
-        axes = _chart(title, ylabel="validation accuracy")
+        axes = _chart(title, ylabel="accuracy")
         places = _places(axes, name, [getattr(head.config, name) for head in heads])
         for some, colour, label in ((~ended, FIRST, "stopped"), (ended, SECOND, "trained to the end")):
             axes.scatter(places[some], accuracy[some], 18, color=colour, alpha=0.75, linewidths=0, label=label)
@@ -99,7 +99,7 @@ def _log_scale(axes: Axes) -> None:
 def race(scores: dict[int, dict[int, float]]) -> Markup:
     """Validation accuracy of each head at the epochs where heads were stopped: {head: {epochs: accuracy}}."""
     rungs = sorted({epochs for head in scores.values() for epochs in head})
-    axes = _chart("Heads as they were stopped", wide=True, xlabel="epoch", ylabel="validation accuracy")
+    axes = _chart("Heads as they were stopped", wide=True, xlabel="epoch", ylabel="accuracy")
     axes.set_xticks(rungs)
     for head in scores.values():
         epochs, ended = sorted(head), rungs[-1] in head
