@@ -217,12 +217,14 @@ class SweepConfig(ClusterConfig, _TrainingConfig):
     folds: int = option(
         0, "Choose over this many folds, and train the choice on all of them; 0 = by validation.", least=0, most=100
     )
+    group_near_duplicates: bool = option(False, "Keep near-duplicates in one fold (with --folds).")
     _: KW_ONLY
     seed: int = option(0, "Random seed of the search and its heads.", least=0, most=LARGEST_SEED)
     overwrite: bool = option(False, "Overwrite an existing run.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(bool(self.folds) or not self.group_near_duplicates, "--group-near-duplicates is for --folds: add that")
         require(self.folds != 1, "--folds is 1, expected 2 or more, or 0")
         last = self.seed + self.seeds
         require(last <= LARGEST_SEED, f"--seed is {self.seed}, and {self.seeds} more follow: at most {LARGEST_SEED:,}")

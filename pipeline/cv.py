@@ -15,15 +15,15 @@ from cache.store import FeatureCache
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
 from pipeline.cross_validation.predictions import OutOfFold, PairedComparison, compared, refuse_other_images
-from pipeline.cross_validation.prepare import Material, unseen_images
+from pipeline.cross_validation.prepare import Material, near_duplicates_across, unseen_images
 from pipeline.cross_validation.training import out_of_fold
 from pipeline.cv_config import MOST_FOLDS, CvConfig
-from pipeline.duplicates.near_duplicates import MOST_COMPARED, near_duplicates
 from pipeline.errors import RunError
 from pipeline.heads.fit import default_epochs
 from pipeline.machine.device import resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run_folder import check_target
+from pipeline.search.basis_cache import FoldedBasisCache
 from pipeline.search.nested import nested
 from pipeline.statistics.calibration import error_of, floor_of
 from pipeline.statistics.folds import folds_of_groups
@@ -138,7 +138,9 @@ def cv(config: CvConfig) -> CvResult:
     if against:
         refuse_other_images(against, digests, labels, [these.numpy() for these in folds])
     unseen = unseen_images(material.rows.labels.numpy(), material.groups.numbers(material.images))
-    across_folds = _across_folds(material, folds[0])
+    across_folds = near_duplicates_across(
+        material.trainset.cache, material.trainset.index, material.images, folds[0], material.near
+    )
     seeds = range(config.seed, config.seed + config.repeats)
     log_probs, chosen = list[NDArray[np.float32]](), list[HeadSettings]()
     for seed, these in zip(seeds, folds, strict=True):
@@ -146,7 +148,9 @@ def cv(config: CvConfig) -> CvResult:
             asked = SweepConfig(
                 config.cache, path, heads=config.heads, epochs=epochs, folds=config.folds - 1, seeds=1, seed=seed
             )
-            of_sweeps = nested(asked, material.trainset, these, epochs, memory, device)
+            every = torch.arange(len(these))
+            bases = FoldedBasisCache(material.trainset, memory, places=every, folds=these, given_groups=material.groups)
+            of_sweeps = nested(asked, bases, epochs, device)
             log_probs.append(of_sweeps.log_probs.numpy())
             chosen += of_sweeps.settings
         else:
@@ -184,30 +188,6 @@ def _folds(config: CvConfig, material: Material, repeat: int) -> Tensor:
     if not 2 <= (count := int(folds.max()) + 1) <= MOST_FOLDS:
         raise RunError(f"{counted(count, 'group')}, expected 2 to {MOST_FOLDS}: use --folds")
     return folds
-
-
-def _across_folds(material: Material, folds: Tensor) -> int | None:
-    """How many images have a near-duplicate in another fold: said, since their heads may have seen the same scene.
-
-    None of too many images to compare.
-    """
-    index, images, near = material.trainset.index, material.images, material.near
-    if near is None and len(index.images) <= MOST_COMPARED:
-        near = near_duplicates(material.trainset.cache, index)
-    if near is None:
-        return None
-    fold_of = dict(zip((image.path for image in images), folds.tolist(), strict=True))
-    apart = [
-        (pair.a, pair.b)
-        for pair in near.pairs
-        if pair.a in fold_of and pair.b in fold_of and fold_of[pair.a] != fold_of[pair.b]
-    ]
-    if count := len({path for pair in apart for path in pair}):
-        logger.warning(
-            f"{counted(count, 'image')} of {len(images)} with a near-duplicate in another fold: if these show the same "
-            "scene, the accuracy may be too high; --group-near-duplicates or --group-by REGEX keeps them in one fold"
-        )
-    return count
 
 
 def _result(found: OutOfFold, material: Material, epochs: int) -> CvResult:

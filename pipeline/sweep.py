@@ -14,7 +14,7 @@ from pipeline.bases.reduced import unchecked
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.console import counted
-from pipeline.cross_validation.prepare import unseen_images
+from pipeline.cross_validation.prepare import near_duplicates_across, unseen_images
 from pipeline.cross_validation.refit import refitted
 from pipeline.errors import RunError
 from pipeline.heads.fit import default_epochs
@@ -22,7 +22,7 @@ from pipeline.machine.device import available_cpus, resolve_device
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run_folder import JOURNAL_FILE, claimed_run, prepare_sweep
 from pipeline.search.baselines import baselines
-from pipeline.search.basis_cache import bases_of
+from pipeline.search.basis_cache import FoldedBasisCache, bases_of
 from pipeline.search.choice import choose, default_settings, final, tried
 from pipeline.search.executor import Executor, Trial, ray_executor
 from pipeline.search.halving import SuccessiveHalving
@@ -33,7 +33,6 @@ from pipeline.search.results import HeadResult, SweepResult
 from pipeline.search.retraining import describe, run_of
 from pipeline.search.selection import Metric
 from pipeline.search.space import Space, default_space, first_trials
-from pipeline.statistics.groups import join
 
 logger = logging.getLogger("headgraft.sweep")
 
@@ -57,9 +56,11 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
     trainset = TrainingSet.open(config.cache, config.set, config.passes, validated=not config.folds)
     if config.folds and (why := unchecked(trainset.cache, trainset.index)):
         raise RunError(why)
-    bases = bases_of(trainset, allowed_bytes(config.memory), config.folds)
-    if config.folds:
-        unseen_images(trainset.index.labels(bases.images), join(bases.images).numbers(bases.images))
+    bases = bases_of(config, trainset, allowed_bytes(config.memory))
+    if isinstance(bases, FoldedBasisCache):
+        unseen_images(trainset.index.labels(bases.images), bases.groups.numbers(bases.images))
+        if not config.group_near_duplicates:
+            near_duplicates_across(trainset.cache, trainset.index, bases.images, bases.folds)
     space = given or default_space(trainset.default_basis, len(trainset.index.classes), bases.most_directions)
     epochs = config.epochs or default_epochs(bases.trained_images, HeadSettings.batch_size)
     config = replace(config, epochs=epochs)
@@ -73,7 +74,7 @@ def _sweep(config: SweepConfig, given: Space | None, device: torch.device, repla
         journal = _journal(config, _asked(config, space, trainset, device), replace_it)
         if journal.scores:
             logger.info(f"resuming from {journal.path}, which has results of {counted(len(journal.scores), 'head')}")
-        metric = Metric.over(bases.images, config.choose_by, trainset.index)
+        metric = Metric.over(bases.images, config.choose_by, trainset.index, bases.groups)
         deadline = math.inf if config.time_limit is None else time.monotonic() + config.time_limit
         race = SuccessiveHalving(bases, journal, metric, epochs, config.seed, config.halving, deadline, executor)
         heads = tried(race, search, known)
@@ -137,7 +138,15 @@ def _device(config: SweepConfig) -> torch.device:
 
 def _asked(config: SweepConfig, space: Space, trainset: TrainingSet, device: torch.device) -> dict[str, Any]:
     """All that decides the results: a sweep goes on only where none of it changed."""
-    names = ("heads", "epochs", "search", "halving", "choose_by", "seed", *(["folds"] if config.folds else []))
+    names = (
+        "heads",
+        "epochs",
+        "search",
+        "halving",
+        "choose_by",
+        "seed",
+        *(["folds", "group_near_duplicates"] if config.folds else []),
+    )
     return {
         "set": trainset.index.name,
         "passes": trainset.passes,

@@ -35,6 +35,7 @@ from pipeline.search.leaderboard import table
 from pipeline.search.results import SweepResult
 from pipeline.search.selection import Difference, Metric, corrected
 from pipeline.search.space import NARROW_RATE
+from pipeline.statistics.groups import join
 from pipeline.sweep import sweep
 from pipeline.train import train_head
 
@@ -465,7 +466,7 @@ def test_the_corrected_figure_is_over_all_heads(features: Path) -> None:
     cache = FeatureCache.open(features)
     index = cache.index()
     images = index.split("valid")
-    metric = Metric.over(images, "top1", index)
+    metric = Metric.over(images, "top1", index, join(images))
     hits = np.stack([score.unpacked(len(images)) for score in scores])
     found = corrected(hits, metric, hits[0])
     assert found is not None

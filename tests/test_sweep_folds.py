@@ -2,24 +2,29 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import Extract, logged
+from PIL import Image
 
 from cache.store import FeatureCache
+from pipeline.bases.trainset import TrainingSet
 from pipeline.config import EvaluateConfig, ExportConfig, ReportConfig, SweepConfig
 from pipeline.cross_validation.predictions import OutOfFold
 from pipeline.cv import cv
 from pipeline.cv_config import CvConfig
+from pipeline.duplicates.near_duplicates import near_duplicates
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.model.parity_worker import answer
 from pipeline.report import report
 from pipeline.run import Run
+from pipeline.search.basis_cache import FoldedBasisCache, bases_of
 from pipeline.search.journal import Journal
 from pipeline.statistics.calibration import fit_temperature
 from pipeline.sweep import sweep
@@ -158,3 +163,31 @@ def test_results_read_back(features: Path, tmp_path: Path) -> None:
     assert stored["folds"] == 3
     assert "out-of-fold accuracy" in result.in_words()
     assert 0 < result.baselines.majority < 1
+
+
+def test_near_duplicates_stay_in_one_fold(run_extract: Extract, data: Path, tmp_path: Path) -> None:
+    """Where asked for; otherwise their number is said."""
+    for label in ("1", "2"):
+        source = sorted((data / "train" / label).iterdir())[0]
+        with Image.open(source) as image:
+            image.convert("RGB").save(data / "train" / label / "again.png")
+    run_extract()
+    (tmp_path / "space.toml").write_text(SPACE)
+    trainset = TrainingSet.open(tmp_path / "features", None, None)
+    asked = config(tmp_path / "features", group_near_duplicates=True)
+    bases = bases_of(asked, trainset, 1 << 30)
+    assert isinstance(bases, FoldedBasisCache)
+    fold_of = {image.path: int(fold) for image, fold in zip(bases.images, bases.folds, strict=True)}
+    near = near_duplicates(trainset.cache, trainset.index)
+    pairs = [(pair.a, pair.b) for pair in near.pairs if pair.a in fold_of and pair.b in fold_of]
+    assert pairs
+    numbers = near.groups.numbers(bases.images).tolist()
+    assert len(set(zip(numbers, bases.folds.tolist(), strict=True))) == len(set(numbers)) < len(numbers)
+    said: list[str] = []
+    logged(said, sweep, replace(asked, group_near_duplicates=False, heads=2))
+    folds = bases_of(replace(asked, group_near_duplicates=False), trainset, 1 << 30)
+    assert isinstance(folds, FoldedBasisCache)
+    apart = {image.path: int(fold) for image, fold in zip(folds.images, folds.folds, strict=True)}
+    assert any("in another fold" in line for line in said) == any(apart[a] != apart[b] for a, b in pairs)
+    with pytest.raises(ConfigError, match="--group-near-duplicates is for --folds"):
+        replace(asked, folds=0)

@@ -17,7 +17,7 @@ from pipeline.config import HeadSettings
 from pipeline.console import counted
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.cv_config import FoldsConfig
-from pipeline.duplicates.near_duplicates import NearDuplicates, near_duplicates
+from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, near_duplicates
 from pipeline.errors import RunError
 from pipeline.inputs.splitting import grouped_by
 from pipeline.machine.device import available_cpus
@@ -63,7 +63,7 @@ class Material:
             raise RunError(reason)
         settings = replace(config.settings, basis=config.basis or trainset.default_basis)
         images = trainset.index.split("train", "valid")
-        groups, near = _groups(config, trainset.cache, trainset.index)
+        groups, near = groups_of(trainset.cache, trainset.index, config.group_by, config.group_near_duplicates)
         rows = ImageRows.load(trainset, images, settings.basis, allowed_bytes(config.memory))
         return cls(trainset, images, groups, near, rows, settings)
 
@@ -101,11 +101,42 @@ def unseen_images(labels: Numbers, groups: Numbers) -> int:
     return unseen
 
 
-def _groups(config: FoldsConfig, cache: FeatureCache, index: SetIndex) -> tuple[Groups, NearDuplicates | None]:
+def near_duplicates_across(
+    cache: FeatureCache,
+    index: SetIndex,
+    images: Sequence[ImageRecord],
+    folds: Tensor,
+    near: NearDuplicates | None = None,
+) -> int | None:
+    """How many images have a near-duplicate in another fold: said, since their heads may have seen the same scene.
+
+    `near` are those of the set, if known. None of too many images to compare.
+    """
+    if near is None and len(index.images) <= MOST_COMPARED:
+        near = near_duplicates(cache, index)
+    if near is None:
+        return None
+    fold_of = dict(zip((image.path for image in images), folds.tolist(), strict=True))
+    apart = [
+        (pair.a, pair.b)
+        for pair in near.pairs
+        if pair.a in fold_of and pair.b in fold_of and fold_of[pair.a] != fold_of[pair.b]
+    ]
+    if count := len({path for pair in apart for path in pair}):
+        logger.warning(
+            f"{counted(count, 'image')} of {len(images)} with a near-duplicate in another fold: if these show the same "
+            "scene, the accuracy may be too high; --group-near-duplicates or groups (--group-by) keep them in one fold"
+        )
+    return count
+
+
+def groups_of(
+    cache: FeatureCache, index: SetIndex, by: str | None, with_near_duplicates: bool
+) -> tuple[Groups, NearDuplicates | None]:
     """Of the set's images: as given or by path, and if asked for with near-duplicates, which are the second."""
-    if config.group_by:
-        index = replace(index, images=tuple(grouped_by(index.images, config.group_by)))
-    if not config.group_near_duplicates:
+    if by:
+        index = replace(index, images=tuple(grouped_by(index.images, by)))
+    if not with_near_duplicates:
         return join(index.images), None
     near = near_duplicates(cache, index)
     logger.info(f"near-duplicates: {counted(len(near.pairs), 'pair')}; {near.threshold}")

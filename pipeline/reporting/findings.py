@@ -29,6 +29,7 @@ from pipeline.search.journal import Journal
 from pipeline.search.results import SweepResult
 from pipeline.search.selection import Metric
 from pipeline.statistics.calibration import Fit, calibrate
+from pipeline.statistics.groups import join
 from pipeline.statistics.intervals import Interval
 
 logger = logging.getLogger("headgraft.reporting")
@@ -194,7 +195,7 @@ def _sweep(run: Run, index: SetIndex) -> Sweep | None:
     try:
         result = SweepResult.load(run.path)
         images = run.held_out_images(index)
-        metric = Metric.over(images, result.choose_by, index)
+        metric = Metric.over(images, result.choose_by, index, join(images))
         scores = {
             head: {epochs: float(metric.of(score.unpacked(len(images)))) for epochs, score in by.items()}
             for head, by in Journal.read(run.path).scores.items()

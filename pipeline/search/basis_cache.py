@@ -13,11 +13,12 @@ from pipeline.bases.fit import Memo, start_basis
 from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.basis_name import BasisName
+from pipeline.config import SweepConfig
 from pipeline.console import size
-from pipeline.cross_validation.prepare import folds_of
+from pipeline.cross_validation.prepare import folds_of, groups_of
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.errors import RunError
-from pipeline.statistics.groups import join
+from pipeline.statistics.groups import Groups, join
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class BasisCache:
     def images(self) -> tuple[ImageRecord, ...]:
         """Those that heads are scored on, V."""
         return self.trainset.index.split("valid")
+
+    @property
+    def groups(self) -> Groups:
+        """Which of them are no independent evidence."""
+        return join(self.images)
 
     @property
     def trained_images(self) -> int:
@@ -97,11 +103,12 @@ class FoldedBasisCache(BasisCache):
     """The same for heads that are scored on training and validation images, each by a head of other folds.
 
     `places` (V,) are those of its images among training and validation images, `folds` (V,) the fold of each; heads and
-    bases that score it are of the other folds.
+    bases that score it are of the other folds. No group of `given_groups` is in two folds.
     """
 
     places: Tensor = field(kw_only=True)
     folds: Tensor = field(kw_only=True)
+    given_groups: Groups = field(kw_only=True)
     _rows: dict[str, ImageRows] = field(default_factory=dict, repr=False)
 
     @property
@@ -109,6 +116,11 @@ class FoldedBasisCache(BasisCache):
         """Those that heads are scored on, V."""
         every = self.trainset.index.split("train", "valid")
         return tuple(every[place] for place in self.places.tolist())
+
+    @property
+    def groups(self) -> Groups:
+        """Which of them are no independent evidence."""
+        return self.given_groups
 
     def without(self, fold: int) -> "FoldedBasisCache":
         """Of the images of the other folds alone."""
@@ -156,13 +168,15 @@ class FoldedBasisCache(BasisCache):
         return sum(rows.rows.nbytes for rows in self._rows.values()) + sum(map(_bytes_of, self._held.values()))
 
 
-def bases_of(trainset: TrainingSet, memory: int, folds: int) -> BasisCache:
-    """For heads that are scored on validation images or, with `folds`, out of fold."""
-    if not folds:
+def bases_of(config: SweepConfig, trainset: TrainingSet, memory: int) -> BasisCache:
+    """For heads that are scored on validation images or, with `--folds`, out of fold."""
+    if not config.folds:
         return BasisCache(trainset, memory)
-    images = trainset.index.split("train", "valid")
-    of_each = folds_of(trainset.index, images, join(images), folds)
-    return FoldedBasisCache(trainset, memory, places=torch.arange(len(images)), folds=of_each)
+    index = trainset.index
+    images = index.split("train", "valid")
+    groups, _ = groups_of(trainset.cache, index, None, config.group_near_duplicates)
+    folds = folds_of(index, images, groups, config.folds)
+    return FoldedBasisCache(trainset, memory, places=torch.arange(len(images)), folds=folds, given_groups=groups)
 
 
 def _bytes_of(splits: tuple[Split, ...]) -> int:

@@ -232,7 +232,7 @@ class HeadWorker:
             )
         share = min(1.0, config.cpus / available_cpus())  # of this machine, among the workers on it
         trainset = TrainingSet(cache, index, config.passes or 0, {})
-        return bases_of(trainset, int(share * allowed_bytes(config.memory)), config.folds)
+        return bases_of(config, trainset, int(share * allowed_bytes(config.memory)))
 
     def ready(self) -> None:
         """Returns when it can train; CacheError where the cache is not to be seen from here."""

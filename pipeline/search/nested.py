@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.bases.trainset import TrainingSet
 from pipeline.config import HeadSettings, SweepConfig
 from pipeline.search.basis_cache import FoldedBasisCache
 from pipeline.search.choice import choose, default_settings, final, tried
@@ -30,20 +29,17 @@ class Nested:
     settings: Sequence[HeadSettings]
 
 
-def nested(
-    config: SweepConfig, trainset: TrainingSet, folds: Tensor, epochs: int, memory: int, device: torch.device
-) -> Nested:
-    """Of the training and validation images, in `folds` (N,), three or more.
+def nested(config: SweepConfig, bases: FoldedBasisCache, epochs: int, device: torch.device) -> Nested:
+    """Of the images of `bases`, in three folds or more.
 
     A sweep of `config.heads` heads over the images outside a fold has the other folds as its own. Source: Varma and
     Simon, Bias in error estimation when using cross-validation for model selection, BMC Bioinformatics 7, 2006.
     """
-    bases = FoldedBasisCache(trainset, memory, places=torch.arange(len(folds)), folds=folds)
-    chosen = []
+    folds, chosen = bases.folds, list[HeadSettings]()
     for fold in range(int(folds.max()) + 1):
         chosen.append(_chosen(config, bases.without(fold), epochs, device))
         logger.info(f"fold {fold + 1}: {describe(chosen[-1])}")
-    found = torch.empty(len(folds), len(trainset.index.classes))
+    found = torch.empty(len(folds), len(bases.trainset.index.classes))
     for fold, settings in enumerate(chosen):
         split = bases.splits(settings.basis)[fold]
         found[split.places] = predict_splits([split], settings, epochs, config.seed)[0]
@@ -55,7 +51,7 @@ def _chosen(config: SweepConfig, bases: FoldedBasisCache, epochs: int, device: t
     trainset = bases.trainset
     space = default_space(trainset.default_basis, len(trainset.index.classes), bases.most_directions)
     known = first_trials(space, default_settings(trainset))[: config.heads]
-    metric = Metric.over(bases.images, config.choose_by, trainset.index)
+    metric = Metric.over(bases.images, config.choose_by, trainset.index, bases.groups)
     race = SuccessiveHalving(bases, Journal(), metric, epochs, config.seed, config.halving, executor=Executor(device))
     heads = tried(race, start_search(config, space, known), known)
     return final(config, choose(heads, race).settings, heads, race).kept.settings

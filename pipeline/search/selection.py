@@ -14,7 +14,7 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from cache.index import ImageRecord, SetIndex
-from pipeline.statistics.groups import join
+from pipeline.statistics.groups import Groups
 
 _RESAMPLES = 1000
 _OPERATIONS = 4_000_000_000  # of all resamples: fewer are drawn of very many images
@@ -41,9 +41,9 @@ class Metric:
     groups: Labels
 
     @classmethod
-    def over(cls, images: Sequence[ImageRecord], name: str, index: SetIndex) -> Self:
+    def over(cls, images: Sequence[ImageRecord], name: str, index: SetIndex, groups: Groups) -> Self:
         """Over some images of a set, in their order."""
-        return cls(name, index.labels(images), np.unique(join(images).numbers(images), return_inverse=True)[1])
+        return cls(name, index.labels(images), np.unique(groups.numbers(images), return_inverse=True)[1])
 
     def weights(self, counts: Floats | None = None) -> Floats:
         """(V,): what each image adds where it is right; `counts` is how often each is drawn, once unless given."""
