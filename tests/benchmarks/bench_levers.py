@@ -216,7 +216,6 @@ def main() -> None:
     base = tried("default")
     tried("average of weights, 0.99 a step", decay=0.99)
     tried("mixup, Beta(0.2, 0.2)", batches=mixed)
-    tried("mixup, twice the epochs", batches=mixed, epochs=2 * epochs)
     if trainset.passes:
         tried("rows between passes", batches=between_passes)
     tried("distilled from 5 heads", distilled)
