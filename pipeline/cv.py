@@ -3,7 +3,9 @@
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -128,10 +130,9 @@ def cv(config: CvConfig) -> CvResult:
     if config.predictions and path.exists():
         OutOfFold.load(path)  # else it is another file, which is not to be overwritten
     material = Material.of(config)
-    rows, settings, memory = material.rows, material.settings, allowed_bytes(config.memory)
     folds = [_folds(config, material, repeat) for repeat in range(config.repeats)]
     trained = round(len(material.images) * (1 - 1 / (int(folds[0].max()) + 1)))
-    epochs = config.epochs or default_epochs(trained, settings.batch_size)
+    epochs = config.epochs or default_epochs(trained, material.settings.batch_size)
     paths, digests, labels = (
         np.array([getattr(image, name) for image in material.images]) for name in ("path", "digest", "label")
     )
@@ -141,42 +142,45 @@ def cv(config: CvConfig) -> CvResult:
     across_folds = near_duplicates_across(
         material.trainset.cache, material.trainset.index, material.images, folds[0], material.near
     )
-    seeds = range(config.seed, config.seed + config.repeats)
-    log_probs, chosen = list[NDArray[np.float32]](), list[HeadSettings]()
-    for seed, these in zip(seeds, folds, strict=True):
-        if config.heads:
-            asked = SweepConfig(
-                config.cache, path, heads=config.heads, epochs=epochs, folds=config.folds - 1, seeds=1, seed=seed
-            )
-            every = torch.arange(len(these))
-            bases = FoldedBasisCache(material.trainset, memory, places=every, folds=these, given_groups=material.groups)
-            of_sweeps = nested(asked, bases, epochs, device)
-            log_probs.append(of_sweeps.log_probs.numpy())
-            chosen += of_sweeps.settings
-        else:
-            log_probs.append(out_of_fold(rows, these, settings, epochs, seed, memory, device))
+    each = [_predicted(config, material, these, number, epochs, device) for number, these in enumerate(folds)]
     found = OutOfFold(
         paths=paths,
         digests=digests,
-        labels=rows.labels.numpy(),
+        labels=material.rows.labels.numpy(),
         classes=np.array(material.trainset.index.classes),
-        log_probs=np.stack(log_probs),
+        log_probs=np.stack([log_probs for log_probs, _ in each]),
         folds=np.stack([these.numpy() for these in folds]),
         groups=material.groups.numbers(material.images),
         backbone=material.trainset.cache.manifest.base.backbone,
-        settings=None if config.heads else settings,
+        settings=None if config.heads else material.settings,
     )
     comparison = compared(found, against) if against else None
     found.save(path)
     return replace(
         _result(found, material, epochs),
-        chosen=chosen,
+        chosen=[settings for _, chosen in each for settings in chosen],
         unseen=unseen,
         across_folds=across_folds,
         seconds=time.perf_counter() - start,
         predictions=str(path),
         against=comparison,
     )
+
+
+def _predicted(
+    config: CvConfig, material: Material, folds: Tensor, repeat: int, epochs: int, device: torch.device
+) -> tuple[NDArray[np.float32], Sequence[HeadSettings]]:
+    """Log-probabilities (N, C) of all images, and the settings that each fold chose, if it was to choose."""
+    memory, seed = allowed_bytes(config.memory), config.seed + repeat
+    if not config.heads:
+        return out_of_fold(material.rows, folds, material.settings, epochs, seed, memory, device), ()
+    bases = FoldedBasisCache(
+        material.trainset, memory, places=torch.arange(len(folds)), folds=folds, given_groups=material.groups
+    )
+    others = config.folds - 1
+    asked = SweepConfig(config.cache, Path(), heads=config.heads, epochs=epochs, folds=others, seeds=1, seed=seed)
+    found = nested(asked, bases, epochs, device)
+    return found.log_probs.numpy(), found.settings
 
 
 def _folds(config: CvConfig, material: Material, repeat: int) -> Tensor:
