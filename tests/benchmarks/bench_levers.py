@@ -38,7 +38,7 @@ from pipeline.search.proposals import start_search
 from pipeline.search.space import default_space
 from pipeline.statistics.groups import join
 
-FOLDS, SEEDS, POOL, MEMBERS = 5, 2, 12, 8
+FOLDS, POOL, MEMBERS = 5, 12, 8
 MEMORY = 16 << 30
 Batch = tuple[Tensor, Tensor, Tensor | None]  # rows, labels, weights
 Batches = Callable[[HeadData, int, torch.Generator], Iterable[Batch]]
@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--set", help="its image set")
     parser.add_argument("--passes", type=int)
     parser.add_argument("--flipped", type=Path)
+    parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     print(hardware(), flush=True)
     torch.set_num_threads(available_cpus())
@@ -207,7 +208,7 @@ def main() -> None:
     epochs = default_epochs(round(len(images) * (1 - 1 / FOLDS)), settings.batch_size)
 
     def tried(name: str, head_of: Callable[..., Head] = trained, of: Folds = folds, **options: object) -> Tensor:
-        each = [of.predicted(head_of, settings, seed=seed, **{"epochs": epochs, **options}) for seed in range(SEEDS)]
+        each = [of.predicted(head_of, settings, seed=seed, **{"epochs": epochs, **options}) for seed in range(options.seeds)]
         right = torch.stack(list(map(of.right, each))).mean(0)
         line(name, right, right if name == "default" else base)
         return right
