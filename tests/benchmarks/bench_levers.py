@@ -197,10 +197,10 @@ def main() -> None:
     parser.add_argument("--passes", type=int)
     parser.add_argument("--flipped", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
-    options = parser.parse_args()
+    asked = parser.parse_args()
     print(hardware(), flush=True)
     torch.set_num_threads(available_cpus())
-    trainset = TrainingSet.open(options.cache, options.set, options.passes, validated=False)
+    trainset = TrainingSet.open(asked.cache, asked.set, asked.passes, validated=False)
     images, settings = trainset.index.split("train", "valid"), default_settings(trainset)
     rows = ImageRows.load(trainset, images, settings.basis, MEMORY)
     of_each = folds_of(trainset.index, images, join(images), FOLDS)
@@ -208,7 +208,7 @@ def main() -> None:
     epochs = default_epochs(round(len(images) * (1 - 1 / FOLDS)), settings.batch_size)
 
     def tried(name: str, head_of: Callable[..., Head] = trained, of: Folds = folds, **options: object) -> Tensor:
-        each = [of.predicted(head_of, settings, seed=seed, **{"epochs": epochs, **options}) for seed in range(options.seeds)]
+        each = [of.predicted(head_of, settings, epochs, seed, **options) for seed in range(asked.seeds)]
         right = torch.stack(list(map(of.right, each))).mean(0)
         line(name, right, right if name == "default" else base)
         return right
@@ -227,8 +227,8 @@ def main() -> None:
     }
     for name, change in changes.items():
         tried(name, of=Folds.of(transformed(trainset, rows, change), of_each))
-    if options.flipped:
-        tried("flip-averaged clean rows", of=Folds.of(flip_averaged(trainset, rows, options.flipped), of_each))
+    if asked.flipped:
+        tried("flip-averaged clean rows", of=Folds.of(flip_averaged(trainset, rows, asked.flipped), of_each))
     merging(trainset, rows, of_each, settings, epochs)
 
 
