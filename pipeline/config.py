@@ -225,7 +225,8 @@ class SweepConfig(ClusterConfig, _TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.folds) or not self.group_near_duplicates, "--group-near-duplicates is for --folds: add that")
-        require(self.folds != 1, "--folds is 1, expected 2 or more, or 0")
+        require(self.folds != 1, "--folds is 1, expected 2 to 100, or 0")
+        require(not (self.folds and self.refit), "--folds trains the choice on all images: leave out --refit")
         last = self.seed + self.seeds
         require(last <= LARGEST_SEED, f"--seed is {self.seed}, and {self.seeds} more follow: at most {LARGEST_SEED:,}")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cache.files import write_atomically
 from pipeline.cross_validation.learning_curve import MOST_CLASSES, CurveResult, WantedClass, curve_path
-from pipeline.cross_validation.prepare import Material
+from pipeline.cross_validation.prepare import Material, near_duplicates_across
 from pipeline.cross_validation.training import Part, predicted
 from pipeline.cv_config import CurveConfig
 from pipeline.heads.fit import default_epochs
@@ -39,8 +39,11 @@ def curve(config: CurveConfig) -> CurveResult:
     if config.svg:
         check_target(config.svg, config.overwrite, "name another file with --svg")
     material = Material.of(config)
-    check_target(curve_path(config.cache, material.trainset.index.name), overwrite=True)
+    path = curve_path(config.cache, material.trainset.index.name)
+    check_target(path, overwrite=True)
+    CurveResult.refuse_other(path)
     folds = material.folds(config.folds)
+    near_duplicates_across(material.trainset.cache, material.trainset.index, material.images, folds, material.near)
     parts, sizes = _parts(config, material, folds)
     wrong = np.zeros((len(SHARES), len(folds)))
     memory, labels = allowed_bytes(config.memory), material.rows.labels
@@ -63,7 +66,7 @@ def curve(config: CurveConfig) -> CurveResult:
         steps=parts[0].steps,
         seconds=time.perf_counter() - start,
     )
-    result.save(curve_path(config.cache, result.set), material.trainset.index.digest)
+    result.save(path, material.trainset.index.digest)
     if config.svg:
         config.svg.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(config.svg, _chart(result))

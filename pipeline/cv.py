@@ -98,8 +98,9 @@ class CvResult:
         """Accuracy with its interval, the folds' range, calibration, and where the predictions are."""
         low, high = self.interval
         each = sorted(fold.accuracy for fold in self.folds)
-        of = f"{counted(self.images, 'training and validation image')} in {counted(self.groups, 'group')}"
-        over = "groups" if self.groups < self.images else "images"
+        of, over = counted(self.images, "training and validation image"), "images"
+        if self.groups < self.images:
+            of, over = f"{of} in {counted(self.groups, 'group')}", "groups"
         how = f"basis {self.basis}"
         if self.chosen:
             bases = Counter(settings.basis for settings in self.chosen).most_common()
@@ -127,8 +128,8 @@ def cv(config: CvConfig) -> CvResult:
     name = FeatureCache.open(config.cache).set_name(config.set)
     path = config.predictions or config.cache / PREDICTION_FOLDER / f"{name}.npz"
     check_target(path, overwrite=True, advice="name another file with --predictions")
-    if config.predictions and path.exists():
-        OutOfFold.load(path)  # else it is another file, which is not to be overwritten
+    if path.exists():  # what is another file is not to be overwritten
+        OutOfFold.load(path, "move it away, or name another file with --predictions")
     material = Material.of(config)
     folds = [_folds(config, material, repeat) for repeat in range(config.repeats)]
     trained = round(len(material.images) * (1 - 1 / (int(folds[0].max()) + 1)))

@@ -51,13 +51,17 @@ def _evaluate_run(config: EvaluateConfig) -> Scores:
     index = cache.index(run.record.set)
     images = index.split(config.split)
     if not images:
-        raise RunError(f"set {index.name!r} has no {config.split} images")
+        there = [split for split, count in index.counts().items() if count]
+        raise RunError(
+            f"set {index.name!r} has no {config.split} images: score others with --split {' or '.join(there)}"
+        )
     result = score(*run.log_probs(cache, index, config.split), config.split, join(images).numbers(images))
     record = run.record
     out_of_fold = bool(record.folds) and config.split in record.held_out_splits
     if config.split != "train" and not out_of_fold and len(index.images) <= MOST_COMPARED:
         result.unrelated = _unrelated(run, cache, index, config.split)
     if out_of_fold:
+        result.out_of_fold = True
         logger.info("these are scores of out-of-fold predictions, by heads that did not see the images")
     elif record.refit and config.split == "valid":
         logger.info("these are scores of the head before it was retrained with the validation images")

@@ -91,7 +91,10 @@ def export(config: ExportConfig) -> ExportResult:
     torch.set_num_threads(available_cpus())
     run = Run.load(config.run)
     if config.tta == "flip" and run.record.refit:
-        raise RunError(f"{config.run} was trained on its validation images too: --tta flip has none for a temperature")
+        raise RunError(
+            f"{config.run} was trained on its validation images too, and --tta flip has none for a temperature: leave that "
+            "out"
+        )
     cache = run.open_cache(config.cache)
     index = cache.index(run.record.set)
     root = root_now(index, config.data)

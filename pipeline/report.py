@@ -34,8 +34,9 @@ class ReportResult:
         bytes: size of the page.
         pictures: images that are shown.
         missing_pictures: images that are shown without a picture, since their files are out of reach.
-        valid: `{top1, top5, mean_per_class: {value, low, high}}` of the validation images, with 95 % intervals over
-            images; no `top5` with five classes or fewer.
+        scored_by: `validation`, or `out-of-fold` of a choice over folds.
+        valid: `{top1, top5, mean_per_class: {value, low, high}}` of the validation images, or out of fold, with 95 %
+            intervals over images; no `top5` with five classes or fewer.
         test: the same of the test images; empty unless they were scored.
         baselines: as of sweep.
         label_issues: `[{path, split, label, suggested, agreement}]`: training and validation images that agree with
@@ -54,6 +55,7 @@ class ReportResult:
     bytes: int
     pictures: int
     missing_pictures: int
+    scored_by: str
     valid: dict[str, dict[str, float]]
     test: dict[str, dict[str, float]]
     baselines: dict[str, Any]
@@ -72,7 +74,7 @@ class ReportResult:
         missing = f", {self.missing_pictures} missing (name their folder with --data)" if self.missing_pictures else ""
         issues = "labels not checked" if self.unchecked else counted(len(self.label_issues), "possible label error")
         pairs = counted(self.duplicates["pairs"], "pair")
-        found = f"validation accuracy {self.valid['top1']['value']:.2%}, {issues}, {pairs} of near-duplicates"
+        found = f"{self.scored_by} accuracy {self.valid['top1']['value']:.2%}, {issues}, {pairs} of near-duplicates"
         return f"{page}{missing}; {found}"
 
 
@@ -133,6 +135,7 @@ def _result(found: Findings, target: str, size: int, pictures: Thumbnails) -> Re
         bytes=size,
         pictures=len(pictures.uris),
         missing_pictures=pictures.missing,
+        scored_by=found.run.record.scored_by,
         valid={name: asdict(interval) for name, interval in found.scores.items()},
         test={name: asdict(interval) for name, interval in found.test_scores.items()},
         baselines=asdict(found.known),

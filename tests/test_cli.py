@@ -235,6 +235,7 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
         "ece_floor",
         "intervals",
         "unrelated",
+        "out_of_fold",
     }
     assert found.keys() == names
     assert (found["images"], found["split"], found["top5"]) == (4, "test", None)

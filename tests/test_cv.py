@@ -28,8 +28,9 @@ from pipeline.config import EvaluateConfig, HeadSettings, ReportConfig
 from pipeline.cross_validation.predictions import OutOfFold, compared
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.cross_validation.training import out_of_fold
+from pipeline.curve import curve
 from pipeline.cv import cv
-from pipeline.cv_config import CvConfig
+from pipeline.cv_config import CurveConfig, CvConfig
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.heads.fit import class_weights, hyperparameters_of, shape_of
@@ -455,3 +456,18 @@ def test_what_a_choice_in_each_fold_does_not_go_with(options: dict[str, Any], me
     """Settings that it would not use, too few folds to sweep over, groups as folds."""
     with pytest.raises(ConfigError, match=message):
         CvConfig(tmp_path, heads=4, **options)
+
+
+def test_a_file_of_another_program_is_not_overwritten(run_extract: Extract, tmp_path: Path) -> None:
+    """Not even where the cache keeps predictions and learning curves: one sentence, and it stays."""
+    run_extract()
+    folder = tmp_path / "features" / "cv"
+    folder.mkdir()
+    np.savez(folder / "data.npz", mine=np.arange(3))
+    (folder / "data.json").write_text("[1]")
+    with pytest.raises(RunError, match="move it away, or name another file with --predictions"):
+        cv(CvConfig(tmp_path / "features", folds=2, epochs=1))
+    with pytest.raises(RunError, match="is no learning curve"):
+        curve(CurveConfig(tmp_path / "features", folds=2, epochs=1))
+    assert np.load(folder / "data.npz")["mine"].tolist() == [0, 1, 2]
+    assert (folder / "data.json").read_text() == "[1]"

@@ -23,6 +23,8 @@ from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.model.parity_worker import answer
 from pipeline.report import report
+from pipeline.reporting.confusion import class_rows
+from pipeline.reporting.findings import find
 from pipeline.run import Run
 from pipeline.search.basis_cache import FoldedBasisCache, bases_of
 from pipeline.search.journal import Journal
@@ -90,6 +92,10 @@ def test_the_choice_is_trained_on_all_images(features: Path, tmp_path: Path, mer
     scores = logged(said, evaluate, EvaluateConfig(tmp_path / "run", split="train"))
     assert scores.top1 == pytest.approx(run.record.valid_accuracy)
     assert any(line.startswith("these are scores of out-of-fold predictions") for line in said)
+    assert scores.out_of_fold
+    assert scores.in_words().startswith("train (out of fold), 20 images")
+    with pytest.raises(RunError, match="score others with --split train or test"):
+        evaluate(EvaluateConfig(tmp_path / "run", split="valid"))
     if merge:
         assert scores.top1 == pytest.approx(result.best.merged.valid_accuracy)
     # The head itself has seen them.
@@ -112,9 +118,17 @@ def test_a_model_and_a_page_come_from_it(features: Path, tmp_path: Path, monkeyp
     assert exported.parity["images"] == len({image.digest for image in index.split("train")})
     found = report(ReportConfig(tmp_path / "run"))
     assert found.valid["top1"]["value"] == pytest.approx(run.record.valid_accuracy)
+    assert found.scored_by == "out-of-fold"
+    assert "out-of-fold accuracy" in found.in_words()
     page = (tmp_path / "run" / "report.html").read_text()
     assert "held-out images" in page
     assert "over 3 folds" in page
+    assert "over 20 training and" in page  # what an epoch without a cache would compute
+    assert "headgraft cv" not in page
+    findings = find(run, FeatureCache.open(features), index, {})
+    rows = class_rows(index, findings.confusion)
+    assert [row.predicted for row in rows] == [5] * 4
+    assert np.mean([row.recall for row in rows]) == pytest.approx(findings.scores["mean_per_class"].value)
 
 
 def test_it_resumes_with_the_same_folds_only(features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +160,8 @@ def test_without_folds_validation_images_are_needed(features: Path) -> None:
         sweep(config(features, folds=0))
     with pytest.raises(ConfigError, match="--folds is 1"):
         config(features, folds=1)
+    with pytest.raises(ConfigError, match="leave out --refit"):
+        config(features, refit=True)
     with pytest.raises(RunError, match="cannot make 99 folds"):
         sweep(config(features, folds=99))
 

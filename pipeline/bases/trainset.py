@@ -107,10 +107,10 @@ def _refuse_unusable(index: SetIndex, validated: bool) -> None:
     elif len({image.key for image in train}) < 2:
         wrong = "has training images that are one image, expected at least one of each class: add other images"
     elif validated and not index.split("valid"):
-        wrong = (
-            "has no validation images, which sweep --folds does without: add a valid/ folder next to train/, or, where "
-            "there are no split folders, more images of a class"
-        )
+        csv = index.data != index.root
+        add = "name some valid in the column split" if csv else "add a valid/ folder next to train/"
+        more = "" if csv else ", or, where there are no split folders, more images of a class"
+        wrong = f"has no validation images: use sweep --folds 5 or cv, which need none, or {add}{more}"
     if wrong:
         raise RunError(f"set {index.name!r} {wrong}, and run extract again")
 

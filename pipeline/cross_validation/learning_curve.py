@@ -6,8 +6,9 @@ from pathlib import Path
 
 from cache.files import read_regular, write_atomically
 from cache.layout import PREDICTION_FOLDER
-from cache.records import Digest, convert
+from cache.records import Digest, convert, fault
 from pipeline.console import counted
+from pipeline.errors import RunError
 from pipeline.inputs.folders import shown
 from pipeline.statistics.power_law import Point, PowerLaw
 
@@ -70,6 +71,16 @@ class CurveResult:
         """Write it down as of the set of that digest."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({"set_digest": set_digest, "curve": asdict(self)}, indent=1).encode())
+
+    @classmethod
+    def refuse_other(cls, path: Path) -> None:
+        """RunError where there is a file that `save` did not write."""
+        try:
+            convert(json.loads(read_regular(path)), _Stored)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{path} is no learning curve of headgraft ({fault(error)}): move it away") from error
 
     @classmethod
     def load(cls, path: Path, set_digest: str) -> "CurveResult | None":

@@ -83,8 +83,8 @@ class OutOfFold:
         write_atomically(path, buffer.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> "OutOfFold":
-        """Read what `save` wrote; RunError for another file."""
+    def load(cls, path: Path, advice: str = "name another file") -> "OutOfFold":
+        """Read what `save` wrote; RunError, with `advice`, for another file."""
         try:
             data = io.BytesIO(read_regular(path))
             if not is_zipfile(data):
@@ -107,8 +107,7 @@ class OutOfFold:
             return cls(**arrays, backbone=str(made_by["backbone"]), settings=settings)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, EOFError, ConfigError) as error:
             raise RunError(
-                f"{path} holds no predictions of headgraft cv ({fault(error)}), expected an .npz that it wrote: name "
-                "another file"
+                f"{path} holds no predictions of headgraft cv ({fault(error)}), expected what that wrote: {advice}"
             ) from error
 
 

@@ -76,7 +76,8 @@ def folds_of(index: SetIndex, images: Sequence[ImageRecord], groups: Groups, cou
     """As `stratified_folds`; RunError where there are too few groups for every fold to have one."""
     there = len(set(groups.numbers(images).tolist()))
     if there < count:
-        raise RunError(f"{counted(there, 'group')} of images cannot make {count} folds: choose fewer --folds")
+        what = counted(there, "group") + " of images" if there < len(images) else counted(there, "image")
+        raise RunError(f"{what} cannot make {count} folds: choose fewer --folds")
     return stratified_folds(images, torch.from_numpy(index.labels(images)), groups, count, repeat)
 
 

@@ -51,6 +51,7 @@ class Evaluation:
     classes: Count | None = None
     ece: Fraction | None = None
     ece_floor: Fraction | None = None
+    out_of_fold: bool = False
 
 
 @dataclass(frozen=True)

@@ -113,16 +113,28 @@ def _order(found: Predictions, shown: Places) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class: its images by split, its cells, and how often it is found and meant; None where it has no images."""
+    """A class: its images by split, and those that were predicted; its cells, and how often it is found and meant.
+
+    None where it has no images.
+    """
 
     place: int
     train: int
     valid: int
     test: int
+    predicted: int
     hits: Cell | None
     taken: Cell | None
     recall: float | None
     precision: float | None
+
+
+def _predicted(cell: Cell) -> int:
+    return cell.predicted
+
+
+def _truth(cell: Cell) -> int:
+    return cell.truth
 
 
 def class_rows(index: SetIndex, confusion: Confusion) -> list[ClassRow]:
@@ -133,7 +145,8 @@ def class_rows(index: SetIndex, confusion: Confusion) -> list[ClassRow]:
     for place, label in enumerate(index.classes):
         train, valid, test = (images[label, split] for split in ("train", "valid", "test"))
         hits = confusion.cells.get((place, place))
-        right, predicted = hits.count if hits else 0, sum(cell.count for cell in cells if cell.predicted == place)
+        right = hits.count if hits else 0
+        named, own = (sum(cell.count for cell in cells if of(cell) == place) for of in (_predicted, _truth))
         wrong = [cell for cell in cells if cell.truth == place != cell.predicted]
         rows.append(
             ClassRow(
@@ -141,10 +154,11 @@ def class_rows(index: SetIndex, confusion: Confusion) -> list[ClassRow]:
                 train,
                 valid,
                 test,
+                own,
                 hits,
                 taken=max(wrong, key=lambda cell: cell.count, default=None),
-                recall=right / valid if valid else None,
-                precision=right / predicted if predicted else None,
+                recall=right / own if own else None,
+                precision=right / named if named else None,
             )
         )
     return rows

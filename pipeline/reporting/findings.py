@@ -144,7 +144,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
         payback=Payback(
             views=len(index.row_keys(config.passes)),
             epochs=config.epochs,
-            views_an_epoch=len(index.split("train")) + len(valid.images),
+            views_an_epoch=len(index.split("train", "valid")),
         ),
         test=test,
         test_scores=test.accuracies(groups) if test else {},
@@ -167,7 +167,7 @@ def _cross_validated(cache: FeatureCache, index: SetIndex) -> OutOfFold | None:
     if not path.is_file():
         return None
     try:
-        found = OutOfFold.load(path)
+        found = OutOfFold.load(path, "run headgraft cv again, into another place or after moving it away")
     except RunError as error:  # only a copy of what cv can make again
         logger.warning(f"without cross-validation: {error}")
         return None
@@ -184,7 +184,10 @@ def _curve(cache: FeatureCache, index: SetIndex) -> CurveResult | None:
     try:
         return CurveResult.load(path, index.digest)
     except (OSError, ValueError, RecursionError) as error:  # only a copy of what curve can make again
-        logger.warning(f"without the learning curve: {path} cannot be read ({fault(error)})")
+        logger.warning(
+            f"without the learning curve: {path} cannot be read ({fault(error)}): move it away, and run headgraft curve "
+            "again"
+        )
         return None
 
 

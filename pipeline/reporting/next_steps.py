@@ -42,9 +42,9 @@ def next_steps(found: Findings) -> Iterator[Step]:
             "Add augmented passes, which help most with few images per class",
             f"headgraft extract {shlex.quote(index.data)} {where}{_extract_options(found)} --passes {more}",
         )
-    if not found.cross_validated and len(found.valid.images) < _FEW_TO_JUDGE:
+    if not found.cross_validated and not found.run.record.folds and len(found.valid.images) < _FEW_TO_JUDGE:
         yield Step("So few validation images say little: predict all images out of fold", f"headgraft cv {where}")
-    if not found.test:
+    if not found.test and index.split("test"):
         yield Step("When all choices are made, evaluate on the test images, once", f"headgraft evaluate {run}")
     calibration = found.calibration
     better = calibration.scaled_ece < calibration.ece > calibration.floor

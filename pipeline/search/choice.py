@@ -86,8 +86,9 @@ def final(config: SweepConfig, chosen: HeadSettings, heads: Sequence[Trial], rac
     won = apart.value > 0
     winner = tried if won else known
     hidden, accuracy = config.seeds * winner.settings.hidden, float(race.metric.of(winner.right(winner.merged)))
-    hint = "kept" if config.merge else "--merge would keep that"
-    logger.info(f"merged, {hidden_in_words(hidden)}: {config.scored_by} accuracy {accuracy:.2%}; {hint}")
+    if config.seeds > 1:
+        hint = "kept" if config.merge else "--merge would keep that"
+        logger.info(f"merged, {hidden_in_words(hidden)}: {config.scored_by} accuracy {accuracy:.2%}; {hint}")
     best = Best(
         **vars(searched if won else default_head),
         won="search" if won else "default",

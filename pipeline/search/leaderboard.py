@@ -58,15 +58,18 @@ def _summary(result: SweepResult) -> str:
         "majority class": known.majority,
     }
     fitted = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in baselines.items() if accuracy is not None)
-    others = ""
+    others = spread = ""
+    if best.seeds > 1:
+        merged = f"{best.merged.valid_accuracy:.2%} as one merged head with {hidden_in_words(best.merged.hidden)}"
+        spread = f" ± {best.std:.2%} (mean and std over {seeds}), {merged}"
     if apart.corrected is not None:
-        others = f"; on images that did not choose it: {100 * apart.corrected:+.2f} points, "
-        others += f"accuracy {result.searched.corrected:.2%}"
+        others = (
+            f"\ncorrected for the choice, by bootstrap: accuracy {result.searched.corrected:.2%}, the one to quote; "
+        )
+        others += f"{100 * apart.corrected:+.2f} points from the default head"
     return (
         f"{result.run}: {_WINNERS[best.won]} of {counted(len(result.heads), 'head')}, {finished} of them "
-        f"trained to the end; {scored_by(result.folds)} accuracy ({result.choose_by}) {best.mean:.2%} ± {best.std:.2%} "
-        f"(mean and std over {seeds}), {best.merged.valid_accuracy:.2%} as one merged "
-        f"head with {hidden_in_words(best.merged.hidden)}\n"
+        f"trained to the end; {scored_by(result.folds)} accuracy ({result.choose_by}) {best.mean:.2%}{spread}\n"
         f"best of the search less default head, same images and seeds: {100 * apart.value:+.2f} points "
         f"({100 * apart.low:+.2f} to {100 * apart.high:+.2f}, 95 % over images){others}\n"
         f"baselines, top-1, in basis {known.basis}: {fitted}\n"

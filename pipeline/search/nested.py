@@ -37,6 +37,7 @@ def nested(config: SweepConfig, bases: FoldedBasisCache, epochs: int, device: to
     """
     folds, chosen = bases.folds, list[HeadSettings]()
     for fold in range(int(folds.max()) + 1):
+        logger.info(f"fold {fold + 1} of {int(folds.max()) + 1}: a sweep over the others chooses")
         chosen.append(_chosen(config, bases.without(fold), epochs, device))
         logger.info(f"fold {fold + 1}: {describe(chosen[-1])}")
     found = torch.empty(len(folds), len(bases.trainset.index.classes))

@@ -60,6 +60,7 @@ class Scores:
             `top5` that is None.
         unrelated: scores of the images that are like no image of training; null where that was not looked for: of a
             model, of train, and of more than 30,000 images.
+        out_of_fold: whether heads that did not see the images predicted them, of a choice over folds.
     """
 
     images: int
@@ -72,6 +73,7 @@ class Scores:
     ece_floor: float
     intervals: dict[str, tuple[float, float]]
     unrelated: Unrelated | None = None
+    out_of_fold: bool = False
 
     def as_record(self) -> dict[str, Any]:
         """As a run records it: every evaluation of a split, since repeated ones are no longer a test."""
@@ -85,7 +87,8 @@ class Scores:
             f"{names[key]} {getattr(self, key):.2%} ({low:.2%} to {high:.2%})"
             for key, (low, high) in self.intervals.items()
         ]
-        images = f"{self.split}, {counted(self.images, 'image')} of {counted(self.classes, 'class')}"
+        kind = f"{self.split} (out of fold)" if self.out_of_fold else self.split
+        images = f"{kind}, {counted(self.images, 'image')} of {counted(self.classes, 'class')}"
         calibration = f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f})"
         line = f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images and groups"
         return f"{line}\n{self.unrelated.in_words(self.images)}" if self.unrelated else line
