@@ -92,8 +92,8 @@ def export(config: ExportConfig) -> ExportResult:
     run = Run.load(config.run)
     if config.tta == "flip" and run.record.refit:
         raise RunError(
-            f"{config.run} was trained on its validation images too, and --tta flip has none for a temperature: leave that "
-            "out"
+            f"{config.run} was trained on its validation images too, and --tta flip has none for a temperature: leave "
+            "that out"
         )
     cache = run.open_cache(config.cache)
     index = cache.index(run.record.set)

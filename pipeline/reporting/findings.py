@@ -185,8 +185,7 @@ def _curve(cache: FeatureCache, index: SetIndex) -> CurveResult | None:
         return CurveResult.load(path, index.digest)
     except (OSError, ValueError, RecursionError) as error:  # only a copy of what curve can make again
         logger.warning(
-            f"without the learning curve: {path} cannot be read ({fault(error)}): move it away, and run headgraft curve "
-            "again"
+            f"without the learning curve: {path} cannot be read ({fault(error)}): move it away, and run curve again"
         )
         return None
 
