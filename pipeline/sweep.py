@@ -89,7 +89,7 @@ def _finish(config: SweepConfig, heads: Sequence[Trial], race: SuccessiveHalving
     logger.info(f"best of {counted(len(heads), 'head')} after {searched - start:.1f} s: {describe(chosen)}")
     ended = final(config, chosen, heads, race)
     run = run_of(config, ended.kept, bases)
-    if config.refit and not config.folds:
+    if config.refit:
         kept = ended.best
         seeds = [config.seed + 1 + number for number in range(config.seeds if config.merge else 1)]
         run = refitted(run, trainset, kept.config, race.epochs, seeds, allowed_bytes(config.memory))

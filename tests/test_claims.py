@@ -42,10 +42,10 @@ from pipeline.train import train_head
 kind, go, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 options |= {name: Path(options[name]) for name in ("cache", "run", "space") if options.get(name)}
 opened = TrainingSet.open
-def open(*given):
+def open(*given, **named):
     while not go.exists():
         time.sleep(0.01)
-    return opened(*given)
+    return opened(*given, **named)
 TrainingSet.open = open
 train_head(TrainConfig(**options)) if kind == "train" else sweep(SweepConfig(**options))
 """
