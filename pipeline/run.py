@@ -75,7 +75,7 @@ class Run:
         return self.head.folded(self.whole_basis)
 
     def held_out_images(self, index: SetIndex) -> tuple[ImageRecord, ...]:
-        """Those that say how good it is: of validation or, out of fold, of training too."""
+        """Those that say how good it is: validation images and, where folds chose, training images too."""
         return index.split(*self.record.held_out_splits)
 
     @torch.inference_mode()
