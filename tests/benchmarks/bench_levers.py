@@ -2,8 +2,8 @@
 
 `make bench-levers CACHE=features ARGS="--set flowers102 --passes 1"`. Each line: accuracy over all images, mean over
 seeds, and how much that is above the default head (merged ones: above the default head merged over seeds), with the
-corrected interval of Nadeau and Bengio over folds. `--flipped` is a cache of the mirror images, in files named
-DIGEST.png after the images: without it, flip-averaged features are left out.
+corrected interval of Nadeau and Bengio over folds and draws of them. `--flipped` is a cache of the mirror images, in
+files named DIGEST.png after the images: without it, flip-averaged features are left out.
 """
 
 import argparse
@@ -140,6 +140,16 @@ def distilled(data: HeadData, settings: HeadSettings, epochs: int, seed: int, te
     return student.eval()
 
 
+def to_norm(x: Tensor) -> Tensor:
+    """Each row divided by its L2 norm."""
+    return F.normalize(x) * 100
+
+
+def to_root(x: Tensor) -> Tensor:
+    """The square root of each value, its sign kept."""
+    return x.sign() * x.abs().sqrt()
+
+
 def transformed(trainset: TrainingSet, rows: ImageRows, change: Callable[[Tensor], Tensor]) -> ImageRows:
     """Rows of the same images and views, each changed before its regions are taken."""
     images, cache = trainset.index.split("train", "valid"), trainset.cache
@@ -181,10 +191,10 @@ def greedy(pool: Sequence[Tensor], folds: Folds) -> Tensor:
 
 
 def line(name: str, right: Tensor, base: Tensor) -> None:
-    """Accuracy, and the difference with its corrected interval."""
+    """Accuracy, and the difference with its corrected interval; one value a fold, of all draws."""
     apart = (right - base).numpy()
-    error = math.sqrt((1 / FOLDS + 1 / (FOLDS - 1)) * apart.var(ddof=1))
-    reach = float(student.ppf(0.975, FOLDS - 1)) * error
+    error = math.sqrt((1 / len(apart) + 1 / (FOLDS - 1)) * apart.var(ddof=1))
+    reach = float(student.ppf(0.975, len(apart) - 1)) * error
     low, middle, high = (100 * (apart.mean() + bound) for bound in (-reach, 0, reach))
     say(f"{name:42} {100 * float(right.mean()):6.2f} %  {middle:+.2f} ({low:+.2f} to {high:+.2f})")
 
@@ -197,6 +207,8 @@ def main() -> None:
     parser.add_argument("--passes", type=int)
     parser.add_argument("--flipped", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1, help="draws of the folds; merging has one")
+    parser.add_argument("--only", default="", help="what to try besides the default head: a part of its name")
     parser.add_argument("--distil", action="store_true", help="train a head on the logits of five, too: slow")
     asked = parser.parse_args()
     print(hardware(), flush=True)
@@ -204,34 +216,41 @@ def main() -> None:
     trainset = TrainingSet.open(asked.cache, asked.set, asked.passes, validated=False)
     images, settings = trainset.index.split("train", "valid"), default_settings(trainset)
     rows = ImageRows.load(trainset, images, settings.basis, MEMORY)
-    of_each = folds_of(trainset.index, images, join(images), FOLDS)
-    folds = Folds.of(rows, of_each)
+    draws = [folds_of(trainset.index, images, join(images), FOLDS, repeat) for repeat in range(asked.repeats)]
     epochs = default_epochs(round(len(images) * (1 - 1 / FOLDS)), settings.batch_size)
 
-    def tried(name: str, head_of: Callable[..., Head] = trained, of: Folds = folds, **options: object) -> Tensor:
-        each = [of.predicted(head_of, settings, epochs, seed, **options) for seed in range(asked.seeds)]
-        right = torch.stack(list(map(of.right, each))).mean(0)
-        line(name, right, right if name == "default" else base)
-        return right
+    def right_of(head_of: Callable[..., Head], some: ImageRows, options: dict[str, object]) -> Tensor:
+        found = []
+        for draw in draws:
+            folds = Folds.of(some, draw)
+            each = [folds.predicted(head_of, settings, epochs, seed, **options) for seed in range(asked.seeds)]
+            found.append(torch.stack(list(map(folds.right, each))).mean(0))
+        return torch.cat(found)
 
-    base = torch.empty(0)
-    base = tried("default")
+    def tried(
+        name: str,
+        head_of: Callable[..., Head] = trained,
+        made: Callable[[], ImageRows] = lambda: rows,
+        **options: object,
+    ) -> None:
+        if asked.only in name:
+            line(name, right_of(head_of, made(), options), base)
+
+    base = right_of(trained, rows, {})
+    line("default", base, base)
     tried("average of weights, 0.99 a step", decay=0.99)
     tried("mixup, Beta(0.2, 0.2)", batches=mixed)
     if trainset.passes:
         tried("rows between passes", batches=between_passes)
     if asked.distil:
         tried("distilled from 5 heads", distilled)
-    changes: dict[str, Callable[[Tensor], Tensor]] = {
-        "L2 norm of the row": lambda x: F.normalize(x) * 100,
-        "signed square root": lambda x: x.sign() * x.abs().sqrt(),
-        "square root, then L2": lambda x: F.normalize(x.sign() * x.abs().sqrt()) * 100,
-    }
-    for name, change in changes.items():
-        tried(name, of=Folds.of(transformed(trainset, rows, change), of_each))
+    tried("L2 norm of the row", made=lambda: transformed(trainset, rows, to_norm))
+    tried("signed square root", made=lambda: transformed(trainset, rows, to_root))
+    tried("square root, then L2", made=lambda: transformed(trainset, rows, lambda x: to_norm(to_root(x))))
     if asked.flipped:
-        tried("flip-averaged clean rows", of=Folds.of(flip_averaged(trainset, rows, asked.flipped), of_each))
-    merging(trainset, rows, of_each, settings, epochs)
+        tried("flip-averaged clean rows", made=lambda: flip_averaged(trainset, rows, asked.flipped))
+    if asked.only in "merged":
+        merging(trainset, rows, draws[0], settings, epochs)
 
 
 def merging(trainset: TrainingSet, rows: ImageRows, of_each: Tensor, settings: HeadSettings, epochs: int) -> None:
