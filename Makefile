@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install $$([ -t 2 ] || echo --quiet) --disable-pip-version-check \
 	--constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
-.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench-backbones bench-extract bench-labels bench-levers bench-rungs bench-sweep bench-predict bench-ray bench-scale compare-backbones gpu simulate results clean
+.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench-backbones bench-extract bench-abstaining bench-labels bench-levers bench-rungs bench-sweep bench-predict bench-ray bench-scale bench-unknown compare-backbones gpu simulate results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > most) most = length($$1) } \
@@ -74,8 +74,14 @@ lint: setup ## Check style
 types: setup ## Check types
 	$(BIN)/mypy
 
+bench-abstaining: setup ## Whether promises of errors and false alarms are kept, and evidence by deletion [CACHE= ARGS=]
+	$(BIN)/python tests/benchmarks/bench_abstaining.py --cache "$(CACHE)" $(ARGS)
+
 bench-levers: setup ## What could make heads more accurate, tried by folds (about 20 minutes) [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_levers.py --cache "$(CACHE)" $(ARGS)
+
+bench-unknown: setup ## Which score tells unknown images (about 5 minutes) [CACHE= ARGS=]
+	$(BIN)/python tests/benchmarks/bench_unknown.py --cache "$(CACHE)" $(ARGS)
 
 bench-rungs: setup ## What stopping heads early and choosing an epoch cost (about 15 minutes) [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_rungs.py --cache "$(CACHE)" $(ARGS)

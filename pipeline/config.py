@@ -299,6 +299,19 @@ class ExportConfig(Checked):
     )
     test: bool = option(False, "Also compute the calibration error of the test images; recorded as a test evaluation.")
     tta: str = option("none", "flip: also fit a temperature for predictions with --tta flip.", choices=TTA)
+    max_error: float | None = option(
+        None,
+        "Fraction of answers that may be wrong; the model does not answer where it is less sure.",
+        above=0,
+        below=1,
+    )
+    confidence: float = option(0.95, "Confidence that --max-error holds.", above=0, below=1)
+    sets: float | None = option(
+        None, "Coverage of prediction sets: fraction of images whose set holds the true class.", above=0, below=1
+    )
+    unknown: bool = option(True, "Detector of images of none of the classes, and its AUROC on classes left out.")
+    false_alarms: float = option(0.01, "Fraction of known images that the detector may flag.", above=0, below=1)
+    memory: float | None = option_of(_TrainingConfig, "memory")
     class_prior: str = option(
         "none",
         "Class frequencies to correct probabilities for: train, uniform, or none (as trained).",
@@ -311,6 +324,10 @@ class ExportConfig(Checked):
         for flag, asked in (("--test", self.test), ("--tta flip", self.tta == "flip")):
             possible = self.calibrate or not asked
             require(possible, f"{flag} needs the temperature: leave out --no-calibrate or {flag}")
+        alarms = self.unknown or self.false_alarms == type(self).false_alarms
+        require(alarms, "--false-alarms is for the detector: leave out --no-unknown or --false-alarms")
+        asked = self.max_error is not None or self.confidence == type(self).confidence
+        require(asked, "--confidence is for --max-error: add that, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -349,6 +366,12 @@ class PredictConfig(Checked):
     precision: str = option("auto", "Compute precision of the backbone.", choices=PRECISIONS)
     device: str = option("auto", "Device of the backbone.", choices=DEVICES)
     tta: str = option("none", "Test-time augmentation; flip: average with the mirror image.", choices=TTA)
+    explain: Path | None = option(
+        None, "New folder of pictures: which cells speak for the class rather than the runner-up.", metavar="DIR"
+    )
+    drift: Path | None = option(
+        None, "Path of an SVG file to write: p-values of the images, as a curve.", metavar="SVG"
+    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pipeline.inputs.images import ImageSet
 from pipeline.inputs.names import resembling
 from pipeline.machine.device import available_cpus
 from pipeline.model.file import load_bundle
+from pipeline.model.prediction import answers
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RUN_FILE
 from pipeline.statistics.groups import join
@@ -103,7 +104,8 @@ def _evaluate_model(config: EvaluateConfig) -> Scores:
             found = f"classes the model does not know, the first {first}"
         raise PipelineError(f"{config.split} of {data} has {found}; name the data the model was trained for")
     paths = [images.root / image.path for image in chosen]
-    log_probs = bundle.on(config.device, config.precision).log_probs(paths, mirrored=config.tta == "flip")
+    outputs = bundle.on(config.device, config.precision).outputs(paths, mirrored=config.tta == "flip")
     number = {name: number for number, name in enumerate(card.classes)}
     labels = torch.tensor([number[image.label] for image in chosen])
-    return score(log_probs, labels, config.split, join(chosen).numbers(chosen))
+    answered = answers(card, outputs) if card.rejection or card.unknown else None
+    return score(outputs.log_probs, labels, config.split, join(chosen).numbers(chosen), answered)

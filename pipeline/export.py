@@ -4,12 +4,14 @@ import logging
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cache.errors import MissingRows
 from cache.files import replacing
 from cache.index import SPLITS, SetIndex
 from cache.store import FeatureCache
@@ -21,10 +23,12 @@ from pipeline.backbones.weights import tensor_digest
 from pipeline.config import ExportConfig
 from pipeline.console import counted
 from pipeline.errors import ConfigError, RunError, WeightsError
+from pipeline.evidence.reference import mean_row
 from pipeline.inputs.display_names import read_names
 from pipeline.inputs.images import root_now
 from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.machine.device import available_cpus
+from pipeline.model.abstaining import abstaining_in_words, fit_abstaining
 from pipeline.model.bundle import Bundle
 from pipeline.model.card import Calibration, ModelCard, Pair, TrainedScores
 from pipeline.model.file import load_bundle, write_bundle
@@ -59,6 +63,10 @@ class ExportResult:
             flip` also `valid_flip`.
         onnx: `{file, bytes, max_abs_diff}`; empty without `--onnx`.
         class_prior: class frequencies that probabilities are for.
+        rejection: `{max_error, confidence, threshold, images, answered, wrong, digest}`, or `{reason, images_needed}`
+            where the images do not support that; empty without `--max-error`.
+        unknown: `{score, false_alarms, images, auroc_left_out}`, or `{reason}`; empty with `--no-unknown`.
+        sets: `{coverage, images, mean_size}`; empty without `--sets`.
     """
 
     model: str
@@ -67,9 +75,12 @@ class ExportResult:
     calibration: Calibration
     onnx: dict[str, Any] = field(default_factory=dict)
     class_prior: str = "none"
+    rejection: dict[str, Any] = field(default_factory=dict)
+    unknown: dict[str, Any] = field(default_factory=dict)
+    sets: dict[str, Any] = field(default_factory=dict)
 
     def in_words(self) -> str:
-        """A line on the model, and one each on its temperature, its class prior and the ONNX file."""
+        """A line on the model, and one each on its temperature, its class prior, what it answers and the ONNX file."""
         parity, onnx, scaled = self.parity, self.onnx, self.calibration
         lines = [
             f"{self.model}: {self.bytes / 1e6:.0f} MB; {counted(parity['images'], 'image')} compared, within "
@@ -79,6 +90,7 @@ class ExportResult:
             lines.append(f"temperature {scaled.temperature:.3f}, {errors_in_words(scaled)}")
         if self.class_prior != "none":
             lines.append(f"class prior: {self.class_prior}")
+        lines += abstaining_in_words(self.rejection, self.unknown, self.sets)
         if onnx:
             within = f"the model within {onnx['max_abs_diff']:.1g}"
             lines.append(f"{onnx['file']}: {onnx['bytes'] / 1e6:.0f} MB, {within}")
@@ -102,30 +114,41 @@ def export(config: ExportConfig) -> ExportResult:
     names = read_names(config.names, run.classes) if config.names else {}
     shift = prior.of_training_images if prior else None
     calibration, evaluations = _calibration(config, run, cache, index, shift)
+    added = (prior.wanted / prior.trained).log() if prior else None
+    of_model = partial(at_temperature, temperature=calibration.temperature, shift=added)
+    abstaining = fit_abstaining(config, run, cache, of_model)
     run = prior.corrected(run, calibration.temperature) if prior else run
     source, tensors = _backbone_tensors(cache, index)
-    head = run.folded_head().temperature_scaled(calibration.temperature)
     card = replace(
         _card(config, run, cache, index, source, tensors),
         names=names,
         calibration=calibration,
         class_prior=config.class_prior,
+        rejection=abstaining.rejection,
+        unknown=abstaining.unknown,
+        sets=abstaining.sets,
+    )
+    head = run.folded_head().temperature_scaled(calibration.temperature)
+    bundle = Bundle(
+        config.model, card, tensors, head, detector=abstaining.detector, mean_row=_mean_row(cache, index, run)
     )
     if config.tta == "flip":
         unscaled = replace(card, calibration=replace(calibration, flip_temperature=1.0))
-        bundle = Bundle(config.model, unscaled, tensors, head)
-        calibration = _with_flip(bundle, index, root, prior.from_wanted if prior else None)
+        calibration = _with_flip(replace(bundle, card=unscaled), index, root, prior.from_wanted if prior else None)
     scores = TrainedScores(run.record.valid_accuracy, [*run.record.scored, *evaluations])
     card = replace(card, calibration=calibration, scores=scores)
     with ExitStack() as files:
         temporary = files.enter_context(replacing(config.model))
-        write_bundle(temporary, {} if config.without_backbone else tensors, head, asdict(card))
+        inside = {} if config.without_backbone else tensors
+        write_bundle(temporary, inside, head, asdict(card), bundle.detector, bundle.mean_row)
         images = chosen_images(run.held_out_images(index))
         weights = source if config.without_backbone and os.path.isabs(source) else None  # noqa: PTH117  # also a name
         trained = Trained(run, calibration.temperature, cache, tensors, weights)
         parity = check_parity(temporary, trained, images, root)
         size = temporary.stat().st_size
-        result = ExportResult(str(config.model), size, parity, calibration, class_prior=config.class_prior)
+        result = ExportResult(
+            str(config.model), size, parity, calibration, class_prior=config.class_prior, **abstaining.as_json()
+        )
         if config.onnx:
             logger.info("writing the ONNX file, and comparing it with the model")
             graph = files.enter_context(replacing(config.onnx))
@@ -134,6 +157,15 @@ def export(config: ExportConfig) -> ExportResult:
     if evaluations:
         run.add_scores(evaluations)
     return result
+
+
+def _mean_row(cache: FeatureCache, index: SetIndex, run: Run) -> Tensor | None:
+    """Of the images that the head was trained on; None, which is logged, where the cache no longer has them all."""
+    try:
+        return mean_row(cache, index.split(*run.record.trained_splits))
+    except MissingRows as error:
+        logger.warning(f"without evidence: {error}")
+        return None
 
 
 def _check_targets(config: ExportConfig) -> None:

@@ -15,16 +15,23 @@ from typing import Any
 
 import torch
 
+from cache.files import write_atomically
 from pipeline.config import PredictConfig
 from pipeline.console import named
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.evidence.drawing import as_png, draw
+from pipeline.inputs.decode import Pixels
 from pipeline.inputs.display_names import read_names
 from pipeline.inputs.folders import Kind, entries_of, extension, unread_line
 from pipeline.inputs.grey import narrow_range
 from pipeline.inputs.listing import extensions
 from pipeline.inputs.remarks import Remarks
 from pipeline.machine.device import available_cpus
+from pipeline.model.bundle import Bundle
 from pipeline.model.file import load_bundle
+from pipeline.model.prediction import Outputs
+from pipeline.run_folder import check_target
+from pipeline.unknown.drift import Drift, drift_of
 
 logger = logging.getLogger("headgraft.predict")
 
@@ -35,11 +42,15 @@ class PredictResult:
 
     Attributes:
         precision: that the backbone computed in.
-        predictions: `[{path, top: [{label, name, probability}]}]`; `class` is an alias of `label`, kept until 1.0.
+        predictions: `[{path, top: [{label, name, probability}], answered, reason, unknown_p, set}]`; `class` is an
+            alias of `label`, kept until 1.0; `set` is there where the model has thresholds of sets, and with
+            `--explain` `evidence: {class, against, cells, constant, total, picture}`.
         failed: `[{path, reason}]` of files that cannot be read; the exit status is 1 then.
         seconds: of the command.
         images_per_second: without reading the model.
         unread: `{extension: files}` of other kinds in the folders given.
+        drift: what p-values of 20 images or more say together; null of fewer, and of a model without a detector of
+            unknown images.
     """
 
     precision: str
@@ -48,14 +59,11 @@ class PredictResult:
     seconds: float = 0.0
     images_per_second: float = 0.0
     unread: dict[str, int] = field(default_factory=dict)
+    drift: Drift | None = None
 
     def in_words(self) -> str:
         """A line for each image that could be read."""
-        return "\n".join(
-            f"{named(one['path'])}: "
-            + ", ".join(f"{named(top['name'])} {top['probability']:.1%}" for top in one["top"])
-            for one in self.predictions
-        )
+        return "\n".join(map(_line, self.predictions))
 
 
 def predict(config: PredictConfig) -> PredictResult:
@@ -64,6 +72,7 @@ def predict(config: PredictConfig) -> PredictResult:
     bundle = load_bundle(config.model)
     if config.names:
         bundle = replace(bundle, card=replace(bundle.card, names=read_names(config.names, bundle.classes)))
+    _check_targets(config, bundle)
     paths, nothing, unread = find_images(config.images)
     if unread:
         logger.warning(unread_line(unread))
@@ -75,14 +84,22 @@ def predict(config: PredictConfig) -> PredictResult:
         logger.warning(f"{found[0]}; the model expects values up to {policy.grey_range:,}")
     failed: dict[int, str] = {}
     remarks = Remarks()
-    log_probs = predictor.log_probs(paths, config.tta == "flip", failed, remarks)
+    evidence: dict[int, dict[str, Any]] = {}
+
+    def explain(index: int, view: Pixels, outputs: Outputs) -> None:
+        assert config.explain
+        picture = config.explain / f"{index:05d}-{paths[index].stem}.png"
+        evidence[index] = {"evidence": _explained(bundle, view, outputs, picture)}
+
+    each = explain if config.explain else None
+    outputs = predictor.outputs(paths, config.tta == "flip", failed, remarks, each)
     for line in remarks.lines():
         logger.warning(line)
     rate = len(paths) / (time.perf_counter() - ready)
     return PredictResult(
         predictor.backbone.precision,
         predictions=[
-            {"path": str(path), "top": [score.as_json() for score in bundle.top(log_probs[index], config.top_k)]}
+            {"path": str(path), **bundle.prediction(outputs[index], config.top_k).as_json(), **evidence.get(index, {})}
             for index, path in enumerate(paths)
             if index not in failed
         ],
@@ -90,17 +107,65 @@ def predict(config: PredictConfig) -> PredictResult:
         seconds=time.perf_counter() - start,
         images_per_second=rate,
         unread=dict(unread),
+        drift=_drift(config, bundle, outputs),
     )
 
 
+def _line(one: dict[str, Any]) -> str:
+    classes = ", ".join(f"{named(top['name'])} {top['probability']:.1%}" for top in one["top"])
+    return f"{named(one['path'])}: {classes if one['answered'] else one['reason'] + ' (' + classes + ')'}"
+
+
+def _explained(bundle: Bundle, view: Pixels, outputs: Outputs, picture: Path) -> dict[str, Any]:
+    """Why the likeliest class rather than the runner-up, drawn and in numbers."""
+    assert outputs.rows is not None
+    found = bundle.evidence(outputs.rows)[0]
+    label, against = (bundle.name(place) for place in (found.label, found.against))
+    write_atomically(picture, as_png(draw(view, found, label, against)))
+    return {**found.as_json(bundle.classes), "picture": str(picture)}
+
+
+def _check_targets(config: PredictConfig, bundle: Bundle) -> None:
+    """Refuse, before any work, what could not be written."""
+    if config.explain:
+        if config.explain.is_dir() and any(config.explain.iterdir()):
+            raise ConfigError(f"--explain {config.explain} is a folder with files, expected a new or an empty one")
+        bundle.refuse_without_evidence()
+        config.explain.mkdir(parents=True, exist_ok=True)
+    if config.drift:
+        if not bundle.card.unknown:
+            raise ConfigError(f"--drift needs a detector of unknown images, which {bundle.path} lacks: export it again")
+        check_target(config.drift, overwrite=True)
+
+
+def _drift(config: PredictConfig, bundle: Bundle, outputs: Outputs) -> Drift | None:
+    """Of the images that could be read; drawn where it was asked for."""
+    if outputs.p_values is None or bundle.card.unknown is None:
+        return None
+    p_values = outputs.p_values[~outputs.p_values.isnan()].double().numpy()
+    found = drift_of(p_values, bundle.card.unknown.false_alarms)
+    if found and found.interval[0] > 0:
+        logger.warning(found.in_words())
+    if config.drift:
+        from pipeline.reporting.figures import p_value_curve  # matplotlib takes a second to import
+
+        write_atomically(config.drift, p_value_curve(p_values).encode())
+    return found
+
+
 def as_csv(predictions: list[dict[str, Any]]) -> str:
-    """One line for each class of each image, with a header: path, rank, class, name, probability."""
+    """One line for each class of each image, with a header: path, rank, class, name, probability and whether answered.
+
+    With the p-value of unknown images, and with the set where there is one, its classes separated by semicolons.
+    """
     table = io.StringIO()
     lines = csv.writer(table, lineterminator="\n")
-    lines.writerow(("path", "rank", "class", "name", "probability"))
-    for prediction in predictions:
-        for rank, score in enumerate(prediction["top"], start=1):
-            lines.writerow((prediction["path"], rank, score["class"], score["name"], f"{score['probability']:.6g}"))
+    lines.writerow(("path", "rank", "class", "name", "probability", "answered", "unknown_p", "set"))
+    for one in predictions:
+        p_value = "" if one["unknown_p"] is None else f"{one['unknown_p']:.6g}"
+        rest = (str(one["answered"]).lower(), p_value, ";".join(one.get("set", [])))
+        for rank, score in enumerate(one["top"], start=1):
+            lines.writerow((one["path"], rank, score["class"], score["name"], f"{score['probability']:.6g}", *rest))
     return table.getvalue().rstrip("\n")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cache.manifest import Manifest
 from pipeline.basis_name import VECTORS
 from pipeline.config import POOLED_BASIS, VECTOR_BASIS, WIDEST, HeadSettings
 from pipeline.errors import PipelineError
@@ -96,6 +97,11 @@ class RowLayout:
         else:
             found[self.vectors :] = 1 / math.prod(self.grid)
         return found
+
+
+def layout_of(manifest: Manifest) -> RowLayout:
+    """The layout of the backbone's rows, before any reduction."""
+    return RowLayout.of(manifest.base.row_shape, manifest.base.layer)
 
 
 def _boxes(height: int, width: int) -> list[tuple[slice, slice]]:

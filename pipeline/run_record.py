@@ -99,6 +99,7 @@ class RunRecord(TrainResult):
         reduction: of a reduced cache.
         folds: number of folds that a sweep chose over; its figures are then of out-of-fold predictions of training and
             validation images. 0 for validation.
+        merged: number of heads that were merged into this one.
         sweep: what a sweep says of its choice.
         files: SHA-256 of the files beside it.
     """
@@ -114,6 +115,7 @@ class RunRecord(TrainResult):
     products: str = ""
     reduction: ReducedBy | None = None
     folds: Count = 0
+    merged: Annotated[int, Meta(ge=1, le=100)] = 1
     sweep: dict[str, Any] | None = None
     files: dict[str, Digest] = field(default_factory=dict)
     format: Literal[1] = RUN_FORMAT

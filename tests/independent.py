@@ -3,7 +3,7 @@
     python independent.py MODEL IMAGE...     prints {"classes": [...], "log_probs": [[...], ...]}
 
 Written from the description of the file alone: tensors `backbone.features.N.*`, `head.0.*`, `head.3.*` where there is
-a hidden layer, and a card under the metadata key `headgraft`.
+a hidden layer, others that predicting does not need, and a card under the metadata key `headgraft`.
 """
 
 import json
@@ -33,8 +33,9 @@ def network(card: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
         layers += [nn.ReLU(), nn.Dropout(), nn.Linear(hidden, len(card["classes"]))]
     model: nn.Module = getattr(models, card["backbone"])(weights=None)
     model.classifier = nn.Sequential(*layers, nn.LogSoftmax(1))
-    names = {name: name.removeprefix("backbone.").replace("head.", "classifier.") for name in tensors}
-    model.load_state_dict({names[name]: tensor for name, tensor in tensors.items()})
+    parts = {name: tensor for name, tensor in tensors.items() if name.startswith(("backbone.", "head."))}
+    names = {name: name.removeprefix("backbone.").replace("head.", "classifier.") for name in parts}
+    model.load_state_dict({names[name]: tensor for name, tensor in parts.items()})
     return model.eval()
 
 

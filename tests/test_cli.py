@@ -236,6 +236,9 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
         "intervals",
         "unrelated",
         "out_of_fold",
+        "aurc",
+        "risk_coverage",
+        "answered",
     }
     assert found.keys() == names
     assert (found["images"], found["split"], found["top5"]) == (4, "test", None)

@@ -76,11 +76,12 @@ def model(trained: Path) -> Path:
 
 @pytest.mark.real
 def test_the_model_file_holds_named_tensors_and_one_card(model: Path) -> None:
-    """backbone.features.N.*, head.0.*, head.3.*, nothing else; classes in order and display names in the card."""
+    """The backbone, the head, the detector and the mean image; classes in order and display names in the card."""
     with safe_open(model, "pt") as file:
         names, metadata = set(file.keys()), file.metadata()
     assert {name for name in names if not name.startswith("backbone.features.")} == {
-        "head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias",
+        "head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias", "evidence.mean", "unknown.mean",
+        "unknown.projection", "unknown.variance", "unknown.class_means", "unknown.scale", "unknown.known",
     }  # fmt: skip
     assert metadata.keys() == {"headgraft"}
     card = json.loads(metadata["headgraft"])
@@ -471,7 +472,7 @@ def test_predict_prints_one_object_and_lists_what_failed(model: Path, trained: P
     result = CliRunner().invoke(main, ["predict", str(model), str(good), str(tmp_path / "bad.jpg"), "--json"])
     assert result.exit_code == 1
     found = json.loads(result.stdout)
-    assert found.keys() == {"precision", "predictions", "failed", "seconds", "images_per_second", "unread"}
+    assert found.keys() == {"precision", "predictions", "failed", "seconds", "images_per_second", "unread", "drift"}
     assert found["predictions"][0]["top"][0].keys() == {"label", "class", "name", "probability"}
     assert found["failed"] == [{"path": str(tmp_path / "bad.jpg"), "reason": found["failed"][0]["reason"]}]
     with pytest.raises(DecodeError, match=r"bad\.jpg"):
@@ -484,7 +485,9 @@ def test_export_prints_one_object(trained: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["export", str(trained / "run"), str(tmp_path / "m.safetensors"), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found.keys() == {"model", "bytes", "parity", "calibration", "onnx", "class_prior"}
+    assert found.keys() == {
+        "model", "bytes", "parity", "calibration", "onnx", "class_prior", "rejection", "unknown", "sets"
+    }  # fmt: skip
     assert {"images", "precision", "max_abs_diff", "top1_agreement"} <= found["parity"].keys()
     assert found["parity"]["batch_sizes"] == [8, 1, 3]
     assert found["parity"]["float32_top1_agreement"] == 1

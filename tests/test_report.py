@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from chromium import asked, browser, errors
 from click.testing import CliRunner
 from conftest import CLASSES, Extract, draw_dataset, draw_image, train_config
@@ -28,16 +29,20 @@ from pipeline.console import counted
 from pipeline.duplicates.near_duplicates import Pair
 from pipeline.errors import ConfigError, ImageSetError, RunError, TargetExists
 from pipeline.evaluate import evaluate
+from pipeline.evidence.attribution import evidence_of
+from pipeline.evidence.reference import mean_row
 from pipeline.export import export
 from pipeline.report import ReportResult, report
 from pipeline.reporting import thumbnails
 from pipeline.reporting.confusion import confusion
 from pipeline.reporting.costs import Payback
+from pipeline.reporting.evidence import find_evidence, squares
 from pipeline.reporting.findings import find
 from pipeline.reporting.label_issues import LabelIssues
 from pipeline.reporting.next_steps import next_steps
-from pipeline.reporting.predictions import Predictions
+from pipeline.reporting.predictions import Predictions, predict
 from pipeline.reporting.thumbnails import Thumbnails
+from pipeline.row_layout import RowLayout
 from pipeline.run import Run
 from pipeline.run_folder import REPORT_FILE
 from pipeline.search.baselines import Baselines
@@ -229,6 +234,8 @@ def test_the_page_answers_what_a_user_asks(trained: Path) -> None:
     for heading in ("Accuracy", "Errors", "Data quality", "Calibration", "Cost", "Next steps"):
         assert heading in page.text
     assert "Retrained with" not in page.text
+    assert "answered images without an error are needed for 1 % at 95 %, there are 8 images" in page.text
+    assert "Most unlike the training images" in page.text
     assert "headgraft evaluate" in page.text
     assert "test images were evaluated" not in page.text
     assert "95 % interval over images" in page.text
@@ -242,6 +249,31 @@ def test_the_page_answers_what_a_user_asks(trained: Path) -> None:
     again = report(ReportConfig(trained))
     assert again.test["top1"]["value"] == pytest.approx(evaluate(EvaluateConfig(trained)).top1)
     assert "were evaluated once" in looked_over(trained / REPORT_FILE).text
+
+
+def test_evidence_lies_over_the_errors(trained: Path) -> None:
+    """For the predicted class rather than the true one; refitted heads, which saw the images, have none."""
+    run = Run.load(trained)
+    cache = run.open_cache(None)
+    index = cache.index()
+    valid = predict(run, cache, index, "valid")
+    wrong = valid.truth.copy()
+    wrong[::2] = (wrong[::2] + 1) % len(index.classes)  # whatever the head says, some images are errors then
+    found = find_evidence(run, cache, index, replace(valid, truth=wrong))
+    assert found is not None
+    assert found.cells.shape == (8, 2, 2)
+    assert found.border == pytest.approx(1)
+    head, layout = run.folded_head(), RowLayout(8, (2, 2))
+    rows = torch.from_numpy(cache.read([(image.key, "pass:0") for image in valid.images]).astype(np.float32))
+    mean = mean_row(cache, index.split("train"))
+    assert mean is not None
+    order = torch.from_numpy(valid.log_probs).topk(2).indices
+    hits = valid.log_probs.argmax(1) == wrong
+    pairs = torch.stack([order[:, 0], torch.where(torch.from_numpy(hits), order[:, 1], torch.from_numpy(wrong))], 1)
+    expected = torch.stack([one.cells for one in evidence_of(head, rows, mean, layout, pairs)])
+    assert torch.allclose(found.cells, expected)
+    assert find_evidence(replace(run, record=replace(run.record, refit=True)), cache, index, valid) is None
+    assert squares(torch.tensor([[2.0, -1.0], [0.01, 0.0]])) == [(0, 0, 1.0), (1, 0, -0.5)]
 
 
 def test_the_advice_can_be_followed(data: Path, run_extract: Extract, tmp_path: Path) -> None:

@@ -22,15 +22,22 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from chromium import asked, browser, errors
-from conftest import REPOSITORY, draw_image, preprocessing
+from conftest import REPOSITORY, build_tiny, draw_image, preprocessing
 from PIL import Image
 
+from pipeline.backbones.catalog import BACKBONES
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.backbones.weights import NamedWeights
 from pipeline.config import ServeConfig
 from pipeline.errors import DecodeError, PipelineError
 from pipeline.inputs.decode import decode_rgb
+from pipeline.model.file import load_bundle, write_bundle
 from pipeline.serve import serve
 from pipeline.service.decoding import LARGE, SMALL, effort, view_of_large
+from pipeline.unknown.detector import Distance, UnknownDetector, pooled, scale_of
+from pipeline.unknown.fitting import moments_of
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -48,9 +55,10 @@ from pipeline.service import server
 register_tiny()
 vars(server).update(json.loads(sys.argv[2]))
 with shown(logging.INFO):
-    serve(ServeConfig("tests/data/model-1.safetensors", port=int(sys.argv[1]), device="cpu", precision="float32",
+    serve(ServeConfig(sys.argv[3], port=int(sys.argv[1]), device="cpu", precision="float32",
         max_mb=1, max_files=3, max_megapixels=4, max_waiting=4))
 """
+MODEL = REPOSITORY / "tests" / "data" / "model-1.safetensors"
 PREDICT = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -97,8 +105,10 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, descriptors: int = 256, stop: int = signal.SIGINT, **constants: float) -> Iterator[Server]:
-    """The service of the small model in tests/data, with small limits, ended by `stop`; its log is in `folder`."""
+def serving(
+    folder: Path, descriptors: int = 256, stop: int = signal.SIGINT, model: Path = MODEL, **constants: float
+) -> Iterator[Server]:
+    """The service of a small model, that in tests/data, with small limits, ended by `stop`; its log is in `folder`."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors // 2, descriptors))
@@ -106,7 +116,7 @@ def serving(folder: Path, descriptors: int = 256, stop: int = signal.SIGINT, **c
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", SERVER, str(port), json.dumps(constants)]
+    command = [sys.executable, "-c", SERVER, str(port), json.dumps(constants), str(model)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, preexec_fn=limit)
     running = Server(f"http://127.0.0.1:{port}", process, folder / "log")
@@ -155,10 +165,10 @@ def test_health_and_openapi(server: Server) -> None:
     status, body = server.get("/health")
     assert (status, json.loads(body)) == (
         200,
-        {"status": "ok", "model": "model-1.safetensors", "classes": 2, "precision": "float32"},
+        {"status": "ok", "model": "model-1.safetensors", "classes": 2, "precision": "float32", "evidence": False},
     )
     status, body = server.get("/openapi.json")
-    assert {"/predict", "/health"} <= json.loads(body)["paths"].keys()
+    assert {"/predict", "/health", "/drift"} <= json.loads(body)["paths"].keys()
     for path, known in (("/nothing", 404), ("/predict", 405)):
         status, body = server.get(path)
         assert (status, json.loads(body).keys()) == (known, {"reason"})
@@ -310,6 +320,84 @@ def test_the_page_shows_what_is_in_an_uploaded_picture(server: Server, picture: 
         assert all(url.startswith((server.address, "blob:", "data:")) for url in urls)
         page.find_element("tag name", "body").send_keys("\t")
         assert page.switch_to.active_element.get_attribute("id") == "place"
+
+
+@pytest.fixture(scope="module")
+def detecting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same model with a detector that knows pictures like the noise of class 1, evidence and sets."""
+    folder = tmp_path_factory.mktemp("detecting")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "tiny", BackboneSpec(build_tiny, NamedWeights("tiny", "NONE", None)))
+        bundle = load_bundle(MODEL)
+        rows = bundle.on("cpu").features([draw_image(folder / f"{number}.png", number) for number in range(60)])
+    known, logits = pooled(bundle.layout, rows), bundle.head(rows)
+    distance = Distance.of(moments_of(known[:30], torch.arange(30) % 2, 2))
+    scale = scale_of(distance.of_rows(known[30:]), logits[30:])
+    detector = UnknownDetector(distance, scale, torch.zeros(1))
+    detector = UnknownDetector(distance, scale, detector.scores(known[30:], logits[30:]).sort().values)
+    card = {name: value for name, value in bundle.stored.items() if name != "digest"}
+    card["unknown"] = {"score": "a score", "false_alarms": 0.04, "images": 30, "auroc_left_out": None}
+    card["sets"] = {"coverage": 0.9, "images": 30, "least": [0.5, 0.1], "mean_size": 1.5}
+    model = folder / "model.safetensors"
+    write_bundle(model, bundle.backbone_tensors, bundle.head, card, detector, rows.mean(0))
+    with serving(folder, model=model) as running:
+        yield running
+
+
+def test_unknown_pictures_are_not_answered(detecting: Server, tmp_path: Path) -> None:
+    """Those like the training images are, with a set and evidence where that is asked for; drift counts them all."""
+    picture, stripes = draw_image(tmp_path / "one.png", 0).read_bytes(), io.BytesIO()
+    Image.fromarray(np.tile(np.array([[0], [255]], np.uint8), (20, 40))).save(stripes, "PNG")
+    status, answer = detecting.post(("a.png", picture), ("b.png", stripes.getvalue()), query="?explain=true")
+    assert status == 200
+    known, unknown = answer["predictions"]
+    assert (known["answered"], known["reason"], known["set"]) == (True, "", ["a", "b"])
+    assert known["unknown_p"] > 0.04 > unknown["unknown_p"]
+    assert (unknown["answered"], unknown["reason"]) == (False, "probably none of the 2 classes")
+    evidence = known["evidence"]
+    assert (evidence["class"], evidence["against"]) == ("a", "b")
+    assert np.sum(evidence["cells"]) + evidence["constant"] == pytest.approx(evidence["total"], abs=1e-6)
+    assert evidence["picture"].startswith("data:image/png;base64,")
+    assert detecting.post(("a.png", picture))[1]["predictions"][0]["evidence"] is None
+    for _ in range(20):
+        detecting.post(("b.png", stripes.getvalue()))
+    drift = json.loads(detecting.get("/drift")[1])
+    assert drift["images"] == sum(drift["tenths"]) == 23
+    assert drift["unlike"] > 0.5
+    assert detecting.post(("a.png", picture), query="?explain=perhaps")[0] == 422
+
+
+def test_models_without_a_detector_answer_everything(server: Server, picture: bytes) -> None:
+    """As before; evidence is refused with what to do, and nothing is known of drift."""
+    (one,) = server.post(("a.png", picture))[1]["predictions"]
+    assert (one["answered"], one["reason"], one["unknown_p"], one["set"]) == (True, "", None, None)
+    status, answer = server.post(("a.png", picture), query="?explain=true")
+    assert status == 422
+    assert "export it again" in answer["reason"]
+    assert json.loads(server.get("/drift")[1]) == {
+        "images": 0, "unlike": None, "interval": None, "flagged": None, "expected": None, "tenths": [0] * 10
+    }  # fmt: skip
+
+
+def test_the_page_says_none_of_these_and_why(detecting: Server, tmp_path: Path) -> None:
+    """In plain words, with the picture's evidence; no error is logged at a phone's width."""
+    draw_image(tmp_path / "a.png", 0)
+    Image.fromarray(np.tile(np.array([[0], [255]], np.uint8), (20, 40))).save(tmp_path / "b.png")
+    with browser() as page:
+        page.get(detecting.address + "/")
+        deadline = time.monotonic() + 20
+        while "classes apart" not in page.find_element("id", "about").text and time.monotonic() < deadline:
+            time.sleep(0.1)
+        page.find_element("id", "files").send_keys(f"{tmp_path / 'a.png'}\n{tmp_path / 'b.png'}")
+        while len(page.find_elements("css selector", "article")) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        known, unknown = page.find_elements("css selector", "article")
+        assert known.find_element("css selector", "summary").text == "Why rose rather than b"
+        assert known.find_element("css selector", "details img").is_displayed()
+        assert "One of 2 classes: rose, b." in known.text
+        assert "Probably none of the 2 classes." in unknown.text
+        assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert errors(page) == []
 
 
 def many_scans(side: int, scans: int) -> bytes:

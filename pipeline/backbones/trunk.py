@@ -145,6 +145,12 @@ def layer_of(name: str, size: int, layer: str | None = None) -> tuple[str, tuple
         raise ConfigError(f"--image-size is {size}, which {name} does not take: choose {known}") from error
 
 
+def layer_with_cells(name: str, size: int) -> str | None:
+    """A layer whose rows have a map of several cells, one such as map; None where it has none."""
+    layers = backbone_spec(name).layers(build_network(name, size, empty=True).to("meta"), size)
+    return next((layer for layer in ("map", "tokens") if layer in layers), None)
+
+
 def _fits(name: str, size: int, layer: str | None) -> bool:
     try:
         _probed(backbone_spec(name), name, size, layer)

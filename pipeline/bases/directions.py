@@ -53,7 +53,7 @@ def _principal_of_rows(blocks: Blocks, components: int) -> list[Stage]:
 def _principal(moments: Moments, components: int) -> Tensor:
     """The first `components` principal directions, all scaled alike to a mean variance of 1, (R, components)."""
     _refuse_more(components, min(int(moments.counts.sum()), len(moments.products)))
-    variances, vectors = _eigenvectors(moments.total, components)
+    variances, vectors = leading_eigenvectors(moments.total, components)
     scale = variances[-components:].mean().clamp_min(1e-12).sqrt()  # the largest last
     return vectors[:, -components:].flip(1) / scale
 
@@ -66,7 +66,7 @@ def _refuse_more(components: int, most: int) -> None:
         )
 
 
-def _eigenvectors(covariance: Tensor, components: int) -> tuple[Tensor, Tensor]:
+def leading_eigenvectors(covariance: Tensor, components: int) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors, the largest last; in float64 where so many values are equal that float32 fails.
 
     Where few of them are asked for, these alone, by Lanczos' method: nine times as fast as all.

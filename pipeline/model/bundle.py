@@ -1,65 +1,36 @@
 """An exported model in memory: backbone, head, preprocessing and classes; from images to probabilities."""
 
 import logging
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from threading import Event
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from typing_extensions import TypedDict  # which pydantic wants before Python 3.12
 
 from pipeline.backbones.backbone import Backbone
 from pipeline.backbones.fastest import load_backbone
 from pipeline.backbones.golden import VERSIONS, differ
-from pipeline.backbones.trunk import build_trunk
-from pipeline.console import named
-from pipeline.errors import BundleError, DecodeError
+from pipeline.backbones.trunk import build_trunk, layer_with_cells
+from pipeline.errors import BundleError
+from pipeline.evidence.attribution import Evidence, evidence_of, has_cells
 from pipeline.heads.head import Head
 from pipeline.inputs.decode import Pixels
-from pipeline.inputs.preprocessing import ImageSource, Preprocessing
-from pipeline.inputs.remarks import Remarks, catching_warnings
+from pipeline.inputs.preprocessing import Preprocessing
+from pipeline.inputs.remarks import Remarks
 from pipeline.machine.device import computes, resolve_device, resolve_precision
 from pipeline.model.card import ModelCard
+from pipeline.model.prediction import Outputs, Prediction, prediction_of
+from pipeline.model.views import AnyImage, listed, view_batches
+from pipeline.row_layout import RowLayout, layout_of
+from pipeline.unknown.detector import UnknownDetector, pooled
 
 logger = logging.getLogger("headgraft.model")
 
-AnyImage = ImageSource | Pixels  # a file, its bytes, an image of Pillow, or a view
 _BATCH = 32  # images, on a device: nearly its full rate, and one image does not wait for hundreds
-_AHEAD = 2  # batches that are decoded before they are asked for
-
-
-# As `predict --json` and the service give it; `class` is `label` under its earlier name, until 1.0.
-ScoreJson = TypedDict("ScoreJson", {"label": str, "class": str, "name": str, "probability": float})
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """A class, its display name and its probability."""
-
-    label: str
-    name: str
-    probability: float
-
-    def as_json(self) -> ScoreJson:
-        """With the label under both of its names."""
-        return {"label": self.label, "class": self.label, "name": self.name, "probability": self.probability}
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable classes of an image, the likeliest first; `path` is None where it was not given as one."""
-
-    path: Path | None
-    top: tuple[ClassScore, ...]
 
 
 @dataclass(frozen=True)
@@ -72,6 +43,9 @@ class Bundle:
         backbone_tensors: float32, by name.
         head: over rows of the backbone, (B, D) → log-probabilities (B, C).
         stored: the card's JSON as it was read, with what a later version added.
+        detector: of unknown images; None of a model without one.
+        mean_row: mean of the training images, (D,), that evidence is measured from; None of a model without it, whose
+            rows have no cells.
     """
 
     path: Path
@@ -79,6 +53,8 @@ class Bundle:
     backbone_tensors: dict[str, Tensor]
     head: Head
     stored: dict[str, Any] = field(default_factory=dict, repr=False)
+    detector: UnknownDetector | None = field(default=None, repr=False)
+    mean_row: Tensor | None = field(default=None, repr=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -89,6 +65,11 @@ class Bundle:
     def preprocessing(self) -> Preprocessing:
         """How images become the input, as in stage one."""
         return Preprocessing.of(self.card.manifest.base)
+
+    @property
+    def layout(self) -> RowLayout:
+        """How the features of its rows lie."""
+        return layout_of(self.card.manifest)
 
     def backbone(self, device: torch.device, precision: str, batch_size: int | None = None) -> Backbone:
         """The bundle's backbone, ready to compute rows; on a device in smaller batches than extraction's."""
@@ -143,11 +124,39 @@ class Bundle:
         failed: dict[int, str] = {}
         return Predictor(self, backbone).log_probs(images, mirrored, failed, remarks), failed
 
-    def top(self, log_probs: Tensor, top_k: int) -> tuple[ClassScore, ...]:
-        """The most probable classes of log-probabilities (C,), the likeliest first."""
-        values, indexes = log_probs.exp().topk(min(top_k, len(self.classes)))
-        found = [(self.classes[index], value) for index, value in zip(indexes.tolist(), values.tolist(), strict=True)]
-        return tuple(ClassScore(label, self.card.names.get(label, label), value) for label, value in found)
+    def prediction(self, outputs: Outputs, top_k: int, path: Path | None = None) -> Prediction:
+        """What it says of the one image that `outputs` are of."""
+        return prediction_of(self.card, outputs, top_k, path)
+
+    def name(self, place: int) -> str:
+        """The display name of the class at a place of the outputs."""
+        return self.card.names.get(self.classes[place], self.classes[place])
+
+    def evidence(self, rows: Tensor) -> list[Evidence]:
+        """Why the most probable class rather than the runner-up, of rows of the backbone (N, D).
+
+        BundleError as of `refuse_without_evidence`.
+        """
+        self.refuse_without_evidence()
+        assert self.mean_row is not None
+        return evidence_of(self.head, rows, self.mean_row, self.layout)
+
+    @cached_property
+    def without_evidence(self) -> str:
+        """Why there is no evidence: the model has no mean image, or rows have no cells; "" where there is."""
+        base = self.card.manifest.base
+        if not has_cells(self.layout):
+            other = layer_with_cells(base.backbone, base.input_size)
+            advice = f"extract with --layer {other}" if other else "extract with another backbone"
+            return f"{base.layer} of {base.backbone} has no map of several cells, which evidence needs: {advice}"
+        if self.mean_row is None:
+            return f"{self.path.name} was exported without the mean image that evidence needs: export it again"
+        return ""
+
+    def refuse_without_evidence(self) -> None:
+        """BundleError where there is no evidence."""
+        if self.without_evidence:
+            raise BundleError(self.without_evidence)
 
     def as_module(self) -> nn.Module:
         """The whole model in float32: normalised images (B, 3, S, S) → log-probabilities (B, C).
@@ -171,10 +180,10 @@ class Predictor:
 
     def predict(self, images: AnyImage | Iterable[AnyImage], top_k: int = 5) -> list[Prediction]:
         """The `top_k` most probable classes of each image, or of the one; DecodeError as of `log_probs`."""
-        given = _listed(images)
+        given = listed(images)
         paths = [Path(image) if isinstance(image, str | Path) else None for image in given]
-        rows = self.log_probs(given)
-        return [Prediction(path, self.bundle.top(row, top_k)) for path, row in zip(paths, rows, strict=True)]
+        found = self.outputs(given)
+        return [self.bundle.prediction(found[number], top_k, path) for number, path in enumerate(paths)]
 
     def log_probs(
         self,
@@ -183,20 +192,35 @@ class Predictor:
         failed: dict[int, str] | None = None,
         remarks: Remarks | None = None,
     ) -> Tensor:
-        """Log-probabilities of images (N, C) float32, `mirrored` as in `of_views`.
+        """Log-probabilities of images (N, C) float32, as of `outputs`."""
+        return self.outputs(images, mirrored, failed, remarks).log_probs
+
+    def outputs(
+        self,
+        images: Sequence[AnyImage],
+        mirrored: bool = False,
+        failed: dict[int, str] | None = None,
+        remarks: Remarks | None = None,
+        each: Callable[[int, Pixels, Outputs], None] | None = None,
+    ) -> Outputs:
+        """All that the model computes of images, `mirrored` as in `of_views`.
 
         Images that cannot be decoded are in `failed`, with the reason by index, and their rows are NaN; without
-        `failed`, DecodeError names them. What is odd in files that are read goes into `remarks`.
+        `failed`, DecodeError names them. What is odd in files that are read goes into `remarks`. `each` is called with
+        the index, the view and the outputs of one image, which have its row; the rows of all are not kept.
         """
         if mirrored and self.bundle.card.calibration.flip_temperature is None:
             logger.warning(
                 "the model has no temperature for --tta flip, so its averaged probabilities are not calibrated: "
                 "export it with --tta flip"
             )
-        found = torch.full((len(images), len(self.bundle.classes)), float("nan"))
+        found = Outputs.empty(len(images), len(self.bundle.classes), self.bundle.detector is not None)
         network = self.backbone
         for indexes, views in view_batches(network.preprocessing, images, network.batch_size, failed, remarks):
-            found[indexes] = self.of_views(views, mirrored)
+            some = self.of_views(views, mirrored)
+            found.fill(indexes, some)
+            for number, index in enumerate(indexes if each else []):
+                each(index, views[number], some[number])  # type: ignore[misc]  # there are none without it
         return found
 
     def features(self, images: Sequence[AnyImage]) -> Tensor:
@@ -205,84 +229,20 @@ class Predictor:
         return torch.cat([self.backbone.features(views) for _, views in batches])
 
     @torch.inference_mode()
-    def of_views(self, views: Sequence[Pixels], mirrored: bool = False) -> Tensor:
-        """Log-probabilities (B, C) of one batch of views.
+    def of_views(self, views: Sequence[Pixels], mirrored: bool = False) -> Outputs:
+        """What the model computes of one batch of views.
 
         With `mirrored`, each is seen as it is and mirrored, and the probabilities are averaged, then scaled by
-        `flip_temperature`. BundleError where they are not finite.
+        `flip_temperature`; p-values are of the view as it is. BundleError where log-probabilities are not finite.
         """
-        found: Tensor = self.bundle.head(self.backbone.features(views))
+        head, detector = self.bundle.head, self.bundle.detector
+        rows = self.backbone.features(views)
+        found: Tensor = head(rows)
+        p_values = detector.p_values(pooled(self.bundle.layout, rows), found) if detector else None
         if mirrored:
-            other = self.bundle.head(self.backbone.features([view[:, ::-1] for view in views]))
+            other = head(self.backbone.features([view[:, ::-1] for view in views]))
             temperature = self.bundle.card.calibration.flip_temperature or 1.0
             found = torch.log_softmax(torch.logaddexp(found, other) / temperature, 1)
         if not found.isfinite().all():
             raise BundleError(f"{self.bundle.path} produced NaN or infinite probabilities: its weights are too large")
-        return found
-
-
-def view_batches(
-    preprocessing: Preprocessing,
-    images: Sequence[AnyImage],
-    size: int,
-    failed: dict[int, str] | None = None,
-    remarks: Remarks | None = None,
-) -> Iterator[tuple[list[int], list[Pixels]]]:
-    """Views of images in batches of at most `size`, decoded ahead in a thread: (indexes, views).
-
-    `failed` and `remarks` are those of `Predictor.log_probs`.
-    """
-    reasons: dict[int, str] = {} if failed is None else failed
-    noted = Remarks() if remarks is None else remarks
-    stopped = Event()
-
-    def decoded(start: int) -> tuple[list[int], list[Pixels]]:
-        views: dict[int, Pixels] = {}
-        for index, image in enumerate(images[start : start + size], start):
-            if stopped.is_set():
-                break
-            odd: dict[str, str] = {}
-            try:
-                views[index] = _view(preprocessing, image, odd)
-                noted.add(_name(image, index), odd)
-            except DecodeError as error:
-                reasons[index] = str(error)
-        return [*views.keys()], [*views.values()]
-
-    with catching_warnings(), ThreadPoolExecutor(1, "decode") as pool:
-        starts = iter(range(0, len(images), size))
-        waiting = deque(pool.submit(decoded, start) for start in islice(starts, _AHEAD))
-        try:
-            while waiting:
-                indexes, views = waiting.popleft().result()
-                waiting.extend(pool.submit(decoded, start) for start in islice(starts, 1))
-                if views:
-                    yield indexes, views
-        finally:
-            stopped.set()  # an interrupt does not wait for images that nobody wants any more
-            pool.shutdown(wait=False, cancel_futures=True)
-    if failed is None and reasons:
-        lines = [f"  {_name(images[index], index)}: {reason}" for index, reason in reasons.items()]
-        found = f"{len(reasons)} of {len(images)} images cannot be decoded; fix or remove them:"
-        raise DecodeError("\n".join([found, *lines]))
-
-
-def _view(preprocessing: Preprocessing, image: AnyImage, odd: dict[str, str]) -> Pixels:
-    if not isinstance(image, np.ndarray):
-        return preprocessing.view(preprocessing.decode(image, odd))
-    shape = (preprocessing.input_size, preprocessing.input_size, 3)
-    if image.shape != shape or image.dtype != np.uint8:
-        raise DecodeError(
-            f"an array {image.shape} of {image.dtype}, expected a view {shape} of uint8; give the pixels of a whole "
-            "image as PIL.Image.fromarray(pixels)"
-        )
-    return image
-
-
-def _listed(images: AnyImage | Iterable[AnyImage]) -> list[AnyImage]:
-    one = isinstance(images, str | Path | bytes | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
-    return [images] if one else list(images)  # type: ignore[list-item, arg-type]  # as `one` says
-
-
-def _name(image: AnyImage, index: int) -> str:
-    return named(image) if isinstance(image, str | Path) else f"image {index}"
+        return Outputs(found, p_values, rows)

@@ -38,6 +38,64 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Rejection:
+    """The threshold below which the model does not answer, and what it promises.
+
+    Attributes:
+        max_error: fraction of its answers that may be wrong.
+        confidence: that at most these are, over images to fit the threshold on.
+        threshold: of the probability of the most probable class.
+        images: that the threshold was fitted on: one of each group, by heads that were not trained on them.
+        answered: images of these that the model would answer.
+        wrong: images of these that it would be wrong about.
+        digest: of these images, SHA-256.
+    """
+
+    max_error: Fraction
+    confidence: Fraction
+    threshold: Fraction
+    images: Count
+    answered: Count
+    wrong: Count
+    digest: Digest
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """What the detector of unknown images is worth.
+
+    Attributes:
+        score: what it adds up.
+        false_alarms: fraction of known images that is said to be unknown.
+        images: known images that its p-values are fractions of.
+        auroc_left_out: mean probability that an image of a class that was kept from a head is more unlike than one of
+            the others, over parts of the classes; None of fewer than three classes.
+    """
+
+    score: str
+    false_alarms: Fraction
+    images: Count
+    auroc_left_out: Fraction | None = None
+
+
+@dataclass(frozen=True)
+class PredictionSets:
+    """Sets of classes that hold the true one.
+
+    Attributes:
+        coverage: fraction of images whose set does.
+        images: that the thresholds were fitted on.
+        least: probability from which each class is in the set, in the order of the classes.
+        mean_size: classes in a set, over these images.
+    """
+
+    coverage: Fraction
+    images: Count
+    least: list[Fraction]
+    mean_size: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """An evaluation as run.json has it: `Scores`, and `when` in UTC. Earlier ones have none of the optional fields."""
 
@@ -94,6 +152,9 @@ class ModelCard:
             that was not.
         folds: number of folds that it was chosen over; the validation accuracy is then that of out-of-fold predictions.
         class_prior: class frequencies that probabilities were corrected for.
+        rejection: when the model does not answer; None where it always does, but for `unknown`.
+        unknown: of images of none of the classes; None of a model that does not look for these.
+        sets: of classes; None of a model without these.
         versions: of libraries.
         digest: of the tensors and the other fields; "" of models that were exported without one.
     """
@@ -121,6 +182,9 @@ class ModelCard:
     scores: TrainedScores = TrainedScores()
     calibration: Calibration = Calibration()
     class_prior: str = "none"
+    rejection: Rejection | None = None
+    unknown: Unknown | None = None
+    sets: PredictionSets | None = None
     versions: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
     format: Literal[1] = BUNDLE_FORMAT
@@ -136,6 +200,8 @@ class ModelCard:
             raise ValueError(f"{card.backbone[:20]!r} in {base.precision[:20]!r}, unlike its manifest or this program")
         if card.calibration.ece and "temperature" not in stored["calibration"]:
             raise ValueError("calibration errors without the temperature")
+        if card.sets and len(card.sets.least) != len(card.classes):
+            raise ValueError(f"thresholds of {len(card.sets.least)} classes for {len(card.classes)}")
         if len(set(card.classes)) != len(card.classes):
             raise ValueError("a class twice")
         _ = card.scores.evaluations

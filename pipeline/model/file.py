@@ -21,14 +21,31 @@ from pipeline.errors import BundleError, ConfigError, PipelineError
 from pipeline.heads.head import Head
 from pipeline.model.bundle import Bundle
 from pipeline.model.card import BUNDLE_FORMAT, ModelCard
+from pipeline.row_layout import layout_of
+from pipeline.unknown.detector import UnknownDetector, pooled
 
 METADATA_KEY = "headgraft"
+MEAN_ROW = "evidence.mean"
 
 
-def write_bundle(path: Path, backbone: dict[str, Tensor], head: Head, card: dict[str, Any]) -> None:
-    """Write tensors `backbone.*` and `head.*`, the JSON `card` and their digest as one file, whole or not at all."""
+def write_bundle(
+    path: Path,
+    backbone: dict[str, Tensor],
+    head: Head,
+    card: dict[str, Any],
+    detector: UnknownDetector | None = None,
+    mean_row: Tensor | None = None,
+) -> None:
+    """Write tensors `backbone.*`, `head.*`, `unknown.*` and the mean row, if any, the JSON `card` and their digest.
+
+    As one file, whole or not at all.
+    """
     tensors = {f"backbone.{name}": tensor for name, tensor in backbone.items()}
     tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    if detector:
+        tensors |= {f"unknown.{name}": tensor for name, tensor in detector.tensors().items()}
+    if mean_row is not None:
+        tensors[MEAN_ROW] = mean_row
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     card = {**card, "digest": _digest(contiguous, card)}
     write_atomically(path, save(contiguous, {METADATA_KEY: json.dumps(card, sort_keys=True)}))
@@ -70,11 +87,12 @@ def load_bundle(path: str | Path, weights: str | None = None) -> Bundle:
         backbone = _backbone_elsewhere(path, card, weights)
     try:
         head = _fitting_head(card, backbone, layers)
+        detector, mean = _fitting_extras(card, tensors)
     except (RuntimeError, ValueError, ConfigError) as error:
         raise BundleError(
             f"{path} holds tensors that do not fit its card ({card.backbone}): {fault(error)}; export it again"
         ) from error
-    return Bundle(path, card, backbone, head, stored)
+    return Bundle(path, card, backbone, head, stored, detector, mean)
 
 
 def _backbone_elsewhere(path: Path, card: ModelCard, weights: str | None) -> dict[str, Tensor]:
@@ -140,3 +158,21 @@ def _fitting_head(card: ModelCard, backbone: dict[str, Tensor], layers: dict[str
     if head.num_classes != len(card.classes):
         raise ValueError(f"the head has {head.num_classes} outputs for {len(card.classes)} classes")
     return head
+
+
+def _fitting_extras(card: ModelCard, tensors: dict[str, Tensor]) -> tuple[UnknownDetector | None, Tensor | None]:
+    """The detector and the mean row, if any; ValueError where one is of another shape or type than the card says."""
+    layout, extras = layout_of(card.manifest), _part(tensors, "unknown.")
+    mean = tensors.get(MEAN_ROW)
+    every = [*extras.values(), *([] if mean is None else [mean])]
+    if not all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in every):
+        raise ValueError("numbers of unknown images or of the mean image that are no finite float32")
+    if mean is not None and mean.shape != (layout.in_features,):
+        raise ValueError(f"a mean image of {tuple(mean.shape)} for {layout.in_features} features")
+    if not card.unknown:
+        return None, mean
+    width = pooled(layout, torch.zeros(1, layout.in_features)).shape[1]
+    try:
+        return UnknownDetector.from_tensors(extras, width), mean
+    except KeyError as error:
+        raise ValueError(f"no complete detector of unknown images ({error})") from error

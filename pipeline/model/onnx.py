@@ -15,8 +15,9 @@ import torch
 from cache.errors import install_hint
 from pipeline.backbones.backbone import normalise
 from pipeline.errors import PipelineError
-from pipeline.model.bundle import Bundle, view_batches
+from pipeline.model.bundle import Bundle
 from pipeline.model.parity import largest_difference
+from pipeline.model.views import view_batches
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # in log-probability, class by class

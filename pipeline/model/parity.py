@@ -28,7 +28,7 @@ from pipeline.errors import ParityError, RunError
 from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.inputs.views import Views
 from pipeline.machine.device import CPU, computes
-from pipeline.model.bundle import view_batches
+from pipeline.model.views import view_batches
 from pipeline.run import Run
 from pipeline.statistics.calibration import at_temperature
 

@@ -19,6 +19,7 @@ from pipeline.search.results import HeadResult
 from pipeline.statistics.calibration import BINS
 from pipeline.statistics.intervals import Interval
 from pipeline.statistics.power_law import Point, PowerLaw
+from pipeline.statistics.selective import RiskCoverage
 
 # Stand-ins that the page's style sheet gives their colours: matplotlib knows no variables.
 INK, SOFT, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
@@ -166,6 +167,28 @@ def error_by_images(points: Sequence[Point], law: PowerLaw, forecast: Sequence[P
     _log_scale(axes)
     axes.set_ylim(bottom=0)
     return _svg(axes, in_page)
+
+
+@mpl.rc_context(_STYLE)
+def risk_coverage(curve: RiskCoverage) -> Markup:
+    """Error among the most confident images, by the fraction of the images that these are."""
+    axes = _chart("Error among the answered", xlabel="fraction of the images answered")
+    axes.plot(curve.coverage, curve.risk, color=SECOND)
+    axes.set(xlim=(0, 1), ylim=(0, None))
+    axes.xaxis.set_major_formatter(_PERCENT)
+    return _svg(axes)
+
+
+@mpl.rc_context(_STYLE)
+def p_value_curve(p_values: np.ndarray) -> Markup:
+    """An SVG file: fraction of images with a p-value of at most so much; the diagonal is of images like training's."""
+    axes = _chart("Images with a p-value of at most p", xlabel="p: fraction of known images that are as unlike")
+    rising = np.sort(p_values)
+    axes.plot((0, 1), (0, 1), color=INK, lw=0.8, ls="--", label="like the training images")
+    axes.step([0, *rising, 1], [0, *np.arange(1, len(rising) + 1) / len(rising), 1], color=SECOND, where="post")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.legend(fontsize=8)
+    return _svg(axes, in_page=False)
 
 
 def _chart(title: str, percent: bool = True, wide: bool = False, **settings: Any) -> Axes:

@@ -19,9 +19,11 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.inputs.splitting import count_leaks
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne
+from pipeline.reporting.evidence import EvidenceFound, find_evidence
 from pipeline.reporting.label_issues import LabelIssues, label_issues
 from pipeline.reporting.predictions import Predictions, predict
 from pipeline.reporting.rows import SplitRows, clean_rows, narrow
+from pipeline.reporting.sureness import Sureness, find_sureness
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RESULTS_FILE
 from pipeline.search.baselines import Baselines, baselines
@@ -57,6 +59,7 @@ class Findings:
         known: baselines, in the basis of the run where that is narrow enough.
         confusion: of the same images.
         calibration: of the same images.
+        sureness: what would be answered where only sure predictions are.
         label_issues: of training and validation images.
         refusal: why no label could be checked; "" where they were.
         compared: whether all images were compared; of more than `MOST_COMPARED`, duplicates are identical files alone.
@@ -69,6 +72,7 @@ class Findings:
         sweep: what a sweep left; None for another run.
         cross_validated: out-of-fold predictions that lie in the cache; None without, and of other images.
         curve: the learning curve that lies in the cache; None without, and of another state of the set.
+        evidence: where decisions come from; None where that cannot be said.
     """
 
     run: Run
@@ -80,6 +84,7 @@ class Findings:
     known: Baselines
     confusion: Confusion
     calibration: Fit
+    sureness: Sureness
     label_issues: LabelIssues
     refusal: str
     compared: bool
@@ -92,6 +97,7 @@ class Findings:
     sweep: Sweep | None = None
     cross_validated: OutOfFold | None = None
     curve: CurveResult | None = None
+    evidence: EvidenceFound | None = None
 
     def name(self, place: int) -> str:
         """What to call the class at a place of the head's outputs."""
@@ -120,6 +126,12 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
     refusal = unchecked(cache, index)
     issues = LabelIssues([], 0, {}) if refusal else label_issues(cache, index, duplicates.groups)
     config, groups = run.record.config, duplicates.groups
+    calibration = calibrate(
+        torch.from_numpy(valid.log_probs),
+        torch.from_numpy(valid.truth),
+        valid.images,
+        () if run.record.folds else index.split("train"),
+    )
     return Findings(
         run=run,
         cache=cache,
@@ -129,12 +141,8 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
         scores=valid.accuracies(groups),
         known=sweep.result.baselines if sweep and sweep.result.folds else _baselines(run, cache, index),
         confusion=confusion(valid),
-        calibration=calibrate(
-            torch.from_numpy(valid.log_probs),
-            torch.from_numpy(valid.truth),
-            valid.images,
-            () if run.record.folds else index.split("train"),
-        ),
+        calibration=calibration,
+        sureness=find_sureness(run, cache, index, valid, calibration.temperature, groups),
         label_issues=issues,
         refusal=refusal,
         compared=compared,
@@ -151,6 +159,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
         sweep=sweep,
         cross_validated=_cross_validated(cache, index),
         curve=_curve(cache, index),
+        evidence=find_evidence(run, cache, index, valid),
     )
 
 

@@ -8,8 +8,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline.console import counted, duration, named, size
 from pipeline.duplicates.near_duplicates import MOST_COMPARED
 from pipeline.heads.head import hidden_in_words
+from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.reporting import figures, sections
 from pipeline.reporting.costs import PHASES
+from pipeline.reporting.evidence import squares
 from pipeline.reporting.findings import Findings
 from pipeline.reporting.label_issues import FOLDS
 from pipeline.reporting.next_steps import next_steps
@@ -35,6 +37,8 @@ def render(found: Findings, shown: sections.Shown, pictures: Thumbnails) -> byte
         pictures=pictures,
         numbers={digest: number for number, digest in enumerate(pictures.uris)},
         figures=figures,
+        squares=squares,
+        inset=_inset(found),
         hidden_in_words=hidden_in_words,
         held_out="held-out" if found.run.record.folds else "validation",
         ranked=ranked,
@@ -50,6 +54,12 @@ def render(found: Findings, shown: sections.Shown, pictures: Thumbnails) -> byte
     )
     parts = environment.get_template("parts.html").module
     return environment.get_template("page.html").render(parts=parts).encode("utf-8", "backslashreplace")
+
+
+def _inset(found: Findings) -> float:
+    """Fraction of a thumbnail's side, on each side, that the backbone does not see."""
+    seen = Preprocessing.of(found.cache.manifest.base)
+    return (1 - seen.input_size / seen.resize) / 2
 
 
 def _environment() -> Environment:

@@ -11,7 +11,7 @@ from pipeline.reporting.confusion import Cell, ClassRow, Pair, class_rows
 from pipeline.reporting.findings import Findings
 from pipeline.reporting.label_issues import LabelIssue
 
-PAIRS, PICTURES, LABEL_ISSUES, DUPLICATES, IN_CELL = 25, 24, 48, 24, 40  # that are shown
+PAIRS, PICTURES, UNLIKE, LABEL_ISSUES, DUPLICATES, IN_CELL = 25, 24, 12, 48, 24, 40  # that are shown
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Shown:
         hits: places of correctly classified validation images, the least confident first.
         pairs: classes that are confused.
         label_issues: images that agree least with their label.
+        unlike: places of the validation images that are most unlike the training images.
         duplicates: near-duplicates with their images, those across splits or labels first.
         classes: those of the least recall first, those without validation images last.
         cells: cells of the confusion matrix that something on the page leads to: of a thousand classes there are more
@@ -31,6 +32,7 @@ class Shown:
 
     mistakes: list[int]
     hits: list[int]
+    unlike: list[int]
     pairs: list[Pair]
     label_issues: list[LabelIssue]
     duplicates: list[tuple[Duplicate, ImageRecord, ImageRecord]]
@@ -50,6 +52,7 @@ def choose_shown(found: Findings) -> Shown:
     return Shown(
         mistakes=[place for place in sure_first if not valid.hits[place]][:PICTURES],
         hits=[place for place in unsure_first if valid.hits[place]][:PICTURES],
+        unlike=found.sureness.unlike[:UNLIKE],
         pairs=pairs,
         label_issues=found.label_issues.found[:LABEL_ISSUES],
         duplicates=_duplicates(found),
@@ -72,6 +75,7 @@ def wanted_pictures(found: Findings, shown: Shown) -> Iterator[ImageRecord]:
     for _, a, b in shown.duplicates:
         yield from (a, b)
     yield from (images[place] for place in shown.hits)
+    yield from (images[place] for place in shown.unlike)
     cells = found.confusion.cells.values()
     for cell in sorted(cells, key=lambda cell: cell.truth == cell.predicted):  # mistakes before hits
         yield from (images[place] for place in cell.images[:IN_CELL])

@@ -114,15 +114,13 @@ def run_of(config: SweepConfig, kept: Seeds, bases: BasisCache) -> Run:
         seeds = [kept.config.seed + number for number in range(config.seeds if config.merge else 1)]
         basis, head = fit_on_all(bases.trainset, kept.settings, kept.config.epochs or 0, seeds, bases.memory)
         run = new_run(kept.config, bases.trainset, Fitted(head, [], accuracy, loss, kept.seconds), basis)
-        return replace(
-            run,
-            record=replace(run.record, refit=True, folds=config.folds, classes_without_validation=0),
-            held_out=log_probs,
-        )
+        record = replace(run.record, refit=True, folds=config.folds, merged=len(seeds), classes_without_validation=0)
+        return replace(run, record=record, held_out=log_probs)
     fitted = kept.fitted[0]
     if config.merge:
         fitted = Fitted(merge_heads([one.head for one in kept.fitted]), [], accuracy, loss, kept.seconds)
-    return new_run(kept.config, bases.trainset, fitted, bases.splits(kept.settings.basis)[0].basis)
+    run = new_run(kept.config, bases.trainset, fitted, bases.splits(kept.settings.basis)[0].basis)
+    return replace(run, record=replace(run.record, merged=len(kept.fitted) if config.merge else 1))
 
 
 def describe(settings: HeadSettings) -> str:

@@ -3,24 +3,23 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from torch import Tensor
-
 from pipeline.inputs.decode import Pixels
 from pipeline.model.bundle import Predictor
+from pipeline.model.prediction import Outputs
 
 
 class Batcher:
-    """Log-probabilities of views, computed in batches across requests, in one event loop."""
+    """Outputs of views, computed in batches across requests, in one event loop."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
         self._thread = ThreadPoolExecutor(1, "predict")
-        self._waiting: list[tuple[Pixels, asyncio.Future[Tensor]]] = []
+        self._waiting: list[tuple[Pixels, asyncio.Future[Outputs]]] = []
         self._computing: asyncio.Task[None] | None = None
 
-    async def log_probs(self, view: Pixels) -> Tensor:
-        """Log-probabilities (C,) of one view, computed in the next batch."""
-        answer: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
+    async def outputs(self, view: Pixels) -> Outputs:
+        """Outputs of one view, computed in the next batch."""
+        answer: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
         self._waiting.append((view, answer))
         if self._computing is None or self._computing.done():
             self._computing = asyncio.create_task(self._compute())
@@ -34,15 +33,15 @@ class Batcher:
             if not batch:
                 continue
             try:
-                rows = await loop.run_in_executor(self._thread, self._predictor.of_views, [view for view, _ in batch])
+                found = await loop.run_in_executor(self._thread, self._predictor.of_views, [view for view, _ in batch])
             except Exception as error:  # whatever it is belongs to the requests, and the next batch is computed
                 for _, answer in batch:
                     if not answer.done():
                         answer.set_exception(error)
                 continue
-            for (_, answer), row in zip(batch, rows, strict=True):
+            for number, (_, answer) in enumerate(batch):
                 if not answer.done():
-                    answer.set_result(row)
+                    answer.set_result(found[number])
 
     def close(self) -> None:
         """End when the batch that is being computed is done; no request waits for others any more."""

@@ -1,15 +1,17 @@
 """How good log-probabilities are: accuracies with intervals, and calibration."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
+import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from pipeline.console import counted
 from pipeline.statistics.calibration import error_of, floor_of
 from pipeline.statistics.intervals import accuracies
+from pipeline.statistics.selective import risk_coverage
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,39 @@ class Unrelated:
         return f"{of}: top-1 {self.top1:.2%} ({low:.2%} to {high:.2%})"
 
 
+@dataclass(frozen=True)
+class AnsweredScores:
+    """Scores of the images that a model answers.
+
+    Attributes:
+        coverage: fraction of the images that are.
+        error: fraction of these that are wrong; null of none.
+        interval: `[low, high]` of it, 95 % over images.
+    """
+
+    coverage: float
+    error: float | None
+    interval: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, log_probs: Tensor, labels: Tensor, answered: Tensor, groups: npt.ArrayLike | None) -> Self:
+        """Of log-probabilities (N, C), labels (N,), whether each is answered (N,) and groups (N,)."""
+        coverage = float(answered.double().mean())
+        if not answered.any():
+            return cls(coverage, None, None)
+        some = None if groups is None else np.asarray(groups)[answered.numpy()]
+        found = accuracies(log_probs[answered].double().numpy(), labels[answered].numpy(), some)["top1"]
+        return cls(coverage, 1 - found.value, (1 - found.high, 1 - found.low))
+
+    def in_words(self) -> str:
+        """One line."""
+        line = f"answered: {self.coverage:.1%} of the images"
+        if self.error is None or self.interval is None:
+            return line
+        low, high = self.interval
+        return f"{line}, {self.error:.2%} of them wrong ({low:.2%} to {high:.2%})"
+
+
 @dataclass
 class Scores:
     """Scores of one split.
@@ -61,6 +96,10 @@ class Scores:
         unrelated: scores of the images that are like no image of training; null where that was not looked for: of a
             model, of train, and of more than 30,000 images.
         out_of_fold: whether heads that did not see the images predicted them, of a choice over folds.
+        aurc: area under the risk-coverage curve: mean error among the most confident images, over all numbers of these.
+        risk_coverage: `[coverage, error]` of the most confident 5 %, 10 %, ... of the images.
+        answered: `{coverage, error, interval}` of the images that the model answers: which fraction they are, their
+            error, and its 95 % interval; null of a run, and of a model that always answers.
     """
 
     images: int
@@ -74,10 +113,14 @@ class Scores:
     intervals: dict[str, tuple[float, float]]
     unrelated: Unrelated | None = None
     out_of_fold: bool = False
+    aurc: float = 0.0
+    risk_coverage: list[tuple[float, float]] = field(default_factory=list)
+    answered: AnsweredScores | None = None
 
     def as_record(self) -> dict[str, Any]:
         """As a run records it: every evaluation of a split, since repeated ones are no longer a test."""
-        found = {name: value for name, value in asdict(self).items() if value is not None or name != "unrelated"}
+        left_out = {"risk_coverage", *(name for name in ("unrelated", "answered") if getattr(self, name) is None)}
+        found = {name: value for name, value in asdict(self).items() if name not in left_out}
         return {**found, "when": datetime.now(UTC).isoformat(timespec="seconds")}
 
     def in_words(self) -> str:
@@ -89,14 +132,30 @@ class Scores:
         ]
         kind = f"{self.split} (out of fold)" if self.out_of_fold else self.split
         images = f"{kind}, {counted(self.images, 'image')} of {counted(self.classes, 'class')}"
-        calibration = f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f})"
-        line = f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images and groups"
-        return f"{line}\n{self.unrelated.in_words(self.images)}" if self.unrelated else line
+        calibration = f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f}), AURC {self.aurc:.4f}"
+        lines = [f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images and groups"]
+        if self.answered:
+            lines.append(self.answered.in_words())
+        if self.unrelated:
+            lines.append(self.unrelated.in_words(self.images))
+        return "\n".join(lines)
 
 
-def score(log_probs: Tensor, labels: Tensor, split: str, groups: npt.ArrayLike | None = None) -> Scores:
-    """Scores of log-probabilities (N, C) against labels (N,); images of one of `groups` (N,) are not independent."""
+def score(
+    log_probs: Tensor,
+    labels: Tensor,
+    split: str,
+    groups: npt.ArrayLike | None = None,
+    answered: Tensor | None = None,
+) -> Scores:
+    """Scores of log-probabilities (N, C) against labels (N,); images of one of `groups` (N,) are not independent.
+
+    `answered` (N,) is whether the model answers each; None of one that always does.
+    """
     found = accuracies(log_probs.double().numpy(), labels.numpy(), groups)
+    sureness, predicted = log_probs.double().exp().max(1)
+    curve = risk_coverage(sureness.numpy(), (predicted == labels).numpy())
+    steps = np.ceil(np.linspace(0.05, 1, 20) * len(labels)).astype(int) - 1
     return Scores(
         images=len(labels),
         classes=len(labels.unique()),
@@ -107,4 +166,7 @@ def score(log_probs: Tensor, labels: Tensor, split: str, groups: npt.ArrayLike |
         ece=error_of(log_probs, labels),
         ece_floor=floor_of(log_probs),
         intervals={name: (one.low, one.high) for name, one in found.items()},
+        aurc=curve.aurc,
+        risk_coverage=[(float(curve.coverage[step]), float(curve.risk[step])) for step in steps],
+        answered=None if answered is None else AnsweredScores.of(log_probs, labels, answered, groups),
     )

@@ -1,0 +1,1 @@
+"""Evidence: how much of a decision comes from where in the picture."""

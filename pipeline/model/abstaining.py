@@ -1,0 +1,192 @@
+"""When an exported model does not answer, and how it says which classes are possible: fitted on held-out images."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.errors import MissingRows
+from cache.layout import PREDICTION_FOLDER
+from cache.store import FeatureCache
+from pipeline.bases.reduced import unchecked
+from pipeline.bases.trainset import TrainingSet
+from pipeline.config import ExportConfig
+from pipeline.console import counted
+from pipeline.cross_validation.held_out import HeldOutPredictions, held_out_predictions
+from pipeline.cross_validation.predictions import OutOfFold
+from pipeline.errors import RunError
+from pipeline.machine.memory import allowed_bytes
+from pipeline.model.card import PredictionSets, Rejection, Unknown
+from pipeline.run import Run
+from pipeline.statistics.conformal import in_sets, set_thresholds
+from pipeline.statistics.selective import Answered, Unsupported, fit_threshold
+from pipeline.unknown.detector import SCORE, UnknownDetector
+from pipeline.unknown.fitting import fit_detector, unfit
+
+logger = logging.getLogger("headgraft.export")
+
+_CLUSTERING = 3  # one image in so many says which classes are alike
+
+
+@dataclass(frozen=True)
+class Abstaining:
+    """What a model is exported with; None is what was not asked for, or cannot be had.
+
+    Attributes:
+        rejection: threshold of the probability.
+        unknown: what the detector is worth.
+        sets: thresholds of prediction sets.
+        detector: of unknown images.
+        refused: reasons by `rejection` and `unknown`, as the JSON of the command has them.
+    """
+
+    rejection: Rejection | None = None
+    unknown: Unknown | None = None
+    sets: PredictionSets | None = None
+    detector: UnknownDetector | None = None
+    refused: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, dict[str, Any]]:
+        """By name what the card says of each, without its long lists, or why it is not there; {} if not asked for."""
+        found = {name: asdict(one) for name in ("rejection", "unknown", "sets") if (one := getattr(self, name))}
+        found.get("sets", {}).pop("least", None)
+        return {"rejection": {}, "unknown": {}, "sets": {}, **self.refused, **found}
+
+
+def abstaining_in_words(rejection: dict[str, Any], unknown: dict[str, Any], sets: dict[str, Any]) -> list[str]:
+    """A line on each that there is, as `Abstaining.as_json` has them."""
+    lines = []
+    if "threshold" in rejection:
+        answered = f"{rejection['answered'] / rejection['images']:.1%} of {counted(rejection['images'], 'image')}"
+        lines.append(
+            f"answers where its probability is {rejection['threshold']:.1%} or more, {answered}: at most "
+            f"{rejection['max_error']:.2%} wrong with {rejection['confidence']:.0%} confidence ({rejection['wrong']} "
+            "here)"
+        )
+    if "score" in unknown:
+        auroc = unknown["auroc_left_out"]
+        worth = "" if auroc is None else f"; AUROC {auroc:.3f} for classes left out of training"
+        lines.append(f"unknown images: {unknown['false_alarms']:.1%} of known images are taken for unknown{worth}")
+    if sets:
+        lines.append(f"sets of {sets['mean_size']:.2f} classes on average hold the true one in {sets['coverage']:.1%}")
+    return lines
+
+
+def fit_abstaining(
+    config: ExportConfig, run: Run, cache: FeatureCache, of_model: Callable[[Tensor], Tensor]
+) -> Abstaining:
+    """What `config` asks for. `of_model` turns log-probabilities of the run's head into those of the exported one.
+
+    Heads like the run's are trained on parts of its images, and what they say of the others decides. Where that cannot
+    be, there is no detector, which is logged, and a RunError or MissingRows where a promise was asked for.
+    """
+    promised = config.max_error is not None or config.sets is not None
+    reason = unfit(cache) if config.unknown else ""
+    held_out, fitted = None, None
+    try:
+        if promised or (config.unknown and not reason):
+            held_out = _held_out(config, run, cache, unseen_classes=config.unknown and not reason)
+        if held_out and config.unknown and not reason:
+            fitted = fit_detector(cache, held_out, of_model)
+    except (RunError, MissingRows) as error:
+        if promised:
+            raise
+        reason = str(error)
+    if reason:
+        logger.warning(f"without a detector of unknown images: {reason}")
+    found = Abstaining(refused={"unknown": {"reason": reason}} if reason else {})
+    if fitted and held_out:
+        count = len(held_out.images)
+        unknown = Unknown(SCORE, config.false_alarms, count, fitted.auroc_left_out)
+        found = replace(found, unknown=unknown, detector=fitted.detector)
+    if not promised or not held_out:
+        return found
+    known = fitted.p_values >= config.false_alarms if fitted else torch.ones(len(held_out.images), dtype=torch.bool)
+    return _with_promises(config, found, held_out, _log_probs(run, cache, held_out, of_model), known)
+
+
+def _held_out(config: ExportConfig, run: Run, cache: FeatureCache, unseen_classes: bool) -> HeldOutPredictions:
+    index = cache.index(run.record.set)
+    if reason := unchecked(cache, index):
+        raise RunError(reason)
+    trainset = TrainingSet(cache, index, run.record.config.passes, run.record.leaks)
+    return held_out_predictions(run, trainset, allowed_bytes(config.memory), unseen_classes)
+
+
+def _with_promises(
+    config: ExportConfig, found: Abstaining, held_out: HeldOutPredictions, log_probs: Tensor | None, known: Tensor
+) -> Abstaining:
+    """What was found, and the threshold and sets that are asked for, or why there are none."""
+    wanted = [name for name, asked in (("rejection", config.max_error), ("sets", config.sets)) if asked is not None]
+    if log_probs is None:
+        reason = (
+            "the images of this run chose its head: run headgraft cv with --heads first, on the same cache and set, "
+            "whose predictions chose nothing"
+        )
+        logger.warning(f"without {' and '.join(wanted)}: {reason}")
+        needed = {"rejection": {"images_needed": None}, "sets": {}}
+        return replace(found, refused={**found.refused, **{one: {"reason": reason, **needed[one]} for one in wanted}})
+    sets = None if config.sets is None else _sets(config.sets, held_out, log_probs)
+    rejection = None if config.max_error is None else _rejection(config, held_out, log_probs, known)
+    if not isinstance(rejection, Unsupported):
+        return replace(found, sets=sets, rejection=rejection)
+    logger.warning(f"without a threshold for an error of at most {config.max_error:.2%}: {rejection.reason}")
+    return replace(found, sets=sets, refused={**found.refused, "rejection": asdict(rejection)})
+
+
+def _log_probs(
+    run: Run, cache: FeatureCache, held_out: HeldOutPredictions, of_model: Callable[[Tensor], Tensor]
+) -> Tensor | None:
+    """Of the images by heads that they did not choose, (N, C); None where there are none.
+
+    Images that a choice over folds was made on have those that nested cross-validation left, if it did.
+    """
+    if not run.record.folds:
+        return of_model(held_out.log_probs)
+    path = cache.path / PREDICTION_FOLDER / f"{run.record.set}.npz"
+    if not path.is_file():
+        return None
+    nested = OutOfFold.load(path)
+    same = nested.digests.tolist() == [image.digest for image in held_out.images]
+    if nested.settings is not None or not same or nested.classes.tolist() != run.record.classes:
+        return None
+    return of_model(torch.from_numpy(nested.log_probs[0]))
+
+
+def _rejection(
+    config: ExportConfig, held_out: HeldOutPredictions, log_probs: Tensor, known: Tensor
+) -> Rejection | Unsupported:
+    """Over one image of each group, since the others are no independent evidence."""
+    assert config.max_error is not None
+    first = np.unique(held_out.groups.numbers(held_out.images), return_index=True)[1]
+    confidence, predicted = log_probs.exp().max(1)
+    sureness = (confidence * known).double().numpy()[first]
+    hits = (predicted == held_out.labels).numpy()[first]
+    found = fit_threshold(sureness, hits, config.max_error, config.confidence)
+    if not isinstance(found, Answered):
+        return found
+    digests = sorted(held_out.images[place].digest for place in first.tolist())
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return Rejection(
+        max_error=config.max_error,
+        confidence=config.confidence,
+        threshold=found.threshold,
+        images=len(digests),
+        answered=found.answered,
+        wrong=found.wrong,
+        digest=digest,
+    )
+
+
+def _sets(coverage: float, held_out: HeldOutPredictions, log_probs: Tensor) -> PredictionSets:
+    names = held_out.groups.names(held_out.images)
+    clustering = np.array([int(name[:8], 16) % _CLUSTERING == 0 for name in names])
+    values = log_probs.double().numpy()
+    least = set_thresholds(values, held_out.labels.numpy(), coverage, clustering)
+    size = float(in_sets(values, least).sum(1).mean())
+    return PredictionSets(coverage, int((~clustering).sum()), least.tolist(), size)

@@ -1,0 +1,254 @@
+"""Models that do not answer what they are not sure of, or have never seen: from export to predict and evaluate."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import COLOURS, build_tiny, heard, tiny_tensors, train_config
+from PIL import Image
+from safetensors.torch import save_file
+
+from cache.store import FeatureCache
+from cli import main
+from pipeline.backbones.catalog import BACKBONES
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.backbones.trunk import layer_with_cells
+from pipeline.backbones.weights import NamedWeights
+from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig, SweepConfig
+from pipeline.cv import cv
+from pipeline.cv_config import CvConfig
+from pipeline.errors import BundleError, ConfigError
+from pipeline.evaluate import evaluate
+from pipeline.export import ExportResult, export
+from pipeline.extract import extract
+from pipeline.model.file import load_bundle, write_bundle
+from pipeline.model.parity_worker import answer
+from pipeline.predict import as_csv, predict
+from pipeline.run import Run
+from pipeline.sweep import sweep
+from pipeline.train import train_head
+from pipeline.unknown.detector import pooled
+
+COUNTS = {"train": 80, "valid": 10, "test": 40}
+
+
+def draw(path: Path, colour: tuple[int, int, int], generator: np.random.Generator) -> None:
+    """A picture of about that colour: classes overlap a little."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.array(colour) + generator.normal(0, 58, 3) + generator.integers(-20, 21, (40, 40, 3))
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with data/, features/, run/ and unknown/: stripes, which no class has."""
+    root, generator = tmp_path_factory.mktemp("abstaining"), np.random.default_rng(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "tiny", BackboneSpec(build_tiny, NamedWeights("tiny", "NONE", None)))
+        patch.setattr("pipeline.model.parity._ask_fresh_process", lambda asked: json.loads(json.dumps(answer(asked))))
+        save_file(tiny_tensors(), root / "tiny.safetensors")
+        for split, count in COUNTS.items():
+            for label, colour in COLOURS.items():
+                for number in range(count):
+                    draw(root / "data" / split / label / f"{number}.png", colour, generator)
+        for number in range(30):
+            pixels = np.where(np.arange(40)[:, None, None] // 2 % 2, 255, 0) + np.zeros((40, 40, 3))
+            pixels[0, 0] = number
+            (root / "unknown").mkdir(exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / "unknown" / f"{number}.png")
+        options: Any = {"backbone": "tiny", "weights": str(root / "tiny.safetensors"), "image_size": 32}
+        extract(ExtractConfig(root / "data", root / "features", precision="float32", device="cpu", **options))
+        train_head(train_config(root / "features", root / "run", epochs=20))
+        yield root
+
+
+@pytest.fixture(scope="module")
+def exported(made: Path) -> ExportResult:
+    """What export says of made/model.safetensors."""
+    return export(ExportConfig(made / "run", made / "model.safetensors", max_error=0.1, sets=0.9, false_alarms=0.02))
+
+
+def test_export_says_what_it_promises(exported: ExportResult) -> None:
+    """By training images that the heads of other folds predict, 80 of each class; and what the detector is worth."""
+    rejection, unknown = exported.rejection, exported.unknown
+    assert (rejection["max_error"], rejection["confidence"], rejection["images"]) == (0.1, 0.95, 320)
+    assert 0 < rejection["threshold"] < 1
+    assert rejection["wrong"] / rejection["answered"] < 0.1
+    assert rejection["answered"] > 200
+    assert unknown["images"] == 320
+    assert unknown["false_alarms"] == 0.02
+    assert unknown["auroc_left_out"] > 0.6
+    assert exported.sets["coverage"] == 0.9
+    assert 1 <= exported.sets["mean_size"] < 2
+    assert "at most 10.00% wrong with 95% confidence" in exported.in_words()
+
+
+def test_unknown_images_are_not_answered_and_known_ones_are(made: Path, exported: ExportResult) -> None:
+    """With the reason; p-values of known test images are as even as promised."""
+    known = predict(PredictConfig(made / "model.safetensors", (str(made / "data" / "test"),)))
+    p_values = np.array([one["unknown_p"] for one in known.predictions])
+    assert np.mean(p_values < 0.02) <= 0.06
+    assert np.mean(p_values < 0.5) == pytest.approx(0.5, abs=0.12)
+    assert np.mean([one["answered"] for one in known.predictions]) > 0.6
+    assert known.drift is not None
+    assert known.drift.interval[0] < 0.1
+    others = predict(PredictConfig(made / "model.safetensors", (str(made / "unknown"),)))
+    assert not any(one["answered"] for one in others.predictions)
+    assert {one["reason"] for one in others.predictions} == {"probably none of the 4 classes"}
+    assert "probably none of the 4 classes" in others.in_words()
+    assert others.drift is not None
+    assert others.drift.unlike > 0.9
+
+
+def test_a_prediction_is_the_same_in_every_way_out(made: Path, exported: ExportResult) -> None:
+    """JSON, CSV, the library; sets hold the top class, and all that are as probable as their thresholds."""
+    found = predict(PredictConfig(made / "model.safetensors", (str(made / "data" / "test"),)))
+    table = list(csv.DictReader(io.StringIO(as_csv(found.predictions))))
+    bundle = load_bundle(made / "model.safetensors")
+    assert bundle.card.sets is not None
+    least = dict(zip(bundle.classes, bundle.card.sets.least, strict=True))
+    for number, one in enumerate(found.predictions):
+        line = table[4 * number]
+        assert line["answered"] == str(one["answered"]).lower()
+        assert float(line["unknown_p"]) == pytest.approx(one["unknown_p"], rel=1e-4)
+        assert line["set"].split(";") == one["set"]
+        expected = {top["label"] for top in one["top"] if top["probability"] >= least[top["label"]]}
+        assert set(one["set"]) == expected | {one["top"][0]["label"]}
+        here = bundle.predict(one["path"])[0]
+        assert (here.answered, list(here.set or ())) == (one["answered"], one["set"])
+
+
+def test_evaluation_counts_what_is_answered(made: Path, exported: ExportResult) -> None:
+    """Of a model with its threshold; of a run, which has none, the curve alone."""
+    model = evaluate(EvaluateConfig(made / "model.safetensors", made / "data"))
+    assert model.answered is not None
+    assert model.answered.error is not None
+    assert model.answered.coverage < 1
+    assert model.answered.error <= 1 - model.top1
+    assert "answered:" in model.in_words()
+    run = evaluate(EvaluateConfig(made / "run"))
+    assert run.answered is None
+    assert run.risk_coverage[-1] == pytest.approx((1.0, 1 - run.top1))
+    assert 0 < run.aurc < 1 - run.top1
+
+
+def test_evidence_is_drawn_for_each_image(made: Path, exported: ExportResult, tmp_path: Path) -> None:
+    """One picture each, in a new folder; numbers add up to the difference of the logits."""
+    given = PredictConfig(made / "model.safetensors", (str(made / "data" / "test" / "1"),), explain=tmp_path / "why")
+    found = predict(given)
+    assert len(list((tmp_path / "why").iterdir())) == 40
+    for one in found.predictions:
+        evidence = one["evidence"]
+        assert np.sum(evidence["cells"]) + evidence["constant"] == pytest.approx(evidence["total"], abs=1e-6)
+        top = one["top"]
+        assert [evidence["class"], evidence["against"]] == [top[0]["label"], top[1]["label"]]
+        ratio = np.log(top[0]["probability"]) - np.log(top[1]["probability"])
+        assert evidence["total"] == pytest.approx(ratio, abs=1e-3)
+        with Image.open(evidence["picture"]) as picture:
+            assert picture.width == 448
+    with pytest.raises(ConfigError, match="a folder with files"):
+        predict(given)
+
+
+def test_drift_is_drawn(made: Path, exported: ExportResult, tmp_path: Path) -> None:
+    """As a file; a warning says so where images are unlike the training ones."""
+    lines: list[str] = []
+    with heard(lines.append):
+        images = (str(made / "unknown"),)
+        predict(PredictConfig(made / "model.safetensors", images, drift=tmp_path / "drift.svg"))
+    assert (tmp_path / "drift.svg").read_text().startswith("<svg")
+    assert any("unlike the training images" in line for line in lines)
+
+
+def test_what_cannot_be_promised_is_not(made: Path, tmp_path: Path) -> None:
+    """The model is written without a threshold, and says how many images would do."""
+    lines: list[str] = []
+    with heard(lines.append):
+        found = export(ExportConfig(made / "run", tmp_path / "m.safetensors", max_error=0.001, unknown=False))
+    assert found.rejection["images_needed"] == 2995
+    assert found.unknown == {}
+    assert any("2,995 answered images" in line for line in lines)
+    card = load_bundle(tmp_path / "m.safetensors").card
+    assert (card.rejection, card.unknown) == (None, None)
+    one = predict(PredictConfig(tmp_path / "m.safetensors", (str(made / "unknown" / "1.png"),))).predictions[0]
+    assert (one["answered"], one["unknown_p"]) == (True, None)
+    assert "set" not in one
+    with pytest.raises(ConfigError, match="--drift"):
+        predict(PredictConfig(tmp_path / "m.safetensors", (str(made / "unknown"),), drift=tmp_path / "drift.svg"))
+
+
+def test_images_that_chose_a_head_promise_nothing(made: Path, tmp_path: Path) -> None:
+    """Of a choice over folds; nested cross-validation leaves predictions that chose nothing, and they do."""
+    settings: Any = {"heads": 2, "epochs": 5, "seeds": 1}
+    sweep(SweepConfig(made / "features", tmp_path / "run", folds=3, **settings))
+    found = export(ExportConfig(tmp_path / "run", tmp_path / "m.safetensors", max_error=0.1))
+    assert "cv with --heads" in found.rejection["reason"]
+    assert found.unknown["images"] == 360
+    cv(CvConfig(made / "features", folds=3, heads=2, epochs=5))
+    found = export(ExportConfig(tmp_path / "run", tmp_path / "n.safetensors", max_error=0.1))
+    assert found.rejection["images"] == 360
+
+
+def test_merged_heads_are_merged_in_each_fold(made: Path, tmp_path: Path) -> None:
+    """The run says of how many heads it is, and each fold has as many, plus three that lack a class."""
+    settings: Any = {"heads": 1, "epochs": 5, "seeds": 2, "merge": True}
+    sweep(SweepConfig(made / "features", tmp_path / "run", **settings))
+    assert Run.load(tmp_path / "run").record.merged == 2
+    lines: list[str] = []
+    with heard(lines.append):
+        export(ExportConfig(tmp_path / "run", tmp_path / "m.safetensors"))
+    assert any("training 13 heads" in line for line in lines)
+
+
+def test_detector_of_the_file_is_that_of_the_cache(made: Path, exported: ExportResult) -> None:
+    """p-values of image files are those of the rows in the cache, to the rounding of these."""
+    bundle, cache = load_bundle(made / "model.safetensors"), FeatureCache.open(made / "features")
+    assert bundle.detector is not None
+    images = cache.index().split("test")
+    rows = torch.from_numpy(cache.read([(image.key, "pass:0") for image in images]).astype(np.float32))
+    expected = bundle.detector.p_values(pooled(bundle.layout, rows), bundle.head(rows))
+    found = bundle.on("cpu").outputs([made / "data" / image.path for image in images]).p_values
+    assert found is not None
+    assert (found - expected).abs().max() <= 0.02
+
+
+def test_damaged_detectors_are_refused(made: Path, exported: ExportResult, tmp_path: Path) -> None:
+    """A detector of other rows, or none where the card names one."""
+    bundle = load_bundle(made / "model.safetensors")
+    assert bundle.detector is not None
+    card = {**asdict(bundle.card), "digest": ""}
+    path = tmp_path / "m.safetensors"
+    write_bundle(path, bundle.backbone_tensors, bundle.head, card)
+    with pytest.raises(BundleError, match="detector"):
+        load_bundle(path)
+    wide = replace(bundle.detector, distance=replace(bundle.detector.distance, mean=torch.zeros(9)))
+    write_bundle(path, bundle.backbone_tensors, bundle.head, card, wide)
+    with pytest.raises(BundleError, match="shapes"):
+        load_bundle(path)
+
+
+def test_options_that_say_nothing_are_refused(made: Path) -> None:
+    """A confidence without an error, a rate of false alarms without a detector."""
+    for options, message in (
+        ({"confidence": 0.9}, "--max-error"),
+        ({"unknown": False, "false_alarms": 0.1}, "detector"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ExportConfig(made / "run", made / "x.safetensors", **options)  # type: ignore[arg-type]
+    found = CliRunner().invoke(main, ["export", str(made / "run"), "x.safetensors", "--max-error", "1.5"])
+    assert found.exit_code == 2
+
+
+def test_backbones_without_cells_name_the_layer_that_has_some() -> None:
+    """Of those whose classifier sees a vector; no other layer of VGG16 has them."""
+    assert layer_with_cells("mobilenet_v2", 224) == "map"
+    assert layer_with_cells("vit_b_16", 224) == "tokens"
+    assert layer_with_cells("vgg16", 224) is None
