@@ -21,7 +21,7 @@ ROOT = HERE.parents[1]
 ADDRESS = "http://127.0.0.1:8732"
 PHONE = (500, 900)  # Chromium's window is never narrower
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run", "hide-scrollbars")
-SERVICE = {"page": (900, 760), "page-phone": PHONE}
+SERVICE = {"page": (900, 1400), "page-phone": PHONE}
 # Of the report: name, window, dark or light, from which of its places on.
 REPORT = (
     ("report", (1280, 1080), False, ""),

@@ -19,7 +19,7 @@ from pipeline.row_layout import RowLayout
 from pipeline.statistics.conformal import p_values
 
 SCORE = "log-odds of the largest probability + relative Mahalanobis distance"
-DIRECTIONS = 128  # principal ones of the normalised features: measured, as the next two are
+DIRECTIONS = 256  # principal ones of the normalised features: measured, as the next two are
 SHRINKAGE = 0.1
 WEIGHT = 2.0  # of the log-odds
 
