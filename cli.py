@@ -133,7 +133,7 @@ def export(config: ExportConfig) -> None:
 
 @main.command()
 @options(PredictConfig)
-@click.option("--csv", "table", is_flag=True, help="Print path,rank,class,name,probability.")
+@click.option("--csv", "table", is_flag=True, help="Print a table as CSV, one line for each class of each image.")
 def predict(config: PredictConfig, table: bool) -> None:
     """Predict the classes of images. IMAGE is a file, folder or glob, or - for a list on standard input."""
     from pipeline.predict import as_csv, predict

@@ -28,19 +28,18 @@ from pipeline.inputs.display_names import read_names
 from pipeline.inputs.images import root_now
 from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.machine.device import available_cpus
-from pipeline.model.abstaining import abstaining_in_words, fit_abstaining
+from pipeline.model.abstaining import Abstaining, abstaining_in_words, fit_abstaining
 from pipeline.model.bundle import Bundle
-from pipeline.model.card import Calibration, ModelCard, Pair, TrainedScores
+from pipeline.model.calibrating import calibrate_run, with_flip
+from pipeline.model.card import Calibration, ModelCard, TrainedScores
 from pipeline.model.file import load_bundle, write_bundle
 from pipeline.model.markdown import errors_in_words
 from pipeline.model.onnx import require_packages, write_onnx
-from pipeline.model.parity import Trained, check_files, check_parity, chosen_images, precision_here
+from pipeline.model.parity import Trained, check_files, check_parity, chosen_images
 from pipeline.model.prior import class_prior
 from pipeline.run import Run
 from pipeline.run_folder import check_target
-from pipeline.statistics.calibration import at_temperature, calibrate, error_of, floor_of
-from pipeline.statistics.groups import join
-from pipeline.statistics.scoring import score
+from pipeline.statistics.calibration import at_temperature
 
 logger = logging.getLogger("headgraft.export")
 
@@ -110,13 +109,64 @@ def export(config: ExportConfig) -> ExportResult:
     cache = run.open_cache(config.cache)
     index = cache.index(run.record.set)
     root = root_now(index, config.data)
+    images = chosen_images(run.held_out_images(index))
+    check_files(images, root)  # before heads are trained, which takes longer
+    made = _assemble(config, run, cache, index, root)
+    bundle, tensors = made.bundle, made.bundle.backbone_tensors
+    with ExitStack() as files:
+        temporary = files.enter_context(replacing(config.model))
+        inside = {} if config.without_backbone else tensors
+        write_bundle(temporary, inside, bundle.head, asdict(bundle.card), bundle.detector, bundle.mean_row)
+        source = made.source
+        weights = source if config.without_backbone and os.path.isabs(source) else None  # noqa: PTH117  # also a name
+        trained = Trained(made.run, bundle.card.calibration.temperature, cache, tensors, weights)
+        result = ExportResult(
+            model=str(config.model),
+            bytes=temporary.stat().st_size,
+            parity=check_parity(temporary, trained, images, root),
+            calibration=bundle.card.calibration,
+            class_prior=config.class_prior,
+            **made.abstaining.as_json(),
+        )
+        if config.onnx:
+            logger.info("writing the ONNX file, and comparing it with the model")
+            graph = files.enter_context(replacing(config.onnx))
+            difference = write_onnx(load_bundle(temporary, weights), graph, [root / image.path for image in images])
+            result.onnx = {"file": str(config.onnx), "bytes": graph.stat().st_size, "max_abs_diff": difference}
+    if made.evaluations:
+        run.add_scores(made.evaluations)
+    return result
+
+
+@dataclass(frozen=True)
+class _Assembled:
+    """A model that is not yet written.
+
+    Attributes:
+        bundle: with its card.
+        run: with the class prior that was asked for in its head.
+        source: of the backbone's weights.
+        abstaining: when the model does not answer.
+        evaluations: that the card counts and the run is to record.
+    """
+
+    bundle: Bundle
+    run: Run
+    source: str
+    abstaining: Abstaining
+    evaluations: list[dict[str, Any]]
+
+
+def _assemble(config: ExportConfig, run: Run, cache: FeatureCache, index: SetIndex, root: Path) -> _Assembled:
+    """Calibrate, fit what abstaining needs, and fill in the card."""
     prior = class_prior(run, index, config.class_prior)
     names = read_names(config.names, run.classes) if config.names else {}
     shift = prior.of_training_images if prior else None
-    calibration, evaluations = _calibration(config, run, cache, index, shift)
+    calibration, evaluations = calibrate_run(config, run, cache, index, shift)
     added = (prior.wanted / prior.trained).log() if prior else None
-    of_model = partial(at_temperature, temperature=calibration.temperature, shift=added)
-    abstaining = fit_abstaining(config, run, cache, of_model)
+    abstaining = fit_abstaining(
+        config, run, cache, partial(at_temperature, temperature=calibration.temperature, shift=added)
+    )
     run = prior.corrected(run, calibration.temperature) if prior else run
     source, tensors = _backbone_tensors(cache, index)
     card = replace(
@@ -124,39 +174,18 @@ def export(config: ExportConfig) -> ExportResult:
         names=names,
         calibration=calibration,
         class_prior=config.class_prior,
+        scores=TrainedScores(run.record.valid_accuracy, [*run.record.scored, *evaluations]),
         rejection=abstaining.rejection,
         unknown=abstaining.unknown,
         sets=abstaining.sets,
     )
-    head = run.folded_head().temperature_scaled(calibration.temperature)
-    bundle = Bundle(
-        config.model, card, tensors, head, detector=abstaining.detector, mean_row=_mean_row(cache, index, run)
-    )
+    head, mean = run.folded_head().temperature_scaled(calibration.temperature), _mean_row(cache, index, run)
+    bundle = Bundle(config.model, card, tensors, head, detector=abstaining.detector, mean_row=mean)
     if config.tta == "flip":
         unscaled = replace(card, calibration=replace(calibration, flip_temperature=1.0))
-        calibration = _with_flip(replace(bundle, card=unscaled), index, root, prior.from_wanted if prior else None)
-    scores = TrainedScores(run.record.valid_accuracy, [*run.record.scored, *evaluations])
-    card = replace(card, calibration=calibration, scores=scores)
-    with ExitStack() as files:
-        temporary = files.enter_context(replacing(config.model))
-        inside = {} if config.without_backbone else tensors
-        write_bundle(temporary, inside, head, asdict(card), bundle.detector, bundle.mean_row)
-        images = chosen_images(run.held_out_images(index))
-        weights = source if config.without_backbone and os.path.isabs(source) else None  # noqa: PTH117  # also a name
-        trained = Trained(run, calibration.temperature, cache, tensors, weights)
-        parity = check_parity(temporary, trained, images, root)
-        size = temporary.stat().st_size
-        result = ExportResult(
-            str(config.model), size, parity, calibration, class_prior=config.class_prior, **abstaining.as_json()
-        )
-        if config.onnx:
-            logger.info("writing the ONNX file, and comparing it with the model")
-            graph = files.enter_context(replacing(config.onnx))
-            difference = write_onnx(load_bundle(temporary, weights), graph, [root / image.path for image in images])
-            result.onnx = {"file": str(config.onnx), "bytes": graph.stat().st_size, "max_abs_diff": difference}
-    if evaluations:
-        run.add_scores(evaluations)
-    return result
+        calibration = with_flip(replace(bundle, card=unscaled), index, root, prior.from_wanted if prior else None)
+        bundle = replace(bundle, card=replace(card, calibration=calibration))
+    return _Assembled(bundle, run, source, abstaining, evaluations)
 
 
 def _mean_row(cache: FeatureCache, index: SetIndex, run: Run) -> Tensor | None:
@@ -178,54 +207,6 @@ def _check_targets(config: ExportConfig) -> None:
             raise ConfigError(f"--onnx {config.onnx} is the model file itself: choose another path")
         require_packages()
         check_target(config.onnx, config.overwrite)
-
-
-def _calibration(
-    config: ExportConfig, run: Run, cache: FeatureCache, index: SetIndex, shift: Tensor | None
-) -> tuple[Calibration, list[dict[str, Any]]]:
-    """Calibration on validation, and with --test its errors on the test images and their evaluation.
-
-    The temperature is that of least loss on validation, 1 where every image is classified correctly, or is in train
-    too. The evaluation is of the run's own head, as it records it.
-    """
-    if not config.calibrate:
-        return Calibration(1.0), []
-    splits = run.record.held_out_splits
-    trained = () if run.record.folds else index.split("train")
-    fit = calibrate(*run.log_probs(cache, index, *splits), index.split(*splits), trained, shift)
-    if fit.temperature is None:
-        logger.warning(f"every {run.record.scored_by} prediction is right: the temperature stays 1")
-    found = Calibration(fit.temperature or 1.0)
-    kind = "out_of_fold" if run.record.folds else "valid"
-    found = _with_errors(found, kind, (fit.ece, fit.scaled_ece), (fit.floor, fit.scaled_floor))
-    if not config.test:
-        return found, []
-    if not index.split("test"):
-        raise RunError(f"set {index.name!r} has no test images: leave out --test")
-    log_probs, labels = run.log_probs(cache, index, "test")
-    before, after = (at_temperature(log_probs, value, shift) for value in (1.0, found.temperature))
-    errors, floors = (error_of(before, labels), error_of(after, labels)), (floor_of(before), floor_of(after))
-    groups = join(index.split("test")).numbers(index.split("test"))
-    return _with_errors(found, "test", errors, floors), [score(log_probs, labels, "test", groups).as_record()]
-
-
-def _with_errors(known: Calibration, split: str, ece: Pair, floor: Pair) -> Calibration:
-    return replace(known, ece={**known.ece, split: ece}, floor={**known.floor, split: floor})
-
-
-def _with_flip(bundle: Bundle, index: SetIndex, root: Path, shift: Tensor | None) -> Calibration:
-    """The model's calibration with a temperature for --tta flip, fitted on the validation images themselves.
-
-    The cache has no mirrored views.
-    """
-    images, trained = index.split("valid"), index.split("train")
-    check_files(images, root)
-    logger.info(f"--tta flip: the backbone sees {counted(len(images), 'validation image')}, as they are and mirrored")
-    predictor = bundle.on("cpu", precision_here(bundle.card.manifest.base.precision))
-    log_probs = predictor.log_probs([root / image.path for image in images], mirrored=True)
-    fit = calibrate(log_probs, torch.from_numpy(index.labels(images)), images, trained, shift)
-    known = replace(bundle.card.calibration, flip_temperature=fit.temperature or 1.0)
-    return _with_errors(known, "valid_flip", (fit.ece, fit.scaled_ece), (fit.floor, fit.scaled_floor))
 
 
 def _backbone_tensors(cache: FeatureCache, index: SetIndex) -> tuple[str, dict[str, Tensor]]:

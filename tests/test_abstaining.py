@@ -168,6 +168,17 @@ def test_drift_is_drawn(made: Path, exported: ExportResult, tmp_path: Path) -> N
     assert any("unlike the training images" in line for line in lines)
 
 
+def test_the_promise_is_not_for_averaged_probabilities(made: Path, exported: ExportResult) -> None:
+    """`--tta flip` says so, and gives the p-values of the pictures as they are."""
+    lines: list[str] = []
+    images = (str(made / "data" / "test" / "1"),)
+    with heard(lines.append):
+        mirrored = predict(PredictConfig(made / "model.safetensors", images, tta="flip"))
+    assert any("without --tta flip" in line for line in lines)
+    plain = predict(PredictConfig(made / "model.safetensors", images))
+    assert [one["unknown_p"] for one in mirrored.predictions] == [one["unknown_p"] for one in plain.predictions]
+
+
 def test_what_cannot_be_promised_is_not(made: Path, tmp_path: Path) -> None:
     """The model is written without a threshold, and says how many images would do."""
     lines: list[str] = []

@@ -232,13 +232,15 @@ def test_onnx_predicts_what_the_model_does(trained: Path, tmp_path: Path) -> Non
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     file, graph = tmp_path / "m.safetensors", tmp_path / "m.onnx"
-    result = export(ExportConfig(trained / "run", file, onnx=graph))
+    result = export(ExportConfig(trained / "run", file, onnx=graph, sets=0.5))
     assert sorted(tmp_path.iterdir()) == [tmp_path / "m.onnx", tmp_path / "m.safetensors"]
     assert result.onnx["max_abs_diff"] <= 1e-3
     session = runtime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     stated = session.get_modelmeta().custom_metadata_map
     assert json.loads(stated["classes"]) == list(CLASSES)
     assert json.loads(stated["preprocessing"])["input_size"] == 64
+    card = json.loads(stated["headgraft"])
+    assert (len(card["sets"]["least"]), card["unknown"]["images"], card["rejection"]) == (4, 12, None)
     description = session.get_modelmeta().description
     for part in (
         "images: float32 (N, 3, 64, 64)",

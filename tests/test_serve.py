@@ -148,7 +148,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service with few descriptors that waits for a client for one second."""
-    constants = {"HEADER_SECONDS": 1, "BODY_SECONDS": 1}
+    constants: Any = {"HEADER_SECONDS": 1, "BODY_SECONDS": 1}
     folder = tmp_path_factory.mktemp("impatient")
     with serving(folder, descriptors=100, stop=signal.SIGTERM, **constants) as running:
         yield running

@@ -151,7 +151,7 @@ def _log_probs(
     path = cache.path / PREDICTION_FOLDER / f"{run.record.set}.npz"
     if not path.is_file():
         return None
-    nested = OutOfFold.load(path)
+    nested = OutOfFold.load(path, "run headgraft cv again, into another place or after moving it away")
     same = nested.digests.tolist() == [image.digest for image in held_out.images]
     if nested.settings is not None or not same or nested.classes.tolist() != run.record.classes:
         return None

@@ -214,6 +214,8 @@ class Predictor:
                 "the model has no temperature for --tta flip, so its averaged probabilities are not calibrated: "
                 "export it with --tta flip"
             )
+        if mirrored and self.bundle.card.rejection:
+            logger.warning("the model's threshold is for predictions without --tta flip: its promise is not for these")
         found = Outputs.empty(len(images), len(self.bundle.classes), self.bundle.detector is not None)
         network = self.backbone
         for indexes, views in view_batches(network.preprocessing, images, network.batch_size, failed, remarks):
