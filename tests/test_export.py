@@ -482,6 +482,19 @@ def test_predict_prints_one_object_and_lists_what_failed(model: Path, trained: P
 
 
 @pytest.mark.real
+def test_too_few_images_for_a_rate_of_false_alarms_are_said(trained: Path, tmp_path: Path) -> None:
+    """Of 12 images no p-value is below 1 %; with the rate that the warning names, one can be."""
+    lines: list[str] = []
+    logged(lines, export, ExportConfig(trained / "run", tmp_path / "m.safetensors"))
+    (line,) = [line for line in lines if "--false-alarms" in line]
+    rate = float(re.findall(r"--false-alarms (\S+)", line)[0])
+    assert 1 / 13 < rate < 0.09
+    lines.clear()
+    logged(lines, export, ExportConfig(trained / "run", tmp_path / "n.safetensors", false_alarms=rate))
+    assert not any("--false-alarms" in line for line in lines)
+
+
+@pytest.mark.real
 def test_export_prints_one_object(trained: Path, tmp_path: Path) -> None:
     """With the stated fields."""
     result = CliRunner().invoke(main, ["export", str(trained / "run"), str(tmp_path / "m.safetensors"), "--json"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -102,6 +103,11 @@ def fit_abstaining(
     found = Abstaining(refused={"unknown": {"reason": reason}} if reason else {})
     if fitted and held_out:
         count = len(held_out.images)
+        if config.false_alarms * (count + 1) <= 1:
+            logger.warning(
+                f"p-values by {counted(count, 'image')} are never below {config.false_alarms:g}, so that no picture is "
+                f"taken for unknown: choose --false-alarms {math.ceil(1000 / (count + 1) + 1) / 1000:g} or more"
+            )
         unknown = Unknown(SCORE, config.false_alarms, count, fitted.auroc_left_out)
         found = replace(found, unknown=unknown, detector=fitted.detector)
     if not promised or not held_out:
