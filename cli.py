@@ -150,7 +150,7 @@ def predict(config: PredictConfig, table: bool) -> None:
 @main.command()
 @options(ServeConfig)
 def serve(config: ServeConfig) -> None:
-    """Predict over HTTP with MODEL. It answers POST /predict and GET /health, and has a page."""
+    """Predict over HTTP with MODEL. It answers POST /predict, GET /health and GET /drift, and has a page."""
     from pipeline.serve import serve
 
     serve(config)

@@ -18,6 +18,7 @@ from pipeline.model.file import load_bundle
 from pipeline.model.prediction import answers
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RUN_FILE
+from pipeline.statistics.conformal import in_sets
 from pipeline.statistics.groups import join
 from pipeline.statistics.scoring import Scores, Unrelated, score
 
@@ -108,4 +109,5 @@ def _evaluate_model(config: EvaluateConfig) -> Scores:
     number = {name: number for number, name in enumerate(card.classes)}
     labels = torch.tensor([number[image.label] for image in chosen])
     answered = answers(card, outputs) if card.rejection or card.unknown else None
-    return score(outputs.log_probs, labels, config.split, join(chosen).numbers(chosen), answered)
+    inside = in_sets(outputs.log_probs.double().numpy(), np.array(card.sets.least)) if card.sets else None
+    return score(outputs.log_probs, labels, config.split, join(chosen).numbers(chosen), answered, inside)

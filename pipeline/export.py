@@ -4,7 +4,6 @@ import logging
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,6 @@ from pipeline.model.parity import Trained, check_files, check_parity, chosen_ima
 from pipeline.model.prior import class_prior
 from pipeline.run import Run
 from pipeline.run_folder import check_target
-from pipeline.statistics.calibration import at_temperature
 
 logger = logging.getLogger("headgraft.export")
 
@@ -62,10 +60,13 @@ class ExportResult:
             flip` also `valid_flip`.
         onnx: `{file, bytes, max_abs_diff}`; empty without `--onnx`.
         class_prior: class frequencies that probabilities are for.
-        rejection: `{max_error, confidence, threshold, images, answered, wrong, digest}`, or `{reason, images_needed}`
-            where the images do not support that; empty without `--max-error`.
+        rejection: `{max_error, confidence, threshold, images, answered, wrong, digest}`: `images` fitted the threshold,
+            `digest` is theirs, `answered` and `wrong` are of them; or `{reason, images_needed}` where they do not
+            support that; empty without `--max-error`.
         unknown: `{score, false_alarms, images, auroc_left_out}`, or `{reason}`; empty with `--no-unknown`.
-        sets: `{coverage, images, mean_size}`; empty without `--sets`.
+            `auroc_left_out` is null of fewer than three classes.
+        sets: `{coverage, images, mean_size, covered}`, the last two of images that thresholds were not fitted on; empty
+            without `--sets`.
     """
 
     model: str
@@ -163,10 +164,7 @@ def _assemble(config: ExportConfig, run: Run, cache: FeatureCache, index: SetInd
     names = read_names(config.names, run.classes) if config.names else {}
     shift = prior.of_training_images if prior else None
     calibration, evaluations = calibrate_run(config, run, cache, index, shift)
-    added = (prior.wanted / prior.trained).log() if prior else None
-    abstaining = fit_abstaining(
-        config, run, cache, partial(at_temperature, temperature=calibration.temperature, shift=added)
-    )
+    abstaining = fit_abstaining(config, run, cache, prior)
     run = prior.corrected(run, calibration.temperature) if prior else run
     source, tensors = _backbone_tensors(cache, index)
     card = replace(

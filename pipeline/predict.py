@@ -17,7 +17,7 @@ import torch
 
 from cache.files import write_atomically
 from pipeline.config import PredictConfig
-from pipeline.console import named
+from pipeline.console import counted, named
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evidence.drawing import as_png, draw
 from pipeline.inputs.decode import Pixels
@@ -30,8 +30,8 @@ from pipeline.machine.device import available_cpus
 from pipeline.model.bundle import Bundle
 from pipeline.model.file import load_bundle
 from pipeline.model.prediction import Outputs
-from pipeline.run_folder import check_target
-from pipeline.unknown.drift import Drift, drift_of
+from pipeline.run_folder import check_target, refuse_other_kind
+from pipeline.unknown.drift import FEWEST, Drift, drift_of
 
 logger = logging.getLogger("headgraft.predict")
 
@@ -113,7 +113,9 @@ def predict(config: PredictConfig) -> PredictResult:
 
 def _line(one: dict[str, Any]) -> str:
     classes = ", ".join(f"{named(top['name'])} {top['probability']:.1%}" for top in one["top"])
-    return f"{named(one['path'])}: {classes if one['answered'] else one['reason'] + ' (' + classes + ')'}"
+    inside = "; one of " + ", ".join(map(named, one["set"])) if len(one.get("set", [])) > 1 else ""
+    said = classes if one["answered"] else f"{one['reason']} ({classes})"
+    return f"{named(one['path'])}: {said}{inside}"
 
 
 def _explained(bundle: Bundle, view: Pixels, outputs: Outputs, picture: Path) -> dict[str, Any]:
@@ -128,14 +130,19 @@ def _explained(bundle: Bundle, view: Pixels, outputs: Outputs, picture: Path) ->
 def _check_targets(config: PredictConfig, bundle: Bundle) -> None:
     """Refuse, before any work, what could not be written."""
     if config.explain:
+        refuse_other_kind(config.explain, folder=True)
         if config.explain.is_dir() and any(config.explain.iterdir()):
             raise ConfigError(f"--explain {config.explain} is a folder with files, expected a new or an empty one")
         bundle.refuse_without_evidence()
         config.explain.mkdir(parents=True, exist_ok=True)
     if config.drift:
         if not bundle.card.unknown:
-            raise ConfigError(f"--drift needs a detector of unknown images, which {bundle.path} lacks: export it again")
-        check_target(config.drift, overwrite=True)
+            raise ConfigError(
+                f"--drift needs a detector of unknown images: export {bundle.path} again, without --no-unknown"
+            )
+        check_target(config.drift, overwrite=False, advice="name another file with --drift")
+        if config.drift.exists():
+            raise ConfigError(f"--drift {config.drift} is there already: name another file")
 
 
 def _drift(config: PredictConfig, bundle: Bundle, outputs: Outputs) -> Drift | None:
@@ -143,10 +150,13 @@ def _drift(config: PredictConfig, bundle: Bundle, outputs: Outputs) -> Drift | N
     if outputs.p_values is None or bundle.card.unknown is None:
         return None
     p_values = outputs.p_values[~outputs.p_values.isnan()].double().numpy()
-    found = drift_of(p_values, bundle.card.unknown.false_alarms)
+    found = drift_of(p_values, bundle.card.unknown.false_alarms, bundle.card.unknown.images)
     if found and found.interval[0] > 0:
         logger.warning(found.in_words())
-    if config.drift:
+    if config.drift and found is None:
+        logger.warning(f"{counted(len(p_values), 'image')} could be read, {FEWEST} are needed to see drift: no chart")
+    elif config.drift:
+        config.drift.parent.mkdir(parents=True, exist_ok=True)
         from pipeline.reporting.figures import p_value_curve  # matplotlib takes a second to import
 
         write_atomically(config.drift, p_value_curve(p_values).encode())
@@ -160,10 +170,10 @@ def as_csv(predictions: list[dict[str, Any]]) -> str:
     """
     table = io.StringIO()
     lines = csv.writer(table, lineterminator="\n")
-    lines.writerow(("path", "rank", "class", "name", "probability", "answered", "unknown_p", "set"))
+    lines.writerow(("path", "rank", "class", "name", "probability", "answered", "reason", "unknown_p", "set"))
     for one in predictions:
         p_value = "" if one["unknown_p"] is None else f"{one['unknown_p']:.6g}"
-        rest = (str(one["answered"]).lower(), p_value, ";".join(one.get("set", [])))
+        rest = (str(one["answered"]).lower(), one["reason"], p_value, ";".join(one.get("set", [])))
         for rank, score in enumerate(one["top"], start=1):
             lines.writerow((one["path"], rank, score["class"], score["name"], f"{score['probability']:.6g}", *rest))
     return table.getvalue().rstrip("\n")

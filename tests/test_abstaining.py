@@ -25,7 +25,7 @@ from pipeline.backbones.weights import NamedWeights
 from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig, SweepConfig
 from pipeline.cv import cv
 from pipeline.cv_config import CvConfig
-from pipeline.errors import BundleError, ConfigError
+from pipeline.errors import BundleError, ConfigError, PipelineError
 from pipeline.evaluate import evaluate
 from pipeline.export import ExportResult, export
 from pipeline.extract import extract
@@ -88,7 +88,7 @@ def test_export_says_what_it_promises(exported: ExportResult) -> None:
     assert unknown["auroc_left_out"] > 0.6
     assert exported.sets["coverage"] == 0.9
     assert 1 <= exported.sets["mean_size"] < 2
-    assert "at most 10.00% wrong with 95% confidence" in exported.in_words()
+    assert "at most 10% wrong with 95% confidence" in exported.in_words()
 
 
 def test_unknown_images_are_not_answered_and_known_ones_are(made: Path, exported: ExportResult) -> None:
@@ -136,7 +136,10 @@ def test_evaluation_counts_what_is_answered(made: Path, exported: ExportResult) 
     assert "answered:" in model.in_words()
     run = evaluate(EvaluateConfig(made / "run"))
     assert run.answered is None
-    assert run.risk_coverage[-1] == pytest.approx((1.0, 1 - run.top1))
+    assert run.risk_coverage[-1] == pytest.approx([1.0, 1 - run.top1])
+    assert run.sets is None
+    assert model.sets is not None
+    assert model.sets.coverage > 0.85
     assert 0 < run.aurc < 1 - run.top1
 
 
@@ -200,12 +203,30 @@ def test_images_that_chose_a_head_promise_nothing(made: Path, tmp_path: Path) ->
     """Of a choice over folds; nested cross-validation leaves predictions that chose nothing, and they do."""
     settings: Any = {"heads": 2, "epochs": 5, "seeds": 1}
     sweep(SweepConfig(made / "features", tmp_path / "run", folds=3, **settings))
-    found = export(ExportConfig(tmp_path / "run", tmp_path / "m.safetensors", max_error=0.1))
+    found = export(ExportConfig(tmp_path / "run", tmp_path / "m.safetensors", max_error=0.1, sets=0.9))
     assert "cv with --heads" in found.rejection["reason"]
+    assert "sets" not in found.in_words()
     assert found.unknown["images"] == 360
     cv(CvConfig(made / "features", folds=3, heads=2, epochs=5))
     found = export(ExportConfig(tmp_path / "run", tmp_path / "n.safetensors", max_error=0.1))
     assert found.rejection["images"] == 360
+
+
+def test_a_basis_that_parts_of_the_images_cannot_have_costs_the_detector_alone(made: Path, tmp_path: Path) -> None:
+    """As more principal directions than such a part has rows: the model is written, and a promise is refused."""
+    lines = ["path,label,split"]
+    for label in COLOURS:
+        for split, count in (("train", 3), ("valid", 2)):
+            lines += [f"{made / 'data' / split / label / f'{number}.png'},{label},{split}" for number in range(count)]
+    (tmp_path / "few.csv").write_text("\n".join(lines))
+    options: Any = {"backbone": "tiny", "weights": str(made / "tiny.safetensors"), "image_size": 32}
+    extract(ExtractConfig(tmp_path / "few.csv", tmp_path / "few", precision="float32", device="cpu", **options))
+    train_head(train_config(tmp_path / "few", tmp_path / "run", basis="full+pca:11"))
+    found = export(ExportConfig(tmp_path / "run", tmp_path / "m.safetensors"))
+    assert "pca" in found.unknown["reason"]
+    assert load_bundle(tmp_path / "m.safetensors").detector is None
+    with pytest.raises(PipelineError, match="pca"):
+        export(ExportConfig(tmp_path / "run", tmp_path / "n.safetensors", max_error=0.5))
 
 
 def test_merged_heads_are_merged_in_each_fold(made: Path, tmp_path: Path) -> None:

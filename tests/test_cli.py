@@ -239,6 +239,7 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
         "aurc",
         "risk_coverage",
         "answered",
+        "sets",
     }
     assert found.keys() == names
     assert (found["images"], found["split"], found["top5"]) == (4, "test", None)

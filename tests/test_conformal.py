@@ -65,12 +65,42 @@ def test_drift_is_the_fraction_of_images_that_are_unlike() -> None:
     """Within its interval; of images like the training ones it may be none, and of few nothing is said."""
     generator = np.random.default_rng(0)
     mixed = np.concatenate([generator.random(700), 0.05 * generator.random(300)])
-    found = drift_of(mixed, 0.01)
+    found = drift_of(mixed, 0.01, 5000)
     assert found is not None
     assert found.interval[0] <= 0.3 <= found.interval[1]
     assert found.unlike == pytest.approx(0.3, abs=0.06)
     assert found.expected == 0.01
-    same = drift_of(generator.random(1000), 0.01)
+    same = drift_of(generator.random(1000), 0.01, 5000)
     assert same is not None
     assert same.interval[0] < 0.03
-    assert drift_of(mixed[: FEWEST - 1], 0.01) is None
+    assert drift_of(mixed[: FEWEST - 1], 0.01, 5000) is None
+
+
+def test_drift_is_seldom_seen_where_there_is_none() -> None:
+    """The known images of a model have a chance of their own, however many images are predicted: 2.5 % of models."""
+    generator, seen = np.random.default_rng(0), 0
+    for _ in range(400):
+        known = np.sort(generator.random(300))
+        found = drift_of(p_values(known, generator.random(5000)), 0.01, 300)
+        assert found is not None
+        seen += found.interval[0] > 0
+    assert seen / 400 <= 0.05
+
+
+def test_rare_classes_share_a_threshold_of_their_own() -> None:
+    """Sets cover as often as asked, though a third of the images are of classes with a few images, which are hard."""
+    generator = np.random.default_rng(0)
+    weights = np.array([0.7 / 5] * 5 + [0.3 / 50] * 50)
+
+    def drawn(images: int) -> tuple[np.ndarray, np.ndarray]:
+        truth = generator.choice(55, images, p=weights)
+        logits = generator.normal(size=(images, 55))
+        logits[np.arange(images), truth] += np.where(truth < 5, 7.0, 2.5)
+        return logits - np.log(np.exp(logits).sum(1, keepdims=True)), truth
+
+    log_probs, truth = drawn(1500)
+    least = set_thresholds(log_probs, truth, 0.9, np.arange(1500) % 3 == 0)
+    fresh, labels = drawn(20_000)
+    covered = in_sets(fresh, least)[np.arange(20_000), labels]
+    assert covered.mean() >= 0.88
+    assert covered[labels >= 5].mean() >= 0.85

@@ -17,6 +17,7 @@ from pipeline.console import counted
 from pipeline.cross_validation.prepare import folds_of
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.cross_validation.training import Part, predicted
+from pipeline.errors import RunError
 from pipeline.run import Run
 from pipeline.statistics.groups import Groups, join
 
@@ -68,6 +69,13 @@ class HeldOutPredictions:
             found[one.part.held_out] = one.log_probs
         return found
 
+    @property
+    def one_of_each_group(self) -> Tensor:
+        """Places of the images with the lowest digest of their group, which are independent evidence, (G,)."""
+        order = np.argsort([image.digest for image in self.images])
+        first = np.unique(self.groups.numbers(self.images)[order], return_index=True)[1]
+        return torch.from_numpy(order[first])
+
 
 def settings_of(run: Run) -> HeadSettings:
     """Settings of the run's head, or of each of those that were merged into it."""
@@ -86,6 +94,8 @@ def held_out_predictions(run: Run, trainset: TrainingSet, memory: int, unseen_cl
     images, settings, config = trainset.index.split(*splits), settings_of(run), run.record.config
     groups = join(images)
     rows = ImageRows.load(trainset, images, settings.basis, memory)
+    if (there := len(np.unique(groups.numbers(images)))) < FOLDS:
+        raise RunError(f"{counted(there, 'image')} or groups of them to train on, {FOLDS} are needed to hold parts out")
     folds = folds_of(trainset.index, images, groups, FOLDS)
 
     def part(trained: Tensor, held_out: Tensor, seed: int) -> Part:

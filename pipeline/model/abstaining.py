@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,21 @@ from pipeline.config import ExportConfig
 from pipeline.console import counted
 from pipeline.cross_validation.held_out import HeldOutPredictions, held_out_predictions
 from pipeline.cross_validation.predictions import OutOfFold
-from pipeline.errors import RunError
+from pipeline.errors import PipelineError, RunError
 from pipeline.machine.memory import allowed_bytes
 from pipeline.model.card import PredictionSets, Rejection, Unknown
+from pipeline.model.prior import ClassPrior
 from pipeline.run import Run
+from pipeline.statistics.calibration import at_temperature, fit_temperature
 from pipeline.statistics.conformal import in_sets, set_thresholds
+from pipeline.statistics.scoring import SetScores
 from pipeline.statistics.selective import Answered, Unsupported, fit_threshold
 from pipeline.unknown.detector import SCORE, UnknownDetector
 from pipeline.unknown.fitting import fit_detector, unfit
 
 logger = logging.getLogger("headgraft.export")
 
-_CLUSTERING = 3  # one image in so many says which classes are alike
+_CLUSTERING = 3  # one image in so many says which classes are alike, and judges the sets
 
 
 @dataclass(frozen=True)
@@ -66,25 +70,30 @@ def abstaining_in_words(rejection: dict[str, Any], unknown: dict[str, Any], sets
         answered = f"{rejection['answered'] / rejection['images']:.1%} of {counted(rejection['images'], 'image')}"
         lines.append(
             f"answers where its probability is {rejection['threshold']:.1%} or more, {answered}: at most "
-            f"{rejection['max_error']:.2%} wrong with {rejection['confidence']:.0%} confidence ({rejection['wrong']} "
-            "here)"
+            f"{100 * rejection['max_error']:.3g}% wrong with {100 * rejection['confidence']:.4g}% confidence "
+            f"({rejection['wrong']:,} of these {rejection['answered']:,} are)"
         )
     if "score" in unknown:
         auroc = unknown["auroc_left_out"]
         worth = "" if auroc is None else f"; AUROC {auroc:.3f} for classes left out of training"
-        lines.append(f"unknown images: {unknown['false_alarms']:.1%} of known images are taken for unknown{worth}")
-    if sets:
-        lines.append(f"sets of {sets['mean_size']:.2f} classes on average hold the true one in {sets['coverage']:.1%}")
+        alarms = f"{100 * unknown['false_alarms']:.3g}% of known images at most are taken for unknown"
+        if unknown["false_alarms"] * (unknown["images"] + 1) <= 1:
+            alarms = (
+                f"none is flagged, p-values by {unknown['images']} images are not below {unknown['false_alarms']:g}"
+            )
+        lines.append(f"unknown images: {alarms}{worth}")
+    if "mean_size" in sets:
+        size, covered = f"{sets['mean_size']:.2f} classes on average", sets["covered"]
+        found = size if covered is None else f"{size}, which hold the true one in {covered:.1%} of other images"
+        lines.append(f"sets for a coverage of {100 * sets['coverage']:.3g}%, by {sets['images']:,} images: {found}")
     return lines
 
 
-def fit_abstaining(
-    config: ExportConfig, run: Run, cache: FeatureCache, of_model: Callable[[Tensor], Tensor]
-) -> Abstaining:
-    """What `config` asks for. `of_model` turns log-probabilities of the run's head into those of the exported one.
+def fit_abstaining(config: ExportConfig, run: Run, cache: FeatureCache, prior: ClassPrior | None) -> Abstaining:
+    """What `config` asks for, of a model with class `prior`.
 
     Heads like the run's are trained on parts of its images, and what they say of the others decides. Where that cannot
-    be, there is no detector, which is logged, and a RunError or MissingRows where a promise was asked for.
+    be, there is no detector, which is logged, and a PipelineError or MissingRows where a promise was asked for.
     """
     promised = config.max_error is not None or config.sets is not None
     reason = unfit(cache) if config.unknown else ""
@@ -93,8 +102,8 @@ def fit_abstaining(
         if promised or (config.unknown and not reason):
             held_out = _held_out(config, run, cache, unseen_classes=config.unknown and not reason)
         if held_out and config.unknown and not reason:
-            fitted = fit_detector(cache, held_out, of_model)
-    except (RunError, MissingRows) as error:
+            fitted = fit_detector(cache, held_out, _scaling(config, prior, held_out.log_probs, held_out.labels))
+    except (PipelineError, MissingRows) as error:
         if promised:
             raise
         reason = str(error)
@@ -113,7 +122,23 @@ def fit_abstaining(
     if not promised or not held_out:
         return found
     known = fitted.p_values >= config.false_alarms if fitted else torch.ones(len(held_out.images), dtype=torch.bool)
-    return _with_promises(config, found, held_out, _log_probs(run, cache, held_out, of_model), known)
+    log_probs = _log_probs(run, cache, held_out)
+    if log_probs is not None:
+        log_probs = _scaling(config, prior, log_probs, held_out.labels)(log_probs)
+    return _with_promises(config, found, held_out, log_probs, known)
+
+
+def _scaling(
+    config: ExportConfig, prior: ClassPrior | None, log_probs: Tensor, labels: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """What makes of these heads' log-probabilities (N, C) calibrated ones, for the class prior that was asked for.
+
+    They have a temperature of their own: heads of fewer images are sure to another degree than the exported one, and
+    thresholds of a probability are to mean the same for both.
+    """
+    wanted = None if prior is None else prior.of_training_images
+    temperature = fit_temperature(log_probs, labels, wanted) if config.calibrate else None
+    return partial(at_temperature, temperature=temperature or 1.0, shift=prior.added if prior else None)
 
 
 def _held_out(config: ExportConfig, run: Run, cache: FeatureCache, unseen_classes: bool) -> HeldOutPredictions:
@@ -141,27 +166,28 @@ def _with_promises(
     rejection = None if config.max_error is None else _rejection(config, held_out, log_probs, known)
     if not isinstance(rejection, Unsupported):
         return replace(found, sets=sets, rejection=rejection)
-    logger.warning(f"without a threshold for an error of at most {config.max_error:.2%}: {rejection.reason}")
+    logger.warning(
+        f"without a threshold for an error of at most {100 * (config.max_error or 0):.3g}%: {rejection.reason}"
+    )
     return replace(found, sets=sets, refused={**found.refused, "rejection": asdict(rejection)})
 
 
-def _log_probs(
-    run: Run, cache: FeatureCache, held_out: HeldOutPredictions, of_model: Callable[[Tensor], Tensor]
-) -> Tensor | None:
+def _log_probs(run: Run, cache: FeatureCache, held_out: HeldOutPredictions) -> Tensor | None:
     """Of the images by heads that they did not choose, (N, C); None where there are none.
 
     Images that a choice over folds was made on have those that nested cross-validation left, if it did.
     """
     if not run.record.folds:
-        return of_model(held_out.log_probs)
+        return held_out.log_probs
     path = cache.path / PREDICTION_FOLDER / f"{run.record.set}.npz"
     if not path.is_file():
         return None
     nested = OutOfFold.load(path, "run headgraft cv again, into another place or after moving it away")
     same = nested.digests.tolist() == [image.digest for image in held_out.images]
+    same = same and np.array_equal(nested.labels, held_out.labels.numpy())
     if nested.settings is not None or not same or nested.classes.tolist() != run.record.classes:
         return None
-    return of_model(torch.from_numpy(nested.log_probs[0]))
+    return torch.from_numpy(nested.log_probs[0])
 
 
 def _rejection(
@@ -169,7 +195,7 @@ def _rejection(
 ) -> Rejection | Unsupported:
     """Over one image of each group, since the others are no independent evidence."""
     assert config.max_error is not None
-    first = np.unique(held_out.groups.numbers(held_out.images), return_index=True)[1]
+    first = held_out.one_of_each_group.numpy()
     confidence, predicted = log_probs.exp().max(1)
     sureness = (confidence * known).double().numpy()[first]
     hits = (predicted == held_out.labels).numpy()[first]
@@ -190,9 +216,11 @@ def _rejection(
 
 
 def _sets(coverage: float, held_out: HeldOutPredictions, log_probs: Tensor) -> PredictionSets:
-    names = held_out.groups.names(held_out.images)
-    clustering = np.array([int(name[:8], 16) % _CLUSTERING == 0 for name in names])
-    values = log_probs.double().numpy()
-    least = set_thresholds(values, held_out.labels.numpy(), coverage, clustering)
-    size = float(in_sets(values, least).sum(1).mean())
-    return PredictionSets(coverage, int((~clustering).sum()), least.tolist(), size)
+    first = held_out.one_of_each_group
+    clustering = np.array([int(held_out.images[place].digest[:8], 16) % _CLUSTERING == 0 for place in first.tolist()])
+    values, labels = log_probs[first].double().numpy(), held_out.labels[first]
+    least = set_thresholds(values, labels.numpy(), coverage, clustering)
+    others = clustering if clustering.any() else ~clustering
+    found = SetScores.of(in_sets(values, least)[others], labels[torch.from_numpy(others)])
+    covered = found.coverage if clustering.any() else None
+    return PredictionSets(coverage, int((~clustering).sum()), least.tolist(), found.mean_size, covered)

@@ -214,8 +214,8 @@ class Predictor:
                 "the model has no temperature for --tta flip, so its averaged probabilities are not calibrated: "
                 "export it with --tta flip"
             )
-        if mirrored and self.bundle.card.rejection:
-            logger.warning("the model's threshold is for predictions without --tta flip: its promise is not for these")
+        if mirrored and (self.bundle.card.rejection or self.bundle.card.sets):
+            logger.warning("the model's thresholds are for predictions without --tta flip: what they promise is not")
         found = Outputs.empty(len(images), len(self.bundle.classes), self.bundle.detector is not None)
         network = self.backbone
         for indexes, views in view_batches(network.preprocessing, images, network.batch_size, failed, remarks):

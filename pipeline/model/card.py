@@ -86,13 +86,15 @@ class PredictionSets:
         coverage: fraction of images whose set does.
         images: that the thresholds were fitted on.
         least: probability from which each class is in the set, in the order of the classes.
-        mean_size: classes in a set, over these images.
+        mean_size: classes in a set, over the images that the thresholds were not fitted on.
+        covered: fraction of these whose set holds the true class; None of a model that was exported without it.
     """
 
     coverage: Fraction
     images: Count
     least: list[Fraction]
     mean_size: float
+    covered: Fraction | None = None
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,10 @@ class Outputs:
     @classmethod
     def empty(cls, images: int, classes: int, detects: bool) -> "Outputs":
         """To be filled in."""
-        return cls(torch.full((images, classes), torch.nan), torch.full((images,), torch.nan) if detects else None)
+        return cls(
+            torch.full((images, classes), torch.nan),
+            torch.full((images,), torch.nan, dtype=torch.float64) if detects else None,
+        )
 
     def fill(self, indexes: Sequence[int], some: "Outputs") -> None:
         """Those of the images at these indexes."""

@@ -27,6 +27,11 @@ class ClassPrior:
         return (self.train / self.trained).log()
 
     @property
+    def added(self) -> Tensor:
+        """What is added to scaled logits so that they are for the wanted frequencies, (C,)."""
+        return (self.wanted / self.trained).log()
+
+    @property
     def from_wanted(self) -> Tensor:
         """The same, of logits that are for the wanted frequencies already, (C,)."""
         return (self.train / self.wanted).log()

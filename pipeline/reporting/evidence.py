@@ -16,7 +16,7 @@ from pipeline.reporting.predictions import Predictions
 from pipeline.row_layout import layout_of
 from pipeline.run import Run
 
-_FEWEST = 3  # images of a class whose mean map is shown
+_FEWEST = 5  # images of a class whose mean map is shown
 _CLASSES = 8
 Square = tuple[int, int, float]  # column, row, and from -1 against to 1 for
 
@@ -52,6 +52,11 @@ class EvidenceFound:
     classes: list[ClassMap]
     border: float
 
+    @property
+    def even(self) -> float:
+        """Fraction of the cells that are at the border."""
+        return _border(torch.ones(1, *self.cells.shape[1:]))
+
 
 def squares(cells: Tensor) -> list[Square]:
     """The cells of a map (h, w) by the strongest of them, those that can be seen."""
@@ -66,9 +71,10 @@ def find_evidence(run: Run, cache: FeatureCache, index: SetIndex, valid: Predict
     if mean is None:
         return None
     layout, head = layout_of(cache.manifest), run.folded_head()
-    order = torch.from_numpy(valid.log_probs).topk(2).indices
-    against = torch.where(torch.from_numpy(valid.hits), order[:, 1], torch.from_numpy(valid.truth))
-    pairs = torch.stack([order[:, 0], against], 1)
+    predicted, log_probs = torch.from_numpy(valid.predicted), torch.from_numpy(valid.log_probs)
+    runner_up = log_probs.scatter(1, predicted[:, None], -torch.inf).argmax(1)
+    against = torch.where(torch.from_numpy(valid.hits), runner_up, torch.from_numpy(valid.truth))
+    pairs = torch.stack([predicted, against], 1)
     cells = torch.empty(len(pairs), *(layout.grid or ()), dtype=torch.float64)
     for positions, block in cache.blocks([(image.key, CLEAN_VIEW) for image in valid.images]):
         places = torch.from_numpy(positions)

@@ -182,10 +182,11 @@ def risk_coverage(curve: RiskCoverage) -> Markup:
 @mpl.rc_context(_STYLE)
 def p_value_curve(p_values: np.ndarray) -> Markup:
     """An SVG file: fraction of images with a p-value of at most so much; the diagonal is of images like training's."""
-    axes = _chart("Images with a p-value of at most p", xlabel="p: fraction of known images that are as unlike")
+    axes = _chart("Images with a p-value of at most p", xlabel="p (above the diagonal: drift)")
     rising = np.sort(p_values)
     axes.plot((0, 1), (0, 1), color=INK, lw=0.8, ls="--", label="like the training images")
-    axes.step([0, *rising, 1], [0, *np.arange(1, len(rising) + 1) / len(rising), 1], color=SECOND, where="post")
+    heights = [0, *np.arange(1, len(rising) + 1) / len(rising), 1]
+    axes.step([0, *rising, 1], heights, color=SECOND, where="post", label="these images")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.legend(fontsize=8)
     return _svg(axes, in_page=False)

@@ -65,7 +65,7 @@ def find_sureness(
     run: Run, cache: FeatureCache, index: SetIndex, valid: Predictions, temperature: float | None, groups: Groups
 ) -> Sureness:
     """Of the held-out predictions, with the temperature that export would fold in."""
-    log_probs = at_temperature(torch.from_numpy(valid.log_probs), temperature or 1.0)
+    log_probs = at_temperature(torch.from_numpy(valid.log_probs).double(), temperature or 1.0)
     sureness, predicted = (values.numpy() for values in log_probs.exp().max(1))
     hits = predicted == valid.truth
     first = np.unique(groups.numbers(valid.images), return_index=True)[1]

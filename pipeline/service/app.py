@@ -208,7 +208,7 @@ class _Service:
         since, unknown = time.time() - _DAY, self._predictor.bundle.card.unknown
         values = np.array([value for when, value in self._p_values if when >= since])
         tenths = np.histogram(values, 10, (0, 1))[0].tolist()
-        found = drift_of(values, unknown.false_alarms) if unknown else None
+        found = drift_of(values, unknown.false_alarms, unknown.images) if unknown else None
         return DriftReport(**{"images": len(values), **(asdict(found) if found else {})}, tenths=tenths)
 
     async def health(self) -> Health:

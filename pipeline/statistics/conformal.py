@@ -40,17 +40,20 @@ def set_thresholds(log_probs: Floats, truth: Places, coverage: float, clustering
     """The probability from which a class is in the set, (C,), so that sets hold the true class as often as `coverage`.
 
     Of log-probabilities (N, C) and true classes (N,) of images that did not train the head. Classes that are alike in
-    how sure the head is of them share a threshold, so that hard classes are covered nearly as often as easy ones. Which
-    are alike is found on the images of `clustering` (N,), thresholds on the others; a class with too few images there,
-    or in too small a cluster, has the threshold of all images.
+    how sure the head is of them share a threshold, so that hard classes are covered more often than by one for all.
+    Which are alike is found on the images of `clustering` (N,), thresholds on the others. Classes with too few images,
+    and those of too small clusters, share one threshold; where they have too few together, they are in every set.
     """
     scores, classes = 1 - np.exp(log_probs[np.arange(len(truth)), truth]), log_probs.shape[1]
     of_class = _clusters(scores[clustering], truth[clustering], classes)
     rest, of_image = scores[~clustering], of_class[truth[~clustering]]
-    worst = np.full(classes, quantile(rest, coverage))
     for cluster in range(of_class.max() + 1):
-        if math.isfinite(found := quantile(rest[of_image == cluster], coverage)):
-            worst[of_class == cluster] = found
+        if math.isinf(quantile(rest[of_image == cluster], coverage)):
+            of_class[of_class == cluster] = -1
+    of_image = of_class[truth[~clustering]]
+    worst = np.empty(classes)
+    for cluster in np.unique(of_class):
+        worst[of_class == cluster] = quantile(rest[of_image == cluster], coverage)
     least: Floats = np.maximum(1 - worst, 0)
     return least
 

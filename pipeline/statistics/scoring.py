@@ -78,6 +78,24 @@ class AnsweredScores:
         return f"{line}, {self.error:.2%} of them wrong ({low:.2%} to {high:.2%})"
 
 
+@dataclass(frozen=True)
+class SetScores:
+    """Scores of prediction sets.
+
+    Attributes:
+        coverage: fraction of the sets that hold the true class.
+        mean_size: classes in a set.
+    """
+
+    coverage: float
+    mean_size: float
+
+    @classmethod
+    def of(cls, inside: npt.NDArray[np.bool_], labels: Tensor) -> Self:
+        """Of sets (N, C) and labels (N,)."""
+        return cls(float(inside[np.arange(len(labels)), labels.numpy()].mean()), float(inside.sum(1).mean()))
+
+
 @dataclass
 class Scores:
     """Scores of one split.
@@ -100,6 +118,7 @@ class Scores:
         risk_coverage: `[coverage, error]` of the most confident 5 %, 10 %, ... of the images.
         answered: `{coverage, error, interval}` of the images that the model answers: which fraction they are, their
             error, and its 95 % interval; null of a run, and of a model that always answers.
+        sets: `{coverage, mean_size}` of the model's prediction sets; null without.
     """
 
     images: int
@@ -114,12 +133,16 @@ class Scores:
     unrelated: Unrelated | None = None
     out_of_fold: bool = False
     aurc: float = 0.0
-    risk_coverage: list[tuple[float, float]] = field(default_factory=list)
+    risk_coverage: list[list[float]] = field(default_factory=list)
     answered: AnsweredScores | None = None
+    sets: SetScores | None = None
 
     def as_record(self) -> dict[str, Any]:
         """As a run records it: every evaluation of a split, since repeated ones are no longer a test."""
-        left_out = {"risk_coverage", *(name for name in ("unrelated", "answered") if getattr(self, name) is None)}
+        left_out = {
+            "risk_coverage",
+            *(name for name in ("unrelated", "answered", "sets") if getattr(self, name) is None),
+        }
         found = {name: value for name, value in asdict(self).items() if name not in left_out}
         return {**found, "when": datetime.now(UTC).isoformat(timespec="seconds")}
 
@@ -136,6 +159,8 @@ class Scores:
         lines = [f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images and groups"]
         if self.answered:
             lines.append(self.answered.in_words())
+        if self.sets:
+            lines.append(f"sets: {self.sets.coverage:.2%} hold the true class, {self.sets.mean_size:.2f} classes each")
         if self.unrelated:
             lines.append(self.unrelated.in_words(self.images))
         return "\n".join(lines)
@@ -147,10 +172,12 @@ def score(
     split: str,
     groups: npt.ArrayLike | None = None,
     answered: Tensor | None = None,
+    inside: npt.NDArray[np.bool_] | None = None,
 ) -> Scores:
     """Scores of log-probabilities (N, C) against labels (N,); images of one of `groups` (N,) are not independent.
 
-    `answered` (N,) is whether the model answers each; None of one that always does.
+    `answered` (N,) is whether the model answers each; None of one that always does. `inside` (N, C) is whether each
+    class is in the set; None without sets.
     """
     found = accuracies(log_probs.double().numpy(), labels.numpy(), groups)
     sureness, predicted = log_probs.double().exp().max(1)
@@ -167,6 +194,7 @@ def score(
         ece_floor=floor_of(log_probs),
         intervals={name: (one.low, one.high) for name, one in found.items()},
         aurc=curve.aurc,
-        risk_coverage=[(float(curve.coverage[step]), float(curve.risk[step])) for step in steps],
+        risk_coverage=[[float(curve.coverage[step]), float(curve.risk[step])] for step in steps],
+        sets=None if inside is None else SetScores.of(inside, labels),
         answered=None if answered is None else AnsweredScores.of(log_probs, labels, answered, groups),
     )

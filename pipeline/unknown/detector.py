@@ -91,9 +91,9 @@ class UnknownDetector:
         return unlikeness(self.distance.of_rows(rows), log_probs, self.scale)
 
     def p_values(self, rows: Tensor, log_probs: Tensor) -> Tensor:
-        """Fraction of known images that are as unlike or more, (N,)."""
+        """Fraction of known images that are as unlike or more, (N,) float64."""
         known, scores = (tensor.double().numpy() for tensor in (self.known, self.scores(rows, log_probs)))
-        return torch.from_numpy(p_values(known, scores)).float()
+        return torch.from_numpy(p_values(known, scores))
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, for a safetensors file."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from pipeline.statistics.intervals import interval
+from scipy.stats import beta
 
 FEWEST = 20  # images: of fewer, nothing can be said
 _LAMBDA = 0.5
@@ -24,7 +23,7 @@ class Drift:
         unlike: estimated fraction of them that is unlike the training images, at least; 0 to 1.
         interval: `[low, high]` of it, 95 % over images.
         flagged: fraction whose p-value is below the model's `false_alarms`.
-        expected: that fraction of images like the training ones, `false_alarms` itself.
+        expected: that fraction at most of images like the training ones, `false_alarms` itself.
     """
 
     images: int
@@ -38,15 +37,19 @@ class Drift:
         low, high = self.interval
         return (
             f"of {self.images:,} images about {self.unlike:.0%} ({low:.0%} to {high:.0%}) are unlike the training "
-            f"images; {self.flagged:.1%} are taken for unknown, {self.expected:.1%} would be of images like these"
+            f"images; {self.flagged:.1%} are taken for unknown, of others at most {self.expected:.1%} would be"
         )
 
 
-def drift_of(p_values: npt.NDArray[np.float64], false_alarms: float) -> Drift | None:
-    """Of p-values (N,); None of too few."""
+def drift_of(p_values: npt.NDArray[np.float64], false_alarms: float, known: int) -> Drift | None:
+    """Of p-values (N,), which are fractions of `known` images; None of too few.
+
+    All p-values of a model share these images, whose chance the interval counts too (Jeffreys).
+    """
     count = len(p_values)
     if count < FEWEST:
         return None
-    over = interval(p_values > _LAMBDA, np.full(count, 1 / count), np.arange(count))
-    unlike, low, high = (max(0.0, 1 - share / (1 - _LAMBDA)) for share in (over.value, over.high, over.low))
+    share, images = float((p_values > _LAMBDA).mean()), 1 / (1 / count + 1 / known)
+    bounds = beta.ppf((0.975, 0.025), share * images + 0.5, (1 - share) * images + 0.5)
+    unlike, low, high = (max(0.0, float(1 - one / (1 - _LAMBDA))) for one in (share, *bounds))
     return Drift(count, unlike, (low, high), float((p_values < false_alarms).mean()), false_alarms)

@@ -15,6 +15,7 @@ from pipeline.bases.moments import Moments
 from pipeline.config import WIDEST
 from pipeline.cross_validation.held_out import HeldOut, HeldOutPredictions
 from pipeline.row_layout import layout_of
+from pipeline.statistics.conformal import p_values as conformal_p_values
 from pipeline.unknown.detector import Distance, UnknownDetector, pooled, scale_of, unlikeness
 
 logger = logging.getLogger("headgraft.unknown")
@@ -64,11 +65,12 @@ def fit_detector(
     log_probs = of_model(held_out.log_probs)
     scale = scale_of(distances, log_probs)
     scores = unlikeness(distances, log_probs, scale)
-    detector = UnknownDetector(Distance.of(every), scale, scores.sort().values)
-    p_values = (len(scores) - torch.searchsorted(detector.known, scores)) / len(scores)  # each counts itself
+    known = scores[held_out.one_of_each_group].sort().values  # the others are no independent evidence
+    detector = UnknownDetector(Distance.of(every), scale, known)
+    p_values = torch.from_numpy(conformal_p_values(known.double().numpy(), scores.double().numpy()))
     areas = [_auroc(one, rows, labels, moments(one.part.trained), of_model) for one in held_out.without_classes]
     found = [area for area in areas if area is not None]
-    return FittedDetector(detector, p_values.float(), float(np.mean(found)) if found else None)
+    return FittedDetector(detector, p_values, float(np.mean(found)) if found else None)
 
 
 def _auroc(
@@ -79,7 +81,7 @@ def _auroc(
 
     held_out = one.part.held_out
     unknown = ~one.classes[labels[held_out]]
-    if unknown.all() or not unknown.any():
+    if unknown.all() or not unknown.any() or not trained.counts.any():
         return None
     distances, log_probs = Distance.of(trained).of_rows(rows[held_out]), of_model(one.log_probs)[:, one.classes]
     scores = unlikeness(distances, log_probs, scale_of(distances[~unknown], log_probs[~unknown]))
