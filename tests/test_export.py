@@ -333,7 +333,7 @@ def test_no_path_of_this_machine_is_in_a_model(model: Path, trained: Path) -> No
 @pytest.mark.real
 def test_a_temperature_is_folded_into_the_last_layer(trained: Path, tmp_path: Path) -> None:
     """The same classes, other confidence: log-probabilities are those of the run over the temperature."""
-    from pipeline import export as stage
+    from pipeline.model import calibrating as stage
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "calibrate", lambda *_: Fit(0.1, 0.01, 2.5, 0.05, 0.02))
@@ -370,7 +370,7 @@ def test_export_scores_test_images_only_when_it_is_asked_to(trained: Path, tmp_p
 @pytest.mark.real
 def test_a_mirrored_look_has_a_temperature_of_its_own(trained: Path, tmp_path: Path) -> None:
     """Fitted on validation images seen both ways, used by predict and evaluate; a model without one is said."""
-    from pipeline import export as stage
+    from pipeline.model import calibrating as stage
 
     asked: list[torch.Tensor] = []
 
