@@ -140,7 +140,7 @@ def _check_targets(config: PredictConfig, bundle: Bundle) -> None:
             raise ConfigError(
                 f"--drift needs a detector of unknown images: export {bundle.path} again, without --no-unknown"
             )
-        check_target(config.drift, overwrite=False, advice="name another file with --drift")
+        check_target(config.drift, overwrite=True, advice="name another file with --drift")
         if config.drift.exists():
             raise ConfigError(f"--drift {config.drift} is there already: name another file")
 

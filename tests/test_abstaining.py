@@ -212,6 +212,25 @@ def test_images_that_chose_a_head_promise_nothing(made: Path, tmp_path: Path) ->
     assert found.rejection["images"] == 360
 
 
+def test_one_image_of_each_group_counts(made: Path, tmp_path: Path) -> None:
+    """For the threshold, sets and p-values: pairs of frames are half as much evidence, and the card says how much."""
+    lines = ["path,label,split,group"]
+    for label in COLOURS:
+        for split in ("train", "valid"):
+            paths = sorted((made / "data" / split / label).iterdir())
+            lines += [f"{path},{label},{split},{split}-{label}-{n // 2}" for n, path in enumerate(paths)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    options: Any = {"backbone": "tiny", "weights": str(made / "tiny.safetensors"), "image_size": 32}
+    extract(ExtractConfig(tmp_path / "pairs.csv", tmp_path / "pairs", precision="float32", device="cpu", **options))
+    train_head(train_config(tmp_path / "pairs", tmp_path / "run", epochs=10))
+    found = export(ExportConfig(tmp_path / "run", tmp_path / "m.safetensors", max_error=0.3, sets=0.8))
+    assert (found.unknown["images"], found.rejection["images"]) == (160, 160)
+    assert 0 < found.sets["images"] < 160
+    detector = load_bundle(tmp_path / "m.safetensors").detector
+    assert detector is not None
+    assert len(detector.known) == 160
+
+
 def test_a_basis_that_parts_of_the_images_cannot_have_costs_the_detector_alone(made: Path, tmp_path: Path) -> None:
     """As more principal directions than such a part has rows: the model is written, and a promise is refused."""
     lines = ["path,label,split"]

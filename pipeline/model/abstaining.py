@@ -97,11 +97,11 @@ def fit_abstaining(config: ExportConfig, run: Run, cache: FeatureCache, prior: C
     """
     promised = config.max_error is not None or config.sets is not None
     reason = unfit(cache) if config.unknown else ""
-    held_out, fitted = None, None
+    detects, held_out, fitted = config.unknown and not reason, None, None
     try:
-        if promised or (config.unknown and not reason):
-            held_out = _held_out(config, run, cache, unseen_classes=config.unknown and not reason)
-        if held_out and config.unknown and not reason:
+        if promised or detects:
+            held_out = _held_out(config, run, cache, unseen_classes=detects)
+        if held_out and detects:
             fitted = fit_detector(cache, held_out, _scaling(config, prior, held_out.log_probs, held_out.labels))
     except (PipelineError, MissingRows) as error:
         if promised:
@@ -110,8 +110,8 @@ def fit_abstaining(config: ExportConfig, run: Run, cache: FeatureCache, prior: C
     if reason:
         logger.warning(f"without a detector of unknown images: {reason}")
     found = Abstaining(refused={"unknown": {"reason": reason}} if reason else {})
-    if fitted and held_out:
-        count = len(held_out.images)
+    if fitted:
+        count = len(fitted.detector.known)
         if config.false_alarms * (count + 1) <= 1:
             logger.warning(
                 f"p-values by {counted(count, 'image')} are never below {config.false_alarms:g}, so that no picture is "

@@ -1,6 +1,5 @@
 """Fitting the detector of unknown images on a cache, and how well it tells classes that were kept from a head."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +16,6 @@ from pipeline.cross_validation.held_out import HeldOut, HeldOutPredictions
 from pipeline.row_layout import layout_of
 from pipeline.statistics.conformal import p_values as conformal_p_values
 from pipeline.unknown.detector import Distance, UnknownDetector, pooled, scale_of, unlikeness
-
-logger = logging.getLogger("headgraft.unknown")
 
 _ROWS_AT_ONCE = 256
 
