@@ -158,16 +158,22 @@ def _replacing_together(folder: Path, names: Iterable[str], removed: Iterable[st
 def append_line(path: Path, line: bytes) -> None:
     """Append a line to a file, durably; one that a kill cut short before stays a line of its own.
 
-    CacheError where the system refuses.
+    CacheError where the system refuses; the file is then as it was.
     """
     try:
-        with open(path, "a+b") as file:
-            if file.tell():
+        with open(path, "a+b", buffering=0) as file:
+            before = file.tell()
+            if before:
                 file.seek(-1, os.SEEK_END)
                 line = b"\n" * (file.read(1) != b"\n") + line
-            file.write(line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                written = file.write(line + b"\n")
+                if written != len(line) + 1:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)  # part of a line would be read as one
+                raise
     except OSError as error:
         raise unwritten(path, error) from error
 

@@ -20,6 +20,7 @@ from cache.records import Count, Digest
 
 _ADVICE = "run extract again to write it"
 SPLITS = ("train", "valid", "test")
+UNLABELLED = "unlabelled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from cache import layout
 from cache.errors import CacheError, counted
-from cache.index import SetIndex
 from cache.keys import unpack_keys
+from cache.labels import LabelJournal
 from cache.projections import projection_files
 from cache.store import FeatureCache
 
@@ -84,14 +84,16 @@ def info(cache: FeatureCache | Path) -> CacheInfo:
         shards=len(cache.shards),
         bytes=cache.bytes,
         projections=len(projection_files(cache.path)),
-        sets=[_set(cache, name, index) for name, index in cache.indexes().items()],
+        sets=[_set(cache, name) for name in cache.sets()],
         reduction=asdict(cache.reduction) if cache.reduction else None,
     )
 
 
-def _set(cache: FeatureCache, name: str, index: SetIndex | CacheError) -> dict[str, Any]:
-    if isinstance(index, CacheError):
-        return {"set": name, "error": str(index)}
+def _set(cache: FeatureCache, name: str) -> dict[str, Any]:
+    try:
+        index, journal = cache.index(name), LabelJournal.load(cache.path, name)
+    except CacheError as error:
+        return {"set": name, "error": str(error)}
     return {
         "set": name,
         "data": index.data,
@@ -100,7 +102,8 @@ def _set(cache: FeatureCache, name: str, index: SetIndex | CacheError) -> dict[s
         "splits": index.counts(),
         "passes": index.passes,
         "skipped": len(index.skipped),
-        "missing": cache.lost(index),
+        "missing": cache.lost(cache.extracted(name)),
+        "labels": dict(journal.counts()),
     }
 
 
@@ -123,7 +126,8 @@ def _set_in_words(entry: dict[str, Any]) -> str:
     splits = ", ".join(f"{count} {split}" for split, count in entry["splits"].items())
     lost = f", {counted(entry['missing'], 'row')} lost: run extract again" if entry["missing"] else ""
     skipped = f", {entry['skipped']} skipped" if entry["skipped"] else ""
+    labels = f", {counted(sum(entry['labels'].values()), 'label')} given by hand" if entry["labels"] else ""
     return (
         f"{entry['set']}: {counted(entry['images'], 'image')} ({splits}) of {counted(entry['classes'], 'class')}, "
-        f"{counted(entry['passes'], 'augmented pass')}{skipped}{lost}, from {entry['data']}"
+        f"{counted(entry['passes'], 'augmented pass')}{skipped}{labels}{lost}, from {entry['data']}"
     )

@@ -15,6 +15,7 @@ BASIS_FILE = "basis.safetensors"  # the arrays of that basis
 HOLDER_FILE = "writer.json"  # who holds the lock, for the message that another process gets
 SHARD_FOLDER = "shards"
 SET_FOLDER = "sets"
+LABEL_FOLDER = "labels"  # what was labelled by hand in each set: not to be deleted, since nothing can make it again
 LISTING_FOLDER = "listings"  # what a set's images hash to, for parts to come: as an index, which it is not yet
 PROJECTION_FOLDER = "projections"
 PREDICTION_FOLDER = "cv"  # out-of-fold predictions and a learning curve of each set

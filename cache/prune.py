@@ -93,7 +93,7 @@ def prune(path: Path, dry_run: bool = False) -> PruneResult:
 
 def _used(cache: FeatureCache) -> Callable[[Shard], list[bool]]:
     """Which rows of a shard a set may ask for: the clean view of its images, any other of those it trains on."""
-    indexes = [cache.index(name) for name in cache.sets()]
+    indexes = [read(name) for name in cache.sets() for read in (cache.extracted, cache.index)]
     known = {image.key for index in indexes for image in index.images}
     trained = {image.key for index in indexes for image in index.split("train")}
     return lambda shard: [digest in (known if view == layout.CLEAN_VIEW else trained) for digest, view in shard.keys]

@@ -16,6 +16,7 @@ from cache.errors import CacheError, DamagedCache, ManifestMismatch, MissingRows
 from cache.files import is_temporary
 from cache.index import SetIndex, index_path
 from cache.keys import KeyTable, PackedKeys, RowKey, keys_of, pack_digests, pack_keys
+from cache.labels import LabelJournal
 from cache.manifest import Manifest
 from cache.reduction import Reduction
 from cache.shard import Float16Array, Part, Positions, Shard, ShardHeader
@@ -217,7 +218,14 @@ class FeatureCache:
         return sorted(file.stem for file in (self.path / layout.SET_FOLDER).glob("[!.]*.json"))
 
     def index(self, name: str | None = None) -> SetIndex:
-        """The index of set `name`, or of the only set; UnknownSet lists the choice."""
+        """Set `name`, or the only set, as it is now: with the labels given by hand. UnknownSet lists the choice."""
+        name = self.set_name(name)
+        if name not in self._labelled:
+            self._labelled[name] = LabelJournal.load(self.path, name).applied(self.extracted(name))
+        return self._labelled[name]
+
+    def extracted(self, name: str | None = None) -> SetIndex:
+        """The same as it was extracted, without labels given by hand: what its files are compared with."""
         name = self.set_name(name)
         if name not in self._indexes:
             self._indexes[name] = SetIndex.load(index_path(self.path / layout.SET_FOLDER, name))
@@ -239,12 +247,16 @@ class FeatureCache:
         """Those read so far: of a million images, one takes seconds to read."""
         return {}
 
+    @cached_property
+    def _labelled(self) -> dict[str, SetIndex]:
+        return {}
+
     def indexes(self) -> dict[str, SetIndex | CacheError]:
-        """The index of every set, or why it cannot be used."""
+        """Every set as it was extracted, or why it cannot be used."""
         found: dict[str, SetIndex | CacheError] = {}
         for name in self.sets():
             try:
-                found[name] = self.index(name)
+                found[name] = self.extracted(name)
             except CacheError as error:
                 found[name] = error
         return found
@@ -252,6 +264,7 @@ class FeatureCache:
     def save_index(self, index: SetIndex) -> None:
         """Write or replace the index of one set."""
         self._indexes.pop(index.name, None)
+        self._labelled.pop(index.name, None)
         index.save(self.path / layout.SET_FOLDER)
 
     def complete_passes(self, index: SetIndex) -> int:

@@ -11,6 +11,7 @@ from cache import layout
 from cache.errors import MissingRows
 from cache.history import Extraction, record_extraction
 from cache.index import SkippedImage, index_path
+from cache.labels import LabelJournal
 from cache.lock import writing
 from cache.store import FeatureCache
 from cache.writer import merge_small_shards
@@ -123,7 +124,8 @@ def _index(plan: ExtractionPlan, cache: FeatureCache, bad: list[SkippedImage]) -
     """Merge small shards and write the index of the set; returns the files that it names as skipped."""
     merge_small_shards(cache.shards)
     index = plan.images.index(plan.name, bad)
-    cache.save_index(replace(index, passes=cache.complete_passes(index)))
+    labelled = LabelJournal.load(cache.path, plan.name).applied(index)
+    cache.save_index(replace(index, passes=cache.complete_passes(labelled)))
     index_path(cache.path / layout.LISTING_FOLDER, plan.name).unlink(missing_ok=True)  # the index says more
     return list(index.skipped)
 

@@ -13,6 +13,7 @@ import torch
 
 from cache.errors import CacheError
 from cache.keys import unpack_keys
+from cache.labels import copy_labels
 from cache.lock import check_writable, writing
 from cache.reduction import Reduction, save_basis
 from cache.shard import Part
@@ -109,7 +110,8 @@ def reduce_cache(config: ReduceConfig) -> ReduceResult:
         computed = _write_rows(whole, out)
         merge_small_shards(out.reopened().shards)
         for name in whole.sets():
-            out.save_index(whole.index(name))
+            out.save_index(whole.extracted(name))
+            copy_labels(whole.path, out.path, name)
         out = out.reopened()
     return ReduceResult(
         cache=str(config.cache),

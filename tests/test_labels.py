@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, Extract, draw_dataset, draw_image, flowers, require_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from cache.index import ImageRecord
 from cache.store import FeatureCache
+from pipeline.bases.clean_rows import CleanRows
 from pipeline.bases.moments import Moments
 from pipeline.config import ExtractConfig
 from pipeline.duplicates.near_duplicates import near_duplicates
 from pipeline.extract import extract
-from pipeline.reporting.label_issues import FOLDS, label_issues, out_of_fold
-from pipeline.reporting.rows import CleanRows
+from pipeline.labelling.label_issues import label_issues, out_of_fold
+from pipeline.labelling.ridge import FOLDS, NO_LABEL, PENALTY, OutOfFoldRidge, fit_fold, known_classes
 from pipeline.statistics.folds import stratified_folds
 from pipeline.statistics.groups import Groups, join
 
@@ -79,21 +82,54 @@ def test_correct_labels_of_rare_classes_are_seldom_flagged() -> None:
 def test_the_balanced_fit_is_that_of_classes_with_equally_many_images() -> None:
     """Where all classes have as many, it is ridge regression as it was; more copies of a class change no mean."""
     rows = synthetic([10] * 4, 0.5)
-    equal = Moments.zeros(64, 4)
-    equal.add(rows.features, rows.labels)
-    mean, covariance, cross = equal.balanced()
     one_hot = torch.nn.functional.one_hot(rows.labels, 4).float()
     both = torch.cov(torch.cat([rows.features, one_hot], 1).T, correction=0)
+    penalty = PENALTY * both[:64, :64].diagonal().mean() * torch.eye(64)
+    weights, mean = fit_fold(moments(rows.features, rows.labels, 4))
     torch.testing.assert_close(mean, rows.features.mean(0), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(covariance, both[:64, :64], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(cross, both[:64, 64:], atol=1e-5, rtol=1e-4)
-    more = Moments.zeros(64, 4)
-    chosen = torch.cat([torch.arange(40), torch.arange(10).repeat(20)])
-    more.add(rows.features[chosen], rows.labels[chosen])
-    torch.testing.assert_close(more.balanced()[2], cross, atol=1e-5, rtol=1e-4)
-    without = Moments.zeros(64, 5)
-    without.add(rows.features, rows.labels)
-    assert without.balanced()[2][:, 4].abs().max() == 0
+    torch.testing.assert_close(
+        weights, torch.linalg.solve(both[:64, :64] + penalty, both[:64, 64:]), atol=1e-5, rtol=1e-3
+    )
+    assert fit_fold(moments(rows.features, rows.labels, 5))[0][:, 4].abs().max() == 0
+
+
+def moments(features: Tensor, labels: Tensor, classes: int) -> Moments:
+    """Of rows that all have a label."""
+    found = Moments.zeros(features.shape[1], classes + 1)
+    found.add(features, labels)
+    return found
+
+
+def direct(features: Tensor, labels: Tensor, folds: Tensor, classes: int) -> Tensor:
+    """The scores (N, C) by a fit of each fold from the beginning."""
+    known = known_classes(labels, folds, classes)[0]
+    kept = torch.where((labels != NO_LABEL) & known[labels], labels, classes)
+    scores = torch.empty(len(features), classes)
+    for fold in range(FOLDS):
+        inside = folds == fold
+        weights, mean = fit_fold(moments(features[~inside], kept[~inside], classes))
+        scores[inside] = (features[inside] - mean) @ weights
+    return scores.masked_fill(~known, -torch.inf)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_changed_labels_give_the_scores_of_a_complete_fit(seed: int) -> None:
+    """Whatever is relabelled, unlabelled or labelled, to known classes or new ones, alone or several at once."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = synthetic([30, 20, 12, 6], 0.7)
+    folds = torch.randint(FOLDS, (len(rows.labels),), generator=draw)
+    labels = rows.labels.clone()
+    labels[torch.rand(len(labels), generator=draw) < 0.2] = NO_LABEL
+    ridge = OutOfFoldRidge(rows.features, labels, folds, 4)
+    for _ in range(12):
+        places = torch.randperm(len(labels), generator=draw)[: int(torch.randint(1, 6, (), generator=draw))]
+        label = int(torch.randint(-1, 6, (), generator=draw))
+        labels[places] = label
+        ridge.relabel(places, label)
+        torch.testing.assert_close(
+            ridge.scores, direct(rows.features, labels, folds, ridge.num_classes), atol=1e-4, rtol=0
+        )
 
 
 @pytest.mark.parametrize("classes", [1, 3])

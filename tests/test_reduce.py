@@ -39,11 +39,11 @@ from pipeline.errors import ConfigError, ParityError, PipelineError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.extract import extract
+from pipeline.labelling.label_issues import label_issues
 from pipeline.model.file import load_bundle
 from pipeline.model.parity_worker import answer
 from pipeline.reduce import ReduceResult, reduce_cache
 from pipeline.report import report
-from pipeline.reporting.label_issues import label_issues
 from pipeline.run import Run
 from pipeline.run_folder import REPORT_FILE
 from pipeline.statistics.intervals import paired_loss

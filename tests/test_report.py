@@ -32,13 +32,13 @@ from pipeline.evaluate import evaluate
 from pipeline.evidence.attribution import evidence_of
 from pipeline.evidence.reference import mean_row
 from pipeline.export import export
+from pipeline.labelling.label_issues import LabelIssues
 from pipeline.report import ReportResult, report
 from pipeline.reporting import thumbnails
 from pipeline.reporting.confusion import confusion
 from pipeline.reporting.costs import Payback
 from pipeline.reporting.evidence import find_evidence, squares
 from pipeline.reporting.findings import find
-from pipeline.reporting.label_issues import LabelIssues
 from pipeline.reporting.next_steps import next_steps
 from pipeline.reporting.predictions import Predictions, predict
 from pipeline.reporting.thumbnails import Thumbnails

@@ -91,17 +91,6 @@ class Moments:
         """Class means less the mean, times the square root of the class's share of the rows, (C, R)."""
         return (self.class_means - self.mean) * self.shares.sqrt()[:, None]
 
-    def balanced(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean (R,), covariance (R, R) and its part with one-hot labels (R, C), all classes with the same weight.
-
-        The covariance within classes is pooled over all rows, since a few rows of a class say little of theirs; the
-        one between classes is of the class means, each with the same weight. A class without rows has no weight.
-        """
-        known = self.counts > 0
-        mean = self.class_means[known].mean(0)
-        apart = (self.class_means - mean) * known[:, None]
-        return mean, self.within + apart.T @ apart / known.sum(), apart.T / known.sum()
-
 
 def shrunken(within: Tensor, total: Tensor, shrinkage: float) -> Tensor:
     """The covariance `within` classes with `shrinkage` times its mean diagonal added to its diagonal, (R, R)."""

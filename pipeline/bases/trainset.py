@@ -80,7 +80,7 @@ class TrainingSet:
         opened = FeatureCache.open(cache)
         index = opened.index(name)
         _refuse_unusable(index, validated)
-        _refuse_stale(index)
+        _refuse_stale(opened.extracted(index.name))
         chosen = opened.passes(index, passes)
         leaks = count_leaks(index)
         if leaks["across_splits"] or leaks["two_labels"]:

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 
 from cache import layout
 from cache.errors import CacheError
 from cache.index import SetIndex, index_path
 from cache.keys import PackedKeys, digest_ends, unpack_keys
+from cache.labels import LabelJournal
 from cache.lock import check_free, check_writable
 from cache.manifest import Augmentation, Base, Manifest
 from cache.store import FeatureCache, check_place
@@ -135,7 +137,7 @@ def _known_set(config: ExtractConfig, cache: FeatureCache | None, name: str) -> 
     CacheError where that set is of another place that still exists, unless `--set` names it: data may have been moved.
     """
     try:
-        known = cache.index(name) if cache is not None and name in cache.sets() else None
+        known = cache.extracted(name) if cache is not None and name in cache.sets() else None
     except CacheError:  # a damaged index, which this run writes again
         return None
     data = config.data.absolute()
@@ -207,7 +209,11 @@ class Workload:
 
 def workload_of(plan: ExtractionPlan, cache: FeatureCache | None) -> Workload:
     """What the plan needs and `cache` lacks; None stands for an empty one."""
-    keys = _part_of(plan.images.index(plan.name).packed_keys(plan.config.passes), plan.config.part)
+    index = plan.images.index(plan.name)
+    labelled = LabelJournal.load(plan.config.cache, plan.name).applied(index)  # which may train on more of them
+    indexes = [index] if labelled is index else [index, labelled]
+    every = np.unique(np.concatenate([each.packed_keys(plan.config.passes) for each in indexes]))
+    keys = _part_of(every, plan.config.part)
     missing = keys if cache is None else cache.without(keys)
     views: dict[bytes, list[str]] = {}
     for digest, view in unpack_keys(missing):

@@ -10,6 +10,7 @@ from cache.index import SetIndex
 from cache.layout import PREDICTION_FOLDER
 from cache.records import fault
 from cache.store import FeatureCache
+from pipeline.bases.clean_rows import SplitRows, clean_rows, narrow
 from pipeline.bases.reduced import unchecked
 from pipeline.console import named
 from pipeline.cross_validation.learning_curve import CurveResult, curve_path
@@ -17,12 +18,11 @@ from pipeline.cross_validation.predictions import OutOfFold
 from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, Pair, identical_files, near_duplicates
 from pipeline.errors import ConfigError, RunError
 from pipeline.inputs.splitting import count_leaks
+from pipeline.labelling.label_issues import LabelIssues, label_issues
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne
 from pipeline.reporting.evidence import EvidenceFound, find_evidence
-from pipeline.reporting.label_issues import LabelIssues, label_issues
 from pipeline.reporting.predictions import Predictions, predict
-from pipeline.reporting.rows import SplitRows, clean_rows, narrow
 from pipeline.reporting.sureness import Sureness, find_sureness
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RESULTS_FILE

@@ -9,11 +9,11 @@ from pipeline.console import counted, duration, named, size
 from pipeline.duplicates.near_duplicates import MOST_COMPARED
 from pipeline.heads.head import hidden_in_words
 from pipeline.inputs.preprocessing import Preprocessing
+from pipeline.labelling.ridge import FOLDS
 from pipeline.reporting import figures, sections
 from pipeline.reporting.costs import PHASES
 from pipeline.reporting.evidence import squares
 from pipeline.reporting.findings import Findings
-from pipeline.reporting.label_issues import FOLDS
 from pipeline.reporting.next_steps import next_steps
 from pipeline.reporting.thumbnails import Thumbnails
 from pipeline.search.leaderboard import ranked

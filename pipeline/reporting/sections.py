@@ -7,9 +7,9 @@ import numpy as np
 
 from cache.index import ImageRecord
 from pipeline.duplicates.near_duplicates import Pair as Duplicate
+from pipeline.labelling.label_issues import LabelIssue
 from pipeline.reporting.confusion import Cell, ClassRow, Pair, class_rows
 from pipeline.reporting.findings import Findings
-from pipeline.reporting.label_issues import LabelIssue
 
 PAIRS, PICTURES, UNLIKE, LABEL_ISSUES, DUPLICATES, IN_CELL = 25, 24, 12, 48, 24, 40  # that are shown
 

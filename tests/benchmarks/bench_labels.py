@@ -18,9 +18,9 @@ from beside import hardware, say
 
 from cache.index import SetIndex
 from cache.store import FeatureCache
+from pipeline.bases.clean_rows import clean_rows, narrow
 from pipeline.duplicates.near_duplicates import near_duplicates
-from pipeline.reporting.label_issues import label_issues
-from pipeline.reporting.rows import clean_rows, narrow
+from pipeline.labelling.label_issues import label_issues
 
 SHARE = 0.05  # of the labels
 BURST = 8  # images

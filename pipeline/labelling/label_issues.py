@@ -11,19 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache.index import ImageRecord, SetIndex
+from cache.index import UNLABELLED, ImageRecord, SetIndex
 from cache.store import FeatureCache
+from pipeline.bases.clean_rows import CleanRows, narrow
 from pipeline.bases.moments import Moments
 from pipeline.bases.reduced import unchecked
 from pipeline.errors import RunError
-from pipeline.reporting.rows import CleanRows, narrow
+from pipeline.labelling.ridge import FOLDS, NO_LABEL, SHARPNESS, fit_fold, known_classes
 from pipeline.statistics.folds import stratified_folds
 from pipeline.statistics.groups import Groups
-
-FOLDS = 5
-# Chosen on flowers with 5 % of the labels changed in four ways (docs/decisions/label-issues.md).
-PENALTY = 0.3  # times the mean variance of a feature
-SHARPNESS = 40.0  # of the softmax: scores of one-hot labels are near 0 and 1
 
 
 @dataclass(frozen=True)
@@ -62,38 +58,45 @@ class LabelIssues:
 def label_issues(cache: FeatureCache, index: SetIndex, groups: Groups) -> LabelIssues:
     """Predict each training and validation image from the others, those of its group left out.
 
-    RunError where the rows were made by a basis that was fitted on these labels.
+    Unlabelled images say how features vary, and nothing of a class. RunError where the rows were made by a basis that
+    was fitted on these labels.
     """
     if reason := unchecked(cache, index):
         raise RunError(reason)
-    images, count = index.split("train", "valid"), len(index.classes)
-    labels = torch.from_numpy(index.labels(images))
-    folds = stratified_folds(images, labels, groups, FOLDS)
-    counts = torch.zeros(count, FOLDS, dtype=torch.int64).index_put_(
-        (labels, folds), torch.ones_like(labels), accumulate=True
-    )
-    known = (counts > 0).all(1)
-    kept = known[labels]
-    rows = CleanRows(cache, narrow(cache), [images[place] for place in kept.nonzero().flatten()], labels[kept])
+    images, labels, folds = folded(index, groups)
+    count = len(index.classes)
+    known, counts = known_classes(labels, folds, count)
+    kept = torch.where(known[labels] & (labels != NO_LABEL), labels, NO_LABEL)
     left = {place: int(counts[place].sum()) for place in range(count) if counts[place].any() and not known[place]}
-    if not rows.images:
+    checked = (kept != NO_LABEL).nonzero().flatten()
+    if not len(checked):
         return LabelIssues([], 0, left)
-    scores = out_of_fold(rows, folds[kept], count).masked_fill(~known, -torch.inf)
-    agreement = torch.softmax(SHARPNESS * scores, dim=1)
-    own, suggested = agreement.gather(1, rows.labels[:, None]).squeeze(1).tolist(), agreement.argmax(1).tolist()
-    issues = (LabelIssue(*one) for one in zip(rows.images, rows.labels.tolist(), suggested, own, strict=True))
-    found = [issue for issue in issues if issue.label != issue.suggested]
+    scores = out_of_fold(CleanRows(cache, narrow(cache), images, kept), folds, count).masked_fill(~known, -torch.inf)
+    agreement = torch.softmax(SHARPNESS * scores[checked], dim=1)
+    own = agreement.gather(1, kept[checked, None]).squeeze(1).tolist()
+    columns = [images[place] for place in checked], kept[checked].tolist(), agreement.argmax(1).tolist(), own
+    found = [issue for one in zip(*columns, strict=True) if (issue := LabelIssue(*one)).label != issue.suggested]
     found.sort(key=lambda one: (one.agreement, one.image.path))
-    return LabelIssues(found, len(rows.images), left)
+    return LabelIssues(found, len(checked), left)
+
+
+def folded(index: SetIndex, groups: Groups) -> tuple[list[ImageRecord], Tensor, Tensor]:
+    """Training, validation and unlabelled images, their labels (N,), `NO_LABEL` of the latter, and folds (N,)."""
+    labelled, others = index.split("train", "valid"), index.split(UNLABELLED)
+    labels = torch.cat([torch.from_numpy(index.labels(labelled)), torch.full((len(others),), NO_LABEL)])
+    images = [*labelled, *others]
+    strata = torch.where(labels == NO_LABEL, len(index.classes), labels)
+    return images, labels, stratified_folds(images, strata, groups, FOLDS)
 
 
 def out_of_fold(rows: CleanRows, folds: Tensor, num_classes: int) -> Tensor:
     """(N, C): how much each image looks like each class, by a fit of the other folds than its own, `folds` (N,)."""
-    parts = [Moments.zeros(rows.width, num_classes) for _ in range(FOLDS)]
+    labels = torch.where(rows.labels == NO_LABEL, num_classes, rows.labels)
+    parts = [Moments.zeros(rows.width, num_classes + 1) for _ in range(FOLDS)]
     for block, places, fold in _by_fold(rows, folds):
-        parts[fold].add(block, rows.labels[places])
+        parts[fold].add(block, labels[places])
     whole = sum(parts[1:], parts[0])
-    fits = [_fit(whole - part) for part in parts]
+    fits = [fit_fold(whole - part) for part in parts]
     scores = torch.empty(len(rows.images), num_classes)
     for block, places, fold in _by_fold(rows, folds):
         weight, mean = fits[fold]
@@ -107,13 +110,3 @@ def _by_fold(rows: CleanRows, folds: Tensor) -> Iterator[tuple[Tensor, Tensor, i
         for fold in range(FOLDS):
             some = folds[places] == fold
             yield block[some], places[some], fold
-
-
-def _fit(found: Moments) -> tuple[Tensor, Tensor]:
-    """Weights (R, C) and mean (R,) of ridge regression on one-hot labels, all classes with the same weight.
-
-    The intercept is left out: it is the same for all classes.
-    """
-    mean, covariance, cross = found.balanced()
-    penalty = PENALTY * covariance.diagonal().mean()
-    return torch.linalg.solve(covariance + penalty * torch.eye(len(covariance)), cross), mean
