@@ -24,6 +24,7 @@ from pipeline.config import (
     EvaluateConfig,
     ExportConfig,
     ExtractConfig,
+    LabelConfig,
     PredictConfig,
     ReduceConfig,
     ReportConfig,
@@ -102,6 +103,15 @@ def compare(config: CompareConfig) -> None:
     from pipeline.compare import compare
 
     emit(compare(config))
+
+
+@main.command()
+@options(LabelConfig)
+def label(config: LabelConfig) -> None:
+    """Label and correct the images of a set in the browser. Each label is kept in the cache; no file is changed."""
+    from pipeline.label import label
+
+    label(config)
 
 
 @main.command()
@@ -249,6 +259,18 @@ def cache_pack(cache: Path, file: Path, name: str | None, passes: int | None, ov
     from cache.pack import pack
 
     emit(pack(cache, file, name, passes, overwrite))
+
+
+@cache.command("labels")
+@click.argument("cache", type=PATH)
+@click.option("--set", "name", help="Name of the image set.  [default: the only one]")
+@click.option("--csv", "file", type=PATH, help="Path of a CSV file to write: path,label,split, which extract reads.")
+@click.option("--overwrite", is_flag=True, help="Overwrite an existing file.")
+def cache_labels(cache: Path, name: str | None, file: Path | None, overwrite: bool) -> None:
+    """Show the labels given by hand, or write all labels of a set as a CSV file."""
+    from pipeline.labels import labels
+
+    emit(labels(cache, name, file, overwrite))
 
 
 @cache.command("reduce")

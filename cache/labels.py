@@ -83,7 +83,7 @@ class LabelJournal:
             ) from error
         return journal
 
-    def writable(self) -> None:
+    def make_writable(self) -> None:
         """Drop a last line that a kill cut short: the next one would be joined to it."""
         if self.path.exists():
             data = read_regular(self.path)
@@ -191,6 +191,11 @@ class LabelJournal:
         for image in index.images:
             labels.get(image.digest, set()).add(image.label)
         return sum(not self._holds(digest, found) for digest, found in labels.items())
+
+    def holding(self, image: ImageRecord) -> Verdict | None:
+        """The verdict in force on an image as it was extracted; None where there is none, or the data changed since."""
+        chain = self.chains.get(image.digest)
+        return chain[-1] if chain and self._holds(image.digest, {image.label}) else None
 
     def _holds(self, digest: str, found: set[str] | None) -> bool:
         chain = self.chains[digest]

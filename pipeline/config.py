@@ -375,6 +375,23 @@ class PredictConfig(Checked):
 
 
 @dataclass(frozen=True)
+class LabelConfig(Checked):
+    """A page to label and correct the images of a set. `run` is what its button Finish writes."""
+
+    cache: Path = field(metadata=required("Folder of the feature cache."))
+    set: str | None = option_of(_TrainingConfig, "set")
+    run: Path = option(Path("runs/labelled"), "Folder of the run that Finish writes.")
+    overwrite: bool = option(False, "Overwrite an existing run.")
+    data: Path | None = option_of(ReportConfig, "data")
+    names: Path | None = option_of(ReportConfig, "names")
+    memory: float | None = option(
+        None, "Memory for features in GB.  [default: half of free RAM]", above=0, most=_MOST_GB
+    )
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(8001, "Port to listen on.", least=0, most=65535)
+
+
+@dataclass(frozen=True)
 class ServeConfig(Checked):
     """A model over HTTP. `max_waiting` counts images of all requests, the other limits are of one."""
 

@@ -35,6 +35,10 @@ class DataChanged(RunError, code="data-changed"):
     """The images are not as they were extracted: `extract` brings the cache up to date."""
 
 
+class LabelError(PipelineError, code="label-error"):
+    """A label cannot be given as it was asked."""
+
+
 class BundleError(PipelineError, code="model-error"):
     """A model file cannot be made or read."""
 

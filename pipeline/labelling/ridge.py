@@ -7,6 +7,7 @@ label changes sums of two classes, and what follows has as many rows and columns
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pipeline.bases.moments import Moments
 
@@ -48,105 +49,91 @@ class OutOfFoldRidge:
     others, A, and of the class sums S (C, R) what A makes of them: X A⁻¹ Sᵀ (n, C) and S A⁻¹ Sᵀ (C, C). With M the
     class means and E (C, C) the weights that turn A into the penalised covariance of `fit_fold`, A + Mᵀ E M, whose
     inverse times Mᵀ is A⁻¹ Mᵀ (I + E M A⁻¹ Mᵀ)⁻¹.
+
+    Attributes:
+        labels: of each image (N,).
+        folds: of each image (N,).
+        num_classes: C.
+        known: whether images of each class (C,) are in every fold; the others cannot be checked, and score -inf.
+        scores: (N, C).
+        agreement: how much the features of each image agree with each class, (N, C), 0 to 1; 0 where none is known.
     """
 
     def __init__(self, rows: Tensor, labels: Tensor, folds: Tensor, num_classes: int) -> None:
         self.labels, self.folds, self.num_classes = labels.clone(), folds, num_classes
-        self._rows = rows - rows.mean(0)
-        self.scores = torch.empty(len(rows), num_classes)
-        inside = [folds == fold for fold in range(FOLDS)]
-        moments = [self._moments(some) for some in inside]
+        inside = [(folds == fold).nonzero().flatten() for fold in range(FOLDS)]
+        centre = rows.mean(0)  # sums about it keep more digits
+        parts = [rows[places] - centre for places in inside]
+        moments = [self._moments(part, places) for part, places in zip(parts, inside, strict=True)]
         whole = sum(moments[1:], moments[0])
-        self._parts = [self._part(some, whole - own) for some, own in zip(inside, moments, strict=True)]
-        self._score(self._parts)
+        others = [whole - own for own in moments]
+        self._parts = [_Part(*each) for each in zip(inside, parts, others, strict=True)]
+        self._place = torch.empty_like(folds)  # in its fold
+        for places in inside:
+            self._place[places] = torch.arange(len(places))
+        self.scores = torch.empty(len(rows), num_classes)
+        self._score()
 
-    def _moments(self, some: Tensor) -> Moments:
-        labels, count = self.labels[some], self.num_classes
-        found = Moments.zeros(self._rows.shape[1], count + 1)
-        found.add(self._rows[some], torch.where(labels == NO_LABEL, count, labels))
+    def _moments(self, rows: Tensor, places: Tensor) -> Moments:
+        labels, count = self.labels[places], self.num_classes
+        found = Moments.zeros(rows.shape[1], count + 1)
+        found.add(rows, torch.where(labels == NO_LABEL, count, labels))
         return found
 
-    def _part(self, inside: Tensor, others: Moments) -> "_Part":
-        """The images that are `inside` a fold, and the fit of the others by their moments."""
-        centre, variance = others.mean, others.total
-        variance.diagonal().add_(PENALTY * variance.diagonal().mean())
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(variance))
-        counts = others.counts[:-1]
-        sums = others.by_class[:-1] - counts[:, None] * centre
-        rows = self._rows[inside] - centre
-        projected = inverse @ sums.T
-        return _Part(
-            inside, centre, inverse, others.counts.sum(), counts, sums, rows, rows @ projected, sums @ projected
-        )
-
-    @property
-    def known(self) -> Tensor:
-        """Whether images of each class (C,) are in every fold: the others cannot be checked, and score -inf."""
-        return known_classes(self.labels, self.folds, self.num_classes)[0]
-
     def relabel(self, images: Tensor, label: int) -> None:
-        """Give the images at these places (k,) another label, or `NO_LABEL`; a label of C makes a new class."""
+        """Give the images at these places (k,) another label, or `NO_LABEL`; one of C or more makes new classes."""
         if label >= self.num_classes:
             self.num_classes = label + 1
-            self.scores = _padded(self.scores, label + 1)
-        before = self.labels[images]
-        self.labels[images] = label
+            self.scores = pad(self.scores, (0, label + 1 - self.scores.shape[1]), value=-torch.inf)
         signs = torch.zeros(len(images), self.num_classes)
-        for place, old in enumerate(before.tolist()):
+        for row, old in enumerate(self.labels[images].tolist()):
             for one, sign in ((old, -1.0), (label, 1.0)):
                 if one != NO_LABEL:
-                    signs[place, one] += sign
+                    signs[row, one] += sign
+        self.labels[images] = label
+        theirs, places = self.folds[images], self._place[images]
+        rows = torch.stack([self._parts[fold].rows[place] for fold, place in zip(theirs, places, strict=True)])
         for number, part in enumerate(self._parts):
-            outside = self.folds[images] != number
-            part.grow(self.num_classes)
-            if outside.any():
-                part.change(self._rows[images[outside]], signs[outside])
-        self._score(self._parts)
+            outside = theirs != number
+            part.change(rows[outside], signs[outside])
+        self._score()
 
-    def _score(self, parts: list["_Part"]) -> None:
-        known = self.known
-        for part in parts:
-            self.scores[part.inside] = part.scores(known)
-
-    def agreement(self) -> Tensor:
-        """How much the features of each image agree with each class, (N, C), 0 to 1; 0 of those that are not known."""
-        return torch.softmax(SHARPNESS * self.scores, dim=1)
+    def _score(self) -> None:
+        self.known = known_classes(self.labels, self.folds, self.num_classes)[0]
+        for part in self._parts:
+            self.scores[part.places] = part.scores(self.known)
+        scores = SHARPNESS * self.scores
+        self.agreement = torch.softmax(scores, dim=1) if self.known.any() else torch.zeros_like(scores)
 
 
 class _Part:
-    """The images of a fold, `rows` (n, R) about `centre`, and the fit of the others."""
+    """The images of a fold, their `rows` (n, R), and the fit of the others by their moments."""
 
-    def __init__(
-        self,
-        inside: Tensor,
-        centre: Tensor,
-        inverse: Tensor,
-        count: Tensor,
-        counts: Tensor,
-        sums: Tensor,
-        rows: Tensor,
-        of_rows: Tensor,
-        of_sums: Tensor,
-    ) -> None:
-        self.inside, self._rows = inside.nonzero().flatten(), rows
-        self._centre, self._inverse, self._count = centre, inverse, count
-        self._counts, self._sums = counts, sums
-        self._of_rows, self._of_sums = of_rows, of_sums  # X A⁻¹ Sᵀ and S A⁻¹ Sᵀ
+    def __init__(self, places: Tensor, rows: Tensor, others: Moments) -> None:
+        self.places, self.rows = places, rows
+        self._centre, self._count, self._counts = others.mean, others.counts.sum(), others.counts[:-1]
+        variance = others.total
+        variance.diagonal().add_(PENALTY * variance.diagonal().mean())
+        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(variance))
+        self._sums = others.by_class[:-1] - self._counts[:, None] * self._centre
+        projected = self._inverse @ self._sums.T
+        self._of_rows, self._of_sums = self._through(projected), self._sums @ projected  # X A⁻¹ Sᵀ and S A⁻¹ Sᵀ
 
-    def grow(self, num_classes: int) -> None:
-        """Make room for new classes."""
-        if (more := num_classes - len(self._counts)) > 0:
-            self._counts = torch.nn.functional.pad(self._counts, (0, more))
-            self._sums = torch.nn.functional.pad(self._sums, (0, 0, 0, more))
-            self._of_rows = torch.nn.functional.pad(self._of_rows, (0, more))
-            self._of_sums = torch.nn.functional.pad(self._of_sums, (0, more, 0, more))
+    def _through(self, projected: Tensor) -> Tensor:
+        """Rows about the centre of the others times (R, k)."""
+        return self.rows @ projected - self._centre @ projected
 
     def change(self, rows: Tensor, signs: Tensor) -> None:
         """Add rows (k, R) of the other folds to the class sums with `signs` (k, C), each -1, 0 or 1."""
+        if (more := signs.shape[1] - len(self._counts)) > 0:
+            self._counts, self._sums = pad(self._counts, (0, more)), pad(self._sums, (0, 0, 0, more))
+            self._of_rows, self._of_sums = pad(self._of_rows, (0, more)), pad(self._of_sums, (0, more, 0, more))
+        if not len(rows):
+            return
         rows = rows - self._centre
         projected = self._inverse @ rows.T  # (R, k)
         across = self._sums @ projected @ signs
-        self._of_rows += self._rows @ projected @ signs
+        self._of_rows += self._through(projected) @ signs
         self._of_sums += across + across.T + signs.T @ (rows @ projected) @ signs
         self._sums += signs.T @ rows
         self._counts += signs.sum(0)
@@ -158,11 +145,7 @@ class _Part:
         of_means = self._of_sums[known][:, known].double() / counts.outer(counts)
         weights = (share - counts / self._count).diag() - share.outer(share)
         core = torch.linalg.solve(torch.eye(len(counts)) + weights @ of_means, share.diag() - share.outer(share))
-        found = torch.full((len(self._rows), len(known)), -torch.inf)
-        core, offset = (core / counts[:, None]).float(), (share @ of_means @ core).float()
-        found[:, known] = self._of_rows[:, known] @ core - offset
+        found = torch.full((len(self.rows), len(known)), -torch.inf)
+        by_sums, offset = (core / counts[:, None]).float(), (share @ of_means @ core).float()
+        found[:, known] = self._of_rows[:, known] @ by_sums - offset
         return found
-
-
-def _padded(scores: Tensor, num_classes: int) -> Tensor:
-    return torch.nn.functional.pad(scores, (0, num_classes - scores.shape[1]), value=-torch.inf)

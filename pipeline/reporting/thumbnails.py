@@ -1,7 +1,6 @@
 """Small pictures as data URIs, each in the page once, as many as there is room for."""
 
 import base64
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -11,7 +10,8 @@ from PIL import Image
 
 from cache.index import ImageRecord
 from pipeline.errors import DecodeError
-from pipeline.inputs.decode import FULL_RANGE, Decoding, decode_rgb, read_image
+from pipeline.inputs.decode import FULL_RANGE, Decoding
+from pipeline.inputs.pictures import picture_of
 from pipeline.inputs.remarks import catching_warnings
 
 SIDE = 96  # pixels
@@ -48,10 +48,7 @@ class Thumbnails:
 
     def _uri(self, image: ImageRecord) -> str:
         """The middle square, as a backbone sees an image, in WebP."""
-        data = read_image(self.root / image.path)
-        if hashlib.sha256(data).hexdigest() != image.digest:
-            raise DecodeError("another file than the one whose features are in the cache")
-        picture = Image.fromarray(decode_rgb(data, policy=self.decoding))
+        picture = picture_of(self.root / image.path, image.digest, self.decoding)
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         square = (left, top, left + side, top + side)

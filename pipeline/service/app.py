@@ -12,11 +12,9 @@ from importlib.resources import files
 from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
-from fastapi import FastAPI, File, HTTPException, Query, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import FastAPI, File, HTTPException, Query, UploadFile
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
 from torch import Tensor
 
@@ -29,6 +27,7 @@ from pipeline.inputs.remarks import catching_warnings
 from pipeline.machine.device import available_cpus
 from pipeline.model.bundle import Bundle, Predictor
 from pipeline.model.prediction import Outputs, ScoreJson
+from pipeline.service.answers import PAGE_HEADERS, answer_with_reasons
 from pipeline.service.batcher import Batcher
 from pipeline.service.decoding import LARGE, SMALL, effort, lower_priority, view_of, view_of_large
 from pipeline.service.limits import DISCARDED, Room, guarded
@@ -36,13 +35,6 @@ from pipeline.unknown.drift import drift_of
 
 _DAY, _MOST_P_VALUES = 86_400, 10_000  # seconds and images that drift is seen in
 T = TypeVar("T")
-# The page is all there is: nothing is loaded from anywhere, and nothing it shows can be a program.
-SAFE = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 class FilePrediction(BaseModel):
@@ -112,7 +104,7 @@ def create_app(predictor: Predictor, config: ServeConfig, local: bool) -> FastAP
     )
     MultiPartParser.spool_max_size = most  # in memory: a file on disk for each would use up the descriptors
     app.add_middleware(guarded, most=most, local=local)
-    _answer_with_reasons(app)
+    answer_with_reasons(app, "POST /predict, GET /health, /drift or /", _fault)
     refusals: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (413, 422, 503)}
     app.post("/predict", responses=refusals)(service.predict)
     app.head("/health", include_in_schema=False)(service.health)
@@ -122,7 +114,7 @@ def create_app(predictor: Predictor, config: ServeConfig, local: bool) -> FastAP
 
     @app.api_route("/", methods=["GET", "HEAD"], response_class=HTMLResponse, include_in_schema=False)
     async def index() -> HTMLResponse:
-        return HTMLResponse(page, headers=SAFE)
+        return HTMLResponse(page, headers=PAGE_HEADERS)
 
     return app
 
@@ -252,21 +244,6 @@ async def _all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T | DecodeErro
         if isinstance(result, BaseException) and not isinstance(result, DecodeError):
             raise result
     return cast(list[T | DecodeError], results)
-
-
-def _answer_with_reasons(app: FastAPI) -> None:
-    """Whatever is refused is refused as {"reason": one sentence}."""
-
-    async def refused(request: Request, error: Any) -> JSONResponse:
-        asked = f"{request.method} {request.url.path} is not served, expected POST /predict, GET /health, /drift or /"
-        reason = asked if error.status_code in (404, 405) else error.detail
-        return JSONResponse({"reason": named(reason)}, error.status_code, error.headers)
-
-    async def invalid(_: Request, error: Any) -> JSONResponse:
-        return JSONResponse({"reason": named(_fault(error.errors()[0]))}, 422)
-
-    app.add_exception_handler(StarletteHTTPException, refused)
-    app.add_exception_handler(RequestValidationError, invalid)
 
 
 def _fault(error: Any) -> str:

@@ -96,6 +96,39 @@ def curve_of(
     return points, law, _points(wanted, law.at(wanted), lows, highs)
 
 
+@dataclass(frozen=True)
+class Gain:
+    """What more images are expected to bring.
+
+    Attributes:
+        images: more than there are.
+        value: by how much the error falls, a fraction.
+        low: lower bound of its 95 % interval.
+        high: upper bound of that interval.
+    """
+
+    images: int
+    value: float
+    low: float
+    high: float
+
+
+def gain_of(images: Floats, wrong: Floats, groups: npt.NDArray[np.int64], more: int) -> Gain:
+    """What `more` images than the last of `images` (P,) would bring, by the law through the errors.
+
+    `wrong` (P, N) is how often heads of so many images are wrong about each of N others, 0 to 1, in `groups` (N,). The
+    interval is by bootstrap over groups.
+    """
+    errors, generator = wrong.mean(1), np.random.default_rng(0)
+    weights = wrong.shape[1] / np.maximum(errors * (1 - errors), 1 / wrong.shape[1])
+    of_groups = _by_group(wrong, np.zeros(wrong.shape[1], np.int64), groups)
+    drawn = np.stack([errors, *(_resampled(of_groups, generator) for _ in range(RESAMPLES))])
+    now, then = float(images[-1]), float(images[-1]) + more
+    falls = np.array([float(law.at(now) - law.at(then)) for law in fit_power_laws(images, drawn, weights)])
+    low, high = np.percentile(falls[1:], _TAILS)
+    return Gain(more, float(falls[0]), float(low), float(high))
+
+
 def _points(images: Floats, errors: Floats, lows: Floats, highs: Floats) -> list[Point]:
     rows = zip(images.tolist(), errors.tolist(), lows.tolist(), highs.tolist(), strict=True)
     return [Point(round(count), *others) for count, *others in rows]
