@@ -89,6 +89,7 @@ class Retrainer:
         self._changed, self._stopped = threading.Event(), threading.Event()
         self.fit: Fit | None = None
         self.running = False
+        self.seed = 0
         self._thread = threading.Thread(target=self._work, name="retrain", daemon=True)
 
     def start(self) -> None:
@@ -114,7 +115,7 @@ class Retrainer:
                 if (labels := self._labels()).trainable:
                     self.fit = self.trained(labels, self.fit.gain if self.fit else None)
                     if not self._changed.is_set():  # nobody waits for another head
-                        self.fit = replace(self.fit, gain=self._gain(labels))
+                        self.fit = replace(self.fit, gain=self.forecast(labels))
             except HeadgraftError as error:
                 logger.error(f"the head was not retrained: {error}")
             self.running = self._changed.is_set()
@@ -143,10 +144,13 @@ class Retrainer:
         ]
         settings = self._settings
         steps = [steps_of(d, settings, default_epochs(len(d.train_labels), settings.batch_size)) for d in datas]
-        return fit_side_by_side(datas, settings, steps, [0] * len(datas))
+        return fit_side_by_side(datas, settings, steps, [self.seed] * len(datas))
 
-    def _gain(self, labels: Labels) -> Gain | None:
-        """By heads of random parts of the labels, and a power law through their errors."""
+    def forecast(self, labels: Labels) -> Gain | None:
+        """What `AHEAD` more labels than those of `fit` would bring; None where there are too few to say.
+
+        By heads of random parts of the labels, and a power law through their errors.
+        """
         count = len(labels.train)
         if count < FEWEST_TO_FORECAST or 2 * len(labels.valid) < FEWEST_TO_FORECAST:
             return None
