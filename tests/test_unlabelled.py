@@ -240,8 +240,7 @@ def test_the_option_adds_a_folder_to_a_set(run_extract: Extract, data: Path, tmp
     stored = file.read_bytes()
     for again in ({}, {"data": photos, "unlabelled": True, "set": "data"}):
         assert run_extract(**again).computed == 0
-        assert sorted(json.loads(file.read_bytes())) == sorted(json.loads(stored))
-        assert set(index_of(tmp_path / "features").images) == set(index.images)
+        assert file.read_bytes() == stored
     (photos / "1.png").unlink()
     draw_image(photos / "new.png", 8000)
     assert len(stale_files(index)) == 2

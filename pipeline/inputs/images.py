@@ -11,11 +11,11 @@ from pipeline.console import counted, named
 from pipeline.errors import ImageSetError
 from pipeline.inputs.decode import HEIF, HEIF_EXTENSIONS
 from pipeline.inputs.folders import extension, refuse_other_locale, shown, unread_line
-from pipeline.inputs.listing import extensions, list_files, list_images
+from pipeline.inputs.listing import extensions, list_files
 from pipeline.inputs.names import difference, look_alikes, resembling
 from pipeline.inputs.records import Record, records_of
 from pipeline.inputs.splitting import grouped_by, split_by_class
-from pipeline.inputs.unlabelled import added_records, lies_in, out_of_reach, together
+from pipeline.inputs.unlabelled import added_records, lies_in, list_added, list_reachable, out_of_reach, together
 
 logger = logging.getLogger("headgraft.inputs")
 
@@ -115,8 +115,9 @@ class ImageSet:
     @classmethod
     def known(cls, index: SetIndex, folders: Sequence[str]) -> "ImageSet":
         """The set as `index` has it, without the unlabelled images in `folders`: nothing is listed or hashed."""
-        images = (image for image in index.images if image.label or not lies_in(index, image.path, folders))
-        faults = (image for image in index.skipped if not lies_in(index, image.path, folders))
+        lies = lies_in(index, folders)
+        images = (image for image in index.images if image.label or not lies(image.path))
+        faults = (image for image in index.skipped if not lies(image.path))
         place = Path(index.data), Path(index.root)
         return cls(*place, index.split_seed, index.classes, tuple(images), True, tuple(faults), group_by=index.group_by)
 
@@ -128,12 +129,7 @@ class ImageSet:
         ImageSetError for a folder without images that `known` does not have, and, unless `skip_bad` records them, for
         entries that cannot be read.
         """
-        listings = [list_images(Path(folder)) for folder in folders if Path(folder).is_dir()]
-        for listing in listings:
-            if not listing.files and str(listing.root) not in (known.unlabelled if known else ()):
-                raise ImageSetError(f"{listing.root} holds no images, expected {extensions()} files at any depth")
-            for line in listing.notes:
-                logger.warning(line)
+        listings = list_added(folders, known.unlabelled if known else ())
         added = added_records(listings, self.root, hashed)
         if not skip_bad:
             _refuse_faults(self.root, [record for record in added if isinstance(record, SkippedImage)])
@@ -142,10 +138,12 @@ class ImageSet:
         found = {record.digest for record in (*self.images, *added)}
         kept = out_of_reach(known, away, self.root, found) if known and away else []
         records = together([*self.images, *self.faults, *added, *kept])
-        logger.info(f"unlabelled images in added folders: {len(added) + len(kept)}")
+        images = tuple(record for record in records if isinstance(record, ImageRecord))
+        count = sum(image.split == UNLABELLED for image in images)
+        logger.info(f"with added folders: {counted(count, 'unlabelled image')} in the set")
         return replace(
             self,
-            images=tuple(record for record in records if isinstance(record, ImageRecord)),
+            images=images,
             faults=tuple(record for record in records if isinstance(record, SkippedImage)),
             unread=dict(sum((listing.unread for listing in listings), Counter(self.unread))),
             unlabelled=tuple(folder for folder in folders if folder in there or kept),
@@ -205,9 +203,8 @@ def stale_files(index: SetIndex, trust_times: bool = True, labelled: bool = Fals
     known: dict[str, ImageRecord | SkippedImage] = {image.path: image for image in index.images}
     known |= {image.path: image for image in index.skipped}
     changes = [(path, _change(known.get(path), record, bool(index.group_by))) for path, record in found.items()]
-    away = [folder for folder in index.unlabelled if not Path(folder).is_dir()]
-    gone = [image.path for image in index.images if image.path not in found]
-    gone = [path for path in gone if not (away and lies_in(index, path, away))]
+    away = lies_in(index, [folder for folder in index.unlabelled if not Path(folder).is_dir()])
+    gone = (image.path for image in index.images if image.path not in found and not away(image.path))
     changes += [(path, "is gone") for path in gone if not _unlisted_here(Path(index.root) / path)]
     return [f"{named(path)} {change}" for path, change in changes if change]
 
@@ -220,8 +217,7 @@ def _found(index: SetIndex, hashed: SetIndex | None, labelled: bool) -> list[Rec
         if labelled:
             listing.files = [item for item in listing.files if item.split != UNLABELLED]
         records = records_of(listing, hashed)
-    listings = [list_images(Path(folder)) for folder in index.unlabelled if Path(folder).is_dir()]
-    return together([*records, *added_records(listings, Path(index.root), hashed)])
+    return together([*records, *added_records(list_reachable(index.unlabelled), Path(index.root), hashed)])
 
 
 def _unlisted_here(path: Path) -> bool:
