@@ -20,13 +20,15 @@ from cache.records import Count, Digest
 
 _ADVICE = "run extract again to write it"
 SPLITS = ("train", "valid", "test")
-UNLABELLED = "unlabelled"
+UNLABELLED = "unlabelled"  # the split of images without a label: extracted, never trained on, never scored
+_WITH_UNLABELLED = 2  # format version of an index that has such images; a program that knows none refuses it
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One file of a set: `path` relative to the set's root, SHA-256 as 64 hex digits, size in bytes.
 
+    Of split `unlabelled`, `label` is "", and `path` is absolute where the file does not lie below the root.
     `mtime_ns` only says which files to hash again when the folder is compared with the index. Images of the same
     `group`, such as frames of one scene, are no independent evidence; "" is a group of its own.
     """
@@ -65,7 +67,8 @@ class SetIndex:
 
     `data` is what was extracted, a folder or a CSV file; the records' paths start from `root`. `passes` is how many
     augmented passes all of its training images had when it was written: should one be missing, it was lost.
-    `group_by` is the regular expression that groups were read off paths with, "" where it was none.
+    `group_by` is the regular expression that groups were read off paths with, "" where it was none. `unlabelled` are
+    absolute paths of the folders whose images were added without labels; `data` among them has no labelled images.
     """
 
     name: str
@@ -77,15 +80,24 @@ class SetIndex:
     skipped: tuple[SkippedImage, ...] = ()
     passes: Annotated[int, Meta(ge=0, le=layout.MOST_PASSES)] = 0
     group_by: str = ""
+    unlabelled: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """SHA-256 of what training depends on: paths, contents, labels, splits, groups, class order; not place or time.
 
-        Without groups it is as it was before there were any.
+        Without groups it is as it was before there were any. Unlabelled images do not enter it.
         """
-        rows = sorted((i.path, i.digest, i.label, i.split, *filter(None, [i.group])) for i in self.images)
+        images = (image for image in self.images if image.split != UNLABELLED)
+        rows = sorted((i.path, i.digest, i.label, i.split, *filter(None, [i.group])) for i in images)
         return json_digest([list(self.classes), rows])
+
+    @property
+    def labelled(self) -> Self:
+        """The set without its unlabelled images: what training and scoring see."""
+        if not self.unlabelled and all(image.split != UNLABELLED for image in self.images):
+            return self
+        return replace(self, images=tuple(i for i in self.images if i.split != UNLABELLED), unlabelled=())
 
     def split(self, *names: str) -> tuple[ImageRecord, ...]:
         """The records of one split, in index order; of several, one split after the other."""
@@ -101,8 +113,9 @@ class SetIndex:
         return list(dict.fromkeys(key for image in self.images for key in image.keys(passes)))
 
     def says_all_of(self, other: "SetIndex") -> bool:
-        """Whether it names the same images, labels and splits as `other`, and no fewer passes."""
-        return self.digest == other.digest and self.passes >= other.passes
+        """Whether it has the same images, labels and splits as `other`, and no fewer passes."""
+        mine, others = ({image.digest for image in index.split(UNLABELLED)} for index in (self, other))
+        return self.digest == other.digest and mine == others and self.passes >= other.passes
 
     def packed_keys(self, passes: int) -> PackedKeys:
         """The same keys as one array, in order of their bytes: a tenth of the memory."""
@@ -112,15 +125,19 @@ class SetIndex:
         return np.unique(np.concatenate([keys_of(digests, layout.CLEAN_VIEW), *(keys_of(trained, v) for v in views)]))
 
     def counts(self) -> dict[str, int]:
-        """Files by split."""
-        return {split: len(self.split(split)) for split in SPLITS}
+        """Files by split; of `unlabelled` only where there are some."""
+        unlabelled = len(self.split(UNLABELLED))
+        return {split: len(self.split(split)) for split in SPLITS} | ({UNLABELLED: unlabelled} if unlabelled else {})
 
     def save(self, folder: Path) -> None:
         """Write the index whole or not at all."""
         body = {**asdict(replace(self, images=())), "images": _columns(self.images)}
-        if not self.group_by:
-            del body["group_by"]
-        write_atomically(index_path(folder, self.name), sealed(body))
+        for optional in ("group_by", "unlabelled"):
+            if not body[optional]:
+                del body[optional]
+        plain = self.classes and self.labelled is self
+        version = layout.FORMAT_VERSION if plain else _WITH_UNLABELLED
+        write_atomically(index_path(folder, self.name), sealed(body, version=version))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -130,17 +147,18 @@ class SetIndex:
     @classmethod
     def from_json(cls, data: bytes, name: str, path: Path | str) -> Self:
         """The index of set `name` from the bytes of its file, which `path` names in messages."""
-        return read_sealed(data, partial(cls._parse, name), path, "an index", _ADVICE)
+        newer = {_WITH_UNLABELLED: partial(cls._parse, name, True)}
+        return read_sealed(data, partial(cls._parse, name, False), path, "an index", _ADVICE, newer=newer)
 
     @classmethod
-    def _parse(cls, name: str, stored: dict[str, Any]) -> Self:
+    def _parse(cls, name: str, unlabelled: bool, stored: dict[str, Any]) -> Self:
         """ValueError for what no data set gives, or leads out of it. Unknown fields are ignored."""
         _ = stored["passes"], stored["skipped"]  # without them, lost passes would not be noticed
         images = msgspec.convert(stored.pop("images"), _Columns)
         found = msgspec.convert({**stored, "images": []}, cls)
         if found.name != name:
             raise ValueError(f"it is of set {found.name!r}"[:300])
-        if wrong := _impossible(found, images):
+        if wrong := (_impossible(found, images) or ("" if unlabelled else _unlabelled_in(found, images))):
             raise ValueError(f"it has {wrong}")
         return replace(found, images=_records(images))
 
@@ -152,7 +170,7 @@ class _Columns:
     path: list[str]
     digest: list[Digest]
     label: list[str]
-    split: list[Literal["train", "valid", "test"]]
+    split: list[Literal["train", "valid", "test", "unlabelled"]]
     size: list[Count]
     mtime_ns: list[int]
     group: list[str] = field(default_factory=list)  # none where no image has one
@@ -175,21 +193,37 @@ def _records(columns: _Columns) -> tuple[ImageRecord, ...]:
 def _impossible(found: SetIndex, images: _Columns) -> str:
     """What no data set gives, or leads out of it; "" where all is possible."""
     classes, from_csv = frozenset(found.classes), found.data != found.root  # a CSV may name files anywhere
-    texts = (found.data, found.root, *found.classes, *(text for image in found.skipped for text in astuple(image)))
+    skipped = (text for image in found.skipped for text in astuple(image))
+    texts = (found.data, found.root, *found.classes, *found.unlabelled, *skipped)
     if bad := next((text for text in texts if not _is_file_name(text)), None):
         return f"the text {bad!r}"[:300]
-    if not classes or len(classes) != len(found.classes):
-        return "no classes, or one twice"
+    if bad := next((folder for folder in found.unlabelled if not _is_absolute(folder)), None):
+        return f"the folder {bad!r}, expected an absolute path"[:300]
+    if len(classes) != len(found.classes):
+        return "a class twice"
     columns = [getattr(images, field.name) for field in fields(images)]
     if len({len(column) for column in columns if column or column is not images.group}) > 1:
         return "columns of different lengths"
     if len(set(images.path)) != len(images.path):
         return "one path twice"
-    if bad := next((path for path in images.path if not _is_possible(path, from_csv)), None):
+    added = {UNLABELLED: found.unlabelled}  # labelled images may not lie there
+    named = zip(images.path, images.split, strict=True)
+    bad = next((path for path, split in named if not _is_possible(path, from_csv, added.get(split, ()))), None)
+    if bad is not None:
         return f"the path {bad!r}"[:300]
-    if bad := next((label for label in images.label if label not in classes), None):
-        return f"the label {bad!r}, which is not among its classes"[:300]
+    for label, split in set(zip(images.label, images.split, strict=True)):
+        if split == UNLABELLED and label:
+            return f"the label {label!r} of an unlabelled image"[:300]
+        if split != UNLABELLED and (not label or label not in classes):
+            return f"the label {label!r} of an image in {split}, which is not among its classes"[:300]
     return ""
+
+
+def _unlabelled_in(found: SetIndex, images: _Columns) -> str:
+    """What only an index of the newer format version may have; "" where there is none of it."""
+    if found.unlabelled or UNLABELLED in images.split:
+        return f"unlabelled images, expected format {_WITH_UNLABELLED}"
+    return "" if found.classes else "no classes"
 
 
 def _is_file_name(text: str) -> bool:
@@ -200,8 +234,14 @@ def _is_file_name(text: str) -> bool:
         return False
 
 
-def _is_possible(path: str, from_csv: bool) -> bool:
+def _is_absolute(path: str) -> bool:
+    return Path(path).is_absolute() and ".." not in Path(path).parts
+
+
+def _is_possible(path: str, from_csv: bool, added: Sequence[str]) -> bool:
+    """Whether an image may have this path: below the set's root, or below one of the folders that were `added`."""
     inside = from_csv or not (Path(path).is_absolute() or ".." in Path(path).parts)
+    inside = inside or (_is_absolute(path) and any(Path(path).is_relative_to(folder) for folder in added))
     return inside and path != "" and _is_file_name(path)
 
 

@@ -28,7 +28,8 @@ class CacheInfo:
         projections: number of projections that are kept.
         sets: `[{set, data, images, classes, splits, passes, skipped, missing}]`, or `{set, error}` of a bad index.
         reduction: of a reduced cache, the fields of its `reduction.json`; else None.
-        duplicates: with `--duplicates`, `[{a, b, cosine, identical, labels, splits}]`; else None.
+        duplicates: with `--duplicates`, `[{a, b, cosine, identical, labels, splits}]`, an unlabelled image having the
+            label "" and the split `unlabelled`; else None.
         near_duplicates: with `--duplicates`, `{threshold, false_alarm_rate, expected_false, detection_rate}`: minimum
             cosine, null where only identical files were looked for; probability that a pair of images of different
             classes reaches it; such pairs expected among all pairs of the set; fraction of augmented views that reach

@@ -36,32 +36,40 @@ def json_digest(value: object) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def sealed(body: dict[str, Any], indent: int | None = None) -> bytes:
+def sealed(body: dict[str, Any], indent: int | None = None, version: int = FORMAT_VERSION) -> bytes:
     """The bytes of a file with `body`, its format version and its digest."""
-    stored = {"format": FORMAT_VERSION, **body, "sha256": json_digest(body)}
+    stored = {"format": version, **body, "sha256": json_digest(body)}
     return json.dumps(stored, indent=indent).encode("ascii")
 
 
 def read_sealed(
-    data: bytes, parse: Callable[[dict[str, Any]], T], path: Path | str, what: str, advice: str, seal: str = "sha256"
+    data: bytes,
+    parse: Callable[[dict[str, Any]], T],
+    path: Path | str,
+    what: str,
+    advice: str,
+    seal: str = "sha256",
+    newer: Mapping[int, Callable[[dict[str, Any]], T]] | None = None,
 ) -> T:
     """What `parse` makes of the bytes of a sealed file; `seal` is the field with its digest.
 
-    DamagedCache where the digest does not hold or `parse` raises ValueError, CacheError for another format version.
-    Messages call the file `path` and `what` it should be, and end in `advice`.
+    `newer` parses further format versions. DamagedCache where the digest does not hold or parsing raises ValueError,
+    CacheError for another format version. Messages call the file `path` and `what` it should be, and end in `advice`.
     """
+    parsers = {FORMAT_VERSION: parse, **(newer or {})}
     try:
         stored = json.loads(data)
         digest = stored.pop(seal)
         # Unlike other files, a manifest has its version in what the digest covers.
         version = stored.pop("format") if seal == "sha256" else stored["base"]["format"]
         expected = json_digest(stored)  # ValueError for NaN, RecursionError for nesting without end
-        found = parse(stored) if (version, digest) == (FORMAT_VERSION, expected) else None
+        known = version in parsers
+        found = parsers[version](stored) if known and digest == expected else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCache(f"{path} is not {what} ({fault(error)}); {advice}") from error
-    if version != FORMAT_VERSION:
+    if not known:
         raise CacheError(
-            f"{path} is of format {version!r}, this program reads format {FORMAT_VERSION}: "
+            f"{path} is of format {version!r}, this program reads format {' and '.join(map(str, parsers))}: "
             "use the version of headgraft that wrote it"
         )
     if found is None:

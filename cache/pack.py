@@ -44,7 +44,7 @@ class PackResult:
 def pack(
     path: Path, file: Path, name: str | None = None, passes: int | None = None, overwrite: bool = False
 ) -> PackResult:
-    """Write set `name` to `file`: a row for every file and each of its passes, unlike shards, which share rows.
+    """Write set `name` to `file`: a row for every labelled file and each of its passes; shards share rows.
 
     Features are float32, since few programs read float16. Datasets and attributes: FORMAT.md, Packed files.
     MissingRows where a pass asked for is not there; CacheError where `file` cannot be written, and none is left.
@@ -55,9 +55,9 @@ def pack(
     if file.exists() and not overwrite:
         raise CacheError(f"{file} exists: name another file, or replace it with --overwrite")
     cache = FeatureCache.open(path)
-    index = cache.index(name)
+    index = cache.index(name).labelled
     if not index.images:
-        raise CacheError(f"set {index.name!r} of {path} has no images: there is nothing to pack")
+        raise CacheError(f"set {index.name!r} of {path} has no images with labels: there is nothing to pack")
     passes = cache.passes(index, passes)
     images = [image for image in index.images for _ in image.keys(passes)]
     keys = [key for image in index.images for key in image.keys(passes)]

@@ -67,6 +67,7 @@ class ExtractConfig(ClusterConfig):
     group_by: str | None = option(
         None, "Regular expression on paths: images of the same first capture are one group.", metavar="REGEX"
     )
+    unlabelled: bool = option(False, "Add the images of the folder DATA, at any depth, to the set without labels.")
     precision: str = option("auto", "Compute precision of the backbone.", choices=PRECISIONS)
     device: str = option("auto", "Device of the backbone.", choices=DEVICES)
     batch_size: int | None = option(None, "Images per batch.  [default: 8; 256 on a GPU]", least=1, most=4096)
@@ -101,6 +102,8 @@ class ExtractConfig(ClusterConfig):
         )
         if self.group_by is not None:
             check_capture("--group-by", self.group_by)
+        grouped = self.unlabelled and self.group_by is not None
+        require(not grouped, "--group-by is for images with labels: leave out --unlabelled or --group-by")
         _ = self.part  # which checks it
         require(self.unit_rows is None or self.engine == "ray", "--unit-rows is for --engine ray: add that")
         alone = self.hash_only and (self.finish or self.shard_of or self.dry_run)

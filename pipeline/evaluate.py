@@ -50,7 +50,7 @@ def _refuse_unused(config: EvaluateConfig, why: str, unused: tuple[str, ...]) ->
 def _evaluate_run(config: EvaluateConfig) -> Scores:
     run = Run.load(config.target)
     cache = run.open_cache(config.cache)
-    index = cache.index(run.record.set)
+    index = cache.index(run.record.set).labelled
     images = index.split(config.split)
     if not images:
         there = [split for split, count in index.counts().items() if count]

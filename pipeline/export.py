@@ -108,7 +108,7 @@ def export(config: ExportConfig) -> ExportResult:
             "that out"
         )
     cache = run.open_cache(config.cache)
-    index = cache.index(run.record.set)
+    index = cache.index(run.record.set).labelled
     root = root_now(index, config.data)
     images = chosen_images(run.held_out_images(index))
     check_files(images, root)  # before heads are trained, which takes longer

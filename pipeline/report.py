@@ -93,7 +93,7 @@ def report(config: ReportConfig) -> ReportResult:
         pass  # where another process writes the run, that is said before the work
     torch.set_num_threads(available_cpus())
     cache = run.open_cache(config.cache)
-    index = cache.index(run.record.set)
+    index = cache.index(run.record.set).labelled
     root = root_now(index, config.data)
     names = read_names(config.names, run.classes) if config.names else {}
     found = find(run, cache, index, names)

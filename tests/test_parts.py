@@ -20,7 +20,7 @@ from cache.store import FeatureCache
 from pipeline.config import ExtractConfig
 from pipeline.errors import ConfigError, DecodeError, ImageSetError
 from pipeline.extraction.plan import _part_of
-from pipeline.inputs import images
+from pipeline.inputs import records
 
 PART = """
 import sys
@@ -106,13 +106,13 @@ def test_parts_need_not_hash_what_was_hashed(
     assert (listed.computed, listed.rows, listed.images) == (0, 24, 24)
     assert FeatureCache.open(tmp_path / "features").sets() == []
     hashed: list[str] = []
-    digest = images._digest
+    digest = records._digest
 
     def noted(path: Path) -> str:
         hashed.append(path.name)
         return digest(path)
 
-    monkeypatch.setattr(images, "_digest", noted)
+    monkeypatch.setattr(records, "_digest", noted)
     computed = [run_extract(shard_of=f"{number}/2").computed for number in (1, 2)]
     assert (sum(computed), hashed) == (24, [])
     run_extract(finish=True)

@@ -27,6 +27,7 @@ logger = logging.getLogger("headgraft.bases")
 class TrainingSet:
     """A set of `cache`, the views of its training images, and how many identical images cross splits or labels.
 
+    `index` has no unlabelled images.
     Of a reduced cache, `leaks` also says how many validation and test images its basis was fitted on (`in_reduction`).
     """
 
@@ -74,13 +75,19 @@ class TrainingSet:
     def open(cls, cache: Path, name: str | None, passes: int | None, validated: bool = True) -> "TrainingSet":
         """Set `name` (None: the only one) with `passes` (None: all there are), `validated` by its validation images.
 
-        Raises RunError where it has one class, no validation images, its folder no longer agrees with the index, or the
-        labels of its validation or test images took part in reducing the cache; MissingRows where it has fewer passes.
+        Raises RunError where it has no labels or one class, no validation images, its folder no longer agrees with the
+        index, or the labels of its validation or test images took part in reducing the cache; MissingRows where it has
+        fewer passes.
         """
         opened = FeatureCache.open(cache)
-        index = opened.index(name)
+        index = opened.index(name).labelled
+        if not index.classes:
+            raise RunError(
+                f"set {index.name!r} has no labels, expected images of two classes or more: label some with "
+                f"headgraft label --cache {cache}"
+            )
         _refuse_unusable(index, validated)
-        _refuse_stale(opened.extracted(index.name))
+        _refuse_stale(opened.extracted(index.name).labelled)
         chosen = opened.passes(index, passes)
         leaks = count_leaks(index)
         if leaks["across_splits"] or leaks["two_labels"]:
@@ -138,7 +145,7 @@ def _refuse_seen_labels(cache: FeatureCache, index: SetIndex) -> int:
 
 
 def _refuse_stale(index: SetIndex) -> None:
-    changes = stale_files(index)
+    changes = stale_files(index, labelled=True)
     if changes:
         shown = "\n".join(f"  {change}" for change in changes[:5]) + ("\n  …" if len(changes) > 5 else "")
         raise DataChanged(

@@ -1,7 +1,8 @@
 """Near-duplicates: images of a set that show the same picture, by features that a mirror or a shift hardly changes.
 
 Features are means over regions that are symmetric from left to right, standardised, whitened by the covariance of
-channels, and of unit length. No label takes part. The threshold is calibrated on the cache itself.
+channels, and of unit length. No label takes part. The threshold is calibrated on the cache itself, on labelled images:
+unlabelled ones are compared, and change neither the features nor the threshold.
 """
 
 from collections import Counter
@@ -44,7 +45,7 @@ Link = tuple[float, ImageRecord, ImageRecord]  # the cosine of two files
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files, the cosine of their features (1.0 where their bytes are the same), labels and splits."""
+    """Two files, the cosine of their features (1.0 where their bytes are the same), labels ("" for none) and splits."""
 
     a: str
     b: str
@@ -53,11 +54,18 @@ class Pair:
     labels: tuple[str, str]
     splits: tuple[str, str]
 
+    @property
+    def labels_differ(self) -> bool:
+        """Whether both have a label, and another one."""
+        return len({*self.labels} - {""}) > 1
+
     def __str__(self) -> str:
         same = "the same file" if self.identical else f"cosine {self.cosine:.4f}"
         labels = f"label {self.labels[0]!r}"
-        if self.labels[0] != self.labels[1]:
+        if self.labels_differ:
             labels = f"LABELS {self.labels[0]!r} and {self.labels[1]!r}"
+        elif not all(self.labels):
+            labels = " and ".join(f"label {label!r}" if label else "unlabelled" for label in self.labels)
         return f"duplicate      {same}, {labels}: {self.a} and {self.b}"
 
 
@@ -90,13 +98,14 @@ def near_duplicates(cache: FeatureCache, index: SetIndex, threshold: float | Non
     if threshold is not None and not -1 <= threshold <= 1:
         raise ConfigError(f"--threshold is {threshold}, expected a cosine from -1 to 1")
     contents = sorted({image.digest: image for image in index.images}.values(), key=lambda image: image.digest)
+    labelled = [image for image in contents if image.label]
     if len(contents) < 2:
         return identical_files(index)
-    sample = contents[:MOST_CALIBRATED]  # those of the lowest digests: a random choice
+    sample = (labelled or contents)[:MOST_CALIBRATED]  # those of the lowest digests: a random choice
     basis, units = _fitted(cache, sample)
-    alarms = false_alarms(units, torch.from_numpy(index.labels(sample)))
-    of_class = Counter(image.label for image in contents)
-    pairs_of_set = (len(contents) ** 2 - sum(count**2 for count in of_class.values())) // 2  # of different classes
+    alarms = false_alarms(units, torch.from_numpy(index.labels(sample))) if labelled else None
+    of_class = Counter(image.label for image in labelled)
+    pairs_of_set = (len(labelled) ** 2 - sum(count**2 for count in of_class.values())) // 2  # of different classes
     cosine = threshold if threshold is not None or alarms is None else alarms.cosine(MOST_FALSE / pairs_of_set)
     if cosine is None:
         return identical_files(index)
@@ -118,7 +127,7 @@ def _found(index: SetIndex, links: Sequence[Link], threshold: Threshold) -> Near
         Pair(a.path, b.path, cosine, a.digest == b.digest, (a.label, b.label), (a.split, b.split))
         for cosine, a, b in links
     ]
-    pairs.sort(key=lambda pair: (pair.labels[0] == pair.labels[1], -pair.cosine, pair.a, pair.b))
+    pairs.sort(key=lambda pair: (not pair.labels_differ, -pair.cosine, pair.a, pair.b))
     near = [(cosine, a.digest, b.digest) for cosine, a, b in links if a.digest != b.digest]
     return NearDuplicates(pairs, threshold, join(index.images, near))
 

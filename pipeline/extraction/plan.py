@@ -27,7 +27,7 @@ from pipeline.backbones.trunk import layer_of
 from pipeline.backbones.weights import tensor_digest
 from pipeline.config import ExtractConfig
 from pipeline.console import counted, size
-from pipeline.errors import ImageSetError, PipelineError, WeightsError
+from pipeline.errors import ConfigError, ImageSetError, PipelineError, WeightsError
 from pipeline.inputs import augment
 from pipeline.inputs.decode import Decoding
 from pipeline.inputs.grey import AUTO, decoding_for, measured_range, narrow_range
@@ -89,16 +89,31 @@ def make_plan(config: ExtractConfig, place: Callable[[str | None], tuple[torch.d
         manifest = stored.merged_with(manifest, config.cache)
     # A part need not hash again what was listed or indexed, since it compares what it decodes.
     hashed = _listing(config, name) or known if config.part else None
-    images = ImageSet.scan(
-        config.data, config.split_seed, config.skip_bad, hashed=hashed, group_by=config.group_by or ""
-    )
+    images = _images(config, known, hashed)
     if known:
         _keep_other_images(config, known, images)
     if config.grey_range == AUTO and not stored:
-        training = [images.root / image.path for image in images.images if image.split == "train"]
+        training = [images.root / i.path for i in images.images if i.split == "train" or not images.classes]
         manifest = replace(manifest, base=replace(manifest.base, decoding=measured_range(training).name))
     before = None if cache is None else cache.reopened()  # without the index, which may be of a million images
     return ExtractionPlan(config, tensors, device, manifest, images, name, before)
+
+
+def _images(config: ExtractConfig, known: SetIndex | None, hashed: SetIndex | None) -> ImageSet:
+    """The images of `data` with the unlabelled folders that the set has; with --unlabelled, `data` is one of them."""
+    folder, folders = str(config.data.resolve()), known.unlabelled if known else ()
+    if not config.unlabelled:
+        images = ImageSet.scan(
+            config.data, config.split_seed, config.skip_bad, hashed=hashed, group_by=config.group_by or ""
+        )
+        others = [one for one in folders if one != folder]
+        return images.with_unlabelled(others, known, config.skip_bad, hashed) if others else images
+    folders = tuple(dict.fromkeys([*folders, folder]))
+    if known and (known.classes or Path(known.data).exists()):
+        images = ImageSet.known(known, folders)
+    else:
+        images = ImageSet(Path(folder), Path(folder), config.split_seed, (), (), True)
+    return images.with_unlabelled(folders, known, config.skip_bad, hashed)
 
 
 def _refuse_other_network(base: Base, tensors: dict[str, torch.Tensor], digest: str) -> None:
@@ -125,6 +140,11 @@ def _check_places(config: ExtractConfig) -> tuple[str, FeatureCache | None]:
         check_free(config.cache, config.part)
     if not config.data.exists():
         raise ImageSetError(f"{config.data} does not exist, expected a folder of images or a CSV file")
+    if config.unlabelled and not config.data.is_dir():
+        raise ConfigError(
+            f"{config.data} is a file, --unlabelled takes a folder of images: name the folder; a CSV may have rows "
+            "without labels, without this option"
+        )
     exists = (config.cache / layout.MANIFEST_FILE).is_file()
     if config.finish and not exists:
         raise PipelineError(f"{config.cache} holds no parts to finish: run them first, or extract without --finish")
@@ -135,14 +155,28 @@ def _known_set(config: ExtractConfig, cache: FeatureCache | None, name: str) -> 
     """The index of the set as an earlier run left it, if there is one that can be read.
 
     CacheError where that set is of another place that still exists, unless `--set` names it: data may have been moved.
+    With --unlabelled also for an index that cannot be read, and for a set with labels that `--set` does not name.
     """
     try:
         known = cache.extracted(name) if cache is not None and name in cache.sets() else None
-    except CacheError:  # a damaged index, which this run writes again
+    except CacheError:
+        if config.unlabelled:  # the labels that the set has would be lost
+            raise
+        return None  # a damaged index, which this run writes again
+    if known is None:
         return None
-    data = config.data.absolute()
-    if config.set is None and known and Path(known.data).exists() and not Path(known.data).samefile(data):
-        raise CacheError(f"the cache has a set {name!r} of {known.data}, this data is {data}: {_other(name)}")
+    data, there = config.data.absolute(), Path(known.data).exists()
+    same = there and Path(known.data).samefile(data)
+    if config.unlabelled and known.classes and same:
+        raise ConfigError(f"{data} is the data of set {name!r}, which has labels: leave out --unlabelled")
+    if config.set is None and not same and str(data.resolve()) not in known.unlabelled:
+        if config.unlabelled and (there or known.classes):
+            raise CacheError(
+                f"the cache has a set {name!r} of {known.data}: add the images of {data} to it with --set {name}, or "
+                "name another set"
+            )
+        if there:
+            raise CacheError(f"the cache has a set {name!r} of {known.data}, this data is {data}: {_other(name)}")
     return known
 
 

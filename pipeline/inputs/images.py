@@ -1,27 +1,23 @@
 """ImageSet: the files of a data set with their digests, labels and splits."""
 
-import hashlib
 import logging
-import os
-import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cache.index import SPLITS, ImageRecord, SetIndex, SkippedImage
+from cache.index import SPLITS, UNLABELLED, ImageRecord, SetIndex, SkippedImage
 from pipeline.console import counted, named
 from pipeline.errors import ImageSetError
 from pipeline.inputs.decode import HEIF, HEIF_EXTENSIONS
-from pipeline.inputs.folders import Listed, extension, refuse_other_locale, shown, unread_line
-from pipeline.inputs.listing import Listing, extensions, list_files
+from pipeline.inputs.folders import extension, refuse_other_locale, shown, unread_line
+from pipeline.inputs.listing import extensions, list_files
 from pipeline.inputs.names import difference, look_alikes, resembling
+from pipeline.inputs.records import Record, records_of
 from pipeline.inputs.splitting import grouped_by, split_by_class
+from pipeline.inputs.unlabelled import added_records, lies_in, list_added, list_reachable, out_of_reach, together
 
 logger = logging.getLogger("headgraft.inputs")
-
-_FILES_AT_ONCE = 64  # hashed by one thread
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,7 @@ class ImageSet:
         unread: how many files of other kinds `data` has, by extension; empty for a CSV.
         outside: how many image files of `data` lie in no class folder, by the folder that they lie in.
         group_by: regular expression that groups were read off paths with; "" for none.
+        unlabelled: folders whose images were added without labels.
     """
 
     data: Path
@@ -51,6 +48,7 @@ class ImageSet:
     unread: dict[str, int] = field(default_factory=dict)
     outside: dict[str, int] = field(default_factory=dict)
     group_by: str = ""
+    unlabelled: tuple[str, ...] = ()
 
     @classmethod
     def scan(
@@ -67,8 +65,9 @@ class ImageSet:
         `data` is a folder with train/, valid/ and test/, under these or the usual other names, each of class folders;
         or one folder of class folders, of which `split_seed` takes a tenth of each class, at least one image, for
         validation and as many for test; or a CSV with path,label,split, and group if it has that. `group_by` reads
-        groups off paths instead, see `grouped_by`; a group is never split. Hidden files and folders are ignored. Links
-        are followed wherever they lead, loops aside.
+        groups off paths instead, see `grouped_by`; a group is never split. Images in a folder `unlabelled`, and rows of
+        a CSV without a label, are unlabelled: no class and no split takes them. Hidden files and folders are ignored.
+        Links are followed wherever they lead, loops aside.
         Raises ImageSetError where the data cannot be used, and, unless `skip_bad` records them, for entries
         that cannot be read. Where classes are `known`, train may be missing, and unknown ones are the caller's concern.
         Files that were `hashed` before and have kept size and time are not hashed again: for callers who compare the
@@ -84,20 +83,22 @@ class ImageSet:
             logger.warning(line)
         if not known and not any(item.fault for item in listing.files):
             _refuse_other_classes(data, {(item.label, item.split) for item in listing.files})
-        records = _records(listing, hashed)
+        records = together(records_of(listing, hashed))
         faults = tuple(record for record in records if isinstance(record, SkippedImage))
         if not skip_bad:
             _refuse_faults(listing.root, faults)
-        images = [record for record in records if isinstance(record, ImageRecord)]
-        if group_by:
+        images = [record for record in records if isinstance(record, ImageRecord) and record.split != UNLABELLED]
+        others = [record for record in records if isinstance(record, ImageRecord) and record.split == UNLABELLED]
+        if group_by and images:
             images = grouped_by(images, group_by)
         has_splits = any(image.split for image in images)
         if not has_splits:
             images = split_by_class(images, split_seed)
         classes = tuple(known) or tuple(sorted({image.label for image in images if image.split == "train"}))
         if not known:
-            _refuse_other_classes(data, {(image.label, image.split) for image in images})
-            _log_summary(images, classes, has_splits)
+            _refuse_other_classes(data, {(image.label, image.split) for image in (*images, *others)})
+            _log_summary(images, others, classes, has_splits)
+        images += others
         return cls(
             data.absolute(),
             listing.root.absolute(),
@@ -111,13 +112,51 @@ class ImageSet:
             group_by,
         )
 
+    @classmethod
+    def known(cls, index: SetIndex, folders: Sequence[str]) -> "ImageSet":
+        """The set as `index` has it, without the unlabelled images in `folders`: nothing is listed or hashed."""
+        lies = lies_in(index, folders)
+        images = (image for image in index.images if image.label or not lies(image.path))
+        faults = (image for image in index.skipped if not lies(image.path))
+        place = Path(index.data), Path(index.root)
+        return cls(*place, index.split_seed, index.classes, tuple(images), True, tuple(faults), group_by=index.group_by)
+
+    def with_unlabelled(
+        self, folders: Sequence[str], known: SetIndex | None, skip_bad: bool, hashed: SetIndex | None
+    ) -> "ImageSet":
+        """The set with the images in `folders` as unlabelled; where a folder is out of reach, as `known` has them.
+
+        ImageSetError for a folder without images that `known` does not have, and, unless `skip_bad` records them, for
+        entries that cannot be read.
+        """
+        listings = list_added(folders, known.unlabelled if known else ())
+        added = added_records(listings, self.root, hashed)
+        if not skip_bad:
+            _refuse_faults(self.root, [record for record in added if isinstance(record, SkippedImage)])
+        there = [str(listing.root) for listing in listings]
+        away = [folder for folder in folders if folder not in there]
+        found = {record.digest for record in (*self.images, *added)}
+        kept = out_of_reach(known, away, self.root, found) if known and away else []
+        records = together([*self.images, *self.faults, *added, *kept])
+        images = tuple(record for record in records if isinstance(record, ImageRecord))
+        count = sum(image.split == UNLABELLED for image in images)
+        logger.info(f"with added folders: {counted(count, 'unlabelled image')} in the set")
+        return replace(
+            self,
+            images=images,
+            faults=tuple(record for record in records if isinstance(record, SkippedImage)),
+            unread=dict(sum((listing.unread for listing in listings), Counter(self.unread))),
+            unlabelled=tuple(folder for folder in folders if folder in there or kept),
+        )
+
     def index(self, name: str, skipped: Iterable[SkippedImage] = ()) -> SetIndex:
         """The index of this set under `name`, without the files in `skipped`."""
         skipped = (*self.faults, *skipped)
         bad = {image.path for image in skipped}
         kept = tuple(image for image in self.images if image.path not in bad)
         place = str(self.data), str(self.root)
-        return SetIndex(name, *place, self.split_seed, self.classes, kept, skipped, group_by=self.group_by)
+        seed, classes = self.split_seed, self.classes
+        return SetIndex(name, *place, seed, classes, kept, skipped, group_by=self.group_by, unlabelled=self.unlabelled)
 
 
 def _refuse_faults(root: Path, faults: Sequence[SkippedImage]) -> None:
@@ -147,26 +186,38 @@ def changed_files(index: SetIndex) -> list[str]:
     return stale_files(index, trust_times=False)
 
 
-def stale_files(index: SetIndex, trust_times: bool = True) -> list[str]:
-    """How the set's folder differs from `index`, in words; empty where it agrees or is out of reach.
+def stale_files(index: SetIndex, trust_times: bool = True, labelled: bool = False) -> list[str]:
+    """How the set's folders differ from `index`, in words; empty where they agree or `index.data` is out of reach.
 
-    With `trust_times` only files whose size or time changed are hashed again.
+    With `trust_times` only files whose size or time changed are hashed again. With `labelled`, `index` has no
+    unlabelled images, and none are looked for.
     """
     data = Path(index.data)
     try:
         refuse_other_locale([data])
         if not data.exists():
             return []
-        listing = list_files(data)
+        found = {record.path: record for record in _found(index, index if trust_times else None, labelled)}
     except ImageSetError as error:
         return [str(error)]
-    found = {record.path: record for record in _records(listing, index if trust_times else None)}
     known: dict[str, ImageRecord | SkippedImage] = {image.path: image for image in index.images}
     known |= {image.path: image for image in index.skipped}
     changes = [(path, _change(known.get(path), record, bool(index.group_by))) for path, record in found.items()]
-    gone = (image.path for image in index.images if image.path not in found)
-    changes += [(path, "is gone") for path in gone if not _unlisted_here(listing.root / path)]
+    away = lies_in(index, [folder for folder in index.unlabelled if not Path(folder).is_dir()])
+    gone = (image.path for image in index.images if image.path not in found and not away(image.path))
+    changes += [(path, "is gone") for path in gone if not _unlisted_here(Path(index.root) / path)]
     return [f"{named(path)} {change}" for path, change in changes if change]
+
+
+def _found(index: SetIndex, hashed: SetIndex | None, labelled: bool) -> list[Record]:
+    """What the set's data and, unless `labelled`, its added folders hold now."""
+    records: list[Record] = []
+    if index.data not in index.unlabelled:
+        listing = list_files(Path(index.data))
+        if labelled:
+            listing.files = [item for item in listing.files if item.split != UNLABELLED]
+        records = records_of(listing, hashed)
+    return together([*records, *added_records(list_reachable(index.unlabelled), Path(index.root), hashed)])
 
 
 def _unlisted_here(path: Path) -> bool:
@@ -191,41 +242,10 @@ def _change(before: ImageRecord | SkippedImage | None, now: ImageRecord | Skippe
     return "" if now.digest == before.digest else "has other contents"
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a regular file; OSError for anything else, which might never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(0, "not a regular file")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _records(listing: Listing, hashed: SetIndex | None) -> list[ImageRecord | SkippedImage]:
-    """What each file is now, in order; what is as `hashed` has it, by size and time, is not hashed again."""
-    root = listing.root
-    before = {image.path: image for image in hashed.images} if hashed and Path(hashed.root) == root.absolute() else {}
-
-    def record(item: Listed) -> ImageRecord | SkippedImage:
-        path = os.path.relpath(item.path, root)
-        if item.fault:
-            return SkippedImage(path, "", item.fault)
-        try:
-            found, kept = item.path.stat(), before.get(path)
-            same = kept and (found.st_size, found.st_mtime_ns) == (kept.size, kept.mtime_ns)
-            digest = kept.digest if kept and same else _digest(item.path)
-        except OSError as error:
-            return SkippedImage(path, "", f"cannot be read: {error.strerror}")
-        return ImageRecord(path, digest, item.label, item.split, found.st_size, found.st_mtime_ns, item.group)
-
-    # Some at a time: a task of the pool takes more memory than a record, and for small files more time than hashing.
-    parts = [listing.files[start : start + _FILES_AT_ONCE] for start in range(0, len(listing.files), _FILES_AT_ONCE)]
-    with ThreadPoolExecutor() as pool:
-        return [item for part in pool.map(lambda part: list(map(record, part)), parts) for item in part]
-
-
 def _refuse_other_classes(data: Path, found: set[tuple[str, str]]) -> None:
     """Labels and splits as `found`, where a split has classes that train does not; `data` without splits has none."""
     classes = {label for label, split in found if split in ("train", "")}
-    if not classes:
+    if not classes and any(split != UNLABELLED for _, split in found):
         raise ImageSetError(f"{data} has no images in train, expected at least one class there")
     for split in SPLITS[1:]:
         unknown = sorted({label for label, its in found if its == split} - classes)
@@ -237,14 +257,19 @@ def _refuse_other_classes(data: Path, found: set[tuple[str, str]]) -> None:
             )
 
 
-def _log_summary(images: Sequence[ImageRecord], classes: Sequence[str], has_splits: bool) -> None:
+def _log_summary(
+    images: Sequence[ImageRecord], unlabelled: Sequence[ImageRecord], classes: Sequence[str], has_splits: bool
+) -> None:
     """Counts, classes that look alike, and what validation images cannot tell."""
-    count = Counter(image.split for image in images)
-    counts = ", ".join(f"{split} {count[split]}" for split in SPLITS)
-    kinds = Counter(extension(Path(image.path)) for image in images).most_common()
+    count = Counter(image.split for image in (*images, *unlabelled))
+    shown_splits = (*(SPLITS if images else ()), *([UNLABELLED] if unlabelled else []))
+    counts = ", ".join(f"{split} {count[split]}" for split in shown_splits)
+    kinds = Counter(extension(Path(image.path)) for image in (*images, *unlabelled)).most_common()
     shown_kinds = f" ({', '.join(f'{kind} {number}' for kind, number in kinds)})" if len(kinds) > 1 else ""
     rule = ", split by --split-seed: a tenth of each class, at least one image, to valid, and as many to test"
-    logger.info(f"images read: {counts}{shown_kinds}{'' if has_splits else rule}")
+    logger.info(f"images read: {counts}{shown_kinds}{'' if has_splits or not images else rule}")
+    if not images:
+        return
     for one, other in look_alikes(classes):
         logger.warning(f"classes {one!r} and {other!r} differ only in {difference(one, other)}")
     if len(classes) == 1:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache.index import UNLABELLED
 from pipeline.console import counted, named
 from pipeline.errors import ImageSetError
 from pipeline.inputs.decode import EXTENSIONS
@@ -20,7 +21,7 @@ from pipeline.inputs.folders import (
     shown,
     unread_line,
 )
-from pipeline.inputs.splits import Splits, find_splits, inner_of, split_of
+from pipeline.inputs.splits import Splits, find_splits, inner_of, is_unlabelled, labelled_folders, split_of
 from pipeline.inputs.table import list_csv
 
 _DEEPEST = 100  # folders inside one another
@@ -48,6 +49,7 @@ class Listing:
 def list_files(data: Path, train_needed: bool = True) -> Listing:
     """Every image file of `data` with label and split ("" where it is still to be chosen), and what is not read.
 
+    Those of a folder `unlabelled` beside split or class folders have split `unlabelled` and the label "".
     ImageSetError where `data` is neither a folder of one of these forms nor a CSV with path,label,split.
     """
     if data.is_file():
@@ -66,14 +68,20 @@ def list_files(data: Path, train_needed: bool = True) -> Listing:
         walk.list_split(data, "")
     else:
         walk.list_splits(splits)
-    walk.note_what_is_not_read()
-    refuse_other_locale(item.path for item in walk.files)
-    return walk
+        walk.list_unlabelled(data)
+    return walk.finished()
+
+
+def list_images(folder: Path) -> Listing:
+    """Every image file of `folder` at any depth, as unlabelled: its folders are not classes."""
+    walk = _Walk(folder)
+    walk.list_below(folder)
+    return walk.finished()
 
 
 def _refuse_wrong_level(data: Path) -> None:
     """A split given for the whole set, a folder above it, or images without class folders."""
-    folders = folders_in(data)
+    folders = labelled_folders(data)
     siblings = {split_of(folder.name) for folder in folders_in(data.absolute().parent)} - {""}
     if split_of(data.name) and len(siblings) > 1:
         raise ImageSetError(f"{data} is one split of a data set; did you mean {data.parent}?")
@@ -83,7 +91,7 @@ def _refuse_wrong_level(data: Path) -> None:
     if not folders and holds_images(data):
         raise ImageSetError(
             f"{data} holds images but no class folders, expected a folder per class; "
-            f"did you mean {data.absolute().parent}?"
+            f"did you mean {data.absolute().parent}? headgraft extract {data} --unlabelled takes images without labels"
         )
 
 
@@ -120,9 +128,33 @@ class _Walk(Listing):
         if inner != folder and folders_in(inner):
             self.list_split(inner, split)
             return
+        if not split:
+            self.list_unlabelled(folder)
         for path, kind in entries:
-            if kind is Kind.FOLDER:
+            if kind is Kind.FOLDER and is_unlabelled(path.name) and split:
+                raise ImageSetError(
+                    f"{path} is in a split, expected beside {named(folder.name)}: move it there, or, if it is a class, "
+                    "give the folder another name or name the images in a CSV"
+                )
+            if kind is Kind.FOLDER and not is_unlabelled(path.name):
                 self._list_class(path, split, here)
+
+    def list_unlabelled(self, folder: Path) -> None:
+        """The images of the folders in `folder` that hold those without labels."""
+        for inner in folders_in(folder):
+            if is_unlabelled(inner.name):
+                self.list_below(inner)
+
+    def list_below(self, folder: Path) -> None:
+        """All images of a folder, as unlabelled."""
+        above = () if folder == self.root else (self._resolved,)
+        self.files += [Listed(path, "", UNLABELLED, fault) for path, fault in self._below(folder, above, set())]
+
+    def finished(self) -> Listing:
+        """The listing, with lines on what was passed over."""
+        self.note_what_is_not_read()
+        refuse_other_locale(item.path for item in self.files)
+        return self
 
     def note_what_is_not_read(self) -> None:
         """Lines on what was passed over."""

@@ -14,6 +14,7 @@ SPLIT_NAMES = {
     "valid": ("valid", "val", "validation", "dev"),
     "test": ("test", "testing"),
 }
+_UNLABELLED_NAMES = ("unlabelled", "unlabeled")
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _RENAME = "rename them to train, valid and test, or name the images in a CSV with path,label,split"
 
@@ -21,6 +22,16 @@ _RENAME = "rename them to train, valid and test, or name the images in a CSV wit
 def split_of(name: str) -> str:
     """The split that a folder or a cell of this name stands for, whatever its case; "" for none."""
     return _SPLIT_OF.get(name.strip().lower(), "")
+
+
+def is_unlabelled(name: str) -> bool:
+    """Whether a folder or a cell of this name stands for images without labels, whatever its case."""
+    return name.strip().lower() in _UNLABELLED_NAMES
+
+
+def labelled_folders(folder: Path) -> list[Path]:
+    """The folders in `folder` but those of images without labels."""
+    return [inner for inner in folders_in(folder) if not is_unlabelled(inner.name)]
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class Splits:
 
 def find_splits(data: Path, train_needed: bool) -> Splits | None:
     """The splits of `data`; None where its folders are classes. ImageSetError where that is not clear."""
-    within = {folder: folders_in(inner_of(folder)) for folder in folders_in(data)}
+    within = {folder: folders_in(inner_of(folder)) for folder in labelled_folders(data)}
     with_classes = [folder for folder, inner in within.items() if any(map(holds_images, inner))]
     deep = [folder for folder in within if within[folder] and (_split_in(folder.name) or folder in with_classes)]
     exact = {folder: split_of(folder.name) for folder in within if split_of(folder.name)}

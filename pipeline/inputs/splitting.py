@@ -62,9 +62,10 @@ def grouped_by(images: Sequence[ImageRecord], pattern: str) -> list[ImageRecord]
 def count_leaks(index: SetIndex) -> dict[str, int]:
     """Distinct contents that stand in more than one split (`across_splits`), or have more than one label.
 
-    Where images have groups, also how many of these stand in more than one split (`groups`).
+    Unlabelled images do not count. Where images have groups, also how many of these stand in more than one split
+    (`groups`).
     """
-    images = index.images
+    images = index.labelled.images
     splits = Counter(digest for digest, _ in {(image.digest, image.split) for image in images})
     labels = Counter(digest for digest, _ in {(image.digest, image.label) for image in images})
     groups = Counter(group for group, _ in {(image.group, image.split) for image in images if image.group})

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
+from cache.index import UNLABELLED
 from cache.records import fault
 from pipeline.console import counted, named
 from pipeline.errors import ImageSetError
 from pipeline.inputs.decode import EXTENSIONS
 from pipeline.inputs.folders import Listed, refuse_other_locale
-from pipeline.inputs.splits import SPLIT_NAMES, split_of
+from pipeline.inputs.splits import SPLIT_NAMES, is_unlabelled, split_of
 
 _COLUMNS = ("path", "label")
 _OPTIONAL = ("split", "group")
@@ -24,7 +25,8 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 def list_csv(file: Path, root: Path) -> tuple[list[Listed], list[str]]:
     """The files that a CSV names, and lines on what was read otherwise than it stands there; `root` is its folder.
 
-    Columns are separated by commas, semicolons or tabs, in UTF-8 or UTF-16. ImageSetError where it cannot be used.
+    A row without a label, whose split is empty or `unlabelled`, is an unlabelled image. Columns are separated by
+    commas, semicolons or tabs, in UTF-8 or UTF-16. ImageSetError where it cannot be used.
     """
     if file.suffix.lower() in EXTENSIONS:
         raise ImageSetError(f"{file} is an image, {_EXPECTED}; headgraft predict names what is in one image")
@@ -51,7 +53,7 @@ def list_csv(file: Path, root: Path) -> tuple[list[Listed], list[str]]:
     trimmed = f"{file.name}: blanks around {counted(len(blank), 'label')} left out, the first in line"
     notes = [f"{trimmed} {blank[0]}"] if blank else []
     files = [
-        Listed(paths[number], label.strip(), split_of(split), group=group.strip())
+        Listed(paths[number], label.strip(), split_of(split) if label.strip() else UNLABELLED, group=group.strip())
         for number, (_, label, split, group) in rows.items()
     ]
     return files, notes
@@ -83,7 +85,8 @@ def _rows(file: Path) -> Iterator[tuple[int, tuple[str, str, str, str]]]:
             if lacks := wide or _lacks(path, label, split if "split" in names else None, group):
                 known = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
                 raise ImageSetError(
-                    f"{file}, line {reader.line_num} has {lacks}, expected a path, a label and one of {known}: fix it"
+                    f"{file}, line {reader.line_num} has {lacks}, expected a path, a label and one of {known}, or a "
+                    "path alone for an unlabelled image: fix it"
                 )
             yield reader.line_num, (path, label, split, group)
 
@@ -94,13 +97,17 @@ def _names(header: str, delimiter: str) -> list[str]:
 
 def _lacks(path: str, label: str, split: str | None, group: str) -> str:
     """What a row has not that it needs; a `split` of None is chosen later."""
-    if not path or not label.strip() or "\0" in label:
+    if not path or "\0" in label:
         return "no usable label" if path else "no path"
+    if not label.strip() and split and split.strip() and not is_unlabelled(split):
+        return f"no usable label and the split {split!r}"
+    if label.strip() and is_unlabelled(split or ""):
+        return f"the label {label!r} and the split {split!r}"
     if any("\udc80" <= sign <= "\udcff" for sign in label):
         return f"a label that is not UTF-8 text ({named(label)}; save the file as UTF-8)"
     if not group.isprintable():
         return f"the group {group!r}"
-    return "" if split is None or split_of(split) else f"the split {split!r}"
+    return "" if split is None or split_of(split) or not label.strip() else f"the split {split!r}"
 
 
 def _found(path: Path) -> Path:

@@ -142,7 +142,7 @@ def _scaling(
 
 
 def _held_out(config: ExportConfig, run: Run, cache: FeatureCache, unseen_classes: bool) -> HeldOutPredictions:
-    index = cache.index(run.record.set)
+    index = cache.index(run.record.set).labelled
     if reason := unchecked(cache, index):
         raise RunError(reason)
     trainset = TrainingSet(cache, index, run.record.config.passes, run.record.leaks)

@@ -225,7 +225,7 @@ class HeadWorker:
         config = self._config
         torch.set_num_threads(config.cpus)
         cache = FeatureCache.open(config.cache)
-        index = cache.index(config.set)
+        index = cache.index(config.set).labelled
         if index.digest != self._set_digest:
             raise RunError(
                 f"set {config.set!r} of {config.cache} changed while heads were trained on it: run the sweep again"
