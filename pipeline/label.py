@@ -1,7 +1,6 @@
 """The labelling page of a set, until interrupted."""
 
 import logging
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run_folder import refuse_to_overwrite
 from pipeline.service.hosting import host, is_local, listening, require_packages
-from pipeline.train import train_head
+from pipeline.training import trained_run
 
 logger = logging.getLogger("headgraft.label")
 
@@ -58,8 +57,9 @@ def label(config: LabelConfig) -> None:
 
 
 def finish(config: LabelConfig, name: str) -> dict[str, Any]:
-    """Train a head of all labels as `train-head` does; a run that was written before is replaced."""
+    """Train a head of all labels as `train-head` does, in place of a run that was there."""
     opened = FeatureCache.open(config.cache)
     passes = opened.complete_passes(opened.index(name))
-    run = TrainConfig(config.cache, config.run, name, passes=passes, memory=config.memory, overwrite=True)
-    return asdict(train_head(run))
+    asked = TrainConfig(config.cache, config.run, name, passes=passes, memory=config.memory, overwrite=True)
+    record = trained_run(asked).record
+    return {"run": str(config.run), "valid_accuracy": record.valid_accuracy, "seconds": record.seconds}

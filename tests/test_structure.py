@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 COMMANDS = {
     "extract", "train", "sweep", "evaluate", "export", "predict", "serve", "report", "reduce", "weights", "estimator",
-    "compare", "cv", "curve",
+    "compare", "cv", "curve", "label", "labels",
 }  # fmt: skip
 SOURCES = sorted([REPOSITORY / "cli.py", *REPOSITORY.glob("cache/*.py"), *REPOSITORY.glob("pipeline/**/*.py")])
 MODULES = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in SOURCES}

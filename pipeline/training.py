@@ -1,0 +1,45 @@
+"""One head trained from a cache, and written as a run."""
+
+import logging
+import time
+from dataclasses import replace
+
+import torch
+
+from pipeline.bases.projection import load_data
+from pipeline.bases.trainset import TrainingSet
+from pipeline.config import TrainConfig
+from pipeline.cross_validation.refit import refitted
+from pipeline.heads.fit import default_epochs, fit_head
+from pipeline.machine.device import available_cpus
+from pipeline.machine.memory import allowed_bytes
+from pipeline.run import Run, new_run
+from pipeline.run_folder import claimed_run, refuse_to_overwrite
+
+
+def trained_run(config: TrainConfig) -> Run:
+    """Train one head and write its run, as it is after the last epoch.
+
+    Raises RunError where the run exists, the set lacks train or valid, or its folder no longer agrees with the index;
+    CacheError where the run's folder cannot be written; MissingRows where rows of the passes asked for are not in the
+    cache. Where another process writes the run, this waits, and replaces what it wrote.
+    """
+    with claimed_run(config.run, config.overwrite) as replace_it:
+        refuse_to_overwrite(config.run, replace_it)
+        return _trained(config)
+
+
+def _trained(config: TrainConfig) -> Run:
+    start = time.perf_counter()
+    torch.set_num_threads(available_cpus())
+    trainset = TrainingSet.open(config.cache, config.set, config.passes)
+    epochs = config.epochs or default_epochs(len(trainset.index.split("train")), config.batch_size)
+    config = replace(config, basis=config.basis or trainset.default_basis, epochs=epochs)
+    basis, data = load_data(trainset, config.settings.basis, allowed_bytes(config.memory))
+    run = new_run(config, trainset, fit_head(config, data, logging.INFO), basis)
+    if config.refit:
+        del data  # whose room the rows of all images may need
+        run = refitted(run, trainset, config.settings, epochs, [config.seed], allowed_bytes(config.memory))
+    run.record.seconds = time.perf_counter() - start
+    run.save()
+    return run
