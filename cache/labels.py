@@ -103,11 +103,16 @@ class LabelJournal:
         """
         batch, added = len(self.lines) + 1, list[Verdict]()
         for image in images:
-            last = self.chains.get(image.digest, [None])[-1]
-            new = {"class": label, "unsure": image.label}.get(verdict, "")
-            if last and (last.verdict, last.new) == (verdict, new):
+            chain = self.chains.get(image.digest, [])
+            in_data = chain[0].old if chain else image.label
+            new = {"class": label, "unsure": image.label or in_data}.get(verdict, "")
+            if chain and (chain[-1].verdict, chain[-1].new) == (verdict, new):
                 continue
-            joins = split if image.split == UNLABELLED and verdict == "class" else image.split
+            joins = image.split
+            if verdict == "class" and image.split == UNLABELLED:
+                joins = split
+            elif verdict == "unsure" and not new:
+                joins = UNLABELLED
             added.append(
                 self._line(batch + len(added), batch, image.digest, image.label, new, verdict, joins, queue, rank)
             )
@@ -169,7 +174,8 @@ class LabelJournal:
     def applied(self, index: SetIndex) -> SetIndex:
         """The index as it is with these verdicts: labels, splits, classes, without the images that are excluded.
 
-        Where a file was given a third label in the data since, that one holds.
+        Where a file was given a third label in the data since, that one holds. Validation and test images of a class
+        that no training image has join train: no head could be right about them.
         """
         if not self.chains:
             return index
@@ -183,6 +189,8 @@ class LabelJournal:
             if (verdict := verdicts.get(image.digest)) is None or verdict.verdict not in EXCLUDING
         )
         classes = tuple(sorted({image.label for image in images} - {""}))
+        trained = {image.label for image in images if image.split == "train"}
+        images = tuple(i if i.label in trained or not i.label else replace(i, split="train") for i in images)
         return replace(index, images=images, classes=classes)
 
     def outdated(self, index: SetIndex) -> int:

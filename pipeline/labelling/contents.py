@@ -24,7 +24,7 @@ from pipeline.row_layout import RowLayout
 
 logger = logging.getLogger("headgraft.labelling")
 
-COMPONENTS = 512  # principal directions that heads are trained in while labels come
+COMPONENTS = 256  # principal directions that heads are trained in while labels come
 _SPLITS = ("train", "valid", UNLABELLED)
 
 

@@ -1,6 +1,5 @@
 """How far the labelling of a session is, in numbers: counts, accuracy, pace, errors found, what more would bring."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -23,10 +22,8 @@ def state(session: Session, queues: Queues, names: dict[str, str], run: str) -> 
     """What the page shows beside the queues, as a JSON object (docs/labelling.md)."""
     with session.lock:
         verdicts = sorted(session.journal.verdicts.values(), key=lambda one: one.number)
-        labelled = session.labelled().tolist()
-        splits = Counter(session.splits[place] for place in labelled)
-        numbers = session.fitted()
-        of_class = Counter(int(numbers[place]) for place in labelled if session.splits[place] == "train")
+        labels = session.labels()
+        of_class = labels.labels[labels.train].bincount(minlength=len(session.classes)).tolist()
         fit, kinds = session.retrainer.fit, session.journal.counts()
         reviewed = [one for one in verdicts if one.queue == "fix"]
         valid = [one for one in reviewed if one.split == "valid"]
@@ -36,8 +33,8 @@ def state(session: Session, queues: Queues, names: dict[str, str], run: str) -> 
             "classes": sorted(session.classes),
             "names": names,
             "counts": {name: of_class[number] for number, name in enumerate(session.classes)},
-            "train": splits["train"],
-            "valid": splits["valid"],
+            "train": len(labels.train),
+            "valid": len(labels.valid),
             "unlabelled": session.splits.count(UNLABELLED),
             "labels": len(verdicts),
             "by_verdict": {kind: kinds[kind] for kind in VERDICTS},

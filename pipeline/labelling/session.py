@@ -108,7 +108,7 @@ class Session:
         with self.lock:
             places = [self.known(digest) for digest in dict.fromkeys(digests)]
             random = queue == "label" and self.random.issuperset(places)
-            joins = "valid" if random and self._has_training_image(label) else "train"
+            joins = "valid" if random else "train"
             shown = "random" if random else queue
             number = self.journal.record([self.record(p) for p in places], verdict, label, shown, rank, joins)
             self._changed(places)
@@ -132,12 +132,6 @@ class Session:
             raise LabelError(f"no image of set {self.index.name!r} has the digest {digest[:16]!r}: load the page again")
         return self._place[digest]
 
-    def _has_training_image(self, label: str) -> bool:
-        if label not in self.classes:
-            return False
-        number = self.classes.index(label)
-        return any(self.splits[int(place)] == "train" for place in (self.fitted() == number).nonzero())
-
     def _changed(self, places: Sequence[int]) -> None:
         """Follow the journal for the images at these places."""
         before = self.fitted()
@@ -159,10 +153,10 @@ class Session:
     def labels(self) -> Labels:
         """What a head is trained on now."""
         with self.lock:
-            labels, splits = self.fitted(), self.splits
-            labelled = self.labelled().tolist()
-            train = torch.tensor([place for place in labelled if splits[place] == "train"], dtype=torch.int64)
-            valid = torch.tensor([place for place in labelled if splits[place] == "valid"], dtype=torch.int64)
+            labels, places = self.fitted(), self.labelled()
+            train = torch.tensor([self.splits[place] == "train" for place in places.tolist()], dtype=torch.bool)
+            train |= ~torch.isin(labels[places], labels[places[train]])  # of a class that no training image has
+            train, valid = places[train], places[~train]
             before = labels[valid].clone()
             for row, place in enumerate(valid.tolist()):
                 if (image := self.contents.images[place]).label in self.classes:

@@ -1,0 +1,190 @@
+"""The journal of labels given by hand: nothing is lost or counted twice, and everything that trains sees it."""
+
+import csv
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import CLASSES, Extract, draw_image, train_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.errors import CacheError, DamagedCache
+from cache.index import UNLABELLED, ImageRecord, SetIndex
+from cache.info import info
+from cache.labels import EXCLUDING, LabelJournal, journal_path
+from cache.prune import prune
+from cache.store import FeatureCache
+from pipeline.config import ReduceConfig
+from pipeline.labels import labels
+from pipeline.reduce import reduce_cache
+from pipeline.train import train_head
+
+IMAGES = tuple(
+    ImageRecord(f"{number}.jpg", f"{number:064x}", label, split, 1, 0)
+    for number, (label, split) in enumerate(
+        [("a", "train"), ("b", "train"), ("a", "valid"), ("", UNLABELLED), ("", UNLABELLED)]
+    )
+)
+INDEX = SetIndex("set", "/data", "/data", 0, ("a", "b"), IMAGES)
+DECISIONS = st.tuples(
+    st.lists(st.integers(0, len(IMAGES) - 1), min_size=1, max_size=3, unique=True),
+    st.sampled_from(["class", "unsure", "bad", "none"]),
+    st.sampled_from(["a", "b", "c"]),
+)
+
+
+def now(journal: LabelJournal, image: ImageRecord) -> ImageRecord:
+    """The image as it is labelled."""
+    verdict = journal.holding(image)
+    if verdict is None:
+        return image
+    return replace(image, label=verdict.new, split=verdict.split if image.split == UNLABELLED else image.split)
+
+
+@given(st.lists(st.one_of(DECISIONS, st.none()), max_size=12))
+def test_the_journal_read_again_says_the_same(tmp_path_factory: pytest.TempPathFactory, steps: list[object]) -> None:
+    """Whatever is decided and taken back (None); and what is taken back is as it was before."""
+    journal = LabelJournal(tmp_path_factory.mktemp("journal") / "labels" / "set.jsonl")
+    before = [journal.applied(INDEX)]
+    for step in steps:
+        if step is None:
+            assert bool(journal.undo()) == (len(before) > 1)
+            before = before[:-1] or before
+        else:
+            places, verdict, label = step  # type: ignore[misc]
+            chosen = [now(journal, IMAGES[place]) for place in places]
+            lines = len(journal.lines)
+            if journal.record(chosen, verdict, label, "fix", 0, "train") > lines:
+                before.append(journal.applied(INDEX))
+        assert journal.applied(INDEX) == before[-1]
+        again = LabelJournal.load(journal.path.parent.parent, "set")
+        assert (again.lines, again.chains) == (journal.lines, journal.chains)
+    for image in before[-1].images:
+        assert (image.label == "") == (image.split == UNLABELLED)
+    kept = {image.digest for image in before[-1].images}
+    assert kept == {image.digest for image in IMAGES} - {
+        digest for digest, one in journal.verdicts.items() if one.verdict in EXCLUDING
+    }
+
+
+def test_the_same_decision_again_is_the_same_one(tmp_path: Path) -> None:
+    """A client that got no answer asks again."""
+    journal = LabelJournal(tmp_path / "labels" / "set.jsonl")
+    assert journal.record([IMAGES[0]], "class", "b", "fix", 3, "train") == 1
+    assert journal.record([now(journal, IMAGES[0])], "class", "b", "fix", 3, "train") == 1
+    assert len(journal.path.read_bytes().splitlines()) == 1
+
+
+def test_a_line_cut_short_is_not_read_and_the_next_one_is(tmp_path: Path) -> None:
+    """A kill leaves part of a line; what was answered before is there."""
+    journal = LabelJournal(journal_path(tmp_path, "set"))
+    journal.record([IMAGES[0]], "class", "b", "fix", 0, "train")
+    complete = journal.path.read_bytes()
+    journal.record([IMAGES[1]], "bad", "", "fix", 0, "train")
+    whole = journal.path.read_bytes()
+    for length in range(len(complete), len(whole)):
+        journal.path.write_bytes(whole[:length])
+        assert len(LabelJournal.load(tmp_path, "set").lines) == 1
+    again = LabelJournal.load(tmp_path, "set")
+    again.make_writable()
+    again.record([IMAGES[2]], "none", "", "fix", 0, "train")
+    assert len(LabelJournal.load(tmp_path, "set").lines) == 2
+
+
+@pytest.mark.parametrize("fault", ["no JSON", '{"number": 1}', "twice"])
+def test_a_damaged_line_is_named_and_nothing_is_dropped(tmp_path: Path, fault: str) -> None:
+    """Labels are work of a person: a journal that cannot be read is an error, not an empty one."""
+    journal = LabelJournal(journal_path(tmp_path, "set"))
+    journal.record([IMAGES[0]], "class", "b", "fix", 0, "train")
+    line = journal.path.read_text().strip() if fault == "twice" else fault
+    with journal.path.open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(DamagedCache, match="line 2"):
+        LabelJournal.load(tmp_path, "set")
+
+
+def test_a_full_disk_keeps_nothing_of_a_decision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is as it was, in memory too, and the decision can be made again."""
+    journal = LabelJournal(tmp_path / "labels" / "set.jsonl")
+    journal.record([IMAGES[0]], "class", "b", "fix", 0, "train")
+    before = journal.path.read_bytes()
+    with monkeypatch.context() as full:
+
+        def refuse(_: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        full.setattr("cache.files.os.fsync", refuse)
+        with pytest.raises(CacheError, match="No space left"):
+            journal.record([IMAGES[1], IMAGES[2]], "bad", "", "fix", 0, "train")
+    assert journal.path.read_bytes() == before and len(journal.lines) == 1
+    assert journal.record([IMAGES[1], IMAGES[2]], "bad", "", "fix", 0, "train") == 3
+
+
+def test_a_third_label_given_in_the_data_holds(tmp_path: Path) -> None:
+    """Labels that were followed in the data, or not yet, stay as they are."""
+    journal = LabelJournal(tmp_path / "labels" / "set.jsonl")
+    journal.record([IMAGES[0]], "class", "b", "fix", 0, "train")
+    for label, expected in (("a", "b"), ("b", "b"), ("c", "c")):
+        moved = replace(INDEX, classes=("a", "b", "c"), images=(replace(IMAGES[0], label=label), *IMAGES[1:]))
+        assert journal.applied(moved).images[0].label == expected
+        assert journal.outdated(moved) == (label == "c")
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, data: Path, run_extract: Extract) -> Path:
+    """A folder with data/, of which two images are unlabelled, and features/ with four verdicts."""
+    for number in range(2):
+        draw_image(data / "unlabelled" / f"new_{number}.png", 500 + number, "2")
+    run_extract(passes=1)
+    index = FeatureCache.open(tmp_path / "features").index()
+    journal = LabelJournal.load(tmp_path / "features", index.name)
+    train, valid, new = index.split("train"), index.split("valid"), index.split(UNLABELLED)
+    journal.record([train[0]], "class", "2", "fix", 0, "train")
+    journal.record([valid[0]], "bad", "", "fix", 0, "train")
+    journal.record([new[0]], "class", "2", "label", 0, "train")
+    journal.record([new[1]], "class", "violet", "random", 0, "valid")
+    return tmp_path
+
+
+def test_everything_that_trains_sees_the_labels(labelled: Path, run_extract: Extract) -> None:
+    """Training, extracting again, which now makes passes of new training images, reducing and pruning."""
+    cache = FeatureCache.open(labelled / "features")
+    extracted, index = cache.extracted(), cache.index()
+    assert index.classes == (*sorted(CLASSES), "violet") and extracted.classes == tuple(sorted(CLASSES))
+    assert index.counts() == {"train": 14, "valid": 7, "test": 4}
+    assert info(cache).sets[0]["labels"] == {"class": 3, "bad": 1}
+    assert prune(labelled / "features").rows == 0
+    result = run_extract(passes=1)
+    assert result.computed == 2
+    run = train_head(train_config(labelled / "features", labelled / "run", epochs=1))
+    assert len(run.epochs) == 1
+    config = ReduceConfig(labelled / "features", labelled / "small", "pca:8", seeds=0)
+    reduce_cache(config)
+    assert FeatureCache.open(labelled / "small").index() == FeatureCache.open(labelled / "features").index()
+
+
+def test_the_table_extracts_to_the_same_labels(labelled: Path, run_extract: Extract, tmp_path: Path) -> None:
+    """Whatever else reads path,label,split: here extract itself, which computes nothing."""
+    before = FeatureCache.open(labelled / "features").index()
+    result = labels(labelled / "features", None, tmp_path / "table.csv")
+    assert (result.changed, result.labels["class"], result.labels["bad"], result.outdated) == (3, 3, 1, 0)
+    with (tmp_path / "table.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(before.images)
+    run_extract(passes=1)
+    assert run_extract(data=tmp_path / "table.csv", set="table", passes=1).computed == 0
+    after = FeatureCache.open(labelled / "features").index("table")
+    assert after.classes == before.classes
+    assert {(i.digest, i.label, i.split) for i in after.images} == {(i.digest, i.label, i.split) for i in before.images}
+
+
+def test_lines_are_as_they_are_documented(labelled: Path) -> None:
+    """Fields of a line, in cache/FORMAT.md too."""
+    line = json.loads(journal_path(labelled / "features", "data").read_text().splitlines()[0])
+    fields = {"number", "batch", "digest", "old", "new", "verdict", "split", "time", "queue", "rank"}
+    assert line.keys() == fields
+    text = (Path(__file__).parent.parent / "cache" / "FORMAT.md").read_text("utf-8")
+    assert all(f"`{name}`" in text for name in fields)
