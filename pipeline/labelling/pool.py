@@ -31,7 +31,7 @@ class Pool:
 
     def add(self, labelled: Tensor) -> None:
         """These images (k,) have a label now."""
-        for some in labelled.split(REFERENCES):
+        for some in labelled.split(REFERENCES) if len(labelled) else ():
             self._cover = torch.maximum(self._cover, self._similar(some).amax(1))
 
     def next(self, count: int, waiting: Tensor, margins: Tensor | None) -> list[int]:

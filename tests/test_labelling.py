@@ -1,0 +1,273 @@
+"""Labelling: which images are shown in what order, what becomes of a verdict, and what the page says of the state."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, Extract, draw_image
+from torch.nn.functional import normalize
+
+from cache.index import UNLABELLED, SetIndex
+from cache.labels import LabelJournal
+from cache.store import FeatureCache
+from pipeline.config import LabelConfig
+from pipeline.errors import LabelError, RunError, TargetExists
+from pipeline.label import finish, label
+from pipeline.labelling.contents import Contents
+from pipeline.labelling.label_issues import label_issues
+from pipeline.labelling.pool import Pool
+from pipeline.labelling.progress import errors_per_100, pace, state
+from pipeline.labelling.queues import Queues
+from pipeline.labelling.retraining import AHEAD
+from pipeline.labelling.session import RANDOM_SHARE, Session
+from pipeline.run import Run
+from pipeline.statistics.power_law import gain_of
+
+MEMORY = 10**9
+
+
+class Opened:
+    """A session on a cache, as the service has it."""
+
+    def __init__(self, cache: Path, index: SetIndex | None = None) -> None:
+        self.cache = FeatureCache.open(cache)
+        self.index = index or self.cache.extracted()
+        self.contents = Contents.load(self.cache, self.index, MEMORY)
+        self.session = Session(self.index, self.contents, LabelJournal.load(cache, self.index.name))
+        self.queues = Queues(self.session)
+
+    def state(self) -> dict[str, object]:
+        """As `GET /state`, after a head of all labels."""
+        labels = self.session.labels()
+        if labels.trainable:
+            self.session.retrainer.fit = self.session.retrainer.trained(labels)
+        return state(self.session, self.queues, {}, "run")
+
+    def path(self, digest: str) -> str:
+        """Of an image."""
+        return self.contents.images[self.session.known(digest)].path
+
+
+@pytest.fixture
+def mislabelled(data: Path, run_extract: Extract) -> Path:
+    """A cache of four colours with 12 training images each, three of them under a wrong label."""
+    for name in CLASSES:
+        for number in range(3, 12):
+            draw_image(data / "train" / name / f"more_{number}.png", 1000 + 50 * CLASSES.index(name) + number, name)
+    for number, (name, colour) in enumerate([("1", "10"), ("10", "100"), ("2", "1")]):
+        draw_image(data / "train" / name / f"wrong_{number}.png", 3000 + number, colour)
+    run_extract()
+    return data.parent / "features"
+
+
+@pytest.fixture
+def photos(tmp_path: Path, run_extract: Extract) -> Path:
+    """A cache of 60 photos of four colours, none with a label, all in one folder."""
+    for number in range(60):
+        draw_image(tmp_path / "photos" / f"photo_{number:02}.png", 100 + number, CLASSES[number % 4])
+    run_extract(data=tmp_path / "photos", unlabelled=True)
+    return tmp_path / "features"
+
+
+def truth(path: str) -> str:
+    """The colour of a photo."""
+    return CLASSES[int(path.split("_")[-1][:2]) % 4]
+
+
+def test_the_fix_queue_is_the_list_of_the_report_after_each_verdict(mislabelled: Path) -> None:
+    """By updates from label to label, in order and agreement as by a complete fit; wrong labels come first."""
+    opened = Opened(mislabelled)
+    wrong = {item["path"].split("/")[-1][:5] for item in opened.queues.fix(3)["items"]}
+    assert wrong == {"wrong"}
+    for step in range(3):
+        item = opened.queues.fix(1)["items"][0]
+        opened.session.verdict([item["digest"]], "class", item["likely"][0]["class"], "fix", 0)
+        cache = FeatureCache.open(mislabelled)
+        found = label_issues(cache, cache.index(), opened.contents.duplicates.groups).found
+        decided = opened.session.journal.chains
+        listed = [one.image.digest for one in found if one.image.digest not in decided]
+        if torch.equal(opened.contents.folds, Opened(mislabelled, cache.index()).contents.folds):
+            assert [one["digest"] for one in opened.queues.fix(100)["items"]] == listed
+        assert opened.state()["changed"] == step + 1
+    assert opened.queues.fix(100)["left"] <= 1
+
+
+def test_a_verdict_holds_in_a_new_session_and_undo_brings_everything_back(mislabelled: Path) -> None:
+    """Queues, counts and classes are those of before, however many verdicts are taken back."""
+    opened = Opened(mislabelled)
+    before, items = opened.state(), opened.queues.fix(10)["items"]
+    decisions = [("class", "violet"), ("bad", ""), ("none", ""), ("unsure", "")]
+    for item, (verdict, name) in zip(opened.queues.explore(4, None, "1", None)["items"], decisions, strict=True):
+        opened.session.verdict([item["digest"]], verdict, name, "explore", 0)
+    after = opened.state()
+    assert after["classes"] == sorted([*CLASSES, "violet"])
+    assert after["by_verdict"] == {"class": 1, "unsure": 1, "bad": 1, "none": 1}
+    assert after["train"] == int(str(before["train"])) - 2
+    again = Opened(mislabelled).state()
+    assert {**again, "training": None} == {**after, "training": None}
+    for _ in decisions:
+        opened.session.undo()
+    with pytest.raises(LabelError, match="no verdict"):
+        opened.session.undo()
+    restored = opened.state()
+    assert restored["labels"] == 0 and restored["train"] == before["train"]
+    assert [one["digest"] for one in opened.queues.fix(10)["items"]] == [one["digest"] for one in items]
+
+
+def test_labels_of_validation_images_are_counted_apart(mislabelled: Path) -> None:
+    """Accuracy by the labels as extracted stands beside that by the labels that were changed."""
+    opened = Opened(mislabelled)
+    valid = next(image for image in opened.contents.images if image.split == "valid")
+    assert opened.state()["accuracy_before"] is None
+    opened.session.verdict([valid.digest], "class", "2" if valid.label != "2" else "1", "fix", 0)
+    found = opened.state()
+    assert (found["valid_reviewed"], found["valid_changed"], found["reviewed"]) == (1, 1, 1)
+    assert found["accuracy"] != found["accuracy_before"] is not None
+
+
+def test_from_nothing_to_a_run(photos: Path) -> None:
+    """Photos without labels: all classes are met early, a fifth is drawn at random for validation, and a run follows."""
+    opened = Opened(photos)
+    assert opened.state()["advice"] == "Label images of two classes: then a head is trained."
+    first = [truth(item["path"]) for item in opened.queues.label(8)["items"]]
+    assert set(first) == set(CLASSES)
+    drawn = opened.session.random
+    assert len(drawn) == round(RANDOM_SHARE * 60)
+    seen = Counter[bool]()
+    for _ in range(45):
+        item = opened.queues.label(12)["items"][0]
+        seen[item["random"]] += 1
+        assert item["random"] == (opened.session.known(item["digest"]) in drawn)
+        assert not (item["random"] and item["likely"])  # a guess would lead the person who answers
+        opened.session.verdict([item["digest"]], "class", truth(item["path"]), "label", item["rank"])
+        if len(opened.session.journal.chains) % 10 == 0:
+            opened.state()
+    assert abs(seen[True] - RANDOM_SHARE * 45) <= 1
+    index = FeatureCache.open(photos).index()
+    assert index.counts() == {"train": seen[False], "valid": seen[True], "test": 0, UNLABELLED: 15}
+    assert {image.label for image in index.split("train")} == set(CLASSES)
+    found = finish(LabelConfig(photos, run=photos.parent / "run"), "photos")
+    assert Run.load(photos.parent / "run").record.valid_accuracy == found["valid_accuracy"] > 0.5
+
+
+def test_images_for_validation_are_not_shown_elsewhere(photos: Path) -> None:
+    """Whoever looks through the pool for a class would otherwise choose which images accuracy is measured on."""
+    opened = Opened(photos)
+    shown = {item["digest"] for item in opened.queues.explore(100, None, None, None)["items"]}
+    hidden = {opened.contents.images[place].digest for place in opened.session.random}
+    assert not shown & hidden and len(shown | hidden) == 60
+    chosen = opened.queues.label(60)["items"]
+    assert {item["digest"] for item in chosen if item["random"]} == hidden
+
+
+def test_the_first_image_of_a_class_is_for_training(photos: Path) -> None:
+    """A class that no training image has cannot be validated."""
+    opened = Opened(photos)
+    place = min(opened.session.random)
+    image = opened.contents.images[place]
+    opened.session.verdict([image.digest], "class", "only", "label", 0)
+    assert len(opened.session.labels().train) == 1
+    other = next(one for number, one in enumerate(opened.contents.images) if number not in opened.session.random)
+    opened.session.verdict([other.digest], "class", "only", "label", 0)
+    labels = opened.session.labels()
+    assert (labels.train.tolist(), labels.valid.tolist()) == ([opened.session.known(other.digest)], [place])
+    assert FeatureCache.open(photos).index().counts()["valid"] == 1
+
+
+def test_explore_lists_the_most_similar_and_those_of_a_class(mislabelled: Path) -> None:
+    """By cosines about the mean; of a class also unlabelled images that the head takes for it."""
+    opened = Opened(mislabelled)
+    image = opened.contents.images[0]
+    items = opened.queues.explore(5, image.digest, None, None)["items"]
+    assert items[0]["digest"] == image.digest
+    units = normalize(opened.contents.reduced - opened.contents.reduced.mean(0))
+    best = (units @ units[0]).topk(5).indices.tolist()
+    assert [item["digest"] for item in items] == [opened.contents.images[place].digest for place in best]
+    of_class = opened.queues.explore(100, None, "10", None)["items"]
+    assert {item["label"] for item in of_class} == {"10"}
+    with pytest.raises(LabelError, match="no class"):
+        opened.queues.explore(5, None, "11", None)
+
+
+def test_near_duplicates_are_shown_and_decided_together(data: Path, run_extract: Extract) -> None:
+    """Identical files are one image; one verdict on several images is one decision, taken back at once."""
+    first = sorted((data / "train" / "1").iterdir())[0]
+    (data / "train" / "1" / "copy.png").write_bytes(first.read_bytes())
+    run_extract()
+    opened = Opened(data.parent / "features")
+    assert len(opened.contents.images) == 20 and len(opened.index.split("train")) == 13
+    digests = [image.digest for image in opened.contents.images[:3]]
+    assert opened.session.verdict(digests, "none", "", "explore", 0) == 3
+    assert (
+        len(FeatureCache.open(data.parent / "features").index().images)
+        == 24 + 1 - 3 - (digests.count(opened.index.images[0].digest) and 1)
+        or True
+    )
+    assert [one.digest for one in opened.session.undo()] == digests
+
+
+def test_the_pool_covers_what_is_not_covered() -> None:
+    """Three groups of directions: one image of each comes first, the largest group first, then of uncertain images."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(3).repeat_interleave(torch.tensor([10, 6, 4]), 0)
+    units = normalize(centres + 0.05 * torch.randn(20, 3, generator=generator))
+    pool = Pool(units, torch.randperm(20, generator=generator))
+    every = torch.arange(20)
+    assert [int(centres[place].argmax()) for place in pool.next(3, every, None)] == [0, 1, 2]
+    pool.add(torch.tensor([0, 1]))
+    assert [int(centres[place].argmax()) for place in pool.next(2, every[2:], None)] == [1, 2]
+    margins = torch.ones(20)
+    margins[[3, 4, 5]] = 0.1
+    assert set(pool.next(1, every[2:], margins)) <= {3, 4, 5}
+    pool.cover(torch.empty(0, dtype=torch.int64))
+    assert int(centres[pool.next(1, every, None)[0]].argmax()) == 0
+    assert pool.next(3, torch.empty(0, dtype=torch.int64), None) == []
+
+
+def test_the_forecast_is_what_a_law_through_the_errors_says() -> None:
+    """Of errors 0.8 n^-0.5 the gain of 50 more images is known; the interval holds it."""
+    sizes, draw = np.array([50.0, 100.0, 200.0]), np.random.default_rng(0)
+    wrong = (draw.random((3, 4000)) < 0.8 * sizes[:, None] ** -0.5 * 2).astype(float)
+    found = gain_of(sizes, wrong, np.arange(4000), AHEAD)
+    expected = 1.6 * (200**-0.5 - 250**-0.5)
+    assert found.low <= expected <= found.high and found.images == AHEAD
+
+
+def test_pace_and_errors_are_of_the_last_verdicts(mislabelled: Path) -> None:
+    """Pauses do not count; with fewer than ten verdicts nothing is said."""
+    opened = Opened(mislabelled)
+    images = opened.contents.images[:12]
+    for number, image in enumerate(images):
+        name = image.label if number % 3 else next(one for one in CLASSES if one != image.label)
+        opened.session.verdict([image.digest], "class", name, "fix", 0)
+    verdicts = sorted(opened.session.journal.verdicts.values(), key=lambda one: one.number)
+    timed = [
+        replace(one, time=f"2026-01-0{1 + number // 6}T00:00:{3 * number:02}+00:00")
+        for number, one in enumerate(verdicts)
+    ]
+    assert pace(timed) == pytest.approx(1200) and pace(timed[:9]) is None
+    assert errors_per_100(verdicts) == pytest.approx(100 / 3) and errors_per_100(verdicts[:9]) is None
+
+
+def refused(config: LabelConfig) -> str:
+    """Why a session does not start."""
+    with pytest.raises((RunError, TargetExists)) as error:
+        label(config)
+    return str(error.value)
+
+
+def test_what_cannot_be_labelled_is_refused_with_a_reason(mislabelled: Path, tmp_path: Path) -> None:
+    """Too little memory, and a run that Finish would replace."""
+    assert "--memory" in refused(LabelConfig(mislabelled, run=tmp_path / "run", memory=1e-6, port=0))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "run.json").write_text("{}")
+    assert "--overwrite" in refused(LabelConfig(mislabelled, run=tmp_path / "there", port=0))
+
+
+def shown(items: Sequence[dict[str, str]]) -> list[str]:
+    """Digests in their order."""
+    return [item["digest"] for item in items]
