@@ -1,7 +1,6 @@
 """Labelling: which images are shown in what order, what becomes of a verdict, and what the page says of the state."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,7 +129,7 @@ def test_labels_of_validation_images_are_counted_apart(mislabelled: Path) -> Non
 
 
 def test_from_nothing_to_a_run(photos: Path) -> None:
-    """Photos without labels: all classes are met early, a fifth is drawn at random for validation, and a run follows."""
+    """Photos without labels: all classes are met early, a fifth are for validation, and a run follows."""
     opened = Opened(photos)
     assert opened.state()["advice"] == "Label images of two classes: then a head is trained."
     first = [truth(item["path"]) for item in opened.queues.label(8)["items"]]
@@ -245,10 +244,8 @@ def test_pace_and_errors_are_of_the_last_verdicts(mislabelled: Path) -> None:
         name = image.label if number % 3 else next(one for one in CLASSES if one != image.label)
         opened.session.verdict([image.digest], "class", name, "fix", 0)
     verdicts = sorted(opened.session.journal.verdicts.values(), key=lambda one: one.number)
-    timed = [
-        replace(one, time=f"2026-01-0{1 + number // 6}T00:00:{3 * number:02}+00:00")
-        for number, one in enumerate(verdicts)
-    ]
+    days = [f"2026-01-0{1 + number // 6}T00:00:{3 * number:02}+00:00" for number in range(len(verdicts))]
+    timed = [replace(one, time=day) for one, day in zip(verdicts, days, strict=True)]
     assert pace(timed) == pytest.approx(1200) and pace(timed[:9]) is None
     assert errors_per_100(verdicts) == pytest.approx(100 / 3) and errors_per_100(verdicts[:9]) is None
 
@@ -266,8 +263,3 @@ def test_what_cannot_be_labelled_is_refused_with_a_reason(mislabelled: Path, tmp
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "run.json").write_text("{}")
     assert "--overwrite" in refused(LabelConfig(mislabelled, run=tmp_path / "there", port=0))
-
-
-def shown(items: Sequence[dict[str, str]]) -> list[str]:
-    """Digests in their order."""
-    return [item["digest"] for item in items]

@@ -1,14 +1,14 @@
 """What heads are trained on: a set of a cache, checked before any training."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cache import layout
-from cache.index import SetIndex
+from cache.index import UNLABELLED, SetIndex
 from cache.keys import Digests, pack_digests
 from cache.store import FeatureCache
 from pipeline.bases.reduced import fitted_among, sees_labels
@@ -87,7 +87,9 @@ class TrainingSet:
                 f"headgraft label --cache {cache}"
             )
         _refuse_unusable(index, validated)
-        _refuse_stale(opened.extracted(index.name).labelled)
+        used, extracted = {image.path for image in index.images}, opened.extracted(index.name)
+        labelled = (image for image in extracted.images if image.split != UNLABELLED or image.path in used)
+        _refuse_stale(replace(extracted, images=tuple(labelled)))
         chosen = opened.passes(index, passes)
         leaks = count_leaks(index)
         if leaks["across_splits"] or leaks["two_labels"]:

@@ -1,9 +1,11 @@
 """ImageSet: the files of a data set with their digests, labels and splits."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from cache.index import SPLITS, UNLABELLED, ImageRecord, SetIndex, SkippedImage
@@ -189,8 +191,8 @@ def changed_files(index: SetIndex) -> list[str]:
 def stale_files(index: SetIndex, trust_times: bool = True, labelled: bool = False) -> list[str]:
     """How the set's folders differ from `index`, in words; empty where they agree or `index.data` is out of reach.
 
-    With `trust_times` only files whose size or time changed are hashed again. With `labelled`, `index` has no
-    unlabelled images, and none are looked for.
+    With `trust_times` only files whose size or time changed are hashed again. With `labelled`, unlabelled images are
+    looked for among those of `index` alone: new ones change no training.
     """
     data = Path(index.data)
     try:
@@ -210,14 +212,16 @@ def stale_files(index: SetIndex, trust_times: bool = True, labelled: bool = Fals
 
 
 def _found(index: SetIndex, hashed: SetIndex | None, labelled: bool) -> list[Record]:
-    """What the set's data and, unless `labelled`, its added folders hold now."""
-    records: list[Record] = []
+    """What data and added folders hold now; with `labelled` no unlabelled images but those of `index`."""
+    records, known = list[Record](), {image.path for image in index.images}
     if index.data not in index.unlabelled:
         listing = list_files(Path(index.data))
         if labelled:
-            listing.files = [item for item in listing.files if item.split != UNLABELLED]
+            place = partial(os.path.relpath, start=listing.root)
+            listing.files = [one for one in listing.files if one.split != UNLABELLED or place(one.path) in known]
         records = records_of(listing, hashed)
-    return together([*records, *added_records(list_reachable(index.unlabelled), Path(index.root), hashed)])
+    added = added_records(list_reachable(index.unlabelled), Path(index.root), hashed)
+    return together([*records, *(one for one in added if one.path in known or not labelled)])
 
 
 def _unlisted_here(path: Path) -> bool:
