@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install $$([ -t 2 ] || echo --quiet) --disable-pip-version-check \
 	--constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
-.PHONY: help setup setup-ray extract train-head sweep report evaluate export predict demo test soak lint types bench-backbones bench-extract bench-abstaining bench-labels bench-levers bench-rungs bench-sweep bench-predict bench-ray bench-scale bench-unknown compare-backbones gpu simulate results clean
+.PHONY: help setup setup-ray extract train-head sweep report label evaluate export predict demo test soak lint types bench-backbones bench-extract bench-abstaining bench-labels bench-labelling bench-levers bench-rungs bench-sweep bench-predict bench-ray bench-scale bench-unknown compare-backbones gpu simulate results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > most) most = length($$1) } \
@@ -47,6 +47,9 @@ sweep: setup ## Stage two: try many heads, keep the best in RUN=runs/sweep [CACH
 
 report: setup ## One page on the run, report.html in it [RUN= ARGS=]
 	$(HEADGRAFT) report "$(RUN)" $(ARGS)
+
+label: setup ## A page to correct labels and label images; writes RUN=runs/labelled when asked [CACHE= ARGS=]
+	$(HEADGRAFT) label --cache "$(CACHE)" --run "$(if $(filter file,$(origin RUN)),runs/labelled,$(RUN))" $(ARGS)
 
 evaluate: setup ## Score the run on its test images [RUN= ARGS=]
 	$(HEADGRAFT) evaluate "$(RUN)" $(ARGS)
@@ -91,6 +94,9 @@ bench-sweep: setup ## How the time of a sweep grows with heads, images and epoch
 
 bench-labels: setup ## How label issues find wrong labels, under four kinds of noise (about 10 minutes) [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_labels.py "$(CACHE)" $(ARGS)
+
+bench-labelling: setup ## How many verdicts and labels the labelling page saves [CACHE= ARGS="fix --set NAME"]
+	$(BIN)/python tests/benchmarks/bench_labelling.py $(ARGS) --cache "$(CACHE)"
 
 bench-predict: setup ## Time predictions and the service (about 20 minutes) [MODEL= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_predict.py "$(MODEL)" $(ARGS)

@@ -26,7 +26,8 @@ class CacheInfo:
         shards: files of rows.
         bytes: size of the shards.
         projections: number of projections that are kept.
-        sets: `[{set, data, images, classes, splits, passes, skipped, missing}]`, or `{set, error}` of a bad index.
+        sets: `[{set, data, images, classes, splits, passes, skipped, missing, labels}]`, `labels` given by hand as of
+            `cache labels`, or `{set, error}` of a bad index.
         reduction: of a reduced cache, the fields of its `reduction.json`; else None.
         duplicates: with `--duplicates`, `[{a, b, cosine, identical, labels, splits}]`, an unlabelled image having the
             label "" and the split `unlabelled`; else None.

@@ -13,7 +13,7 @@ from typing import Literal
 
 from cache import layout
 from cache.errors import DamagedCache
-from cache.files import append_line, read_regular, write_atomically
+from cache.files import append_line, read_regular, read_undamaged, write_atomically
 from cache.index import UNLABELLED, ImageRecord, SetIndex
 from cache.records import Count, Digest, convert, fault
 
@@ -71,12 +71,16 @@ class LabelJournal:
         DamagedCache names a line that is not as it was written: labels are never dropped without a word.
         """
         path = journal_path(cache, name)
+        return cls.from_bytes(read_undamaged(path, "restore it from a copy") if path.exists() else b"", path)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: Path) -> "LabelJournal":
+        """That of the contents of its file."""
         journal = cls(path)
         try:
-            data = read_regular(path) if path.exists() else b""
             for line in data[: data.rfind(b"\n") + 1].splitlines():
                 journal._keep(convert(json.loads(line), Verdict))
-        except (OSError, ValueError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedCache(
                 f"{path}, line {len(journal.lines) + 1}, cannot be read ({fault(error)}), expected a verdict of "
                 "headgraft label: restore the file from a copy, or correct the line"
@@ -174,8 +178,8 @@ class LabelJournal:
     def applied(self, index: SetIndex) -> SetIndex:
         """The index as it is with these verdicts: labels, splits, classes, without the images that are excluded.
 
-        Where a file was given a third label in the data since, that one holds. Validation and test images of a class
-        that no training image has join train: no head could be right about them.
+        Where a file was given a third label in the data since, that one holds. Images that are given a class that no
+        training image has are in train, whatever their split: no head could be right about them.
         """
         if not self.chains:
             return index
@@ -190,7 +194,8 @@ class LabelJournal:
         )
         classes = tuple(sorted({image.label for image in images} - {""}))
         trained = {image.label for image in images if image.split == "train"}
-        images = tuple(i if i.label in trained or not i.label else replace(i, split="train") for i in images)
+        given = {digest for digest, one in verdicts.items() if one and one.new and one.new not in trained}
+        images = tuple(replace(image, split="train") if image.digest in given else image for image in images)
         return replace(index, images=images, classes=classes)
 
     def outdated(self, index: SetIndex) -> int:

@@ -12,6 +12,7 @@ from cache import layout
 from cache.errors import CacheError, DamagedCache, ManifestMismatch, counted
 from cache.files import replacing
 from cache.index import SetIndex
+from cache.labels import LabelJournal
 from cache.lock import check_writable, writing
 from cache.manifest import Manifest
 from cache.objects import Folder, ObjectStore, Place
@@ -38,6 +39,7 @@ class CopyResult:
         present: number of shards that were there already.
         bytes: of the shards that were copied.
         sets: names of the sets whose indexes were copied.
+        labels: names of the sets whose labels given by hand were copied.
         refused: `[{file, reason}]` of what was not copied; `file` is a place in the cache. The exit status is 1 then.
         seconds: of the command.
     """
@@ -48,6 +50,7 @@ class CopyResult:
     present: int
     bytes: int
     sets: tuple[str, ...]
+    labels: tuple[str, ...]
     refused: tuple[dict[str, str], ...]
     seconds: float
 
@@ -74,7 +77,7 @@ def push(path: Path, url: str, overwrite: bool = False) -> CopyResult:
     start = time.perf_counter()
     folder, store = Folder(path), ObjectStore.open(url)
     # Indexes, then shards, then the manifest: a writer goes the other way, so that what each rests on is seen too.
-    indexes = _indexes(folder)
+    indexes, journals = _indexes(folder), _journals(folder)
     shards = {name: _promised(name) for name in _shards(folder)}
     manifest = FeatureCache.open(path).manifest
     _settle(folder, store, manifest, "Push to another URL.")
@@ -85,7 +88,8 @@ def push(path: Path, url: str, overwrite: bool = False) -> CopyResult:
         sets, kept = list[str](), dict.fromkeys(indexes, "rows that it names could not be sent")
     else:
         sets, kept = _copy_all(lambda name: _copy_index(store, indexes[name], overwrite, name), indexes)
-    return _result(path, store, shards, missing, copied, sets, refused | kept, start)
+    labels, others = _copy_all(lambda name: _copy_labels(store, journals[name], overwrite, name), journals)
+    return _result(path, store, shards, missing, copied, sets, labels, refused | kept | others, start)
 
 
 def pull(url: str, path: Path, overwrite: bool = False) -> CopyResult:
@@ -98,7 +102,8 @@ def pull(url: str, path: Path, overwrite: bool = False) -> CopyResult:
     check_writable(path)
     check_place(path)
     folder, store = Folder(path), ObjectStore.open(url)
-    indexes, shards, manifest = _indexes(store), _shards(store), _manifest_at(store)  # in this order, as in push
+    indexes, journals = _indexes(store), _journals(store)
+    shards, manifest = _shards(store), _manifest_at(store)  # in this order, as in push
     if manifest is None:
         raise CacheError(f"{store.url} holds no feature cache: push one there first, or name another URL")
     with writing(path):
@@ -109,11 +114,17 @@ def pull(url: str, path: Path, overwrite: bool = False) -> CopyResult:
         missing = _missing("receive", shards, _shards(folder))
         copied, refused = _copy_all(lambda name: _receive_shard(folder, store, ours, missing[name], name), missing)
         sets, kept = _copy_all(lambda name: _copy_index(folder, indexes[name], overwrite, name), indexes)
-    return _result(path, store, shards, missing, copied, sets, refused | kept, start)
+        labels, others = _copy_all(lambda name: _copy_labels(folder, journals[name], overwrite, name), journals)
+    return _result(path, store, shards, missing, copied, sets, labels, refused | kept | others, start)
 
 
 def _indexes(place: Place) -> dict[str, bytes]:
     names = [name for name in place.sizes(layout.SET_FOLDER) if name.endswith(".json")]
+    return {name: place.read(name) or b"" for name in names}
+
+
+def _journals(place: Place) -> dict[str, bytes]:
+    names = [name for name in place.sizes(layout.LABEL_FOLDER) if name.endswith(".jsonl")]
     return {name: place.read(name) or b"" for name in names}
 
 
@@ -242,6 +253,22 @@ def _copy_index(target: Place, data: bytes, overwrite: bool, name: str) -> bool:
     return True
 
 
+def _copy_labels(target: Place, data: bytes, overwrite: bool, name: str) -> bool:
+    """Copy the verdicts on a set; False where the target has them all, perhaps with later ones."""
+    try:
+        layout.check_set_name(Path(name).stem)
+        LabelJournal.from_bytes(data, Path(name))
+    except CacheError as error:
+        raise Refused(str(error)) from error
+    there, data = target.read(name) or b"", data[: data.rfind(b"\n") + 1]
+    if there.startswith(data):
+        return False
+    if not (data.startswith(there) or overwrite):
+        raise Refused(f"{target.url} has other labels given by hand, which stay: replace them with --overwrite")
+    target.write(name, data)
+    return True
+
+
 def _result(
     path: Path,
     store: ObjectStore,
@@ -249,6 +276,7 @@ def _result(
     missing: Sizes,
     copied: Sequence[str],
     sets: Sequence[str],
+    labels: Sequence[str],
     refused: Mapping[str, str],
     start: float,
 ) -> CopyResult:
@@ -259,6 +287,7 @@ def _result(
         present=len(shards) - len(missing),
         bytes=sum(missing[name] for name in copied),
         sets=tuple(Path(name).stem for name in sets),
+        labels=tuple(Path(name).stem for name in labels),
         refused=tuple({"file": file, "reason": reason} for file, reason in refused.items()),
         seconds=time.perf_counter() - start,
     )

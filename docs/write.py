@@ -27,6 +27,7 @@ from pipeline.cross_validation.learning_curve import CurveResult
 from pipeline.cv import CvResult
 from pipeline.export import ExportResult
 from pipeline.extract import ExtractResult
+from pipeline.labels import LabelsResult
 from pipeline.list_backbones import BackboneList
 from pipeline.predict import PredictResult
 from pipeline.reduce import ReduceResult
@@ -53,6 +54,7 @@ RESULTS: dict[str, type] = {
     "cache verify": VerifyResult,
     "cache repair": RepairResult,
     "cache pack": PackResult,
+    "cache labels": LabelsResult,
     "cache reduce": ReduceResult,
     "cache push": CopyResult,
     "cache pull": CopyResult,

@@ -43,6 +43,8 @@ class ReportResult:
             another class more than with theirs, the least agreeing first.
         unchecked: why no label could be checked, else "".
         unchecked_classes: `{class: images}` whose labels cannot be checked: fewer different images than folds.
+        hand_labels: `{verdicts: {class, unsure, bad, none}, changed, valid_changed, before: {value, low, high}}` of
+            labels given by hand; `before` is the accuracy by the labels in the data, null where none was changed.
         duplicates: `{pairs, across, threshold, false_alarm_rate, expected_false, detection_rate}`, as of cache info.
         calibration: `{ece, floor, temperature, scaled_ece, scaled_floor}`; `scaled_ece` is cross-fitted, `floor` and
             `scaled_floor` are what the errors would be on average if the probabilities were right.
@@ -62,6 +64,7 @@ class ReportResult:
     label_issues: list[dict[str, Any]]
     unchecked: str
     unchecked_classes: dict[str, int]
+    hand_labels: dict[str, Any]
     duplicates: dict[str, Any]
     calibration: dict[str, float | None]
     break_even_heads: int
@@ -142,6 +145,7 @@ def _result(found: Findings, target: str, size: int, pictures: Thumbnails) -> Re
         label_issues=label_issues,
         unchecked=found.refusal,
         unchecked_classes=unchecked,
+        hand_labels=asdict(found.hand_labels),
         duplicates={**pairs, **found.duplicates.threshold.as_json()},
         calibration=asdict(found.calibration),
         break_even_heads=found.payback.heads,

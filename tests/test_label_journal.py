@@ -30,6 +30,7 @@ IMAGES = tuple(
     )
 )
 INDEX = SetIndex("set", "/data", "/data", 0, ("a", "b"), IMAGES)
+Decision = tuple[list[int], str, str]
 DECISIONS = st.tuples(
     st.lists(st.integers(0, len(IMAGES) - 1), min_size=1, max_size=3, unique=True),
     st.sampled_from(["class", "unsure", "bad", "none"]),
@@ -46,7 +47,9 @@ def now(journal: LabelJournal, image: ImageRecord) -> ImageRecord:
 
 
 @given(st.lists(st.one_of(DECISIONS, st.none()), max_size=12))
-def test_the_journal_read_again_says_the_same(tmp_path_factory: pytest.TempPathFactory, steps: list[object]) -> None:
+def test_the_journal_read_again_says_the_same(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Decision | None]
+) -> None:
     """Whatever is decided and taken back (None); and what is taken back is as it was before."""
     journal = LabelJournal(tmp_path_factory.mktemp("journal") / "labels" / "set.jsonl")
     before = [journal.applied(INDEX)]
@@ -55,7 +58,7 @@ def test_the_journal_read_again_says_the_same(tmp_path_factory: pytest.TempPathF
             assert bool(journal.undo()) == (len(before) > 1)
             before = before[:-1] or before
         else:
-            places, verdict, label = step  # type: ignore[misc]
+            places, verdict, label = step
             chosen = [now(journal, IMAGES[place]) for place in places]
             lines = len(journal.lines)
             if journal.record(chosen, verdict, label, "fix", 0, "train") > lines:

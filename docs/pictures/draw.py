@@ -1,18 +1,23 @@
 """Draw the pictures in this folder, with Chromium and chromedriver.
 
 python docs/pictures/draw.py page MODEL IMAGE...      the page of the service
+python docs/pictures/draw.py label CACHE SET          the labelling page of a set; the cache stays as it is
 python docs/pictures/draw.py report RUN               the report of a run, written before by `headgraft report`
 """
 
+import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from selenium import webdriver
 
@@ -29,6 +34,15 @@ REPORT = (
     ("report-dark", (1280, 1380), True, "matrix"),
     ("report-phone", PHONE, False, ""),
     ("report-phone-dark", PHONE, True, "clean"),
+)
+
+# Of the labelling page: name, window, dark or light, keys pressed.
+LABELLING = (
+    ("label", (1280, 900), False, "f"),
+    ("label-dark", (1280, 900), True, "f"),
+    ("label-explore", (1280, 900), False, "e"),
+    ("label-phone", PHONE, False, "f"),
+    ("label-phone-dark", PHONE, True, "e"),
 )
 
 
@@ -58,22 +72,62 @@ def draw_page(name: str, size: tuple[int, int], images: list[str]) -> None:
         page.save_screenshot(str(HERE / f"{name}.png"))
 
 
+def wait_for(path: str, service: subprocess.Popen[bytes]) -> None:
+    """Until the service answers."""
+    while service.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{ADDRESS}/{path}"):  # noqa: S310  # our own address
+                return
+        except urllib.error.URLError:
+            time.sleep(0.2)
+
+
 def draw_service(model: str, *images: str) -> None:
     """Serve the model while the pictures are drawn."""
     command = [sys.executable, "cli.py", "serve", str(Path(model).resolve()), "--port", ADDRESS.rsplit(":", 1)[1]]
     service = subprocess.Popen(command, cwd=ROOT)
     try:
-        while service.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{ADDRESS}/health"):  # noqa: S310  # our own address
-                    break
-            except urllib.error.URLError:
-                time.sleep(0.2)
+        wait_for("health", service)
         for name, size in SERVICE.items():
             draw_page(name, size, list(images))
     finally:
         service.terminate()
         service.wait()
+
+
+def ask(path: str, body: dict[str, Any] | None = None) -> Any:
+    """The JSON of an answer."""
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(f"{ADDRESS}/{path}", data, {"Content-Type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request) as answer:  # noqa: S310  # our own address
+        return json.load(answer)
+
+
+def draw_labelling(cache: str, name: str) -> None:
+    """Give some verdicts, and draw the queues, wide and narrow, light and dark."""
+    with tempfile.TemporaryDirectory(dir=Path(cache).resolve().parent) as folder:
+        copy = shutil.copytree(cache, Path(folder) / "cache", copy_function=os.link)
+        port = ADDRESS.rsplit(":", 1)[1]
+        command = [sys.executable, "cli.py", "label", "--cache", str(copy), "--set", name, "--port", port]
+        service = subprocess.Popen([*command, "--run", "runs/labelled"], cwd=ROOT)
+        try:
+            wait_for("state", service)
+            for number in range(24):
+                item = ask("queue?kind=fix&n=1")["items"][0]
+                label = item["likely"][0]["class"] if number % 3 == 0 else item["label"]
+                ask("verdict", {"digest": item["digest"], "verdict": "class", "class": label, "queue": "fix"})
+                while number % 6 == 5 and ask("state")["training"]["running"]:
+                    time.sleep(0.2)
+            for picture, size, dark, keys in LABELLING:
+                with browser(*size, dark) as page:
+                    page.get(ADDRESS)
+                    time.sleep(2)
+                    page.find_element("tag name", "body").send_keys(keys)
+                    time.sleep(2)
+                    page.save_screenshot(str(HERE / f"{picture}.png"))
+        finally:
+            service.terminate()
+            service.wait()
 
 
 def draw_report(run: str) -> None:
@@ -92,5 +146,7 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "page":
         draw_service(*rest)
+    elif what == "label":
+        draw_labelling(*rest)
     else:
         draw_report(*rest)

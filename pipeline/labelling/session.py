@@ -155,7 +155,8 @@ class Session:
         with self.lock:
             labels, places = self.fitted(), self.labelled()
             train = torch.tensor([self.splits[place] == "train" for place in places.tolist()], dtype=torch.bool)
-            train |= ~torch.isin(labels[places], labels[places[train]])  # of a class that no training image has
+            given = self.decided[places] & ~torch.isin(labels[places], labels[places[train]])
+            train |= given  # as the journal has it: of a class that no training image has
             train, valid = places[train], places[~train]
             before = labels[valid].clone()
             for row, place in enumerate(valid.tolist()):

@@ -1,6 +1,7 @@
 """All that a report says, found out once: numbers and names, nothing drawn."""
 
 import logging
+import shlex
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,7 @@ from pipeline.labelling.label_issues import LabelIssues, label_issues
 from pipeline.reporting.confusion import Confusion, confusion
 from pipeline.reporting.costs import Payback, StageOne
 from pipeline.reporting.evidence import EvidenceFound, find_evidence
+from pipeline.reporting.hand_labels import HandLabels, find_hand_labels
 from pipeline.reporting.predictions import Predictions, predict
 from pipeline.reporting.sureness import Sureness, find_sureness
 from pipeline.run import Run
@@ -73,6 +75,7 @@ class Findings:
         cross_validated: out-of-fold predictions that lie in the cache; None without, and of other images.
         curve: the learning curve that lies in the cache; None without, and of another state of the set.
         evidence: where decisions come from; None where that cannot be said.
+        hand_labels: what labels given by hand changed.
     """
 
     run: Run
@@ -98,6 +101,7 @@ class Findings:
     cross_validated: OutOfFold | None = None
     curve: CurveResult | None = None
     evidence: EvidenceFound | None = None
+    hand_labels: HandLabels = field(default_factory=lambda: HandLabels({}))
 
     def name(self, place: int) -> str:
         """What to call the class at a place of the head's outputs."""
@@ -106,6 +110,12 @@ class Findings:
     def label_name(self, label: str) -> str:
         """The display name of a class, else its own."""
         return named(self.names.get(label, label))
+
+    @property
+    def label_command(self) -> str:
+        """What opens the page on which labels are corrected."""
+        where = f"--cache {shlex.quote(str(self.cache.path))} --set {shlex.quote(self.index.name)}"
+        return f"headgraft label {where} --run {shlex.quote(f'{self.run.path}-labelled')}"
 
     @property
     def across(self) -> list[Pair]:
@@ -160,6 +170,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
         cross_validated=_cross_validated(cache, index),
         curve=_curve(cache, index),
         evidence=find_evidence(run, cache, index, valid),
+        hand_labels=find_hand_labels(cache, index, valid, groups),
     )
 
 

@@ -32,7 +32,8 @@ def next_steps(found: Findings) -> Iterator[Step]:
         )
     if found.label_issues.found:
         yield Step(
-            "Check the possible label errors; after correcting labels run extract again, which computes no features"
+            "Check the possible label errors in the browser: labels are kept in the cache, no file is changed",
+            found.label_command,
         )
     if not found.sweep or found.known.best > found.scores["top1"].value:
         yield Step("Try many heads", f"headgraft sweep {where} --run {shlex.quote(f'{found.run.path}-sweep')}")
