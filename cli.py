@@ -267,7 +267,7 @@ def cache_pack(cache: Path, file: Path, name: str | None, passes: int | None, ov
 @click.option("--csv", "file", type=PATH, help="Path of a CSV file to write: path,label,split, which extract reads.")
 @click.option("--overwrite", is_flag=True, help="Overwrite an existing file.")
 def cache_labels(cache: Path, name: str | None, file: Path | None, overwrite: bool) -> None:
-    """Show the labels given by hand, or write all labels of a set as a CSV file."""
+    """Show the labels given by hand. With --csv, write all labels of a set as a table."""
     from pipeline.labels import labels
 
     emit(labels(cache, name, file, overwrite))

@@ -138,6 +138,7 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Put a file there whole, in place of one of its name."""
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / name, data)
 
 

@@ -21,6 +21,7 @@ from cache.check import verify
 from cache.errors import CacheBusy, CacheError, DamagedCache, ManifestMismatch
 from cache.index import ImageRecord, SetIndex
 from cache.keys import pack_keys
+from cache.labels import LabelJournal
 from cache.lock import writing
 from cache.manifest import Augmentation, Manifest
 from cache.objects import ObjectStore
@@ -313,6 +314,28 @@ def test_an_index_that_differs_is_kept_unless_told(tmp_path: Path) -> None:
     assert len(FeatureCache.open(less).index().images) == 2
 
 
+def test_labels_given_by_hand_are_copied_and_never_lost(tmp_path: Path) -> None:
+    """Later ones follow earlier ones; others there stay, unless told."""
+    cache = cache_of(tmp_path / "a", 1, 2)
+    index = FeatureCache.open(cache).index()
+    journal = LabelJournal.load(cache, index.name)
+    journal.record([index.images[0]], "bad", "", "fix", 0, "train")
+    assert push(cache, URL).labels == ("flowers",)
+    journal.record([index.images[1]], "class", "new", "fix", 0, "train")
+    assert (push(cache, URL).labels, push(cache, URL).labels) == (("flowers",), ())
+    assert pull(URL, tmp_path / "b").labels == ("flowers",)
+    assert FeatureCache.open(tmp_path / "b").index() == FeatureCache.open(cache).index() != index
+    LabelJournal.load(tmp_path / "b", index.name).undo()
+    assert push(tmp_path / "b", URL).labels == ("flowers",)
+    journal.record([index.images[1]], "none", "", "fix", 0, "train")
+    (refused,) = push(cache, URL).refused
+    assert refused["file"] == "labels/flowers.jsonl" and "--overwrite" in refused["reason"]
+    assert push(cache, URL, overwrite=True).refused == ()
+    damage("labels/flowers.jsonl", b"no verdict\n")
+    (refused,) = pull(URL, tmp_path / "c").refused
+    assert "line 1" in refused["reason"] and FeatureCache.open(tmp_path / "c").index() == index
+
+
 def test_an_index_with_more_passes_differs(tmp_path: Path) -> None:
     """It is not replaced by the one of before, nor replaces that unasked."""
     path = cache_of(tmp_path / "a", 1, manifest=some_manifest())
@@ -451,7 +474,7 @@ def test_the_commands_say_what_was_done(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert f"refused {name}: it has 5 bytes there, its name says" in done.stdout
     found = json.loads(run(main, ["cache", "push", str(cache), URL, "--json"]).stdout)
-    assert found.keys() == {"url", "cache", "shards", "present", "bytes", "sets", "refused", "seconds"}
+    assert found.keys() == {"url", "cache", "shards", "present", "bytes", "sets", "labels", "refused", "seconds"}
     assert (found["url"], found["shards"], found["sets"], found["refused"]) == (URL, 1, [], [])
     done = run(main, ["cache", "pull", "memory://no", str(tmp_path / "c"), "--json"])
     assert (done.exit_code, json.loads(done.stdout)["error"]["code"]) == (1, CacheError.code)

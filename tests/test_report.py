@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 
 from cache.history import read_history, record_extraction
 from cache.index import ImageRecord
+from cache.labels import LabelJournal
 from cache.layout import HISTORY_FILE
+from cache.store import FeatureCache
 from cli import main
 from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, ReportConfig, SweepConfig
 from pipeline.console import counted
@@ -297,6 +299,25 @@ def test_a_report_is_of_the_run_beside_it(trained: Path, tmp_path: Path) -> None
     with pytest.raises(TargetExists):
         report(ReportConfig(trained, tmp_path / "deep" / "page.html"))
     report(ReportConfig(trained, tmp_path / "deep" / "page.html", overwrite=True))
+
+
+def test_labels_given_by_hand_are_told_with_the_accuracy_before(run_extract: Extract, tmp_path: Path) -> None:
+    """Of validation images that a person changed, the accuracy by the labels in the data stands beside the other."""
+    run_extract()
+    index = FeatureCache.open(tmp_path / "features").index()
+    journal = LabelJournal.load(tmp_path / "features", index.name)
+    for number, image in enumerate(index.split("valid")[:3]):
+        label = next(name for name in CLASSES if name != image.label)
+        journal.record([image], "class", label, "fix", number, "train")
+    journal.record([index.split("train")[0]], "bad", "", "fix", 0, "train")
+    train_head(train_config(tmp_path / "features", tmp_path / "run"))
+    found = report(ReportConfig(tmp_path / "run"))
+    assert found.hand_labels["verdicts"] == {"class": 3, "unsure": 0, "bad": 1, "none": 0}
+    assert (found.hand_labels["changed"], found.hand_labels["valid_changed"]) == (3, 3)
+    assert abs(found.hand_labels["before"]["value"] - found.valid["top1"]["value"]) <= 3 / 8
+    page = looked_over(tmp_path / "run" / REPORT_FILE)
+    assert "Labels given by hand: 4 images" in page.text and "headgraft label --cache" in page.text
+    assert "3 validation images" in page.text
 
 
 def test_images_out_of_reach_are_left_without_a_picture(trained: Path, data: Path, tmp_path: Path) -> None:

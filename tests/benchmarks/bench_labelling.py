@@ -7,12 +7,20 @@ the list of the report, which stays as it is; test accuracy of the default head 
 `label`: the training images lose their labels, and an oracle gives them back in the order of the page, or in a random
 one. Labels until the default head, whose basis is fitted on them, has a validation accuracy, and the forecast of the
 next labels beside what they brought.
+
+`page`: seconds of each answer of a page on synthetic rows, half of them without a label, while heads are retrained.
 """
 
 import argparse
+import hashlib
 import json
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +29,14 @@ from typing import Any
 import numpy as np
 import torch
 from bench_labels import Noises
-from beside import hardware, say
+from beside import ROOT, hardware, say
 
-from cache.index import UNLABELLED, SetIndex
+from cache.index import UNLABELLED, ImageRecord, SetIndex
+from cache.keys import keys_of, pack_digests
 from cache.labels import LabelJournal
+from cache.layout import CLEAN_VIEW
+from cache.manifest import Base, Manifest
+from cache.shard import ShardHeader, write_shard
 from cache.store import FeatureCache
 from pipeline.bases.clean_rows import clean_rows, narrow
 from pipeline.bases.trainset import TrainingSet
@@ -190,6 +202,78 @@ def compared(page: Sequence[tuple[int, float]], forecasts: Sequence[Any]) -> lis
     return found
 
 
+def synthetic(folder: Path, count: int) -> FeatureCache:
+    """A cache of so many rows of 512 features in 100 classes, half of them unlabelled, a tenth for validation."""
+    shape, classes, random = (512,), 100, np.random.default_rng(0)
+    base = Base(
+        "resnet34", "pooled", "0" * 64, shape, 224, 256, "bilinear-antialias", (0, 0, 0), (1, 1, 1), "rgb-1", "float32"
+    )
+    cache = FeatureCache.create(folder, Manifest(base))
+    centres = random.normal(size=(classes, *shape)).astype(np.float32)
+    digests = sorted(hashlib.sha256(str(number).encode()).hexdigest() for number in range(count))
+    images = [
+        ImageRecord(f"{n}.jpg", digest, "" if n % 2 else str(n // 2 % classes), _split(n), 1, 0)
+        for n, digest in enumerate(digests)
+    ]
+    for start in range(0, count, 1000):
+        some = images[start : start + 1000]
+        of = np.array([n // 2 % classes for n in range(start, start + len(some))])
+        rows = 0.35 * centres[of] + random.normal(size=(len(some), *shape))
+        keys = keys_of(pack_digests(image.digest for image in some), CLEAN_VIEW)
+        write_shard(folder / "shards", ShardHeader(base.digest, shape), keys, rows.astype(np.float16))
+    names = tuple(sorted(map(str, range(classes))))
+    cache.save_index(SetIndex("images", "/images", "/images", 0, names, tuple(images)))
+    return FeatureCache.open(folder)
+
+
+def _split(number: int) -> str:
+    return UNLABELLED if number % 2 else "valid" if number % 20 == 0 else "train"
+
+
+def answers(count: int, verdicts: int) -> dict[str, Any]:
+    """Seconds of each kind of answer over HTTP, median and the longest, with a second between verdicts."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = synthetic(Path(folder) / "cache", count)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"http://127.0.0.1:{free.getsockname()[1]}/"
+        port = address.rstrip("/").rsplit(":", 1)[1]
+        command = [sys.executable, "-m", "cli", "label", "--cache", str(cache.path), "--port", port]
+        start = time.perf_counter()
+        with subprocess.Popen([*command, "--run", f"{folder}/run"], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+            found: dict[str, list[float]] = {}
+            while True:
+                try:
+                    _asked(address + "state", None)
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            ready = time.perf_counter() - start
+            for number in range(verdicts):
+                kind = ("fix", "label")[number % 2]
+                shown = dict[str, Any]()
+                for path in ("queue?kind=explore&n=60&split=unlabelled", "state", f"queue?kind={kind}&n=12"):
+                    start = time.perf_counter()
+                    shown = _asked(address + path, None)
+                    found.setdefault(path.partition("&n")[0], []).append(time.perf_counter() - start)
+                digest = shown["items"][0]["digest"]
+                verdict = {"digest": digest, "verdict": "class", "class": "1", "queue": kind}
+                start = time.perf_counter()
+                _asked(address + "verdict", verdict)
+                found.setdefault(f"verdict, {kind}", []).append(time.perf_counter() - start)
+                time.sleep(1)
+            process.send_signal(signal.SIGINT)
+        seconds = {path: (float(np.median(values)), max(values)) for path, values in found.items()}
+        return {"rows": count, "ready": ready, "seconds": seconds}
+
+
+def _asked(address: str, body: dict[str, Any] | None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as answer:
+        return json.load(answer)
+
+
 def reached(curve: Sequence[tuple[int, float]], goal: float) -> float | None:
     """Labels at which the curve passes the goal first, between its points; None where it does not."""
     before, value = 0, 0.0
@@ -220,11 +304,15 @@ def in_words(found: dict[str, list[dict[str, Any]]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("fix", "label"))
-    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("what", choices=("fix", "label", "page"))
+    parser.add_argument("--cache", type=Path, help="of `fix` and `label`")
     parser.add_argument("--set", dest="name", help="image set")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=100_000, help="of `page`")
     options = parser.parse_args(arguments)
+    if options.what == "page":
+        print(json.dumps({"hardware": hardware(), **answers(options.rows, 30)}))
+        return
     cache = FeatureCache.open(options.cache)
     index = cache.index(options.name)
     found: dict[str, list[dict[str, Any]]] = {}
