@@ -1,7 +1,7 @@
 """Draw the pictures in this folder, with Chromium and chromedriver.
 
 python docs/pictures/draw.py page MODEL IMAGE...      the page of the service
-python docs/pictures/draw.py label CACHE SET          the labelling page of a set; the cache stays as it is
+python docs/pictures/draw.py label CACHE SET NAMES    the labelling page of a set; the cache stays as it is
 python docs/pictures/draw.py report RUN               the report of a run, written before by `headgraft report`
 """
 
@@ -41,8 +41,8 @@ LABELLING = (
     ("label", (1280, 900), False, "f"),
     ("label-dark", (1280, 900), True, "f"),
     ("label-explore", (1280, 900), False, "e"),
-    ("label-phone", PHONE, False, "f"),
-    ("label-phone-dark", PHONE, True, "e"),
+    ("label-phone", (400, 900), False, "f"),
+    ("label-phone-dark", (400, 900), True, "e"),
 )
 
 
@@ -103,13 +103,14 @@ def ask(path: str, body: dict[str, Any] | None = None) -> Any:
         return json.load(answer)
 
 
-def draw_labelling(cache: str, name: str) -> None:
+def draw_labelling(cache: str, name: str, names: str) -> None:
     """Give some verdicts, and draw the queues, wide and narrow, light and dark."""
     with tempfile.TemporaryDirectory(dir=Path(cache).resolve().parent) as folder:
         copy = shutil.copytree(cache, Path(folder) / "cache", copy_function=os.link)
         port = ADDRESS.rsplit(":", 1)[1]
         command = [sys.executable, "cli.py", "label", "--cache", str(copy), "--set", name, "--port", port]
-        service = subprocess.Popen([*command, "--run", "runs/labelled"], cwd=ROOT)
+        command += ["--names", str(Path(names).resolve()), "--run", f"{folder}/run"]
+        service = subprocess.Popen(command, cwd=ROOT)
         try:
             wait_for("state", service)
             for number in range(24):
@@ -120,6 +121,8 @@ def draw_labelling(cache: str, name: str) -> None:
                     time.sleep(0.2)
             for picture, size, dark, keys in LABELLING:
                 with browser(*size, dark) as page:
+                    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+                    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
                     page.get(ADDRESS)
                     time.sleep(2)
                     page.find_element("tag name", "body").send_keys(keys)

@@ -16,7 +16,7 @@ POWER = 4.0  # of a cosine
 
 
 class Pool:
-    """N images by their features of unit length, `units` (N, K); places in an order that is a random one."""
+    """N images by their features of unit length, `units` (N, K); `order` are places of those to train on, at random."""
 
     def __init__(self, units: Tensor, order: Tensor) -> None:
         self._units = units
@@ -25,12 +25,12 @@ class Pool:
         self._cover = torch.zeros(len(self._references))
 
     def cover(self, labelled: Tensor) -> None:
-        """Start from what the images at these places (k,) cover."""
+        """Start from what the training images at these places (k,) cover."""
         self._cover = torch.zeros(len(self._references))
         self.add(labelled)
 
     def add(self, labelled: Tensor) -> None:
-        """These images (k,) have a label now."""
+        """These images (k,) have a label now, and are trained on."""
         for some in labelled.split(REFERENCES) if len(labelled) else ():
             self._cover = torch.maximum(self._cover, self._similar(some).amax(1))
 

@@ -46,8 +46,9 @@ class Session:
         self._groups = contents.duplicates.groups.names(contents.images)
         self.order = torch.tensor(sorted(range(count), key=self._groups.__getitem__))  # a random one, groups together
         self.ridge = None if contents.refusal else self._new_ridge()
-        self.pool = Pool(contents.units, self.order)
-        self.pool.cover(self.labelled())
+        trained = [place for place in self.order.tolist() if self.splits[place] != "valid" and place not in self.random]
+        self.pool = Pool(contents.units, torch.tensor(trained, dtype=torch.int64))
+        self.pool.cover(self.labels().train)
         self.retrainer = Retrainer(contents.reduced, contents.groups(), self.labels)
 
     def _new_ridge(self) -> OutOfFoldRidge:
@@ -144,10 +145,11 @@ class Session:
         if self.ridge is not None:
             for label in after[moved].unique().tolist():
                 self.ridge.relabel(moved[after[moved] == label], label)
+        trained = moved[[self.splits[place] == "train" for place in moved.tolist()]]
         if (after[moved] == NO_LABEL).any():
-            self.pool.cover(self.labelled())
+            self.pool.cover(self.labels().train)
         else:
-            self.pool.add(moved)
+            self.pool.add(trained)
         self.retrainer.changed()
 
     def labels(self) -> Labels:
