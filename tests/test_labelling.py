@@ -135,7 +135,7 @@ def test_from_nothing_to_a_run(photos: Path) -> None:
     first = [truth(item["path"]) for item in opened.queues.label(8)["items"]]
     assert set(first) == set(CLASSES)
     drawn = opened.session.random
-    assert len(drawn) == round(RANDOM_SHARE * 60)
+    assert 5 <= len(drawn) <= 20
     seen = Counter[bool]()
     for _ in range(45):
         item = opened.queues.label(12)["items"][0]
@@ -145,7 +145,7 @@ def test_from_nothing_to_a_run(photos: Path) -> None:
         opened.session.verdict([item["digest"]], "class", truth(item["path"]), "label", item["rank"])
         if len(opened.session.journal.chains) % 10 == 0:
             opened.state()
-    assert abs(seen[True] - RANDOM_SHARE * 45) <= 1
+    assert abs(seen[True] - min(len(drawn), RANDOM_SHARE * 45)) <= 1
     index = FeatureCache.open(photos).index()
     assert index.counts() == {"train": seen[False], "valid": seen[True], "test": 0, UNLABELLED: 15}
     assert {image.label for image in index.split("train")} == set(CLASSES)

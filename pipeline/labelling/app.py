@@ -29,6 +29,7 @@ _MOST_BYTES = 1_000_000  # of a request
 _MOST_ITEMS = 500  # of an answer
 _PICTURES = 256  # kept in memory
 _LONGEST = 100  # characters of a class
+_SCRIPTS = ("common", "queues", "card", "verdicts", "typeahead", "explore", "keys", "status")  # one after the other
 
 
 class VerdictRequest(BaseModel):
@@ -121,6 +122,14 @@ def _checked(asked: VerdictRequest, digests: list[str]) -> str:
     return label
 
 
+def whole_page() -> str:
+    """The page as one document, which loads nothing."""
+    folder = files("pipeline.labelling") / "page"
+    scripts = "\n".join((folder / f"{name}.js").read_text("utf-8") for name in _SCRIPTS)
+    page, style = ((folder / name).read_text("utf-8") for name in ("page.html", "style.css"))
+    return page.replace("<!-- style.css -->", style).replace("<!-- scripts -->", scripts)
+
+
 def create_app(asked: Asked, retrain: Callable[[], None], stop: Callable[[], None], local: bool) -> FastAPI:
     """The page of a session; `local` where only programs of this machine are meant to ask."""
 
@@ -139,7 +148,7 @@ def create_app(asked: Asked, retrain: Callable[[], None], stop: Callable[[], Non
     app.post("/undo")(asked.undo)
     app.get("/image/{digest}")(asked.image)
     app.post("/finish")(asked.finish)
-    page = (files("pipeline.labelling") / "page.html").read_text("utf-8")
+    page = whole_page()
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def index() -> HTMLResponse:

@@ -1,5 +1,6 @@
 """A labelling session: the labels of a set at this moment, and what is fitted on them."""
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,14 +46,15 @@ class Session:
             self._take_over(place)
         self._groups = contents.duplicates.groups.names(contents.images)
         self.order = torch.tensor(sorted(range(count), key=self._groups.__getitem__))  # a random one, groups together
-        self.ridge = None if contents.refusal else self._new_ridge()
+        self.ridge = None if contents.refusal else self._new_ridge(contents)
+        self.contents = replace(contents, rows=torch.empty(0, 0))  # the ridge has them
         trained = [place for place in self.order.tolist() if self.splits[place] != "valid" and place not in self.random]
-        self.pool = Pool(contents.units, torch.tensor(trained, dtype=torch.int64))
+        self.pool = Pool(self.contents.units, torch.tensor(trained, dtype=torch.int64))
         self.pool.cover(self.labels().train)
         self.retrainer = Retrainer(contents.reduced, contents.groups(), self.labels)
 
-    def _new_ridge(self) -> OutOfFoldRidge:
-        return OutOfFoldRidge(self.contents.rows, self.fitted(), self.contents.folds, len(self.classes))
+    def _new_ridge(self, contents: Contents) -> OutOfFoldRidge:
+        return OutOfFoldRidge(contents.rows, self.fitted(), contents.folds, len(self.classes))
 
     def fitted(self) -> Tensor:
         """Labels (N,) that say something of a class."""
@@ -69,17 +71,16 @@ class Session:
 
     @cached_property
     def random(self) -> frozenset[int]:
-        """Places of the unlabelled images that are for validation, drawn by their digests, with their near-duplicates.
+        """Places of the unlabelled images that are for validation, drawn by their contents, with their near-duplicates.
 
-        None where the set has validation images of its own. The others are labelled in an order that a head chose, and
-        would say little about its accuracy on images that nobody chose.
+        The same ones when images are added. None where the set has validation images of its own. The others are
+        labelled in an order that a head chose, and would say little about its accuracy on images that nobody chose.
         """
         images = self.contents.images
         if any(image.split == "valid" for image in images):
             return frozenset()
-        every = [place for place in self.order.tolist() if images[place].split == UNLABELLED]
-        groups = {self._groups[place] for place in every[: round(RANDOM_SHARE * len(every))]}
-        return frozenset(place for place in every if self._groups[place] in groups)
+        every = (place for place, image in enumerate(images) if image.split == UNLABELLED)
+        return frozenset(place for place in every if _is_drawn(self._groups[place]))
 
     def _take_over(self, place: int) -> None:
         """Have an image's state follow from its verdict in force, or, without one, from the data."""
@@ -165,3 +166,8 @@ class Session:
                 if (image := self.contents.images[place]).label in self.classes:
                     before[row] = self.classes.index(image.label)
             return Labels(labels, train, valid, len(self.classes), before, len(self.journal.chains))
+
+
+def _is_drawn(group: str) -> bool:
+    """Whether the images of a group are among the random share."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:4]) < RANDOM_SHARE * (1 << 32)
