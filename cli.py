@@ -312,7 +312,7 @@ def cache_pull(url: str, cache: Path, overwrite: bool) -> None:
 @click.argument("cache", type=PATH)
 @click.option("--set", "name", required=True, help="Image set.")
 def cache_forget(cache: Path, name: str) -> None:
-    """Delete the index of a set; its rows stay until prune."""
+    """Delete the index of a set. Its rows stay until prune, and labels given by hand stay."""
     from cache.prune import forget
 
     emit(forget(cache, name))

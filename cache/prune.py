@@ -61,7 +61,7 @@ class ForgetResult:
 
 
 def forget(path: Path, name: str) -> ForgetResult:
-    """Drop the index of set `name`; its rows stay until `prune`. UnknownSet if there is none."""
+    """Drop the index of set `name`; rows stay until `prune`, labels given by hand stay. UnknownSet if there is none."""
     cache = FeatureCache.open(path)  # where there is no cache, nothing is made, not even a lock
     with writing(path):
         remove([index_path(path / layout.SET_FOLDER, cache.set_name(name))])

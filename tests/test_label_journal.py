@@ -12,11 +12,12 @@ from conftest import CLASSES, Extract, draw_image, train_config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache.check import repair, verify
 from cache.errors import CacheError, DamagedCache
 from cache.index import UNLABELLED, ImageRecord, SetIndex
 from cache.info import info
 from cache.labels import EXCLUDING, LabelJournal, journal_path
-from cache.prune import prune
+from cache.prune import forget, prune
 from cache.store import FeatureCache
 from pipeline.config import ReduceConfig
 from pipeline.labels import labels
@@ -191,3 +192,17 @@ def test_lines_are_as_they_are_documented(labelled: Path) -> None:
     assert line.keys() == fields
     text = (Path(__file__).parent.parent / "cache" / "FORMAT.md").read_text("utf-8")
     assert all(f"`{name}`" in text for name in fields)
+
+
+def test_verify_names_a_damaged_journal_and_repair_keeps_it(labelled: Path) -> None:
+    """It is the one file of a cache that nothing can make again."""
+    path = journal_path(labelled / "features", "data")
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b'"number":2', b'"number":3'))
+    (bad,) = verify(labelled / "features").bad
+    assert bad["shard"] == "labels/data.jsonl" and "line 2" in bad["reason"]
+    repair(labelled / "features")
+    assert path.exists()
+    path.write_bytes(before)
+    forget(labelled / "features", "data")
+    assert path.read_bytes() == before and verify(labelled / "features").bad == []
