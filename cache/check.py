@@ -6,11 +6,11 @@ from itertools import chain, count
 from pathlib import Path
 
 from cache import layout
-from cache.errors import CacheError, DamagedCache, counted
+from cache.errors import CacheError, counted
 from cache.files import remove, sync_folder
 from cache.index import SetIndex
 from cache.keys import KeyTable
-from cache.labels import LabelJournal, journal_path
+from cache.labels import LabelJournal
 from cache.lock import writing
 from cache.projections import damaged_projections
 from cache.store import FeatureCache
@@ -90,15 +90,16 @@ def verify(path: Path, changes: Changes | None = None) -> VerifyResult:
         if isinstance(index, CacheError):
             bad[file] = str(index)
             continue
-        try:
-            LabelJournal.load(path, name)
-        except DamagedCache as error:
-            bad[journal_path(path, name)] = str(error)
         if lost := cache.lost(index):
             result.missing[name] = lost
             bad[file] = f"{counted(lost, 'row')} lost, in no sound shard: run extract again"
         if changes and (changed := changes(index)):
             result.changed[name] = changed
+    for file in sorted((path / layout.LABEL_FOLDER).glob("[!.]*.jsonl")):
+        try:
+            LabelJournal.load(path, file.stem)
+        except CacheError as error:
+            bad[file] = str(error)
     result.bad = [
         {"shard": file.relative_to(path).as_posix(), "reason": reason.replace(str(file), "it", 1)}
         for file, reason in bad.items()

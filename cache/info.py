@@ -105,7 +105,7 @@ def _set(cache: FeatureCache, name: str) -> dict[str, Any]:
         "passes": index.passes,
         "skipped": len(index.skipped),
         "missing": cache.lost(cache.extracted(name)),
-        "labels": dict(journal.counts()),
+        "labels": dict(journal.counts(cache.extracted(name))),
     }
 
 

@@ -4,15 +4,16 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from cache import layout
-from cache.errors import CacheError, DamagedCache, ManifestMismatch, counted
+from cache.errors import CacheBusy, CacheError, DamagedCache, ManifestMismatch, counted
 from cache.files import replacing
 from cache.index import SetIndex
-from cache.labels import LabelJournal
+from cache.labels import LabelJournal, writing_labels
 from cache.lock import check_writable, writing
 from cache.manifest import Manifest
 from cache.objects import Folder, ObjectStore, Place
@@ -114,7 +115,7 @@ def pull(url: str, path: Path, overwrite: bool = False) -> CopyResult:
         missing = _missing("receive", shards, _shards(folder))
         copied, refused = _copy_all(lambda name: _receive_shard(folder, store, ours, missing[name], name), missing)
         sets, kept = _copy_all(lambda name: _copy_index(folder, indexes[name], overwrite, name), indexes)
-        labels, others = _copy_all(lambda name: _copy_labels(folder, journals[name], overwrite, name), journals)
+        labels, others = _received_labels(folder, journals, overwrite)
     return _result(path, store, shards, missing, copied, sets, labels, refused | kept | others, start)
 
 
@@ -251,6 +252,17 @@ def _copy_index(target: Place, data: bytes, overwrite: bool, name: str) -> bool:
         raise Refused(f"{target.url} has another index of this set, which stays: replace it with --overwrite")
     target.write(name, data)
     return True
+
+
+def _received_labels(
+    folder: Folder, journals: Mapping[str, bytes], overwrite: bool
+) -> tuple[list[str], dict[str, str]]:
+    """As of `_copy_all`; none while somebody labels here, whose next line would follow another."""
+    try:
+        with writing_labels(folder.path) if journals else nullcontext():
+            return _copy_all(lambda name: _copy_labels(folder, journals[name], overwrite, name), journals)
+    except CacheBusy as error:
+        return [], dict.fromkeys(journals, str(error))
 
 
 def _copy_labels(target: Place, data: bytes, overwrite: bool, name: str) -> bool:

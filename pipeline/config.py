@@ -383,7 +383,7 @@ class LabelConfig(Checked):
 
     cache: Path = field(metadata=required("Folder of the feature cache."))
     set: str | None = option_of(_TrainingConfig, "set")
-    run: Path = option(Path("runs/labelled"), "Folder of the run that Finish writes.")
+    run: Path | None = option(None, "Folder of the run that Finish writes.  [default: runs/labelled, then -2, -3]")
     overwrite: bool = option(False, "Overwrite an existing run.")
     data: Path | None = option_of(ReportConfig, "data")
     names: Path | None = option_of(ReportConfig, "names")

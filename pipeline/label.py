@@ -1,15 +1,17 @@
 """The labelling page of a set, until interrupted."""
 
 import logging
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from cache import layout
-from cache.labels import LabelJournal
-from cache.lock import claimed
+from cache.labels import LabelJournal, writing_labels
 from cache.store import FeatureCache
 from pipeline.config import LabelConfig, TrainConfig
+from pipeline.errors import LabelError
 from pipeline.inputs.display_names import read_names
 from pipeline.inputs.images import root_now
 from pipeline.inputs.preprocessing import Preprocessing
@@ -33,33 +35,61 @@ def label(config: LabelConfig) -> None:
     require_packages("label")
     from pipeline.labelling.app import Asked, create_app
 
-    refuse_to_overwrite(config.run, config.overwrite)
+    run = config.run or next(path for path in _runs() if not path.exists())
+    refuse_to_overwrite(run, config.overwrite)
     with listening(config.host, config.port) as listener:
         cache = FeatureCache.open(config.cache)
         index = cache.extracted(config.set)
         root = root_now(index, config.data)
         names = read_names(config.names, index.classes) if config.names and index.classes else {}
-        with claimed(config.cache / layout.LABEL_FOLDER, patience=0):
+        with writing_labels(config.cache):
             torch.set_num_threads(available_cpus())
             journal = LabelJournal.load(config.cache, index.name)
             journal.make_writable()
             if outdated := journal.outdated(index):
-                logger.warning(
-                    f"labels given by hand that the data contradicts since, and that do not hold: {outdated}"
-                )
+                logger.warning(f"{outdated} labels given by hand do not hold: the data was given a third label since")
             session = Session(index, Contents.load(cache, index, allowed_bytes(config.memory)), journal)
             policy = Preprocessing.of(cache.manifest.base).policy
-            asked = Asked(session, root, policy, names, config.run, lambda: finish(config, index.name))
+            asked = Asked(session, root, policy, names, run, Finish(config, run, session))
             app = create_app(asked, session.retrainer.start, session.retrainer.stop, is_local(listener))
             host(app, listener, f"set {index.name!r}", 1_000_000, logger.info)
-            labels = len(journal.chains)
-            logger.info(f"{labels} labels given by hand are in {journal.path}; train-head and all others use them")
+            logger.info(f"labels given by hand: {len(journal.chains)}, in {journal.path}; train-head uses them")
 
 
-def finish(config: LabelConfig, name: str) -> dict[str, Any]:
-    """Train a head of all labels as `train-head` does, in place of a run that was there."""
-    opened = FeatureCache.open(config.cache)
-    passes = opened.complete_passes(opened.index(name))
-    asked = TrainConfig(config.cache, config.run, name, passes=passes, memory=config.memory, overwrite=True)
-    record = trained_run(asked).record
-    return {"run": str(config.run), "valid_accuracy": record.valid_accuracy, "seconds": record.seconds}
+def _runs() -> Iterator[Path]:
+    """Where a run is written that was given no place."""
+    yield Path("runs/labelled")
+    yield from (Path(f"runs/labelled-{number}") for number in count(2))
+
+
+class Finish:
+    """Trains a head of all labels as `train-head` does, into `run`; what it wrote before is replaced."""
+
+    def __init__(self, config: LabelConfig, run: Path, session: Session) -> None:
+        self._config, self._run, self._session, self._wrote = config, run, session, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Write the run; LabelError where there are too few labels for one."""
+        config, name, labels = self._config, self._session.index.name, self._session.labels()
+        if not labels.trainable:
+            raise LabelError("there are training images of fewer than two classes: label some of another class first")
+        if not len(labels.valid):
+            drawn = (
+                "about one image in five is drawn for that" if self._session.drawn else "the set has none of its own"
+            )
+            raise LabelError(f"no validation image has a label, and {drawn}: label more, then finish")
+        opened = FeatureCache.open(config.cache)
+        index = opened.index(name)
+        passes = opened.complete_passes(index)
+        if passes < index.passes:
+            logger.warning(f"trained on {passes} of {index.passes} passes: extract makes those of new training images")
+        overwrite = config.overwrite or self._wrote
+        asked = TrainConfig(config.cache, self._run, name, passes, config.memory, overwrite=overwrite)
+        record = trained_run(asked).record
+        self._wrote = True
+        return {
+            "run": str(self._run),
+            "valid_accuracy": record.valid_accuracy,
+            "passes": passes,
+            "seconds": record.seconds,
+        }

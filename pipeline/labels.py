@@ -67,7 +67,7 @@ def labels(cache: Path, name: str | None, file: Path | None, overwrite: bool = F
             path = os.path.normpath(Path(index.root) / image.path)
             writer.writerow([path, image.label, image.split, *([image.group] if grouped else [])])
         write_atomically(file, table.getvalue().encode("utf-8", "surrogateescape"))
-    counts, splits = journal.counts(), Counter(image.split for image in index.images)
+    counts, splits = journal.counts(extracted), Counter(image.split for image in index.images)
     return LabelsResult(
         set=index.name,
         labels={kind: counts[kind] for kind in VERDICTS},

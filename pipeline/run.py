@@ -195,8 +195,8 @@ class Run:
         index = opened.index(self.record.set)
         if index.digest != self.record.set_digest:
             raise RunError(
-                f"set {index.name!r} of {opened.path} changed since {self.path} was trained: "
-                "train again with --overwrite, or extract again as it was (--split-seed)"
+                f"set {index.name!r} of {opened.path} changed since {self.path} was trained, by extract or by labels "
+                "given by hand: train again with --overwrite, or extract again as it was (--split-seed)"
             )
         if self.held_out is not None and self.held_out.shape != (len(self.held_out_images(index)), len(index.classes)):
             raise RunError(f"{self.path} holds predictions of other images: train again with --overwrite")

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.check import repair, verify
-from cache.errors import CacheError, DamagedCache
+from cache.errors import CacheError, DamagedCache, MissingRows
 from cache.index import UNLABELLED, ImageRecord, SetIndex
 from cache.info import info
-from cache.labels import EXCLUDING, LabelJournal, journal_path
+from cache.labels import EXCLUDING, LabelJournal, VerdictKind, journal_path
 from cache.prune import forget, prune
 from cache.store import FeatureCache
 from pipeline.config import ReduceConfig
@@ -31,7 +31,7 @@ IMAGES = tuple(
     )
 )
 INDEX = SetIndex("set", "/data", "/data", 0, ("a", "b"), IMAGES)
-Decision = tuple[list[int], str, str]
+Decision = tuple[list[int], VerdictKind, str]
 DECISIONS = st.tuples(
     st.lists(st.integers(0, len(IMAGES) - 1), min_size=1, max_size=3, unique=True),
     st.sampled_from(["class", "unsure", "bad", "none"]),
@@ -41,7 +41,7 @@ DECISIONS = st.tuples(
 
 def now(journal: LabelJournal, image: ImageRecord) -> ImageRecord:
     """The image as it is labelled."""
-    verdict = journal.holding(image)
+    verdict = journal.holding(image.digest, {image.label})
     if verdict is None:
         return image
     return replace(image, label=verdict.new, split=verdict.split if image.split == UNLABELLED else image.split)
@@ -56,13 +56,13 @@ def test_the_journal_read_again_says_the_same(
     before = [journal.applied(INDEX)]
     for step in steps:
         if step is None:
-            assert bool(journal.undo()) == (len(before) > 1)
+            assert bool(journal.undo({image.digest for image in IMAGES})) == (len(before) > 1)
             before = before[:-1] or before
         else:
             places, verdict, label = step
             chosen = [now(journal, IMAGES[place]) for place in places]
             lines = len(journal.lines)
-            if journal.record(chosen, verdict, label, "fix", 0, "train") > lines:
+            if journal.record(chosen, verdict, label, "fix", 0) > lines:
                 before.append(journal.applied(INDEX))
         assert journal.applied(INDEX) == before[-1]
         again = LabelJournal.load(journal.path.parent.parent, "set")
@@ -78,24 +78,24 @@ def test_the_journal_read_again_says_the_same(
 def test_the_same_decision_again_is_the_same_one(tmp_path: Path) -> None:
     """A client that got no answer asks again."""
     journal = LabelJournal(tmp_path / "labels" / "set.jsonl")
-    assert journal.record([IMAGES[0]], "class", "b", "fix", 3, "train") == 1
-    assert journal.record([now(journal, IMAGES[0])], "class", "b", "fix", 3, "train") == 1
+    assert journal.record([IMAGES[0]], "class", "b", "fix", 3) == 1
+    assert journal.record([now(journal, IMAGES[0])], "class", "b", "fix", 3) == 1
     assert len(journal.path.read_bytes().splitlines()) == 1
 
 
 def test_a_line_cut_short_is_not_read_and_the_next_one_is(tmp_path: Path) -> None:
     """A kill leaves part of a line; what was answered before is there."""
     journal = LabelJournal(journal_path(tmp_path, "set"))
-    journal.record([IMAGES[0]], "class", "b", "fix", 0, "train")
+    journal.record([IMAGES[0]], "class", "b", "fix", 0)
     complete = journal.path.read_bytes()
-    journal.record([IMAGES[1]], "bad", "", "fix", 0, "train")
+    journal.record([IMAGES[1]], "bad", "", "fix", 0)
     whole = journal.path.read_bytes()
     for length in range(len(complete), len(whole)):
         journal.path.write_bytes(whole[:length])
         assert len(LabelJournal.load(tmp_path, "set").lines) == 1
     again = LabelJournal.load(tmp_path, "set")
     again.make_writable()
-    again.record([IMAGES[2]], "none", "", "fix", 0, "train")
+    again.record([IMAGES[2]], "none", "", "fix", 0)
     assert len(LabelJournal.load(tmp_path, "set").lines) == 2
 
 
@@ -103,7 +103,7 @@ def test_a_line_cut_short_is_not_read_and_the_next_one_is(tmp_path: Path) -> Non
 def test_a_damaged_line_is_named_and_nothing_is_dropped(tmp_path: Path, fault: str) -> None:
     """Labels are work of a person: a journal that cannot be read is an error, not an empty one."""
     journal = LabelJournal(journal_path(tmp_path, "set"))
-    journal.record([IMAGES[0]], "class", "b", "fix", 0, "train")
+    journal.record([IMAGES[0]], "class", "b", "fix", 0)
     line = journal.path.read_text().strip() if fault == "twice" else fault
     with journal.path.open("a") as file:
         file.write(f"{line}\n")
@@ -114,7 +114,7 @@ def test_a_damaged_line_is_named_and_nothing_is_dropped(tmp_path: Path, fault: s
 def test_a_full_disk_keeps_nothing_of_a_decision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is as it was, in memory too, and the decision can be made again."""
     journal = LabelJournal(tmp_path / "labels" / "set.jsonl")
-    journal.record([IMAGES[0]], "class", "b", "fix", 0, "train")
+    journal.record([IMAGES[0]], "class", "b", "fix", 0)
     before = journal.path.read_bytes()
     with monkeypatch.context() as full:
 
@@ -123,15 +123,15 @@ def test_a_full_disk_keeps_nothing_of_a_decision(tmp_path: Path, monkeypatch: py
 
         full.setattr("cache.files.os.fsync", refuse)
         with pytest.raises(CacheError, match="No space left"):
-            journal.record([IMAGES[1], IMAGES[2]], "bad", "", "fix", 0, "train")
+            journal.record([IMAGES[1], IMAGES[2]], "bad", "", "fix", 0)
     assert journal.path.read_bytes() == before and len(journal.lines) == 1
-    assert journal.record([IMAGES[1], IMAGES[2]], "bad", "", "fix", 0, "train") == 3
+    assert journal.record([IMAGES[1], IMAGES[2]], "bad", "", "fix", 0) == 3
 
 
 def test_a_third_label_given_in_the_data_holds(tmp_path: Path) -> None:
     """Labels that were followed in the data, or not yet, stay as they are."""
     journal = LabelJournal(tmp_path / "labels" / "set.jsonl")
-    journal.record([IMAGES[0]], "class", "b", "fix", 0, "train")
+    journal.record([IMAGES[0]], "class", "b", "fix", 0)
     for label, expected in (("a", "b"), ("b", "b"), ("c", "c")):
         moved = replace(INDEX, classes=("a", "b", "c"), images=(replace(IMAGES[0], label=label), *IMAGES[1:]))
         assert journal.applied(moved).images[0].label == expected
@@ -147,10 +147,10 @@ def labelled(tmp_path: Path, data: Path, run_extract: Extract) -> Path:
     index = FeatureCache.open(tmp_path / "features").index()
     journal = LabelJournal.load(tmp_path / "features", index.name)
     train, valid, new = index.split("train"), index.split("valid"), index.split(UNLABELLED)
-    journal.record([train[0]], "class", "2", "fix", 0, "train")
-    journal.record([valid[0]], "bad", "", "fix", 0, "train")
-    journal.record([new[0]], "class", "2", "label", 0, "train")
-    journal.record([new[1]], "class", "violet", "random", 0, "valid")
+    journal.record([train[0]], "class", "2", "fix", 0)
+    journal.record([valid[0]], "bad", "", "fix", 0)
+    journal.record([new[0]], "class", "2", "label", 0)
+    journal.record([new[1]], "class", "violet", "random", 0, {new[1].digest})
     return tmp_path
 
 
@@ -188,7 +188,7 @@ def test_the_table_extracts_to_the_same_labels(labelled: Path, run_extract: Extr
 def test_lines_are_as_they_are_documented(labelled: Path) -> None:
     """Fields of a line, in cache/FORMAT.md too."""
     line = json.loads(journal_path(labelled / "features", "data").read_text().splitlines()[0])
-    fields = {"number", "batch", "digest", "old", "new", "verdict", "split", "time", "queue", "rank"}
+    fields = {"number", "batch", "rest", "digest", "old", "new", "verdict", "split", "time", "queue", "rank"}
     assert line.keys() == fields
     text = (Path(__file__).parent.parent / "cache" / "FORMAT.md").read_text("utf-8")
     assert all(f"`{name}`" in text for name in fields)
@@ -206,3 +206,68 @@ def test_verify_names_a_damaged_journal_and_repair_keeps_it(labelled: Path) -> N
     path.write_bytes(before)
     forget(labelled / "features", "data")
     assert path.read_bytes() == before and verify(labelled / "features").bad == []
+
+
+def test_a_label_given_after_the_data_changed_holds(tmp_path: Path) -> None:
+    """The earlier verdict is past; the later one starts from the label that the data gave, and is one of its own."""
+    journal = LabelJournal(tmp_path / "labels" / "set.jsonl")
+    journal.record([IMAGES[0]], "class", "b", "fix", 0)
+    moved = replace(INDEX, classes=("a", "b", "c"), images=(replace(IMAGES[0], label="c"), *IMAGES[1:]))
+    journal.record([moved.images[0]], "class", "b", "fix", 0)
+    assert (journal.applied(moved).images[0].label, journal.outdated(moved), len(journal.lines)) == ("b", 0, 2)
+    journal.record([journal.applied(moved).images[0]], "bad", "", "fix", 0)
+    assert IMAGES[0].digest not in {image.digest for image in journal.applied(moved).images}
+    assert journal.label_in_data(IMAGES[0].digest) == "c"
+
+
+def test_part_of_a_request_is_not_read(tmp_path: Path) -> None:
+    """A decision on several images is there as a whole, or not at all."""
+    journal = LabelJournal(journal_path(tmp_path, "set"))
+    journal.record([IMAGES[0]], "class", "b", "fix", 0)
+    before = journal.path.read_bytes()
+    journal.record(IMAGES[1:4], "none", "", "explore", 0)
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    for kept in range(1, 4):
+        journal.path.write_bytes(b"".join(lines[:kept]))
+        again = LabelJournal.load(tmp_path, "set")
+        assert len(again.lines) == 1
+        again.make_writable()
+        assert journal.path.read_bytes() == before
+
+
+def test_a_journal_that_another_program_changed_is_not_written(tmp_path: Path) -> None:
+    """Two numberings in one file would make it unreadable."""
+    journal = LabelJournal(journal_path(tmp_path, "set"))
+    journal.record([IMAGES[0]], "class", "b", "fix", 0)
+    LabelJournal.load(tmp_path, "set").record([IMAGES[1]], "bad", "", "fix", 0)
+    with pytest.raises(CacheError, match="start headgraft label again"):
+        journal.record([IMAGES[2]], "bad", "", "fix", 0)
+    assert len(LabelJournal.load(tmp_path, "set").lines) == 2
+
+
+@pytest.mark.parametrize("change", [{"new": ""}, {"verdict": "bad"}, {"new": "a\0b"}, {"time": "noon"}, {"number": 2}])
+def test_what_nothing_writes_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    """A line that was changed by hand."""
+    journal = LabelJournal(journal_path(tmp_path, "set"))
+    journal.record([IMAGES[0]], "class", "b", "fix", 0)
+    line = json.loads(journal.path.read_text())
+    journal.path.write_text(json.dumps({**line, **change}) + "\n")
+    with pytest.raises(DamagedCache, match="line 1"):
+        LabelJournal.load(tmp_path, "set")
+
+
+def test_classes_are_those_that_lost_no_image_by_a_verdict(tmp_path: Path) -> None:
+    """One whose files could not be decoded stays, so that a verdict on another image makes no run stale."""
+    journal = LabelJournal(tmp_path / "labels" / "set.jsonl")
+    index = replace(INDEX, classes=("a", "b", "z"))
+    journal.record([IMAGES[0]], "unsure", "", "fix", 0)
+    assert journal.applied(index).digest == index.digest
+    journal.record([IMAGES[1]], "bad", "", "fix", 0)
+    assert journal.applied(index).classes == ("a", "z")
+
+
+def test_new_training_images_need_their_passes(labelled: Path, run_extract: Extract) -> None:
+    """Training says which command makes them."""
+    with pytest.raises(MissingRows, match="--passes 1"):
+        train_head(train_config(labelled / "features", labelled / "run", epochs=1))
+    train_head(train_config(labelled / "features", labelled / "run", epochs=1, passes=0))

@@ -135,9 +135,16 @@ def test_the_contract(photos: Path) -> None:
             assert response.headers["Content-Type"] == "image/webp" and response.read()[8:12] == b"WEBP"
         with urllib.request.urlopen(opened.address, timeout=30) as response:
             assert "default-src 'none'" in response.headers["Content-Security-Policy"]
-        assert opened.refusal("undo", {})[0] == 409
+        assert opened.refusal("undo", {})[0] == 409 and opened.refusal("openapi.json")[0] == 404
         assert opened.refusal("verdict", {**asked, "digest": "0" * 64})[0] == 409
-        for wrong in ({"class": ""}, {"class": "a\nb"}, {"verdict": "bad"}, {"verdict": "good"}, {"digest": None}):
+        for wrong in (
+            {"class": ""},
+            {"class": "a\nb"},
+            {"class": "a" * 101},
+            {"verdict": "bad"},
+            {"verdict": "good"},
+            {"digest": None},
+        ):
             status, reason = opened.refusal("verdict", {**asked, **wrong})
             assert status in (409, 422) and reason
         assert opened.refusal("queue?kind=all")[0] == 422
@@ -146,7 +153,7 @@ def test_the_contract(photos: Path) -> None:
         assert opened.refusal("state", Origin="https://example.org")[0] == 403
         assert opened.refusal("state", Host="example.org")[0] == 403
         status, reason = opened.refusal("finish", {"": ""})
-        assert status == 409 and "label" in reason
+        assert status == 409 and "two classes" in reason
         (photos.parent / "photos" / item["path"]).unlink()
         assert opened.refusal(f"image/{item['digest']}?side=48")[0] == 404
 
@@ -249,6 +256,10 @@ def test_in_a_browser_by_keys_and_clicks(photos: Path) -> None:
         for number in range(8):  # no class is known at first: each is a new one until it was typed once
             press("/", f"colour {number % 2}", Keys.ENTER)
             labelled(number + 1)
+        press("/", "constructor", Keys.ENTER)  # what every object of the language has
+        labelled(9)
+        press("z")
+        labelled(8)
         press("u")
         press("b")
         assert labelled(10)["by_verdict"] == {"class": 8, "unsure": 1, "bad": 1, "none": 0}
@@ -271,5 +282,5 @@ def test_in_a_browser_by_keys_and_clicks(photos: Path) -> None:
         assert errors(view) == []
         assert all(one.startswith((opened.address, "data:", "blob:")) for one in asked(view))
     journal = LabelJournal.load(photos, "photos")
-    assert sum(one.verdict == "undo" for one in journal.lines) == 1
+    assert sum(one.verdict == "undo" for one in journal.lines) == 2
     assert {one.new for one in journal.verdicts.values()} >= {"colour 0", "colour 1", "many at once"}

@@ -21,7 +21,7 @@ from cache.check import verify
 from cache.errors import CacheBusy, CacheError, DamagedCache, ManifestMismatch
 from cache.index import ImageRecord, SetIndex
 from cache.keys import pack_keys
-from cache.labels import LabelJournal
+from cache.labels import LabelJournal, writing_labels
 from cache.lock import writing
 from cache.manifest import Augmentation, Manifest
 from cache.objects import ObjectStore
@@ -319,18 +319,23 @@ def test_labels_given_by_hand_are_copied_and_never_lost(tmp_path: Path) -> None:
     cache = cache_of(tmp_path / "a", 1, 2)
     index = FeatureCache.open(cache).index()
     journal = LabelJournal.load(cache, index.name)
-    journal.record([index.images[0]], "bad", "", "fix", 0, "train")
+    journal.record([index.images[0]], "bad", "", "fix", 0)
     assert push(cache, URL).labels == ("flowers",)
-    journal.record([index.images[1]], "class", "new", "fix", 0, "train")
+    journal.record([index.images[1]], "class", "new", "fix", 0)
     assert (push(cache, URL).labels, push(cache, URL).labels) == (("flowers",), ())
     assert pull(URL, tmp_path / "b").labels == ("flowers",)
     assert FeatureCache.open(tmp_path / "b").index() == FeatureCache.open(cache).index() != index
-    LabelJournal.load(tmp_path / "b", index.name).undo()
+    LabelJournal.load(tmp_path / "b", index.name).undo({index.images[0].digest, index.images[1].digest})
     assert push(tmp_path / "b", URL).labels == ("flowers",)
-    journal.record([index.images[1]], "none", "", "fix", 0, "train")
+    journal.record([index.images[1]], "none", "", "fix", 0)
     (refused,) = push(cache, URL).refused
     assert refused["file"] == "labels/flowers.jsonl" and "--overwrite" in refused["reason"]
     assert push(cache, URL, overwrite=True).refused == ()
+    journal.undo({index.images[1].digest})
+    push(cache, URL)
+    with writing_labels(tmp_path / "b"):
+        (refused,) = pull(URL, tmp_path / "b", overwrite=True).refused
+    assert "is writing" in refused["reason"]
     damage("labels/flowers.jsonl", b"no verdict\n")
     (refused,) = pull(URL, tmp_path / "c").refused
     assert "line 1" in refused["reason"] and FeatureCache.open(tmp_path / "c").index() == index

@@ -308,8 +308,8 @@ def test_labels_given_by_hand_are_told_with_the_accuracy_before(run_extract: Ext
     journal = LabelJournal.load(tmp_path / "features", index.name)
     for number, image in enumerate(index.split("valid")[:3]):
         label = next(name for name in CLASSES if name != image.label)
-        journal.record([image], "class", label, "fix", number, "train")
-    journal.record([index.split("train")[0]], "bad", "", "fix", 0, "train")
+        journal.record([image], "class", label, "fix", number)
+    journal.record([index.split("train")[0]], "bad", "", "fix", 0)
     train_head(train_config(tmp_path / "features", tmp_path / "run"))
     found = report(ReportConfig(tmp_path / "run"))
     assert found.hand_labels["verdicts"] == {"class": 3, "unsure": 0, "bad": 1, "none": 0}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cache import layout
+from cache.errors import MissingRows
 from cache.index import UNLABELLED, SetIndex
 from cache.keys import Digests, pack_digests
 from cache.store import FeatureCache
@@ -91,6 +92,7 @@ class TrainingSet:
         labelled = (image for image in extracted.images if image.split != UNLABELLED or image.path in used)
         _refuse_stale(replace(extracted, images=tuple(labelled)))
         chosen = opened.passes(index, passes)
+        _refuse_without_passes(opened, index, extracted, chosen)
         leaks = count_leaks(index)
         if leaks["across_splits"] or leaks["two_labels"]:
             counts = f"{leaks['across_splits']} across splits, {leaks['two_labels']} with two labels"
@@ -98,8 +100,11 @@ class TrainingSet:
         if validated and (cut := leaks.get("groups")):
             logger.warning(f"groups in more than one split: {cut}; accuracies will be too high")
         if opened.reduction:
-            leaks["in_reduction"] = _refuse_seen_labels(opened, index)
+            leaks["in_reduction"] = refuse_seen_labels(opened, index)
         found = cls(opened, index, chosen, leaks)
+        trained = {image.label for image in index.split("train")}
+        if untrained := [name for name in index.classes if name not in trained]:
+            logger.warning(f"no training image has the class {shown(untrained)}: no head can predict it")
         if validated and (absent := found.classes_without_validation):
             count = f"{len(absent)} of {counted(len(index.classes), 'class')} without validation images"
             logger.warning(f"{count}, for which no head is chosen: {shown([repr(name) for name in absent])}")
@@ -124,7 +129,18 @@ def _refuse_unusable(index: SetIndex, validated: bool) -> None:
         raise RunError(f"set {index.name!r} {wrong}, and run extract again")
 
 
-def _refuse_seen_labels(cache: FeatureCache, index: SetIndex) -> int:
+def _refuse_without_passes(cache: FeatureCache, index: SetIndex, extracted: SetIndex, passes: int) -> None:
+    """MissingRows where images that were labelled by hand have no rows of the passes."""
+    without = {image.path for image in extracted.images if image.split != "train"}
+    given = [image for image in index.split("train") if image.path in without]
+    if given and (complete := cache.complete_passes(index)) < passes:
+        raise MissingRows(
+            f"{counted(len(given), 'image')} of set {index.name!r} got a label by hand and have no augmented passes: "
+            f"run extract with --passes {passes} again, or ask for --passes {complete}"
+        )
+
+
+def refuse_seen_labels(cache: FeatureCache, index: SetIndex) -> int:
     """How many validation and test images the reduction was fitted on: logged; refused where their labels took part.
 
     Images that are also in train are leaks of the set itself, counted as such, and not here.

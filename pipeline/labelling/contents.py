@@ -16,6 +16,7 @@ from pipeline.bases.basis import Basis
 from pipeline.bases.clean_rows import CleanRows, narrow
 from pipeline.bases.fit import fit_basis, start_basis
 from pipeline.bases.reduced import unchecked
+from pipeline.bases.trainset import refuse_seen_labels
 from pipeline.console import counted, size
 from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, identical_files, near_duplicates
 from pipeline.errors import RunError
@@ -54,6 +55,8 @@ class Contents:
         distinct = {image.digest: image for image in reversed(index.split(*_SPLITS))}
         if len(distinct) < 2:
             raise RunError(f"set {index.name!r} has fewer than two different images: extract more")
+        if cache.reduction:
+            refuse_seen_labels(cache, index.labelled)
         start = narrow(cache)
         width = start.out_features(cache.in_features)
         _refuse_beyond(memory, len(distinct), width)
@@ -65,6 +68,7 @@ class Contents:
         for block, places in CleanRows(cache, start, images, torch.empty(0)):
             rows[places] = block
         refusal = unchecked(cache, index)
+        logger.info("fitting on all images")
         reduced = _reduced(rows, RowLayout.of(cache.row_shape, cache.manifest.base.layer), start)
         return cls(tuple(images), rows[:, :0] if refusal else rows, reduced, folds, duplicates, refusal)
 

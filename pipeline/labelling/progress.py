@@ -1,15 +1,17 @@
 """How far the labelling of a session is, in numbers: counts, accuracy, pace, errors found, what more would bring."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from cache.index import UNLABELLED
 from cache.labels import EXCLUDING, VERDICTS, Verdict
+from pipeline.console import counted
+from pipeline.inputs.folders import shown
 from pipeline.labelling.queues import Queues
-from pipeline.labelling.retraining import FEWEST_TO_FORECAST, Fit
+from pipeline.labelling.retraining import AHEAD, FEWEST_TO_FORECAST, Fit
 from pipeline.labelling.session import Session
 from pipeline.statistics.intervals import Interval
 
@@ -21,53 +23,60 @@ _ENOUGH = 5  # errors found per 100 reviewed: below, most of the rest are correc
 def state(session: Session, queues: Queues, names: dict[str, str], run: str) -> dict[str, Any]:
     """What the page shows beside the queues, as a JSON object (docs/labelling.md)."""
     with session.lock:
-        verdicts = sorted(session.journal.verdicts.values(), key=lambda one: one.number)
-        labels = session.labels()
-        of_class = labels.labels[labels.train].bincount(minlength=len(session.classes)).tolist()
-        fit, kinds = session.retrainer.fit, session.journal.counts()
-        reviewed = [one for one in verdicts if one.queue == "fix"]
-        valid = [one for one in reviewed if one.split == "valid"]
+        verdicts, labels = session.verdicts(), session.labels()
+        trained, of_class = (
+            labels.labels[some].bincount(minlength=len(session.classes)).tolist()
+            for some in (labels.train, session.labelled())
+        )
+        used = {*session.index.classes, *(session.classes[number] for number in labels.labels.unique() if number >= 0)}
+        fit, kinds = session.retrainer.fit, Counter[str](one.verdict for one in verdicts)
+        reviewed = [one for one in verdicts if one.queue == "fix" and one.verdict != "unsure"]
+        errors = [is_error(one, session.journal.label_in_data(one.digest)) for one in reviewed]
+        valid = [wrong for one, wrong in zip(reviewed, errors, strict=True) if one.split == "valid"]
+        decisions = [wrong for one, wrong in zip(reviewed, errors, strict=True) if one.number == one.batch]
+        absent = [name for name in sorted(used) if not trained[session.classes.index(name)]]
         left = {"fix": len(queues.issues()), "label": len(session.waiting())}
         return {
             "set": session.index.name,
-            "classes": sorted(session.classes),
+            "classes": sorted(used),
             "names": names,
-            "counts": {name: of_class[number] for number, name in enumerate(session.classes)},
+            "counts": {name: of_class[number] for number, name in enumerate(session.classes) if name in used},
             "train": len(labels.train),
             "valid": len(labels.valid),
-            "unlabelled": session.splits.count(UNLABELLED),
+            "unlabelled": int(session.unlabelled().sum()),
             "labels": len(verdicts),
             "by_verdict": {kind: kinds[kind] for kind in VERDICTS},
             "reviewed": len(reviewed),
-            "changed": sum(map(is_error, reviewed)),
-            "per_100": errors_per_100(reviewed),
+            "changed": sum(errors),
+            "per_100": errors_per_100(decisions),
             "valid_reviewed": len(valid),
-            "valid_changed": sum(map(is_error, valid)),
+            "valid_changed": sum(valid),
             "accuracy": _accuracy(fit.accuracy, fit) if fit else None,
             "accuracy_before": _accuracy(fit.accuracy_before, fit) if fit else None,
             "training": {
                 "running": session.retrainer.running,
                 "seconds": fit.seconds if fit else None,
                 "labels": fit.made_of.verdicts if fit else 0,
+                "error": session.retrainer.error,
             },
-            "forecast": _forecast(fit),
+            "forecast": {"labels": AHEAD, "gain": fit.gain} if fit and fit.gain is not None else None,
             "images_per_hour": pace(verdicts),
             "left": left,
             "last": _last(session),
             "run": run,
-            "advice": _advice(session, fit, reviewed, left),
+            "advice": _advice(session, fit, decisions, left, absent),
         }
 
 
-def is_error(one: Verdict) -> bool:
-    """Whether a reviewed label was wrong."""
-    return one.verdict in EXCLUDING or (one.verdict == "class" and one.new != one.old)
+def is_error(one: Verdict, in_data: str) -> bool:
+    """Whether a reviewed label, that of the data, was wrong."""
+    return one.verdict in EXCLUDING or one.new != in_data
 
 
-def errors_per_100(reviewed: Sequence[Verdict]) -> float | None:
-    """Errors found among the last reviewed labels, per 100; None before the tenth."""
-    last = reviewed[-RECENT:]
-    return 100 * sum(map(is_error, last)) / len(last) if len(last) >= 10 else None
+def errors_per_100(wrong: Sequence[bool]) -> float | None:
+    """Errors found among the last reviewed labels, near-duplicates as one, per 100; None before the tenth."""
+    last = wrong[-RECENT:]
+    return 100 * sum(last) / len(last) if len(last) >= 10 else None
 
 
 def pace(verdicts: Sequence[Verdict]) -> float | None:
@@ -81,34 +90,29 @@ def _accuracy(found: Interval | None, fit: Fit) -> dict[str, Any] | None:
     return {**asdict(found), "images": len(fit.made_of.valid)} if found else None
 
 
-def _forecast(fit: Fit | None) -> dict[str, Any] | None:
-    if fit is None or fit.gain is None:
-        return None
-    return {"labels": fit.gain.images, "gain": fit.gain.value, "low": fit.gain.low, "high": fit.gain.high}
-
-
 def _last(session: Session) -> dict[str, Any] | None:
     """What undo would take back."""
-    chains = session.journal.chains.values()
-    batch = max((chain[-1].batch for chain in chains), default=0)
-    lines = [chain[-1] for chain in chains if chain[-1].batch == batch]
-    if not lines:
+    if not (lines := session.journal.last(session.digests)):
         return None
-    first = min(lines, key=lambda one: one.number)
+    first = lines[0]
     return {"number": first.number, "verdict": first.verdict, "class": first.new or None, "images": len(lines)}
 
 
-def _advice(session: Session, fit: Fit | None, reviewed: Sequence[Verdict], left: dict[str, int]) -> str | None:
+def _advice(
+    session: Session, fit: Fit | None, reviewed: Sequence[bool], left: dict[str, int], absent: Sequence[str]
+) -> str | None:
     """One sentence on what matters most now."""
     rate = errors_per_100(reviewed)
     if session.contents.refusal and not left["label"]:
         return session.contents.refusal
     if fit is None:
         return "Label images of two classes: then a head is trained."
+    if absent:
+        return f"No training image has the class {shown(list(absent))}: a head cannot predict it."
     if fit.accuracy is None:
         return "There are no validation images, so that the accuracy is unknown."
     if len(fit.made_of.valid) < FEWEST_TO_FORECAST // 2:
-        return f"With {len(fit.made_of.valid)} validation images the accuracy is a rough guess."
+        return f"With {counted(len(fit.made_of.valid), 'validation image')} the accuracy is a rough guess."
     if left["fix"] and rate is not None and len(reviewed) >= RECENT and rate < _ENOUGH:
         return f"{rate:.0f} of the last {RECENT} reviewed labels were wrong: most that are left are correct."
     return None

@@ -6,14 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cache.index import UNLABELLED
 from pipeline.console import named
 from pipeline.errors import LabelError
 from pipeline.labelling.pool import FEWEST
 from pipeline.labelling.ridge import NO_LABEL
 from pipeline.labelling.session import RANDOM_SHARE, Session
 
-QUEUES = ("fix", "label", "explore")
 _LIKELY = 5  # classes that are offered, as many as number keys
 _MOST_NEAR = 8  # near-duplicates that are shown beside an image
 
@@ -56,15 +54,15 @@ class Queues:
         with session.lock:
             waiting = session.waiting()
             there = set(waiting.tolist())
-            drawn = [place for place in session.order.tolist() if place in session.random and place in there][:count]
-            others = waiting[[place not in session.random for place in waiting.tolist()]]
+            drawn = [place for place in session.order.tolist() if place in session.drawn and place in there][:count]
+            others = waiting[[place not in session.drawn for place in waiting.tolist()]]
             chosen = session.pool.next(count, others, self._margins())
             shown = self._mixed(drawn, chosen)[:count]
             return {"kind": "label", "left": len(waiting), "items": self._items(torch.tensor(shown))}
 
     def _mixed(self, drawn: list[int], chosen: list[int]) -> list[int]:
         """Random places among the chosen ones, so that they have their share of all labels."""
-        verdicts = self._session.journal.verdicts.values()
+        verdicts = self._session.verdicts()
         given = sum(one.queue in ("label", "random") for one in verdicts)
         random, shown = sum(one.queue == "random" for one in verdicts), list[int]()
         while drawn or chosen:
@@ -79,35 +77,46 @@ class Queues:
         fit = self._session.retrainer.fit
         return fit.margins if fit and len(fit.made_of.train) >= FEWEST else None
 
-    def explore(self, count: int, like: str | None, label: str | None, split: str | None) -> dict[str, Any]:
-        """Images most similar to one, of a class, or of a split; else all. Those for validation only once decided."""
+    def explore(
+        self,
+        count: int,
+        like: str | None = None,
+        label: str | None = None,
+        likely: str | None = None,
+        split: str | None = None,
+    ) -> dict[str, Any]:
+        """Images most similar to one, of a class, `likely` of one without a label, or of a split; else all.
+
+        Those for validation are left out while they have no label.
+        """
         session = self._session
         with session.lock:
-            hidden = session.random.difference(place for place in session.random if session.decided[place])
-            places = torch.tensor([place for place in session.order.tolist() if place not in hidden])
+            hidden = session.unlabelled()
+            places = torch.tensor([p for p in session.order.tolist() if not (p in session.drawn and hidden[p])])
             if like is not None:
                 units = session.contents.units
                 similar = units[places] @ units[session.known(like)]
                 places = places[similar.argsort(descending=True, stable=True)]
             elif label is not None:
-                places = self._of_class(places, label)
+                places = places[session.fitted()[places] == self._number(label)]
+            elif likely is not None:
+                places = self._taken_for(places, self._number(likely))
             elif split is not None:
                 places = places[[session.splits[place] == split for place in places.tolist()]]
             return {"kind": "explore", "left": len(places), "items": self._items(places[:count], near=False)}
 
-    def _of_class(self, places: Tensor, label: str) -> Tensor:
-        """Those of a class, then unlabelled ones that the head takes for it, the most probable first."""
-        session = self._session
-        if label not in session.classes:
+    def _number(self, label: str) -> int:
+        if label not in self._session.classes:
             raise LabelError(f"there is no class {label[:60]!r}")
-        number = session.classes.index(label)
-        own = places[session.fitted()[places] == number]
-        fit = session.retrainer.fit
+        return self._session.classes.index(label)
+
+    def _taken_for(self, places: Tensor, number: int) -> Tensor:
+        """Unlabelled images that the head takes for a class, the most probable first."""
+        fit, waiting = self._session.retrainer.fit, places[self._session.unlabelled()[places]]
         if fit is None or number >= fit.probabilities.shape[1]:
-            return own
-        waiting = places[[session.splits[place] == UNLABELLED for place in places.tolist()]]
+            return waiting[:0]
         taken = waiting[fit.probabilities[waiting].argmax(1) == number]
-        return torch.cat([own, taken[fit.probabilities[taken, number].argsort(descending=True, stable=True)]])
+        return taken[fit.probabilities[taken, number].argsort(descending=True, stable=True)]
 
     def items(self, digests: Sequence[str]) -> list[dict[str, Any]]:
         """Of images wherever they stand."""
@@ -119,11 +128,11 @@ class Queues:
 
     def _item(self, place: int, rank: int, near: bool) -> dict[str, Any]:
         session = self._session
-        image, verdict = session.record(place), session.journal.holding(session.contents.images[place])
-        random = place in session.random and verdict is None
+        image, verdict = session.record(place), session.holding(place)
+        random = place in session.drawn and not image.label
         return {
             **self._shown(place),
-            "likely": [] if random else self._likely(place),
+            "likely": self._every() if random else self._likely(place),
             "agreement": self._own(place),
             "random": random,
             "near": self._near(image.digest) if near else [],
@@ -138,7 +147,7 @@ class Queues:
     def _near(self, digest: str) -> list[dict[str, Any]]:
         """Near-duplicates of an image, the most similar first."""
         found = sorted(self._links.get(digest, {}).items(), key=lambda link: -link[1])
-        known = [(other, cosine) for other, cosine in found if self._session.has(other)]
+        known = [(other, cosine) for other, cosine in found if other in self._session.digests]
         return [{**self._shown(self._session.known(other)), "cosine": cosine} for other, cosine in known[:_MOST_NEAR]]
 
     def _own(self, place: int) -> float | None:
@@ -158,6 +167,14 @@ class Queues:
             found = fit.probabilities[place]
         else:
             return []
-        best = found.topk(min(_LIKELY, len(found)))
-        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        labels = session.fitted().unique()  # a class whose last label was taken back is none
+        used = labels[(labels != NO_LABEL) & (labels < len(found))]
+        best = found[used].topk(min(_LIKELY, len(used)))
+        pairs = zip(best.values.tolist(), used[best.indices].tolist(), strict=True)
         return [{"class": session.classes[number], "probability": value} for value, number in pairs if value > 0]
+
+    def _every(self) -> list[dict[str, Any]]:
+        """All classes where they are few, in alphabetical order: keys for an image whose guess is hidden."""
+        session = self._session
+        names = sorted(session.classes[number] for number in session.fitted().unique().tolist() if number != NO_LABEL)
+        return [{"class": name, "probability": None} for name in names] if len(names) <= _LIKELY else []

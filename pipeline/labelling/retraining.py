@@ -14,14 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cache.errors import HeadgraftError
 from pipeline.bases.data import HeadData
 from pipeline.config import HeadSettings
 from pipeline.heads.fit import default_epochs
 from pipeline.heads.head import Head
 from pipeline.heads.side_by_side import fit_side_by_side, steps_of
 from pipeline.statistics.intervals import Interval, accuracies
-from pipeline.statistics.power_law import Gain, gain_of
+from pipeline.statistics.power_law import gain_of
 
 logger = logging.getLogger("headgraft.labelling")
 
@@ -40,15 +39,15 @@ class Labels:
         train: places of the training images.
         valid: places of the validation images.
         num_classes: C.
-        before: labels (V,) of the validation images as they were extracted; those of `labels` where they had none.
-        verdicts: number of decisions in force.
+        before: labels of the validation images as they were extracted, by their places.
+        verdicts: number of images with a verdict.
     """
 
     labels: Tensor
     train: Tensor
     valid: Tensor
     num_classes: int
-    before: Tensor
+    before: dict[int, int]
     verdicts: int
 
     @property
@@ -66,8 +65,9 @@ class Fit:
         probabilities: of every image (N, C).
         margins: differences of the two largest of each (N,).
         accuracy: of the validation images with its 95 % interval; None without any.
-        accuracy_before: the same by their labels as they were extracted; None where none was changed.
-        gain: what `AHEAD` more labels are expected to bring; None where that cannot be said.
+        accuracy_before: that of the validation images as they were extracted, with those excluded since and by their
+            labels of then; None where none was changed.
+        gain: by how much `AHEAD` more labels are expected to raise it, a fraction; None where that cannot be said.
         seconds: of training and predicting.
     """
 
@@ -76,7 +76,7 @@ class Fit:
     margins: Tensor
     accuracy: Interval | None
     accuracy_before: Interval | None
-    gain: Gain | None
+    gain: float | None
     seconds: float
 
 
@@ -86,9 +86,10 @@ class Retrainer:
     def __init__(self, rows: Tensor, groups: npt.NDArray[np.int64], labels: Callable[[], Labels]) -> None:
         self._rows, self._groups, self._labels = rows, groups, labels
         self._settings = HeadSettings()
-        self._changed, self._stopped = threading.Event(), threading.Event()
+        self._changed, self._stopped, self._lock = threading.Event(), threading.Event(), threading.Lock()
         self.fit: Fit | None = None
         self.running = False
+        self.error = ""
         self.seed = 0
         self._thread = threading.Thread(target=self._work, name="retrain", daemon=True)
 
@@ -99,8 +100,9 @@ class Retrainer:
 
     def changed(self) -> None:
         """Labels have changed."""
-        self.running = True
-        self._changed.set()
+        with self._lock:
+            self.running = True
+            self._changed.set()
 
     def stop(self) -> None:
         """End, after the head at hand."""
@@ -113,28 +115,42 @@ class Retrainer:
             self._changed.clear()
             try:
                 if (labels := self._labels()).trainable:
-                    self.fit = self.trained(labels, self.fit.gain if self.fit else None)
+                    self.fit = self.trained(labels)
+                    self.error = ""
                     if not self._changed.is_set():  # nobody waits for another head
                         self.fit = replace(self.fit, gain=self.forecast(labels))
-            except HeadgraftError as error:
-                logger.error(f"the head was not retrained: {error}")
-            self.running = self._changed.is_set()
+            except Exception as error:  # whatever it is, the next labels are trained on
+                logger.exception("the head was not retrained")
+                self.error = f"the head was not retrained: {error or type(error).__name__}"
+            with self._lock:
+                self.running = self._changed.is_set()
 
-    def trained(self, labels: Labels, gain: Gain | None = None) -> Fit:
-        """A head of these labels."""
+    def trained(self, labels: Labels) -> Fit:
+        """A head of these labels; of the forecast, what the last one said."""
         start = time.perf_counter()
         (head,) = self._heads([labels.train], labels)
         with torch.inference_mode():
             log_probs = torch.cat([head(block) for block in self._rows.split(8192)])
         probabilities = log_probs.exp()
         likeliest = probabilities.topk(2, dim=1).values
-        valid, after = labels.valid, labels.labels[labels.valid]
-        of_valid, groups = log_probs[valid].double().numpy(), self._groups[valid.numpy()]
-        known = accuracies(of_valid, after.numpy(), groups)["top1"] if len(valid) else None
-        changed = len(valid) and not torch.equal(after, labels.before)
-        before = accuracies(of_valid, labels.before.numpy(), groups)["top1"] if changed else None
-        margins, seconds = likeliest[:, 0] - likeliest[:, 1], time.perf_counter() - start
-        return Fit(labels, probabilities, margins, known, before, gain, seconds)
+        known = self._accuracy(log_probs, labels.valid, labels.labels[labels.valid])
+        places, before = torch.tensor(list(labels.before)), torch.tensor(list(labels.before.values()))
+        changed = len(places) and not torch.equal(labels.labels[places], before)
+        return Fit(
+            made_of=labels,
+            probabilities=probabilities,
+            margins=likeliest[:, 0] - likeliest[:, 1],
+            accuracy=known,
+            accuracy_before=self._accuracy(log_probs, places, before) if changed else None,
+            gain=self.fit.gain if self.fit else None,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _accuracy(self, log_probs: Tensor, places: Tensor, labels: Tensor) -> Interval | None:
+        """Of the images at these places (V,), by these labels (V,)."""
+        if not len(places):
+            return None
+        return accuracies(log_probs[places].double().numpy(), labels.numpy(), self._groups[places.numpy()])["top1"]
 
     def _heads(self, parts: list[Tensor], labels: Labels) -> list[Head]:
         """A head of each of some parts of the training images."""
@@ -146,7 +162,7 @@ class Retrainer:
         steps = [steps_of(d, settings, default_epochs(len(d.train_labels), settings.batch_size)) for d in datas]
         return fit_side_by_side(datas, settings, steps, [self.seed] * len(datas))
 
-    def forecast(self, labels: Labels) -> Gain | None:
+    def forecast(self, labels: Labels) -> float | None:
         """What `AHEAD` more labels than those of `fit` would bring; None where there are too few to say.
 
         By heads of random parts of the labels, and a power law through their errors.
@@ -165,5 +181,5 @@ class Retrainer:
             wrong = torch.stack([head(rows).argmax(1) != truth for head in self._heads(parts, labels)]).double()
         assert self.fit is not None
         last = (self.fit.probabilities[labels.valid].argmax(1) != truth).double()
-        errors = torch.cat([wrong.view(len(sizes), _DRAWS, -1).mean(1), last[None]]).numpy()
-        return gain_of(np.array([*sizes, count], float), errors, self._groups[labels.valid.numpy()], AHEAD)
+        errors = [*wrong.view(len(sizes), _DRAWS, -1).mean((1, 2)).tolist(), float(last.mean())]
+        return gain_of([*sizes, count], errors, AHEAD)

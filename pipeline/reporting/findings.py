@@ -170,7 +170,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
         cross_validated=_cross_validated(cache, index),
         curve=_curve(cache, index),
         evidence=find_evidence(run, cache, index, valid),
-        hand_labels=find_hand_labels(cache, index, valid, groups),
+        hand_labels=find_hand_labels(run, cache, index, groups),
     )
 
 

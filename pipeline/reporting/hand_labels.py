@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from cache.index import SetIndex
 from cache.labels import VERDICTS, LabelJournal
+from cache.layout import CLEAN_VIEW
 from cache.store import FeatureCache
-from pipeline.reporting.predictions import Predictions
+from pipeline.run import Run
 from pipeline.statistics.groups import Groups
 from pipeline.statistics.intervals import Interval, accuracies
 
@@ -19,9 +21,10 @@ class HandLabels:
 
     Attributes:
         verdicts: images by the verdict in force, `{class, unsure, bad, none}`.
-        changed: images of the run that have another label than in the data.
-        valid_changed: those of them that its accuracy is of.
-        before: that accuracy by the labels in the data, of the images that have one; None where none was changed.
+        changed: images that have another label than in the data, or are left out since.
+        valid_changed: validation images among them.
+        before: accuracy of the validation images as they were extracted; None where none was changed, or heads that
+            did not see them made the run's.
     """
 
     verdicts: Mapping[str, int]
@@ -35,18 +38,22 @@ class HandLabels:
         return sum(self.verdicts.values())
 
 
-def find_hand_labels(cache: FeatureCache, index: SetIndex, valid: Predictions, groups: Groups) -> HandLabels:
-    """Compare the set as it is with what was extracted; `valid` are predictions of the images that were held out."""
-    counts = LabelJournal.load(cache.path, index.name).counts()
+def find_hand_labels(run: Run, cache: FeatureCache, index: SetIndex, groups: Groups) -> HandLabels:
+    """Compare the set as it is with what was extracted, and score the run's head by the labels of then."""
+    extracted = cache.extracted(index.name).labelled
+    counts = LabelJournal.load(cache.path, index.name).counts(cache.extracted(index.name))
+    now = {image.path: image.label for image in index.images}
+    changed = [image for image in extracted.images if now.get(image.path) != image.label]
+    held = [image for image in extracted.images if image.split == "valid"]
+    differ = sum(now.get(image.path) != image.label for image in held)
     verdicts = {kind: counts[kind] for kind in VERDICTS}
-    in_data = {image.path: image.label for image in cache.extracted(index.name).images}
-    changed = [image for image in index.images if image.label != in_data[image.path]]
-    places = {name: number for number, name in enumerate(index.classes)}
-    before = np.array([places.get(in_data[image.path], -1) for image in valid.images])
-    known = before >= 0
-    differ = int((before[known] != valid.truth[known]).sum())
-    if not differ:
-        return HandLabels(verdicts, len(changed))
-    numbers = groups.numbers([image for image, kept in zip(valid.images, known, strict=True) if kept])
-    top1 = accuracies(valid.log_probs[known], before[known], numbers)["top1"]
-    return HandLabels(verdicts, len(changed), differ, top1)
+    if not differ or run.held_out is not None:
+        return HandLabels(verdicts, len(changed), differ)
+    places = {name: number for number, name in enumerate(run.classes)}
+    truth = np.array([places.get(image.label, len(places)) for image in held])
+    log_probs = np.full((len(held), len(places) + 1), -np.inf)  # the last of classes that are no more
+    with torch.inference_mode():
+        for positions, block in cache.blocks([(image.key, CLEAN_VIEW) for image in held]):
+            log_probs[positions, :-1] = run.head(run.basis.apply(block)).double().numpy()
+    numbers = [groups.of.get(image.digest, -1 - place) for place, image in enumerate(held)]
+    return HandLabels(verdicts, len(changed), differ, accuracies(log_probs, truth, numbers)["top1"])

@@ -5,6 +5,7 @@ Shape of Learning Curves, IEEE TPAMI 2022) find it among the best for most learn
 times the images unsafe.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,37 +97,14 @@ def curve_of(
     return points, law, _points(wanted, law.at(wanted), lows, highs)
 
 
-@dataclass(frozen=True)
-class Gain:
-    """What more images are expected to bring.
+def gain_of(images: Sequence[int], errors: Sequence[float], more: int) -> float:
+    """By how much the error falls with `more` images than the last of `images` (P,), by the law through `errors` (P,).
 
-    Attributes:
-        images: more than there are.
-        value: by how much the error falls, a fraction.
-        low: lower bound of its 95 % interval.
-        high: upper bound of that interval.
+    A rough figure: the law's own error is not in it.
     """
-
-    images: int
-    value: float
-    low: float
-    high: float
-
-
-def gain_of(images: Floats, wrong: Floats, groups: npt.NDArray[np.int64], more: int) -> Gain:
-    """What `more` images than the last of `images` (P,) would bring, by the law through the errors.
-
-    `wrong` (P, N) is how often heads of so many images are wrong about each of N others, 0 to 1, in `groups` (N,). The
-    interval is by bootstrap over groups.
-    """
-    errors, generator = wrong.mean(1), np.random.default_rng(0)
-    weights = wrong.shape[1] / np.maximum(errors * (1 - errors), 1 / wrong.shape[1])
-    of_groups = _by_group(wrong, np.zeros(wrong.shape[1], np.int64), groups)
-    drawn = np.stack([errors, *(_resampled(of_groups, generator) for _ in range(RESAMPLES))])
-    now, then = float(images[-1]), float(images[-1]) + more
-    falls = np.array([float(law.at(now) - law.at(then)) for law in fit_power_laws(images, drawn, weights)])
-    low, high = np.percentile(falls[1:], _TAILS)
-    return Gain(more, float(falls[0]), float(low), float(high))
+    sizes, found = np.array(images, np.float64), np.array([errors])
+    law = fit_power_laws(sizes, found, np.ones(len(sizes)))[0]
+    return float(law.at(sizes[-1]) - law.at(sizes[-1] + more))
 
 
 def _points(images: Floats, errors: Floats, lows: Floats, highs: Floats) -> list[Point]:

@@ -152,7 +152,12 @@ def labelling(cache: FeatureCache, index: SetIndex, order: str, seed: int, conte
     pool = replace(index, images=tuple(_unlabelled(index)))
     truth = {image.digest: image.label for image in index.split("train")}
     place_of = {name: number for number, name in enumerate(index.classes)}
-    curve, page, forecasts, rounds = list[tuple[int, float]](), list[tuple[int, float]](), list[Any](), list[float]()
+    curve, page, forecasts, rounds = (
+        list[tuple[int, float]](),
+        list[tuple[int, float]](),
+        list[tuple[int, float]](),
+        list[float](),
+    )
     head, last = DefaultHead(cache, index, "valid"), 0
     with tempfile.TemporaryDirectory() as folder:
         session = session_of(cache, pool, Path(folder), contents)
@@ -175,7 +180,7 @@ def labelling(cache: FeatureCache, index: SetIndex, order: str, seed: int, conte
             assert fit.accuracy is not None
             page.append((len(labels.train), fit.accuracy.value))
             if gain := session.retrainer.forecast(labels):
-                forecasts.append((len(labels.train), gain.value, gain.low, gain.high))
+                forecasts.append((len(labels.train), gain))
             if len(labels.train) - last >= EACH or len(waiting) <= ROUND:
                 last = len(labels.train)
                 fitted = session.fitted().tolist()
@@ -191,14 +196,14 @@ def _unlabelled(index: SetIndex) -> list[Any]:
     return [replace(one, label="", split=UNLABELLED) if one.split == "train" else one for one in images]
 
 
-def compared(page: Sequence[tuple[int, float]], forecasts: Sequence[Any]) -> list[dict[str, float]]:
+def compared(page: Sequence[tuple[int, float]], forecasts: Sequence[tuple[int, float]]) -> list[dict[str, float]]:
     """Each forecast beside what the next labels brought."""
     labels, values = zip(*page, strict=True)
     found = []
-    for count, gain, low, high in forecasts:
+    for count, gain in forecasts:
         if count + AHEAD <= labels[-1]:
             now, then = np.interp([count, count + AHEAD], labels, values)
-            found.append({"labels": count, "forecast": gain, "low": low, "high": high, "real": float(then - now)})
+            found.append({"labels": count, "forecast": gain, "real": float(then - now)})
     return found
 
 

@@ -59,15 +59,16 @@ function showNear({ label, near }) {
 // The classes of the number keys: for several images, by the mean of their probabilities
 function offer(items) {
   const sums = new Map(), labels = new Set(items.map((item) => item.label)), same = labels.size === 1 ? items[0].label : null;
+  const blind = items.some((item) => item.random);
   for (const guess of items.flatMap((item) => item.likely)) sums.set(guess.class, (sums.get(guess.class) ?? 0) + guess.probability / items.length);
   offered = [...sums].sort((a, b) => b[1] - a[1]).slice(0, 5);
-  $("guess").textContent = offered.length ? "Likely classes" : items.some((item) => item.random) ? "Drawn at random for validation: the model’s guess is hidden, so that it cannot influence you." : "No likely classes yet: type a class below.";
+  $("guess").textContent = blind ? "Drawn at random for validation: the model’s guess is hidden, so that it cannot influence you." : offered.length ? "Likely classes" : "No likely classes yet: type a class below.";
   $("likely").replaceChildren(...offered.map(([label, probability], place) => {
-    const bar = make("i"), shown = probability < .005 ? "<\u00a01\u00a0%" : percent(probability), words = name(label) + (label === same ? " (current label)" : "");
+    const bar = make("i"), shown = blind ? "" : probability < .005 ? "<\u00a01\u00a0%" : percent(probability), words = name(label) + (label === same ? " (current label)" : "");
     bar.style.width = `${100 * probability}%`;
     return make("li", {}, make("button", { type: "button", onclick: () => decide("class", label) }, text("kbd", place + 1), text("span", words, "name"), text("span", shown, "percent"), bar));
   }));
-  const right = same ?? (tab === "label" ? offered[0]?.[0] : null) ?? null, words = same === null ? "Likeliest" : "Label is right";
+  const right = same ?? (tab === "label" && !blind ? offered[0]?.[0] : null) ?? null, words = same === null ? "Likeliest" : "Label is right";
   $("right").disabled = right === null;
   $("right").onclick = () => decide("class", right);
   $("right").replaceChildren(...(right === null ? ["No label to confirm"] : [`${words}: ${name(right)} `, tab === "explore" ? "" : text("kbd", "Enter")]));

@@ -11,13 +11,13 @@ const say = (text, bad) => { $("message").textContent = text; $("message").class
 const percent = (part, digits = 0) => `${(100 * part).toFixed(digits)}\u00a0%`;
 const points = (part) => `${part < 0 ? "\u2212" : "+"}${Math.abs(100 * part).toFixed(1)}`;
 const count = (number, one, more = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : more}`;
-const name = (label) => (label === null ? "unlabelled" : state.names[label] ?? label);
+const name = (label) => (label === null ? "unlabelled" : Object.hasOwn(state.names, label) ? state.names[label] : label);
 const address = (digest, side) => `image/${encodeURIComponent(digest)}?side=${side}`;
 const file = (item) => item.path.split("/").pop();
 const pause = (milliseconds) => new Promise((done) => { setTimeout(done, milliseconds); });
 const VERDICTS = { unsure: "unsure", bad: "bad image", none: "none of these" };
 const SPLITS = { train: "training image", valid: "validation image", unlabelled: "unlabelled image" };
-const EMPTY = { fix: "No possible label errors left.", label: "No unlabelled images: add some with headgraft extract FOLDER --unlabelled --cache …", explore: "No images here: choose another class." };
+const EMPTY = { fix: "No possible label errors left.", label: "No unlabelled images: add some with headgraft extract FOLDER --unlabelled --cache …, then start this again.", explore: "No images here: choose another class." };
 
 const SILENT = "The server does not answer.";
 
@@ -38,3 +38,4 @@ const view = { items: [], like: null, selected: new Set(), active: 0, anchor: 0,
 const decided = new Map(); // digest: the item as it was before its verdict
 const outbox = []; // verdicts that the server has not answered yet
 let sending = null, refused = null, undoing = false, guarded = 0, offered = [];
+let recorded = 0, lastSkip = null; // number of a line of the last decision; the image that was skipped after it

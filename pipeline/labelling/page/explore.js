@@ -10,9 +10,9 @@ async function explore(like, label) {
     $("like").querySelector("img").src = address(like.digest, 160);
     $("like").querySelector("span").textContent = `similar to ${file(like)}`;
   }
-  const chosen = $("filter").value;
+  const chosen = $("filter").value, [key] = chosen.split("=", 1), value = chosen.slice(key.length + 1);
   try {
-    const answer = await call(`queue?kind=explore&n=60${like ? `&like=${encodeURIComponent(like.digest)}` : ""}${chosen ? `&${chosen.slice(0, 5)}=${encodeURIComponent(chosen.slice(6))}` : ""}`);
+    const answer = await call(`queue?kind=explore&n=60${like ? `&like=${encodeURIComponent(like.digest)}` : ""}${chosen ? `&${key}=${encodeURIComponent(value)}` : ""}`);
     if (turn === view.turn) view.items = answer.items;
     if (turn === view.turn) $("found").textContent = answer.left > answer.items.length ? `${answer.items.length} of ${count(answer.left, "image")}` : count(answer.items.length, "image");
   } catch (error) {

@@ -15,7 +15,7 @@ async function refill(kind) {
   const queue = queues[kind], turn = ++queue.turn, before = pending();
   queue.asking += 1;
   try {
-    const answer = await call(`queue?kind=${kind}&n=${Math.min(60, 12 + queue.skipped.size + before.length)}`);
+    const answer = await call(`queue?kind=${kind}&n=${Math.min(500, 12 + queue.skipped.size + before.length)}`);
     if (turn !== queue.turn) return;
     const kept = tab === kind ? queue.items.slice(0, 1) : [];
     const skipped = queue.items.slice(kept.length).filter((item) => queue.skipped.has(item.digest));

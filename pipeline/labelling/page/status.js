@@ -19,6 +19,7 @@ async function load() {
     asking = setTimeout(load, 5000);
     return;
   }
+  if (!outbox.length) recorded = state.last?.number ?? 0;
   showState();
   if (state.training.running) asking = setTimeout(load, 2000);
   else if (ran && tab !== "explore") refill(tab);
@@ -29,16 +30,16 @@ function showState() {
   $("set").textContent = state.set;
   document.documentElement.style.setProperty("--rows", Math.max(1, Math.min(5, state.classes.length)));
   for (const kind of ["fix", "label"]) $(`tab-${kind}`).querySelector("span").textContent = state.left[kind].toLocaleString("en");
-  write("labels", state.labels.toLocaleString("en"));
+  write("labels", count(state.labels, "label"));
   write("verdicts", [by.class && `${by.class} with a class`, by.unsure && `${by.unsure} unsure`, by.bad && count(by.bad, "bad image"), by.none && `${by.none} none of these`, state.images_per_hour !== null && `${Math.round(state.images_per_hour).toLocaleString("en")} images an hour`].filter(Boolean).join(" · "));
   const digits = (part) => (100 * part).toFixed(1);
   write("accuracy", accuracy ? `validation accuracy ${percent(accuracy.value, 1)} (${digits(accuracy.low)} to ${digits(accuracy.high)}), ${count(accuracy.images, "image")}` : "validation accuracy: no estimate yet");
   $("short").textContent = `${count(state.labels, "label")}${accuracy ? ` · accuracy ${percent(accuracy.value, 1)}` : ""}`;
-  write("training", training.running ? "training …" : training.seconds === null ? "not trained yet" : `trained in ${training.seconds.toFixed(1)} s on ${count(training.labels, "label")}`);
-  write("forecast", forecast ? `the next ${forecast.labels} labels: about ${points(forecast.gain)} points (${points(forecast.low)} to ${points(forecast.high)})` : "");
+  write("training", training.running ? "training …" : training.seconds === null ? "not trained yet" : `trained in ${training.seconds.toFixed(1)} s on ${count(state.train, "training image")}`);
+  write("forecast", forecast ? `the next ${forecast.labels} labels: roughly ${points(forecast.gain)} points` : "");
   write("found-errors", state.reviewed ? `${count(state.reviewed, "label")} reviewed, ${state.changed} of them wrong${state.per_100 === null ? "" : `; lately ${+state.per_100.toFixed(1)} errors found per 100 reviewed`}` : "");
-  write("flattered", state.valid_changed && before ? `${count(state.valid_changed, "validation label")} changed where the model disagreed: this accuracy flatters it; by the labels as extracted ${percent(before.value, 1)}` : "");
-  write("advice", state.advice ?? "");
+  write("flattered", before ? `Validation labels were changed, where the model disagreed: this accuracy flatters it. By the labels as extracted it is ${percent(before.value, 1)}.` : "");
+  write("advice", training.error || state.advice || "");
   $("undo").title = last ? `Undo: ${last.verdict === "class" ? name(last.class) : VERDICTS[last.verdict]}, ${count(last.images, "image")}` : "";
   showFilter();
   if (!accuracy || (training.running && seen.at(-1)?.value === accuracy.value)) return;
@@ -51,7 +52,7 @@ function showState() {
 function showFilter() {
   const filter = $("filter"), chosen = filter.value;
   if (document.activeElement === filter) return;
-  const choices = [["", "all images"], ["split=unlabelled", `unlabelled (${state.unlabelled})`], ...[...state.classes].sort((a, b) => name(a).localeCompare(name(b))).map((label) => [`class=${label}`, `${name(label)} (${state.counts[label] ?? 0})`])];
+  const choices = [["", "all images"], ["split=unlabelled", `unlabelled (${state.unlabelled})`], ...[...state.classes].sort((a, b) => name(a).localeCompare(name(b))).flatMap((label) => [[`class=${label}`, `${name(label)} (${Object.hasOwn(state.counts, label) ? state.counts[label] : 0})`], ...(state.unlabelled ? [[`likely=${label}`, `unlabelled, looks like ${name(label)}`]] : [])])];
   filter.replaceChildren(...choices.map(([value, words]) => make("option", { value }, words)));
   filter.value = choices.some(([value]) => value === chosen) ? chosen : "";
 }

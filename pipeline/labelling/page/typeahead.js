@@ -1,7 +1,7 @@
 // The type-ahead field
 
 const plain = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase().replace(/\s+/g, " ").trim();
-let matches = [], marked = 0;
+let matches = [], marked = 0, moved = false;
 
 // 0: the same, 1: begins so, 2: a word of it begins so, 3: holds it, 4: does not
 function closeness(word, asked) {
@@ -20,7 +20,8 @@ function search() {
     id: `option-${place}`, role: "option", onclick: () => take(match), onmousedown: (event) => event.preventDefault(), // the field keeps the focus
   }, match.words, text("span", match.note, "quiet"))));
   expand(matches.length > 0);
-  mark(0);
+  moved = false;
+  mark(matches.length === 1 || (found.length && rank(found[0]) < 2) ? 0 : -1); // Enter takes no other class than what begins so
 }
 
 function expand(open) {
@@ -30,9 +31,9 @@ function expand(open) {
 }
 
 function mark(place) {
-  marked = Math.max(0, Math.min(matches.length - 1, place));
+  marked = Math.max(-1, Math.min(matches.length - 1, place));
   [...$("options").children].forEach((line, at) => line.setAttribute("aria-selected", at === marked));
-  if (!matches.length) return;
+  if (marked < 0) return $("choose").removeAttribute("aria-activedescendant");
   $("choose").setAttribute("aria-activedescendant", `option-${marked}`);
   $("options").children[marked].scrollIntoView({ block: "nearest" });
 }
@@ -51,7 +52,10 @@ $("choose").onkeydown = (event) => {
   event.preventDefault();
   event.stopPropagation();
   if (step && $("options").hidden) search();
-  else if (step) mark(marked + step);
-  else if (event.key === "Enter" && !$("options").hidden && !event.repeat) take(matches[marked]);
+  else if (step) { moved = true; mark(Math.max(0, marked + step)); }
+  else if (event.key === "Enter" && (moved || plain($("choose").value)) && !event.repeat) {
+    if (matches[marked]) take(matches[marked]);
+    else say("Choose one with the arrow keys, then Enter.", true);
+  }
   else if (event.key === "Escape") { $("choose").value = ""; rest(); }
 };

@@ -13,8 +13,9 @@ function decide(verdict, label) {
 
 function enqueue(job) {
   const { digests, verdict } = job.body;
-  refused = null;
+  refused = lastSkip = null;
   $("again").hidden = true;
+  write("finished", "");
   for (const item of job.items) decided.set(item.digest, item);
   if (verdict === "class" && !state.classes.includes(job.body.class)) state.classes.push(job.body.class);
   drop(digests);
@@ -32,7 +33,7 @@ async function send() {
   while (outbox.length) {
     const job = outbox[0];
     try {
-      await call("verdict", "POST", job.body);
+      recorded = (await call("verdict", "POST", job.body)).number;
       outbox.shift();
       wait = 500;
     } catch (error) {
@@ -77,25 +78,40 @@ function bringBack(kind, digests, item) {
 
 async function undo() {
   if (undoing) return;
+  if (lastSkip) return unskip();
   if ($("unsaved").textContent) return say("The last verdict is not saved yet.", true);
   undoing = true;
   try {
     await sending;
-    const { digests, queue, items } = await call("undo", "POST");
+    const { digests, queue, items, verdict, class: label, last } = await call("undo", "POST", recorded ? { number: recorded } : {});
+    recorded = last?.number ?? 0;
     bringBack(queue, digests, items[0]);
-    say(`Taken back: the verdict on ${count(digests.length, "image")}.`);
+    say(`Taken back: ${verdict === "class" ? name(label) : VERDICTS[verdict]}, ${digests.length === 1 ? file(items[0]) : count(digests.length, "image")}.`);
     refresh();
   } catch (error) {
     say(reason(error), true);
+    load();
   } finally {
     undoing = false;
   }
+}
+
+function unskip() {
+  const { kind, digest } = lastSkip, queue = queues[kind], item = queue.items.find((one) => one.digest === digest);
+  lastSkip = null;
+  if (!item) return;
+  queue.skipped.delete(digest);
+  queue.items = [item, ...queue.items.filter((one) => one !== item)];
+  if (tab !== kind) open(kind);
+  say(`Back: ${file(item)}.`);
+  show();
 }
 
 function skip() {
   const queue = queues[tab], item = current();
   if (!item || performance.now() < guarded) return;
   queue.skipped.add(item.digest);
+  lastSkip = { kind: tab, digest: item.digest };
   queue.items.push(queue.items.shift());
   say(queue.items.length > 1 ? "Skipped: it comes again at the end." : "This is the only image left here.");
   show();
