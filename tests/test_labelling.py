@@ -1,5 +1,6 @@
 """Labelling: which images are shown in what order, what becomes of a verdict, and what the page says of the state."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from pipeline.labelling.label_issues import label_issues
 from pipeline.labelling.pool import Pool
 from pipeline.labelling.progress import errors_per_100, pace, state
 from pipeline.labelling.queues import Queues
-from pipeline.labelling.retraining import AHEAD
+from pipeline.labelling.retraining import AHEAD, Retrainer
 from pipeline.labelling.session import RANDOM_SHARE, Session
 from pipeline.run import Run
 from pipeline.statistics.power_law import gain_of
@@ -365,3 +366,17 @@ def waited(done: Callable[[], bool]) -> None:
             return
         time.sleep(0.02)
     raise AssertionError("never")
+
+
+def test_the_retrainer_ends_whenever_it_is_stopped(mislabelled: Path) -> None:
+    """Before a head, while one is trained, and after it."""
+    opened = Opened(mislabelled)
+    for number in range(40):
+        retrainer = Retrainer(opened.contents.reduced, opened.contents.groups(), opened.session.labels)
+        retrainer.start()
+        time.sleep(number / 1000)
+        retrainer.changed()
+        stopping = threading.Thread(target=retrainer.stop)
+        stopping.start()
+        stopping.join(20)
+        assert not stopping.is_alive()

@@ -111,8 +111,11 @@ class Retrainer:
         self._thread.join()
 
     def _work(self) -> None:
-        while self._changed.wait() and not self._stopped.is_set():
+        while True:
+            self._changed.wait()
             self._changed.clear()
+            if self._stopped.is_set():  # asked after the clearing: stopping sets both
+                return
             try:
                 if (labels := self._labels()).trainable:
                     self.fit = self.trained(labels)

@@ -223,7 +223,7 @@ def synthetic(folder: Path, count: int) -> FeatureCache:
     for start in range(0, count, 1000):
         some = images[start : start + 1000]
         of = np.array([n // 2 % classes for n in range(start, start + len(some))])
-        rows = 0.35 * centres[of] + random.normal(size=(len(some), *shape))
+        rows = 0.15 * centres[of] + random.normal(size=(len(some), *shape))
         keys = keys_of(pack_digests(image.digest for image in some), CLEAN_VIEW)
         write_shard(folder / "shards", ShardHeader(base.digest, shape), keys, rows.astype(np.float16))
     names = tuple(sorted(map(str, range(classes))))
@@ -247,7 +247,7 @@ def answers(count: int, verdicts: int) -> dict[str, Any]:
         start = time.perf_counter()
         with subprocess.Popen([*command, "--run", f"{folder}/run"], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
             found: dict[str, list[float]] = {}
-            while True:
+            while process.poll() is None:
                 try:
                     _asked(address + "state", None)
                     break
