@@ -40,7 +40,6 @@ REPORT = (
 LABELLING = (
     ("label", (1280, 900), False, "f"),
     ("label-dark", (1280, 900), True, "f"),
-    ("label-explore", (1280, 900), False, "e"),
     ("label-phone", (400, 900), False, "f"),
     ("label-phone-dark", (400, 900), True, "e"),
 )
