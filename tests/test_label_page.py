@@ -176,7 +176,7 @@ def test_no_verdict_is_lost_and_none_counts_twice(photos: Path, run_extract: Ext
     verdicts = [(one, f"class {(n + turn) % 4}") for turn in range(turns) for n, one in enumerate(digests)]
     every = len(verdicts) // kills
     for number, (digest, name) in enumerate(verdicts):
-        if number % every == every - 1:  # while it answers, before or after
+        if number % every == every - 1 and number + 1 < len(verdicts):  # while it answers, before or after
             threading.Timer(random.random() * 0.03, opened.process.kill).start()
         asked = {"digest": digest, "verdict": "class", "class": name, "queue": "label", "rank": 0}
         while digest not in given or given[digest] != name:
