@@ -313,7 +313,7 @@ def test_labels_given_by_hand_are_told_with_the_accuracy_before(run_extract: Ext
     train_head(train_config(tmp_path / "features", tmp_path / "run"))
     found = report(ReportConfig(tmp_path / "run"))
     assert found.hand_labels["verdicts"] == {"class": 3, "unsure": 0, "bad": 1, "none": 0}
-    assert (found.hand_labels["changed"], found.hand_labels["valid_changed"]) == (3, 3)
+    assert (found.hand_labels["changed"], found.hand_labels["valid_changed"]) == (4, 3)
     assert abs(found.hand_labels["before"]["value"] - found.valid["top1"]["value"]) <= 3 / 8
     page = looked_over(tmp_path / "run" / REPORT_FILE)
     assert "Labels given by hand: 4 images" in page.text and "headgraft label --cache" in page.text
