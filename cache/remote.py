@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from cache import layout
+from cache.copying import Refused, copy_all
 from cache.errors import CacheBusy, CacheError, DamagedCache, ManifestMismatch, counted
 from cache.files import replacing
 from cache.index import SetIndex
@@ -22,9 +22,6 @@ from cache.shard import Shard
 from cache.store import FeatureCache, check_place
 
 logger = logging.getLogger("headgraft.cache")
-
-_AT_ONCE = 4  # copies under way
-_SECONDS_BETWEEN_LINES = 10.0
 
 Sizes = Mapping[str, int]  # bytes of files, by their place in the cache
 
@@ -65,10 +62,6 @@ class CopyResult:
         return "\n".join(lines)
 
 
-class Refused(CacheError):
-    """A file that is not copied, and why; others are."""
-
-
 def push(path: Path, url: str, overwrite: bool = False) -> CopyResult:
     """Copy to `url` what the cache has and it lacks; run again to resume. Nothing there is deleted.
 
@@ -83,13 +76,13 @@ def push(path: Path, url: str, overwrite: bool = False) -> CopyResult:
     manifest = FeatureCache.open(path).manifest
     _settle(folder, store, manifest, "Push to another URL.")
     missing = _missing("send", shards, _shards(store))
-    copied, refused = _copy_all(partial(_send_shard, folder, store, manifest), missing)
+    copied, refused = copy_all(partial(_send_shard, folder, store, manifest), missing)
     _settle(folder, store, manifest, "Push to another URL.")  # another push may have started there at the same moment
     if refused:
         sets, kept = list[str](), dict.fromkeys(indexes, "rows that it names could not be sent")
     else:
-        sets, kept = _copy_all(lambda name: _copy_index(store, indexes[name], overwrite, name), indexes)
-    labels, others = _copy_all(lambda name: _copy_labels(store, journals[name], overwrite, name), journals)
+        sets, kept = copy_all(lambda name: _copy_index(store, indexes[name], overwrite, name), indexes)
+    labels, others = copy_all(lambda name: _copy_labels(store, journals[name], overwrite, name), journals)
     return _result(path, store, shards, missing, copied, sets, labels, refused | kept | others, start)
 
 
@@ -113,8 +106,8 @@ def pull(url: str, path: Path, overwrite: bool = False) -> CopyResult:
                 (path / name).unlink(missing_ok=True)  # of a pull that was stopped
         ours = FeatureCache.create(path, _settle(store, folder, manifest, "Pull into another folder.")).manifest
         missing = _missing("receive", shards, _shards(folder))
-        copied, refused = _copy_all(lambda name: _receive_shard(folder, store, ours, missing[name], name), missing)
-        sets, kept = _copy_all(lambda name: _copy_index(folder, indexes[name], overwrite, name), indexes)
+        copied, refused = copy_all(lambda name: _receive_shard(folder, store, ours, missing[name], name), missing)
+        sets, kept = copy_all(lambda name: _copy_index(folder, indexes[name], overwrite, name), indexes)
         labels, others = _received_labels(folder, journals, overwrite)
     return _result(path, store, shards, missing, copied, sets, labels, refused | kept | others, start)
 
@@ -181,28 +174,6 @@ def _missing(what: str, shards: Sizes, there: Sizes) -> Sizes:
     return missing
 
 
-def _copy_all(copy: Callable[[str], bool], names: Collection[str]) -> tuple[list[str], dict[str, str]]:
-    """Copy files, some at once; returns those of which there is a new copy, and why others were refused."""
-
-    def outcome(name: str) -> bool | str:
-        try:
-            return copy(name)
-        except Refused as error:
-            return str(error)
-
-    copied, refused, last = list[str](), dict[str, str](), time.monotonic()
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for done, (name, made) in enumerate(zip(names, pool.map(outcome, names), strict=True), 1):
-            if isinstance(made, str):
-                refused[name] = made
-            elif made:
-                copied.append(name)
-            if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                logger.info(f"{done} of {len(names)} files")
-    return copied, refused
-
-
 def _send_shard(folder: Folder, store: ObjectStore, manifest: Manifest, name: str) -> bool:
     """Send one shard, checked as a reader checks it; `name` is its place in the cache."""
     file = folder.path / name
@@ -257,10 +228,10 @@ def _copy_index(target: Place, data: bytes, overwrite: bool, name: str) -> bool:
 def _received_labels(
     folder: Folder, journals: Mapping[str, bytes], overwrite: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """As of `_copy_all`; none while somebody labels here, whose next line would follow another."""
+    """As of `copy_all`; none while somebody labels here, whose next line would follow another."""
     try:
         with writing_labels(folder.path) if journals else nullcontext():
-            return _copy_all(lambda name: _copy_labels(folder, journals[name], overwrite, name), journals)
+            return copy_all(lambda name: _copy_labels(folder, journals[name], overwrite, name), journals)
     except CacheBusy as error:
         return [], dict.fromkeys(journals, str(error))
 

@@ -37,6 +37,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CLASSES = ("1", "10", "100", "2")  # in the order of sorted names, which is not that of numbers
 COLOURS = {"1": (220, 40, 40), "10": (40, 210, 60), "100": (50, 60, 220), "2": (230, 220, 60)}
 COUNTS = {"train": 3, "valid": 2, "test": 1}
+PHOTOS = 60
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -291,3 +292,17 @@ def read_only(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, run_extract: Extract) -> Path:
+    """A cache of `PHOTOS` photos of four colours in turn, none with a label."""
+    for number in range(PHOTOS):
+        draw_image(tmp_path / "photos" / f"photo_{number:03}.png", 100 + number, CLASSES[number % 4])
+    run_extract(data=tmp_path / "photos", unlabelled=True)
+    return tmp_path / "features"
+
+
+def colour_of(photo: str) -> str:
+    """The class of a photo by its path."""
+    return CLASSES[int(photo.split("_")[-1][:3]) % 4]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chromium import asked, browser, errors
-from conftest import CLASSES, REPOSITORY, Extract, Times, draw_image
+from conftest import PHOTOS, REPOSITORY, Extract, Times, colour_of
 
 from cache.index import UNLABELLED
 from cache.labels import LabelJournal, journal_path
@@ -27,8 +27,6 @@ from pipeline.run import Run
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
-
-COUNT = 60  # photos
 
 
 class Page:
@@ -97,25 +95,11 @@ def page(cache: Path, port: int | None = None) -> Iterator[Page]:
             assert opened.stop() == 0
 
 
-@pytest.fixture
-def photos(tmp_path: Path, run_extract: Extract) -> Path:
-    """A cache of photos of four colours, none with a label."""
-    for number in range(COUNT):
-        draw_image(tmp_path / "photos" / f"photo_{number:03}.png", 100 + number, CLASSES[number % 4])
-    run_extract(data=tmp_path / "photos", unlabelled=True)
-    return tmp_path / "features"
-
-
-def truth(path: str) -> str:
-    """The colour of a photo."""
-    return CLASSES[int(path.split("_")[-1][:3]) % 4]
-
-
 def test_the_contract(photos: Path) -> None:
     """Fields of each answer, refusals with a reason, and headers that keep other sites out."""
     with page(photos) as opened:
         queue = opened.get("queue?kind=label&n=5")
-        assert queue.keys() == {"kind", "left", "items"} and queue["left"] == COUNT
+        assert queue.keys() == {"kind", "left", "items"} and queue["left"] == PHOTOS
         item = queue["items"][0]
         known = {"digest", "path", "label", "split", "likely", "agreement", "random", "near", "rank", "verdict"}
         assert item.keys() == known
@@ -172,7 +156,7 @@ def test_no_verdict_is_lost_and_none_counts_twice(photos: Path, run_extract: Ext
     """Kills at any moment, a client that repeats what was not answered; the table then extracts to the same labels."""
     kills, turns, port, random = times(4, 50), times(1, 17), free_port(), np.random.default_rng(0)
     opened, given = Page(photos, port).ready(), dict[str, str]()
-    digests = [item["digest"] for item in opened.get(f"queue?kind=label&n={COUNT}")["items"]]
+    digests = [item["digest"] for item in opened.get(f"queue?kind=label&n={PHOTOS}")["items"]]
     verdicts = [(one, f"class {(n + turn) % 4}") for turn in range(turns) for n, one in enumerate(digests)]
     every = len(verdicts) // kills
     for number, (digest, name) in enumerate(verdicts):
@@ -199,17 +183,17 @@ def test_no_verdict_is_lost_and_none_counts_twice(photos: Path, run_extract: Ext
 def test_photos_become_a_run_over_http(photos: Path) -> None:
     """Labels, a head in the background, an accuracy with its interval, and Finish."""
     with page(photos) as opened:
-        for _ in range(COUNT - 5):
+        for _ in range(PHOTOS - 5):
             item = opened.get("queue?kind=label&n=1")["items"][0]
-            asked = {"digest": item["digest"], "verdict": "class", "class": truth(item["path"]), "queue": "label"}
+            asked = {"digest": item["digest"], "verdict": "class", "class": colour_of(item["path"]), "queue": "label"}
             opened.post("verdict", {**asked, "rank": 0})
         for _ in range(200):
             state = opened.get("state")
-            if not state["training"]["running"] and state["training"]["labels"] == COUNT - 5:
+            if not state["training"]["running"] and state["training"]["labels"] == PHOTOS - 5:
                 break
             time.sleep(0.05)
         assert state["accuracy"]["images"] == state["valid"] and state["accuracy"]["value"] > 0.8
-        assert state["train"] + state["valid"] == COUNT - 5 and state["unlabelled"] == 5
+        assert state["train"] + state["valid"] == PHOTOS - 5 and state["unlabelled"] == 5
         assert opened.post("finish")["valid_accuracy"] > 0.8
     assert Run.load(photos.parent / "run").record.set == "photos"
     assert FeatureCache.open(photos).index().counts()[UNLABELLED] == 5

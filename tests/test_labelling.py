@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, Extract, draw_image
+from conftest import CLASSES, Extract, colour_of, draw_image
 from torch.nn.functional import normalize
 
 from cache.index import UNLABELLED, SetIndex
@@ -63,20 +63,6 @@ def mislabelled(data: Path, run_extract: Extract) -> Path:
         draw_image(data / "train" / name / f"wrong_{number}.png", 3000 + number, colour)
     run_extract()
     return data.parent / "features"
-
-
-@pytest.fixture
-def photos(tmp_path: Path, run_extract: Extract) -> Path:
-    """A cache of 60 photos of four colours, none with a label, all in one folder."""
-    for number in range(60):
-        draw_image(tmp_path / "photos" / f"photo_{number:02}.png", 100 + number, CLASSES[number % 4])
-    run_extract(data=tmp_path / "photos", unlabelled=True)
-    return tmp_path / "features"
-
-
-def truth(path: str) -> str:
-    """The colour of a photo."""
-    return CLASSES[int(path.split("_")[-1][:2]) % 4]
 
 
 def test_the_fix_queue_is_the_list_of_the_report_after_each_verdict(mislabelled: Path) -> None:
@@ -134,7 +120,7 @@ def test_from_nothing_to_a_run(photos: Path) -> None:
     """Photos without labels: all classes are met early, a fifth are for validation, and a run follows."""
     opened = Opened(photos)
     assert opened.state()["advice"] == "Label images of two classes: then a head is trained."
-    first = [truth(item["path"]) for item in opened.queues.label(8)["items"]]
+    first = [colour_of(item["path"]) for item in opened.queues.label(8)["items"]]
     assert set(first) == set(CLASSES)
     drawn = opened.session.drawn
     assert 5 <= len(drawn) <= 20
@@ -145,7 +131,7 @@ def test_from_nothing_to_a_run(photos: Path) -> None:
         assert item["random"] == (opened.session.known(item["digest"]) in drawn)
         guesses = [one["probability"] for one in item["likely"]]
         assert not item["random"] or not any(guesses)  # a guess would lead the person who answers
-        opened.session.verdict([item["digest"]], "class", truth(item["path"]), "label", item["rank"])
+        opened.session.verdict([item["digest"]], "class", colour_of(item["path"]), "label", item["rank"])
         if len(opened.session.journal.chains) % 10 == 0:
             opened.state()
     assert abs(seen[True] - min(len(drawn), RANDOM_SHARE * 45)) <= 1
@@ -296,7 +282,7 @@ def test_a_drawn_image_without_a_label_is_shown_without_a_guess(photos: Path) ->
     opened = Opened(photos)
     for number, image in enumerate(opened.contents.images):
         if number not in opened.session.drawn:
-            opened.session.verdict([image.digest], "class", truth(image.path), "label", 0)
+            opened.session.verdict([image.digest], "class", colour_of(image.path), "label", 0)
     opened.state()
     place = min(opened.session.drawn)
     digest = opened.contents.images[place].digest

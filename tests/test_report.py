@@ -302,7 +302,7 @@ def test_a_report_is_of_the_run_beside_it(trained: Path, tmp_path: Path) -> None
 
 
 def test_labels_given_by_hand_are_told_with_the_accuracy_before(run_extract: Extract, tmp_path: Path) -> None:
-    """Of validation images that a person changed, the accuracy by the labels in the data stands beside the other."""
+    """Of validation images that a person changed, both accuracies: by the labels in the data, and by those of now."""
     run_extract()
     index = FeatureCache.open(tmp_path / "features").index()
     journal = LabelJournal.load(tmp_path / "features", index.name)

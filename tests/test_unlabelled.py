@@ -60,7 +60,7 @@ def scan(data: Path) -> tuple[SetIndex, list[str]]:
 
 @pytest.mark.parametrize("name", ["unlabelled", "Unlabeled"])
 def test_a_folder_beside_the_splits_is_unlabelled(data: Path, name: str) -> None:
-    """At any depth; its folders are not classes, and the digest of the set is what it was."""
+    """At any depth; its folders are not classes, and the digest of the set is the same."""
     before, _ = scan(data)
     pool(data / name)
     index, said = scan(data)

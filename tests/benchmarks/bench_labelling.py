@@ -129,7 +129,7 @@ def fixing(cache: FeatureCache, index: SetIndex, kind: str, seed: int) -> dict[s
         training = [session.retrainer.trained(labels).seconds for _ in range(3)]
         fitted = session.fitted().tolist()
         place_of = {name: number for number, name in enumerate(index.classes)}
-        mended = {images[p].digest: place_of[session.classes[fitted[p]]] for p in labels.train.tolist()}
+        corrected = {images[p].digest: place_of[session.classes[fitted[p]]] for p in labels.train.tolist()}
     head = DefaultHead(cache, index, "test")
     before = {image.digest: place_of[image.label] for image in dirty.split("train")}
     clean = {image.digest: place_of[image.label] for image in index.split("train")}
@@ -142,7 +142,11 @@ def fixing(cache: FeatureCache, index: SetIndex, kind: str, seed: int) -> dict[s
             "verdicts": by_list[int(np.ceil(needed)) - 1] if len(by_list) >= needed else None,
             "length": len(fixed),
         },
-        "accuracy": {"changed": head.accuracy(before), "mended": head.accuracy(mended), "true": head.accuracy(clean)},
+        "accuracy": {
+            "changed": head.accuracy(before),
+            "corrected": head.accuracy(corrected),
+            "true": head.accuracy(clean),
+        },
         "seconds": {"median": float(np.median(seconds)), "p95": float(np.percentile(seconds, 95)), "head": training},
     }
 
