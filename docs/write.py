@@ -23,20 +23,20 @@ from cache.prune import ForgetResult, PruneResult
 from cache.remote import CopyResult
 from cli import main
 from pipeline import errors
+from pipeline.commands.cv import CvResult
+from pipeline.commands.export import ExportResult
+from pipeline.commands.extract import ExtractResult
+from pipeline.commands.labels import LabelsResult
+from pipeline.commands.list_backbones import BackboneList
+from pipeline.commands.predict import PredictResult
+from pipeline.commands.reduce import ReduceResult
+from pipeline.commands.report import ReportResult
+from pipeline.commands.weights import WeightsFile, WeightsList
 from pipeline.cross_validation.learning_curve import CurveResult
-from pipeline.cv import CvResult
-from pipeline.export import ExportResult
-from pipeline.extract import ExtractResult
-from pipeline.labels import LabelsResult
-from pipeline.list_backbones import BackboneList
-from pipeline.predict import PredictResult
-from pipeline.reduce import ReduceResult
-from pipeline.report import ReportResult
 from pipeline.reporting.backbones import CompareResult
 from pipeline.run_record import TrainResult
 from pipeline.search.results import SweepResult
 from pipeline.statistics.scoring import Scores
-from pipeline.weights import WeightsFile, WeightsList
 
 RESULTS: dict[str, type] = {
     "extract": ExtractResult,

@@ -4,15 +4,15 @@ Nothing that takes time is imported here, so that what needs no torch starts at 
 
     pipeline.config         ExtractConfig, ReduceConfig, TrainConfig, SweepConfig, ExportConfig, EvaluateConfig,
                             PredictConfig
-    pipeline.extract        extract
-    pipeline.reduce         reduce_cache
-    pipeline.train          train_head
-    pipeline.sweep          sweep
-    pipeline.evaluate       evaluate
-    pipeline.export         export
+    pipeline.commands.extract        extract
+    pipeline.commands.reduce         reduce_cache
+    pipeline.commands.train          train_head
+    pipeline.commands.sweep          sweep
+    pipeline.commands.evaluate       evaluate
+    pipeline.commands.export         export
     pipeline.model.file     load_bundle
-    pipeline.predict        predict
-    pipeline.weights        list_weights, fetch_weights
+    pipeline.commands.predict        predict
+    pipeline.commands.weights        list_weights, fetch_weights
     pipeline.estimator      HeadClassifier
     pipeline.inputs.images  ImageSet
 """

@@ -14,12 +14,12 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from pipeline.config import LARGEST_SEED, HeadSettings, TrainConfig
+from pipeline.config.heads import HeadSettings, TrainConfig
+from pipeline.config.options import LARGEST_SEED, check_option
 from pipeline.errors import ConfigError
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
 from pipeline.heads.head import Head
 from pipeline.heads.seeds import shuffle_rng
-from pipeline.options import check_option
 
 Array = npt.NDArray[np.float32]
 

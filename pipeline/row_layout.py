@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from cache.manifest import Manifest
 from pipeline.basis_name import VECTORS
-from pipeline.config import POOLED_BASIS, VECTOR_BASIS, WIDEST, HeadSettings
+from pipeline.config.heads import POOLED_BASIS, VECTOR_BASIS, WIDEST, HeadSettings
 from pipeline.errors import PipelineError
 
 TOKENS = "tokens"  # the layer whose rows are tokens

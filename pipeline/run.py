@@ -30,7 +30,7 @@ from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
 from pipeline.bases.reduced import chained, reduction_basis
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import TrainConfig
+from pipeline.config.heads import TrainConfig
 from pipeline.console import reason
 from pipeline.errors import ConfigError, RunError
 from pipeline.heads.fit import Fitted, matmul_dtype_on

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from msgspec import Meta
 
 from cache.records import Count, Digest, Seconds, convert
-from pipeline.config import HeadSettings, scored_by
+from pipeline.config.heads import HeadSettings, scored_by
 from pipeline.console import counted
 from pipeline.heads.fit import Epoch
 

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import TrainConfig
+from pipeline.config.heads import TrainConfig
 from pipeline.cross_validation.refit import refitted
 from pipeline.heads.fit import default_epochs, fit_head
 from pipeline.machine.device import available_cpus

@@ -25,9 +25,10 @@ from pipeline.backbones.catalog import BACKBONES, backbone_spec, preprocessing_o
 from pipeline.backbones.sources import load_tensors
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.backbones.weights import NamedWeights, weights_folder
-from pipeline.config import ExtractConfig, TrainConfig
+from pipeline.commands.extract import ExtractResult, extract
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.heads import TrainConfig
 from pipeline.errors import WeightsError
-from pipeline.extract import ExtractResult, extract
 from pipeline.inputs.decode import FULL_RANGE
 from pipeline.inputs.preprocessing import Preprocessing
 

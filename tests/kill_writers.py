@@ -22,8 +22,8 @@ from cache.check import verify
 from cache.keys import RowKey, pack_keys
 from cache.shard import Float16Array
 from cache.store import FeatureCache
-from pipeline.config import ExtractConfig
-from pipeline.extract import extract
+from pipeline.commands.extract import extract
+from pipeline.config.extract import ExtractConfig
 
 IMAGES = 20  # times the 24 of `draw_dataset`
 

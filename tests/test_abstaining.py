@@ -22,19 +22,21 @@ from pipeline.backbones.catalog import BACKBONES
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.backbones.trunk import layer_with_cells
 from pipeline.backbones.weights import NamedWeights
-from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig, SweepConfig
-from pipeline.cv import cv
-from pipeline.cv_config import CvConfig
+from pipeline.commands.cv import cv
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import ExportResult, export
+from pipeline.commands.extract import extract
+from pipeline.commands.predict import as_csv, predict
+from pipeline.commands.sweep import sweep
+from pipeline.commands.train import train_head
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.folds import CvConfig
+from pipeline.config.heads import SweepConfig
+from pipeline.config.models import EvaluateConfig, ExportConfig, PredictConfig
 from pipeline.errors import BundleError, ConfigError, PipelineError
-from pipeline.evaluate import evaluate
-from pipeline.export import ExportResult, export
-from pipeline.extract import extract
 from pipeline.model.file import load_bundle, write_bundle
 from pipeline.model.parity_worker import answer
-from pipeline.predict import as_csv, predict
 from pipeline.run import Run
-from pipeline.sweep import sweep
-from pipeline.train import train_head
 from pipeline.unknown.detector import pooled
 
 COUNTS = {"train": 80, "valid": 10, "test": 40}

@@ -29,16 +29,17 @@ from pipeline.backbones.trunk import (
     state_dict_mismatch,
 )
 from pipeline.backbones.weights import tensor_digest
-from pipeline.config import ExportConfig, ExtractConfig
+from pipeline.commands.export import export
+from pipeline.commands.extract import extract
+from pipeline.commands.list_backbones import list_backbones
+from pipeline.commands.train import train_head
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.models import ExportConfig
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.export import export
-from pipeline.extract import extract
 from pipeline.inputs.decode import FULL_RANGE
 from pipeline.inputs.preprocessing import Preprocessing
-from pipeline.list_backbones import list_backbones
 from pipeline.machine.device import CPU, computes
 from pipeline.model.file import load_bundle
-from pipeline.train import train_head
 
 # One of each kind: batch norm and residuals, depthwise, squeezing, dense, grouped, norms of layers, tokens, windows.
 SOME = (

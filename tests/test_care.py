@@ -21,12 +21,13 @@ from cache.manifest import Manifest
 from cache.pack import pack
 from cache.prune import forget, prune
 from cache.store import FeatureCache
-from pipeline.config import EvaluateConfig, ReduceConfig, ReportConfig
-from pipeline.evaluate import evaluate
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.reduce import reduce_cache
+from pipeline.commands.report import report
+from pipeline.commands.train import train_head
+from pipeline.config.heads import ReduceConfig
+from pipeline.config.models import EvaluateConfig, ReportConfig
 from pipeline.inputs.images import changed_files
-from pipeline.reduce import reduce_cache
-from pipeline.report import report
-from pipeline.train import train_head
 
 
 @pytest.fixture

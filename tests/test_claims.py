@@ -21,24 +21,25 @@ from conftest import REPOSITORY, Extract, heard, logged, train_config
 from cache.errors import CacheBusy, CacheError
 from cache.files import temporary_name
 from cache.lock import claimed
-from pipeline.config import EvaluateConfig, ReportConfig, SweepConfig, TrainConfig
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.report import report
+from pipeline.commands.sweep import sweep
+from pipeline.commands.train import train_head
+from pipeline.config.heads import SweepConfig, TrainConfig
+from pipeline.config.models import EvaluateConfig, ReportConfig
 from pipeline.errors import RunError, TargetExists
-from pipeline.evaluate import evaluate
-from pipeline.report import report
 from pipeline.run import Run
 from pipeline.search.journal import Journal
 from pipeline.search.results import SweepResult
-from pipeline.sweep import sweep
-from pipeline.train import train_head
 
 # A command in a process of its own, which has its run but waits for the file `go` before it opens its rows.
 FIRST = """
 import json, sys, time
 from pathlib import Path
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import SweepConfig, TrainConfig
-from pipeline.sweep import sweep
-from pipeline.train import train_head
+from pipeline.config.heads import SweepConfig, TrainConfig
+from pipeline.commands.sweep import sweep
+from pipeline.commands.train import train_head
 kind, go, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 options |= {name: Path(options[name]) for name in ("cache", "run", "space") if options.get(name)}
 opened = TrainingSet.open
@@ -364,13 +365,13 @@ def test_what_is_found_of_a_run_is_not_written_into_another(
     logged(said, loaded.add_scores, [{"split": "test"}])
     assert "replaced by another run" in said[0]
     assert (run / "run.json").read_bytes() == before
-    find = sys.modules["pipeline.report"].find
+    find = sys.modules["pipeline.commands.report"].find
 
     def replaced(*given: object) -> object:
         train_head(config("train", features, run, seed=2, overwrite=True))  # type: ignore[arg-type]
         return find(*given)
 
-    monkeypatch.setattr("pipeline.report.find", replaced)
+    monkeypatch.setattr("pipeline.commands.report.find", replaced)
     with pytest.raises(RunError, match="replaced by another run"):
         report(ReportConfig(run))
     assert sorted(file.name for file in run.iterdir()) == RUN

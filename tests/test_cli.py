@@ -16,21 +16,12 @@ from click.testing import CliRunner, Result
 from conftest import REPOSITORY, draw_image
 
 from cli import main
-from pipeline.command_line import Command
-from pipeline.config import (
-    CompareConfig,
-    EvaluateConfig,
-    ExportConfig,
-    ExtractConfig,
-    PredictConfig,
-    ReduceConfig,
-    ReportConfig,
-    ServeConfig,
-    SweepConfig,
-    TrainConfig,
-)
+from pipeline.command_line.command import Command
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.heads import CompareConfig, ReduceConfig, SweepConfig, TrainConfig
+from pipeline.config.models import EvaluateConfig, ExportConfig, PredictConfig, ReportConfig, ServeConfig
+from pipeline.config.options import flag
 from pipeline.errors import ConfigError
-from pipeline.options import flag
 
 COMMANDS = [
     "weights",
@@ -391,7 +382,7 @@ def test_a_program_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tm
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("pipeline.extract.extract", broken)
+    monkeypatch.setattr("pipeline.commands.extract.extract", broken)
     with pytest.raises(ZeroDivisionError):
         invoke("extract", tmp_path, "--cache", tmp_path / "c")
 
@@ -407,7 +398,7 @@ def test_an_interrupt_says_what_is_kept(
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         signal.raise_signal(number)
 
-    monkeypatch.setattr("pipeline.extract.extract", interrupted)
+    monkeypatch.setattr("pipeline.commands.extract.extract", interrupted)
     result = invoke("extract", tmp_path, "--cache", tmp_path / "c")
     assert result.exit_code == status
     assert "run the same command" in result.stderr
@@ -420,7 +411,7 @@ def test_an_error_of_the_system_is_one_message(monkeypatch: pytest.MonkeyPatch, 
     def refused(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "/some/place")
 
-    monkeypatch.setattr("pipeline.extract.extract", refused)
+    monkeypatch.setattr("pipeline.commands.extract.extract", refused)
     result = invoke("extract", tmp_path, "--cache", tmp_path / "c")
     assert (result.exit_code, result.stderr) == (1, "error: /some/place: Permission denied\n")
 

@@ -18,10 +18,10 @@ from cache.errors import CacheError, HeadgraftError, MissingRows, UnknownSet
 from cache.layout import HISTORY_FILE
 from cache.store import FeatureCache
 from cli import main
-from pipeline.compare import compare
-from pipeline.config import CompareConfig, ReduceConfig
+from pipeline.commands.compare import compare
+from pipeline.commands.reduce import reduce_cache
+from pipeline.config.heads import CompareConfig, ReduceConfig
 from pipeline.errors import ConfigError, TargetExists
-from pipeline.reduce import reduce_cache
 from pipeline.reporting.backbones import ComparedBackbone
 
 Right = Callable[[int, int], bool]  # whether a head is right, by the numbers of cache and validation image
@@ -31,7 +31,7 @@ Right = Callable[[int, int], bool]  # whether a head is right, by the numbers of
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads of three epochs, by one thread."""
     monkeypatch.setattr("pipeline.heads.fit.MOST_EPOCHS", 3)
-    monkeypatch.setattr("pipeline.compare.available_cpus", lambda: 1)
+    monkeypatch.setattr("pipeline.commands.compare.available_cpus", lambda: 1)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def with_hits(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[Path, ...], Ri
             ]
             return torch.eye(len(index.classes))[named]
 
-        monkeypatch.setattr("pipeline.compare.predict_validation", predicted)
+        monkeypatch.setattr("pipeline.commands.compare.predict_validation", predicted)
 
     return answer
 

@@ -18,11 +18,11 @@ from conftest import REPOSITORY, train_config
 from cache.check import verify
 from cache.manifest import json_digest
 from cache.store import FeatureCache
-from pipeline.config import EvaluateConfig
-from pipeline.evaluate import evaluate
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.train import train_head
+from pipeline.config.models import EvaluateConfig
 from pipeline.model.file import load_bundle
 from pipeline.run import Run
-from pipeline.train import train_head
 
 WRITTEN = REPOSITORY / "tests" / "data" / "a5956e8"
 EXPECTED: dict[str, Any] = json.loads((WRITTEN / "expected.json").read_text())

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from cache.index import ImageRecord
 from cli import main
-from pipeline.config import ReportConfig
+from pipeline.commands.curve import SHARES, curve
+from pipeline.commands.report import report
+from pipeline.commands.train import train_head
+from pipeline.config.folds import CurveConfig
+from pipeline.config.models import ReportConfig
 from pipeline.cross_validation.learning_curve import curve_path
-from pipeline.curve import SHARES, curve
-from pipeline.cv_config import CurveConfig
-from pipeline.report import report
 from pipeline.statistics.folds import nested_parts
 from pipeline.statistics.groups import join
 from pipeline.statistics.power_law import PowerLaw, curve_of, fit_power_laws
-from pipeline.train import train_head
 
 COUNTS = np.array([80.0, 160.0, 320.0, 480.0, 640.0])
 

@@ -24,27 +24,28 @@ from pipeline.bases.data import HeadData
 from pipeline.bases.fit import fit_basis, start_basis
 from pipeline.bases.sums import RegionSums, basis_of_sums, block_of
 from pipeline.basis_name import BasisName
-from pipeline.config import EvaluateConfig, HeadSettings, ReportConfig
+from pipeline.commands.curve import curve
+from pipeline.commands.cv import cv
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.report import report
+from pipeline.commands.train import train_head
+from pipeline.config.folds import CurveConfig, CvConfig
+from pipeline.config.heads import HeadSettings
+from pipeline.config.models import EvaluateConfig, ReportConfig
 from pipeline.cross_validation.predictions import OutOfFold, compared
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.cross_validation.training import out_of_fold
-from pipeline.curve import curve
-from pipeline.cv import cv
-from pipeline.cv_config import CurveConfig, CvConfig
 from pipeline.errors import ConfigError, RunError
-from pipeline.evaluate import evaluate
 from pipeline.heads.fit import class_weights, hyperparameters_of, shape_of
 from pipeline.heads.group import HeadGroup, HeadState
 from pipeline.heads.head import Head
 from pipeline.heads.seeds import shuffle_rng
 from pipeline.heads.side_by_side import fit_side_by_side, steps_of
-from pipeline.report import report
 from pipeline.row_layout import RowLayout
 from pipeline.search.basis_cache import FoldedBasisCache
 from pipeline.statistics.folds import folds_of_groups, stratified_folds
 from pipeline.statistics.groups import join
 from pipeline.statistics.intervals import accuracies
-from pipeline.train import train_head
 
 SETTINGS = HeadSettings(hidden=8, lr=1e-2, batch_size=8, basis="full")
 

@@ -14,7 +14,7 @@ from cache.store import FeatureCache
 from pipeline.backbones.backbone import Backbone
 from pipeline.backbones.fastest import load_backbone
 from pipeline.backbones.trunk import build_network
-from pipeline.config import HeadSettings
+from pipeline.config.heads import HeadSettings
 from pipeline.errors import DecodeError, ImageSetError, PipelineError, RunError
 from pipeline.extraction import startup
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState

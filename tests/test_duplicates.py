@@ -17,12 +17,13 @@ import pipeline.duplicates.near_duplicates as near
 from cache.index import ImageRecord
 from cache.store import FeatureCache
 from cli import main
-from pipeline.config import ExtractConfig, ReduceConfig
+from pipeline.commands.extract import extract
+from pipeline.commands.reduce import reduce_cache
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.heads import ReduceConfig
 from pipeline.duplicates.near_duplicates import NearDuplicates, near_duplicates
 from pipeline.duplicates.threshold import FalseAlarms, false_alarms
 from pipeline.errors import ConfigError
-from pipeline.extract import extract
-from pipeline.reduce import reduce_cache
 from pipeline.statistics.groups import join
 
 

@@ -10,7 +10,7 @@ from conftest import REPOSITORY, draw_dataset, require_weights
 
 from cli import main
 from pipeline.backbones.catalog import BACKBONES
-from pipeline.command_line import Command
+from pipeline.command_line.command import Command
 from pipeline.search.space import Space
 
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])

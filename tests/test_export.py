@@ -33,19 +33,20 @@ from cache.index import ImageRecord
 from cache.store import FeatureCache
 from cli import main
 from pipeline.backbones.backbone import normalise
-from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, PredictConfig
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import export
+from pipeline.commands.extract import extract
+from pipeline.commands.predict import find_images, predict
+from pipeline.commands.train import train_head
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.models import EvaluateConfig, ExportConfig, PredictConfig
 from pipeline.errors import BundleError, ConfigError, DecodeError, ParityError, PipelineError, RunError, TargetExists
-from pipeline.evaluate import evaluate
-from pipeline.export import export
-from pipeline.extract import extract
 from pipeline.inputs.display_names import read_names
 from pipeline.model.card import ModelCard
 from pipeline.model.file import load_bundle
 from pipeline.model.parity import chosen_images
-from pipeline.predict import find_images, predict
 from pipeline.run import Run
 from pipeline.statistics.calibration import Fit
-from pipeline.train import train_head
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def test_a_model_that_differs_from_the_run_is_not_written(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     """Permuted classes, a fold that is off, other preprocessing: each is stopped and named, and no file is left."""
-    from pipeline import export as stage
+    from pipeline.commands import export as stage
 
     card, folded = stage._card, Run.folded_head
 

@@ -29,8 +29,8 @@ from pipeline.backbones.fastest import load_backbone
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.backbones.trunk import build_trunk, layer_of
 from pipeline.backbones.weights import NamedWeights
+from pipeline.commands.extract import ExtractResult
 from pipeline.errors import ConfigError, DecodeError, PipelineError, WeightsError
-from pipeline.extract import ExtractResult
 from pipeline.inputs.decode import decode_rgb
 from pipeline.inputs.views import Views
 
@@ -363,8 +363,8 @@ from functools import partial
 from pathlib import Path
 import conftest, pipeline.extraction.extractor as stage
 from cache.writer import ShardWriter
-from pipeline.extract import extract
-from pipeline.config import ExtractConfig
+from pipeline.commands.extract import extract
+from pipeline.config.extract import ExtractConfig
 conftest.register_tiny()
 stage.ShardWriter = partial(stage.ShardWriter, rows_per_shard=4)
 add, done = ShardWriter.add, []

@@ -15,10 +15,10 @@ from conftest import REPOSITORY, Extract, draw_image, heard
 
 from cache.errors import CacheError
 from cache.store import FeatureCache
+from pipeline.commands.predict import find_images
 from pipeline.errors import ImageSetError
 from pipeline.inputs.images import ImageSet, changed_files, root_now, stale_files
 from pipeline.inputs.splitting import count_leaks
-from pipeline.predict import find_images
 
 Scan = tuple[ImageSet, list[str]]
 

@@ -17,12 +17,12 @@ from cache.store import FeatureCache
 from pipeline.backbones.backbone import Backbone
 from pipeline.backbones.catalog import BACKBONES
 from pipeline.backbones.golden import KnownWeights, differ, golden_of, golden_pixels, golden_views
-from pipeline.config import ExportConfig
+from pipeline.commands.export import export
+from pipeline.commands.train import train_head
+from pipeline.config.models import ExportConfig
 from pipeline.errors import BundleError, PipelineError, WeightsError
-from pipeline.export import export
 from pipeline.extraction import plan
 from pipeline.model.file import load_bundle
-from pipeline.train import train_head
 
 
 class Smooth(Tiny):
@@ -127,7 +127,7 @@ def test_a_model_of_another_network_is_not_opened(
     cache = Path(run_extract().cache)
     train_head(train_config(cache, tmp_path / "run"))
     model = tmp_path / "model.safetensors"
-    monkeypatch.setattr("pipeline.export.check_parity", lambda *_: {"images": 0, "max_abs_diff": 0.0})
+    monkeypatch.setattr("pipeline.commands.export.check_parity", lambda *_: {"images": 0, "max_abs_diff": 0.0})
     export(ExportConfig(tmp_path / "run", model))
     found = load_bundle(model)
     assert len(found.card.golden) == 16

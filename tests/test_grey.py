@@ -11,14 +11,15 @@ from PIL import Image
 
 from cache.errors import ManifestMismatch
 from cache.store import FeatureCache
-from pipeline.config import ExportConfig, ExtractConfig
+from pipeline.commands.export import export
+from pipeline.commands.train import train_head
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.models import ExportConfig
 from pipeline.errors import ConfigError, ImageSetError
-from pipeline.export import export
 from pipeline.inputs.decode import Decoding
 from pipeline.inputs.grey import narrow_range
 from pipeline.model.file import load_bundle
 from pipeline.model.parity_worker import answer
-from pipeline.train import train_head
 
 
 def draw_grey(root: Path, scale: int, most: int) -> Path:

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from cache.index import ImageRecord, SetIndex
 from cache.store import FeatureCache
-from pipeline.config import EvaluateConfig, ExtractConfig
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.train import train_head
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.models import EvaluateConfig
 from pipeline.errors import ConfigError, ImageSetError
-from pipeline.evaluate import evaluate
 from pipeline.inputs.images import ImageSet, stale_files
 from pipeline.inputs.splitting import grouped_by, split_by_class
-from pipeline.train import train_head
 
 
 def record(number: int, label: str = "a", group: str = "", path: str = "") -> ImageRecord:

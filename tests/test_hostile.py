@@ -19,11 +19,11 @@ from cache.errors import DamagedCache
 from cache.index import SetIndex
 from cache.manifest import Manifest, json_digest
 from cache.store import FeatureCache
+from pipeline.commands.predict import find_images
 from pipeline.errors import ImageSetError
 from pipeline.inputs.decode import Pixels, decode_rgb, read_image
 from pipeline.inputs.images import changed_files
 from pipeline.inputs.listing import list_files
-from pipeline.predict import find_images
 
 SIDE = 40
 RED, BLUE = (254, 0, 0), (0, 0, 254)

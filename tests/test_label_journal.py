@@ -19,10 +19,10 @@ from cache.info import info
 from cache.labels import EXCLUDING, LabelJournal, VerdictKind, journal_path
 from cache.prune import forget, prune
 from cache.store import FeatureCache
-from pipeline.config import ReduceConfig
-from pipeline.labels import labels
-from pipeline.reduce import reduce_cache
-from pipeline.train import train_head
+from pipeline.commands.labels import labels
+from pipeline.commands.reduce import reduce_cache
+from pipeline.commands.train import train_head
+from pipeline.config.heads import ReduceConfig
 
 IMAGES = tuple(
     ImageRecord(f"{number}.jpg", f"{number:064x}", label, split, 1, 0)

@@ -22,7 +22,7 @@ from conftest import PHOTOS, REPOSITORY, Extract, Times, colour_of
 from cache.index import UNLABELLED
 from cache.labels import LabelJournal, journal_path
 from cache.store import FeatureCache
-from pipeline.labels import labels
+from pipeline.commands.labels import labels
 from pipeline.run import Run
 
 pytest.importorskip("fastapi")

@@ -15,9 +15,9 @@ from torch.nn.functional import normalize
 from cache.index import UNLABELLED, SetIndex
 from cache.labels import LabelJournal, VerdictKind
 from cache.store import FeatureCache
-from pipeline.config import LabelConfig
+from pipeline.commands.label import Finish, label
+from pipeline.config.models import LabelConfig
 from pipeline.errors import LabelError, RunError, TargetExists
-from pipeline.label import Finish, label
 from pipeline.labelling.contents import Contents
 from pipeline.labelling.label_issues import label_issues
 from pipeline.labelling.pool import Pool

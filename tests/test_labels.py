@@ -17,9 +17,9 @@ from cache.index import ImageRecord
 from cache.store import FeatureCache
 from pipeline.bases.clean_rows import CleanRows
 from pipeline.bases.moments import Moments
-from pipeline.config import ExtractConfig
+from pipeline.commands.extract import extract
+from pipeline.config.extract import ExtractConfig
 from pipeline.duplicates.near_duplicates import near_duplicates
-from pipeline.extract import extract
 from pipeline.labelling.label_issues import label_issues, out_of_fold
 from pipeline.labelling.ridge import FOLDS, NO_LABEL, PENALTY, OutOfFoldRidge, fit_fold, known_classes
 from pipeline.statistics.folds import stratified_folds

@@ -23,6 +23,7 @@ from cache.errors import HeadgraftError
 from cache.manifest import Manifest
 from cli import main
 from pipeline.backbones.weights import load_weights_file
+from pipeline.commands.train import train_head
 from pipeline.errors import BundleError, DecodeError, RunError, WeightsError
 from pipeline.heads.head import Head
 from pipeline.model.bundle import Bundle
@@ -30,7 +31,6 @@ from pipeline.model.file import load_bundle, write_bundle
 from pipeline.model.markdown import model_card
 from pipeline.run import Run
 from pipeline.run_folder import HEAD_FILE
-from pipeline.train import train_head
 
 
 def tensor(start: int, end: int, shape: list[int] | None = None, kind: str = "F32") -> dict[str, object]:

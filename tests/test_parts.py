@@ -17,7 +17,7 @@ from cache.errors import CacheBusy, MissingRows
 from cache.keys import RowKey, pack_keys, unpack_keys
 from cache.lock import writing
 from cache.store import FeatureCache
-from pipeline.config import ExtractConfig
+from pipeline.config.extract import ExtractConfig
 from pipeline.errors import ConfigError, DecodeError, ImageSetError
 from pipeline.extraction.plan import _part_of
 from pipeline.inputs import records
@@ -26,8 +26,8 @@ PART = """
 import sys
 sys.path.insert(0, "tests")
 from conftest import register_tiny
-from pipeline.config import ExtractConfig
-from pipeline.extract import extract
+from pipeline.config.extract import ExtractConfig
+from pipeline.commands.extract import extract
 register_tiny()
 data, cache, weights, part = sys.argv[1:]
 given = dict(backbone="tiny", weights=weights, image_size=32, precision="float32", device="cpu", threads=1)

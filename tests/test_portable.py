@@ -26,8 +26,8 @@ import logging
 from cache.lock import writing
 from cache.pack import pack
 from cache.store import FeatureCache
-from pipeline.config import PredictConfig
-from pipeline.predict import predict
+from pipeline.config.models import PredictConfig
+from pipeline.commands.predict import predict
 from pipeline.service import app, decoding, server
 folder, lines = Path(sys.argv[1]), []
 with conftest.heard(lines.append), writing(folder / "cache"):

@@ -9,10 +9,12 @@ import torch
 from conftest import CLASSES, Extract, require_weights, train_config
 from torch.nn.functional import nll_loss
 
-from pipeline.config import ExportConfig, ExtractConfig
+from pipeline.commands.export import export
+from pipeline.commands.extract import extract
+from pipeline.commands.train import train_head
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.models import ExportConfig
 from pipeline.errors import ConfigError
-from pipeline.export import export
-from pipeline.extract import extract
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
 from pipeline.heads.head import Head
 from pipeline.heads.seeds import shuffle_rng
@@ -20,7 +22,6 @@ from pipeline.model.file import load_bundle
 from pipeline.model.prior import class_prior
 from pipeline.run import Run
 from pipeline.statistics.calibration import at_temperature, error_of, fit_temperature
-from pipeline.train import train_head
 
 
 def test_probabilities_are_multiplied_by_the_ratio_of_priors() -> None:

@@ -21,14 +21,15 @@ from hypothesis import strategies as st
 from test_parts import rows_of
 
 from cache.store import FeatureCache
-from pipeline.config import ExtractConfig, SweepConfig
+from pipeline.commands.sweep import sweep
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.heads import SweepConfig
+from pipeline.config.options import ClusterConfig
 from pipeline.errors import ConfigError, DecodeError, PipelineError
 from pipeline.extraction import units
 from pipeline.extraction.units import cut
 from pipeline.inputs.loader import DecodeTask
 from pipeline.machine.cluster import Workers
-from pipeline.options import ClusterConfig
-from pipeline.sweep import sweep
 
 ON_RAY: dict[str, Any] = {"engine": "ray", "unit_rows": 4}
 

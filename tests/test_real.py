@@ -11,8 +11,8 @@ from torchvision.models import VGG16_Weights, vgg16
 
 from cache.store import FeatureCache
 from pipeline.backbones import fastest
-from pipeline.config import ExtractConfig
-from pipeline.extract import extract
+from pipeline.commands.extract import extract
+from pipeline.config.extract import ExtractConfig
 from pipeline.machine.device import computes_bfloat16
 
 

@@ -20,14 +20,15 @@ from pipeline.backbones.golden import differ, known
 from pipeline.backbones.sources import load_tensors
 from pipeline.backbones.trunk import layer_of
 from pipeline.backbones.weights import tensor_digest
-from pipeline.config import ExportConfig, ExtractConfig
+from pipeline.commands.export import export
+from pipeline.commands.extract import extract
+from pipeline.commands.train import train_head
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.models import ExportConfig
 from pipeline.errors import WeightsError
-from pipeline.export import export
-from pipeline.extract import extract
 from pipeline.heads.head import Head
 from pipeline.inputs.preprocessing import BICUBIC, BILINEAR, Preprocessing
 from pipeline.model.file import load_bundle
-from pipeline.train import train_head
 
 VIT = "timm/vit_small_patch14_dinov2.lvd142m"
 LITE = "timm/tf_efficientnet_lite0.in1k"

@@ -25,30 +25,24 @@ from cache.shard import Shard
 from cache.store import FeatureCache
 from pipeline.bases.reduced import reduction_basis
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import (
-    EvaluateConfig,
-    ExportConfig,
-    ExtractConfig,
-    ReduceConfig,
-    ReportConfig,
-    SweepConfig,
-    TrainConfig,
-)
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import export
+from pipeline.commands.extract import extract
+from pipeline.commands.reduce import ReduceResult, reduce_cache
+from pipeline.commands.report import report
+from pipeline.commands.sweep import sweep
+from pipeline.commands.train import train_head
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.heads import ReduceConfig, SweepConfig, TrainConfig
+from pipeline.config.models import EvaluateConfig, ExportConfig, ReportConfig
 from pipeline.duplicates.near_duplicates import identical_files, near_duplicates
 from pipeline.errors import ConfigError, ParityError, PipelineError, RunError
-from pipeline.evaluate import evaluate
-from pipeline.export import export
-from pipeline.extract import extract
 from pipeline.labelling.label_issues import label_issues
 from pipeline.model.file import load_bundle
 from pipeline.model.parity_worker import answer
-from pipeline.reduce import ReduceResult, reduce_cache
-from pipeline.report import report
 from pipeline.run import Run
 from pipeline.run_folder import REPORT_FILE
 from pipeline.statistics.intervals import paired_loss
-from pipeline.sweep import sweep
-from pipeline.train import train_head
 
 
 @pytest.fixture

@@ -7,15 +7,16 @@ import torch
 from conftest import Extract, draw_image, logged, train_config
 
 from cache.store import FeatureCache
-from pipeline.config import EvaluateConfig, ExportConfig, SweepConfig
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import export
+from pipeline.commands.sweep import sweep
+from pipeline.commands.train import train_head
+from pipeline.config.heads import SweepConfig
+from pipeline.config.models import EvaluateConfig, ExportConfig
 from pipeline.errors import ConfigError, RunError
-from pipeline.evaluate import evaluate
-from pipeline.export import export
 from pipeline.model.prior import class_prior
 from pipeline.run import Run
 from pipeline.run_folder import HELD_OUT_FILE
-from pipeline.sweep import sweep
-from pipeline.train import train_head
 
 
 @pytest.fixture

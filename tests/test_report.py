@@ -26,16 +26,19 @@ from cache.labels import LabelJournal
 from cache.layout import HISTORY_FILE
 from cache.store import FeatureCache
 from cli import main
-from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, ReportConfig, SweepConfig
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import export
+from pipeline.commands.report import ReportResult, report
+from pipeline.commands.sweep import sweep
+from pipeline.commands.train import train_head
+from pipeline.config.heads import HeadSettings, SweepConfig
+from pipeline.config.models import EvaluateConfig, ExportConfig, ReportConfig
 from pipeline.console import counted
 from pipeline.duplicates.near_duplicates import Pair
 from pipeline.errors import ConfigError, ImageSetError, RunError, TargetExists
-from pipeline.evaluate import evaluate
 from pipeline.evidence.attribution import evidence_of
 from pipeline.evidence.reference import mean_row
-from pipeline.export import export
 from pipeline.labelling.label_issues import LabelIssues
-from pipeline.report import ReportResult, report
 from pipeline.reporting import thumbnails
 from pipeline.reporting.confusion import confusion
 from pipeline.reporting.costs import Payback
@@ -51,8 +54,6 @@ from pipeline.search.baselines import Baselines
 from pipeline.search.results import SweepResult
 from pipeline.statistics.groups import join
 from pipeline.statistics.intervals import Interval
-from pipeline.sweep import sweep
-from pipeline.train import train_head
 
 STRANGE = "<script>alert(1)</script>'\"&amp;"
 

@@ -30,11 +30,11 @@ from PIL import Image
 from pipeline.backbones.catalog import BACKBONES
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.backbones.weights import NamedWeights
-from pipeline.config import ServeConfig
+from pipeline.commands.serve import serve
+from pipeline.config.models import ServeConfig
 from pipeline.errors import DecodeError, PipelineError
 from pipeline.inputs.decode import decode_rgb
 from pipeline.model.file import load_bundle, write_bundle
-from pipeline.serve import serve
 from pipeline.service.decoding import LARGE, SMALL, effort, view_of_large
 from pipeline.unknown.detector import Distance, UnknownDetector, pooled, scale_of
 from pipeline.unknown.fitting import moments_of
@@ -48,9 +48,9 @@ import logging
 import sys
 sys.path.insert(0, "tests")
 from conftest import register_tiny
-from pipeline.config import ServeConfig
+from pipeline.config.models import ServeConfig
 from pipeline.console import shown
-from pipeline.serve import serve
+from pipeline.commands.serve import serve
 from pipeline.service import server
 register_tiny()
 vars(server).update(json.loads(sys.argv[2]))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import HeadSettings, SweepConfig
+from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.errors import ConfigError
 from pipeline.search.proposals import start_search
 from pipeline.search.space import NARROW_RATE, Range, Space, default_space, first_trials

@@ -14,11 +14,11 @@ from cache.store import FeatureCache
 from pipeline.bases.data import StreamedData
 from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import EvaluateConfig
-from pipeline.evaluate import evaluate
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.train import train_head
+from pipeline.config.models import EvaluateConfig
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import available_bytes
-from pipeline.train import train_head
 
 TINY = 500  # bytes: a few rows of the tiny backbone
 

@@ -7,10 +7,6 @@ from pathlib import Path
 
 from conftest import REPOSITORY
 
-COMMANDS = {
-    "extract", "train", "sweep", "evaluate", "export", "predict", "serve", "report", "reduce", "weights", "estimator",
-    "compare", "cv", "curve", "label", "labels",
-}  # fmt: skip
 SOURCES = sorted([REPOSITORY / "cli.py", *REPOSITORY.glob("cache/*.py"), *REPOSITORY.glob("pipeline/**/*.py")])
 MODULES = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in SOURCES}
 
@@ -35,12 +31,20 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
 
 
-def test_a_command_is_imported_by_the_command_line_alone() -> None:
+def test_a_command_is_imported_by_the_command_line_and_the_public_names_alone() -> None:
     """What several commands need lies below them."""
-    commands = {f"pipeline.{name}" for name in COMMANDS}
-    assert commands <= MODULES
-    found = {(name_of(path), module) for path in SOURCES for module in imported(path) if module in commands}
-    assert {pair for pair in found if pair[0] != "cli"} == set()
+    found = {(room(name_of(path)), module) for path in SOURCES for module in imported(path)}
+    users = {user for user, module in found if module.startswith("pipeline.commands.") and user != "pipeline.commands"}
+    assert users == {"cli", "pipeline.command_line"}
+
+
+def test_no_command_imports_another() -> None:
+    """Each is a file of its own on the floors below."""
+    commands = [path for path in SOURCES if path.parent.name == "commands"]
+    assert len(commands) > 10
+    assert [
+        path for path in commands if any(module.startswith("pipeline.commands.") for module in imported(path))
+    ] == []
 
 
 def test_rooms_import_in_one_direction() -> None:

@@ -20,10 +20,13 @@ from cache.errors import HeadgraftError
 from cache.store import FeatureCache
 from pipeline.bases.data import HeadData
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import EvaluateConfig, HeadSettings, ReportConfig, SweepConfig, TrainConfig
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.report import report
+from pipeline.commands.sweep import sweep
+from pipeline.commands.train import train_head
+from pipeline.config.heads import HeadSettings, SweepConfig, TrainConfig
+from pipeline.config.models import EvaluateConfig, ReportConfig
 from pipeline.errors import ConfigError, RunError, TargetExists
-from pipeline.evaluate import evaluate
-from pipeline.report import report
 from pipeline.run import Run
 from pipeline.search.baselines import INVERSE_PENALTIES, SHRINKAGES, baselines
 from pipeline.search.basis_cache import BasisCache
@@ -36,8 +39,6 @@ from pipeline.search.results import SweepResult
 from pipeline.search.selection import Difference, Metric, corrected
 from pipeline.search.space import NARROW_RATE
 from pipeline.statistics.groups import join
-from pipeline.sweep import sweep
-from pipeline.train import train_head
 
 SPACE = """
 basis = ["pool", "pyramid+lda:1"]
@@ -146,7 +147,7 @@ def test_a_search_that_finds_nothing_better_ends_in_the_default_head(
     assert run.record.config.basis == HeadSettings.basis
     assert "the default head is the best of 4 heads" in table(lost)
     (features.parent / "space.toml").write_text('basis = "pool"\nhidden = 16\nbatch_size = 8\nlr = [1e-2, 2e-2]\n')
-    for module in ("pipeline.sweep", "pipeline.search.choice"):
+    for module in ("pipeline.commands.sweep", "pipeline.search.choice"):
         monkeypatch.setattr(f"{module}.default_settings", lambda rows: HeadSettings(lr=1e-9))
     won = sweep(config(features, run=features.parent / "won", epochs=30))
     assert won.default.mean < won.searched.mean == won.best.mean
@@ -353,7 +354,7 @@ def test_a_time_limit_ends_in_a_choice(features: Path, monkeypatch: pytest.Monke
     """Of the heads that trained longest; without any there is nothing to choose."""
     now = iter(range(10_000))
     monkeypatch.setattr("pipeline.search.halving.time.monotonic", lambda: next(now))
-    monkeypatch.setattr("pipeline.sweep.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("pipeline.commands.sweep.time.monotonic", lambda: next(now))
     monkeypatch.setattr("pipeline.search.executor._LARGEST_GROUP", 1)
     result = sweep(config(features, time_limit=8.0, device="cpu"))
     trained = [head for head in result.heads if head.epochs]

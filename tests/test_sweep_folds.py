@@ -13,23 +13,24 @@ from PIL import Image
 
 from cache.store import FeatureCache
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import EvaluateConfig, ExportConfig, ReportConfig, SweepConfig
+from pipeline.commands.cv import cv
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import export
+from pipeline.commands.report import report
+from pipeline.commands.sweep import sweep
+from pipeline.config.folds import CvConfig
+from pipeline.config.heads import SweepConfig
+from pipeline.config.models import EvaluateConfig, ExportConfig, ReportConfig
 from pipeline.cross_validation.predictions import OutOfFold
-from pipeline.cv import cv
-from pipeline.cv_config import CvConfig
 from pipeline.duplicates.near_duplicates import near_duplicates
 from pipeline.errors import ConfigError, RunError
-from pipeline.evaluate import evaluate
-from pipeline.export import export
 from pipeline.model.parity_worker import answer
-from pipeline.report import report
 from pipeline.reporting.confusion import class_rows
 from pipeline.reporting.findings import find
 from pipeline.run import Run
 from pipeline.search.basis_cache import FoldedBasisCache, bases_of
 from pipeline.search.journal import Journal
 from pipeline.statistics.calibration import fit_temperature
-from pipeline.sweep import sweep
 
 SPACE = """
 basis = ["pool+white", "pyramid+lda:1"]

@@ -15,9 +15,11 @@ from cache.errors import CacheError, MissingRows
 from cache.projections import save_projection
 from cache.store import FeatureCache
 from pipeline.bases.data import HeadData
-from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, TrainConfig
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.train import train_head
+from pipeline.config.heads import HeadSettings, TrainConfig
+from pipeline.config.models import EvaluateConfig, ExportConfig
 from pipeline.errors import ConfigError, DataChanged, PipelineError, RunError, TargetExists
-from pipeline.evaluate import evaluate
 from pipeline.heads.fit import class_weights
 from pipeline.heads.head import Head, merge_heads
 from pipeline.machine.device import CPU, computes_bfloat16
@@ -25,7 +27,6 @@ from pipeline.run import Run
 from pipeline.run_folder import BASIS_FILE, HEAD_FILE
 from pipeline.statistics.calibration import calibration_error
 from pipeline.statistics.scoring import score
-from pipeline.train import train_head
 
 
 @pytest.fixture

@@ -19,15 +19,16 @@ from cache.pack import pack
 from cache.prune import prune
 from cache.store import FeatureCache
 from cli import main
-from pipeline.config import EvaluateConfig, ReduceConfig, ReportConfig
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.reduce import reduce_cache
+from pipeline.commands.report import report
+from pipeline.commands.train import train_head
+from pipeline.config.heads import ReduceConfig
+from pipeline.config.models import EvaluateConfig, ReportConfig
 from pipeline.duplicates.near_duplicates import near_duplicates
 from pipeline.errors import ConfigError, ImageSetError, RunError
-from pipeline.evaluate import evaluate
 from pipeline.inputs.images import ImageSet, changed_files, stale_files
 from pipeline.inputs.splitting import count_leaks
-from pipeline.reduce import reduce_cache
-from pipeline.report import report
-from pipeline.train import train_head
 
 
 def pool(folder: Path, count: int = 3, seed: int = 7000) -> Path:

@@ -16,7 +16,7 @@ from cache.errors import CacheError
 from cache.files import refuse_unwritable
 from cache.lock import claimed, writing
 from cli import main
-from pipeline.train import train_head
+from pipeline.commands.train import train_head
 
 NOBODY = 65534
 
@@ -146,7 +146,7 @@ def test_the_report_of_a_read_only_run_goes_elsewhere(
         result = run("report", trained, "--output", tmp_path / "pages" / "page.html")
         assert result.exit_code == 0, result.output
         assert (tmp_path / "pages" / "page.html").is_file()
-        monkeypatch.setattr("pipeline.report.find", None)
+        monkeypatch.setattr("pipeline.commands.report.find", None)
         result = run("report", trained)
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: cannot write in {trained}: Read-only file system")

@@ -12,7 +12,7 @@ from cache.layout import CLEAN_VIEW
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis
 from pipeline.bases.fit import start_basis
-from pipeline.config import WIDEST
+from pipeline.config.heads import WIDEST
 from pipeline.row_layout import RowLayout
 
 

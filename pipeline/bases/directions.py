@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.bases.basis import Project, Scale, Stage
 from pipeline.bases.moments import Blocks, Moments, shrunken
 from pipeline.basis_name import BasisName
-from pipeline.config import WIDEST
+from pipeline.config.heads import WIDEST
 from pipeline.errors import PipelineError
 
 _FEW = 8  # one direction in so many, or fewer, is found without the others

@@ -14,7 +14,7 @@ from pipeline.bases.directions import directions
 from pipeline.bases.fit import fit_scale, parts_of, whitening_of
 from pipeline.bases.moments import Moments
 from pipeline.basis_name import BasisName
-from pipeline.config import WIDEST
+from pipeline.config.heads import WIDEST
 from pipeline.row_layout import RowLayout
 
 

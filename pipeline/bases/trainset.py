@@ -13,7 +13,7 @@ from cache.index import UNLABELLED, SetIndex
 from cache.keys import Digests, pack_digests
 from cache.store import FeatureCache
 from pipeline.bases.reduced import fitted_among, sees_labels
-from pipeline.config import REDUCED_BASIS
+from pipeline.config.heads import REDUCED_BASIS
 from pipeline.console import counted
 from pipeline.errors import DataChanged, RunError
 from pipeline.inputs.folders import shown

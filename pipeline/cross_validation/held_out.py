@@ -12,7 +12,7 @@ from torch.nn.functional import log_softmax
 
 from cache.index import ImageRecord
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import HeadSettings
+from pipeline.config.heads import HeadSettings
 from pipeline.console import counted
 from pipeline.cross_validation.prepare import folds_of
 from pipeline.cross_validation.rows import ImageRows

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 
 from cache.files import read_regular, write_atomically
 from cache.records import fault
-from pipeline.config import HeadSettings
+from pipeline.config.heads import HeadSettings
 from pipeline.console import counted
 from pipeline.errors import ConfigError, RunError
 from pipeline.statistics.intervals import Interval, accuracies

@@ -13,10 +13,10 @@ from cache.index import ImageRecord, SetIndex
 from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import HeadSettings
+from pipeline.config.folds import FoldsConfig
+from pipeline.config.heads import HeadSettings
 from pipeline.console import counted
 from pipeline.cross_validation.rows import ImageRows
-from pipeline.cv_config import FoldsConfig
 from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, near_duplicates
 from pipeline.errors import RunError
 from pipeline.inputs.splitting import grouped_by

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.bases.basis import Basis
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import HeadSettings
+from pipeline.config.heads import HeadSettings
 from pipeline.console import counted
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.heads.fit import refuse_beyond_memory

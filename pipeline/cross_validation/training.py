@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.bases.basis import Basis
 from pipeline.bases.sums import RegionSums
-from pipeline.config import HeadSettings
+from pipeline.config.heads import HeadSettings
 from pipeline.console import progress
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.heads.fit import refuse_beyond_memory

@@ -23,7 +23,7 @@ from cache.layout import CLEAN_VIEW, pass_view
 from cache.store import FeatureCache
 from pipeline.bases.basis import Basis, Mix, Regions, Scale
 from pipeline.bases.reduced import sees_labels
-from pipeline.config import WIDEST
+from pipeline.config.heads import WIDEST
 from pipeline.console import counted
 from pipeline.duplicates.threshold import MOST_FALSE, Threshold, false_alarms
 from pipeline.errors import ConfigError

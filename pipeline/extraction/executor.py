@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cache.store import FeatureCache
-from pipeline.config import ExtractConfig
+from pipeline.config.extract import ExtractConfig
 from pipeline.extraction.extractor import Extractor, Tally, refuse_bad
 from pipeline.extraction.plan import ExtractionPlan, Workload
 from pipeline.extraction.startup import start_backbone

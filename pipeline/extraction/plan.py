@@ -25,7 +25,7 @@ from pipeline.backbones.golden import differ, known
 from pipeline.backbones.sources import load_tensors
 from pipeline.backbones.trunk import layer_of
 from pipeline.backbones.weights import tensor_digest
-from pipeline.config import ExtractConfig
+from pipeline.config.extract import ExtractConfig
 from pipeline.console import counted, size
 from pipeline.errors import ConfigError, ImageSetError, PipelineError, WeightsError
 from pipeline.inputs import augment

@@ -18,7 +18,7 @@ import torch
 from cache.manifest import Manifest
 from cache.store import FeatureCache
 from pipeline.backbones.sources import weights_source
-from pipeline.config import ExtractConfig
+from pipeline.config.extract import ExtractConfig
 from pipeline.console import counted, named, progress
 from pipeline.errors import PipelineError
 from pipeline.extraction.extractor import Extractor, Tally, refuse_bad

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.bases.data import TrainingData
-from pipeline.config import FEWEST_EPOCHS, MOST_EPOCHS, STEPS, HeadSettings, TrainConfig
+from pipeline.config.heads import FEWEST_EPOCHS, MOST_EPOCHS, STEPS, HeadSettings, TrainConfig
 from pipeline.console import size
 from pipeline.errors import RunError
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.bases.data import HeadData
-from pipeline.config import HeadSettings
+from pipeline.config.heads import HeadSettings
 from pipeline.errors import RunError
 from pipeline.heads.fit import class_weights, hyperparameters_of, matmul_dtype_on
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState

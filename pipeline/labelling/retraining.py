@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.bases.data import HeadData
-from pipeline.config import HeadSettings
+from pipeline.config.heads import HeadSettings
 from pipeline.heads.fit import default_epochs
 from pipeline.heads.head import Head
 from pipeline.heads.side_by_side import fit_side_by_side, steps_of

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cache.errors import install_hint
+from pipeline.config.options import ClusterConfig
 from pipeline.console import counted, first_line
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.machine.device import available_cpus
-from pipeline.options import ClusterConfig
 
 logger = logging.getLogger("headgraft.machine")
 

@@ -17,7 +17,7 @@ from cache.layout import PREDICTION_FOLDER
 from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import ExportConfig
+from pipeline.config.models import ExportConfig
 from pipeline.console import counted
 from pipeline.cross_validation.held_out import HeldOutPredictions, held_out_predictions
 from pipeline.cross_validation.predictions import OutOfFold

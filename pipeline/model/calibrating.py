@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cache.index import SetIndex
 from cache.store import FeatureCache
-from pipeline.config import ExportConfig
+from pipeline.config.models import ExportConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.model.bundle import Bundle

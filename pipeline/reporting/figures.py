@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-from pipeline.config import HeadSettings
+from pipeline.config.heads import HeadSettings
 from pipeline.heads.fit import Epoch
 from pipeline.reporting.predictions import Predictions
 from pipeline.search.results import HeadResult

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.config import ExtractConfig
+from pipeline.config.extract import ExtractConfig
 from pipeline.reporting.findings import Findings
 
 _FEW = 30  # training images a class

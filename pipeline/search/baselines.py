@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.bases.data import LabelledRows
 from pipeline.bases.moments import Moments, shrunken
-from pipeline.config import WIDEST
+from pipeline.config.heads import WIDEST
 
 SHRINKAGES = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)  # times the mean variance within classes
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1)

@@ -13,7 +13,7 @@ from pipeline.bases.fit import Memo, start_basis
 from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.basis_name import BasisName
-from pipeline.config import SweepConfig
+from pipeline.config.heads import SweepConfig
 from pipeline.console import size
 from pipeline.cross_validation.prepare import folds_of, groups_of
 from pipeline.cross_validation.rows import ImageRows

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import HeadSettings, SweepConfig
+from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.errors import RunError
 from pipeline.heads.head import hidden_in_words, num_weights
 from pipeline.search.executor import Trial

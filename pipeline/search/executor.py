@@ -10,7 +10,7 @@ import torch
 from cache.store import FeatureCache
 from pipeline.bases.data import ROWS_TO_SCORE, TrainingData
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import HeadSettings, SweepConfig
+from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.heads.fit import (

@@ -5,7 +5,7 @@ import io
 import json
 from dataclasses import asdict
 
-from pipeline.config import scored_by
+from pipeline.config.heads import scored_by
 from pipeline.console import counted
 from pipeline.heads.head import hidden_in_words
 from pipeline.run_folder import RESULTS_FILE, TABLE_FILE

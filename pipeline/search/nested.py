@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.config import HeadSettings, SweepConfig
+from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.search.basis_cache import FoldedBasisCache
 from pipeline.search.choice import choose, default_settings, final, tried
 from pipeline.search.executor import Executor

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cache.errors import counted, install_hint
-from pipeline.config import HeadSettings, SweepConfig
+from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.errors import ConfigError
 from pipeline.search.space import SETTINGS, Range, Space, as_kind
 

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from cache.files import read_regular
 from cache.records import Count, Seconds, convert
-from pipeline.config import METRICS, HeadSettings
+from pipeline.config.heads import METRICS, HeadSettings
 from pipeline.run_folder import RESULTS_FILE
 from pipeline.search.baselines import Baselines
 from pipeline.search.selection import Difference, Finite

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, nll_loss
 
 from pipeline.bases.data import HeadData
-from pipeline.config import HeadSettings, SweepConfig, TrainConfig
+from pipeline.config.heads import HeadSettings, SweepConfig, TrainConfig
 from pipeline.console import counted
 from pipeline.cross_validation.refit import fit_on_all
 from pipeline.cross_validation.training import MOST_AT_ONCE

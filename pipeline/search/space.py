@@ -16,9 +16,9 @@ from msgspec import Meta
 from cache.files import read_regular
 from cache.records import convert
 from pipeline.basis_name import BasisName
-from pipeline.config import HeadSettings
+from pipeline.config.heads import HeadSettings
+from pipeline.config.options import flag
 from pipeline.errors import ConfigError
-from pipeline.options import flag
 
 Value = str | int | float
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from starlette.formparsers import MultiPartParser
 from torch import Tensor
 
-from pipeline.config import ServeConfig
+from pipeline.config.models import ServeConfig
 from pipeline.console import counted, named
 from pipeline.errors import DecodeError
 from pipeline.evidence.drawing import as_png, shade

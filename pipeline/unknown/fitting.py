@@ -11,7 +11,7 @@ from cache.index import ImageRecord
 from cache.layout import CLEAN_VIEW
 from cache.store import FeatureCache
 from pipeline.bases.moments import Moments
-from pipeline.config import WIDEST
+from pipeline.config.heads import WIDEST
 from pipeline.cross_validation.held_out import HeldOut, HeldOutPredictions
 from pipeline.row_layout import layout_of
 from pipeline.statistics.conformal import p_values as conformal_p_values

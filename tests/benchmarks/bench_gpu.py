@@ -217,7 +217,7 @@ def heads() -> dict[str, Any]:
 
     from pipeline.bases.basis import Basis
     from pipeline.bases.data import HeadData
-    from pipeline.config import HeadSettings
+    from pipeline.config.heads import HeadSettings
     from pipeline.search.basis_cache import Split
     from pipeline.search.executor import Executor, Group, Trial, largest_group, train_group
 

@@ -40,7 +40,7 @@ from cache.shard import ShardHeader, write_shard
 from cache.store import FeatureCache
 from pipeline.bases.clean_rows import clean_rows, narrow
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import HeadSettings
+from pipeline.config.heads import HeadSettings
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.heads.fit import default_epochs
 from pipeline.heads.side_by_side import fit_side_by_side, steps_of

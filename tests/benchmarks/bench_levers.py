@@ -25,7 +25,7 @@ from pipeline.bases.basis import Basis
 from pipeline.bases.data import HeadData
 from pipeline.bases.fit import start_basis
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import HeadSettings, SweepConfig
+from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.cross_validation.prepare import folds_of
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.heads.fit import default_epochs, hyperparameters_of, matmul_dtype_on, predict_validation, shape_of

@@ -17,7 +17,7 @@ from beside import hardware, say
 from scipy.stats import spearmanr
 
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import HeadSettings, SweepConfig
+from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.heads.fit import default_epochs, hyperparameters_of, matmul_dtype_on, shape_of
 from pipeline.heads.group import HeadGroup, HeadState
 from pipeline.heads.seeds import shuffle_rng

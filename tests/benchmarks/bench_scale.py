@@ -25,7 +25,8 @@ from cache.store import FeatureCache
 from cache.writer import merge_small_shards
 from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import ExtractConfig, TrainConfig
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.heads import TrainConfig
 from pipeline.extraction.plan import ExtractionPlan, workload_of
 from pipeline.heads.fit import fit_head
 from pipeline.inputs.images import ImageSet

@@ -16,7 +16,7 @@ from beside import hardware, line
 from pipeline.bases.basis import Basis
 from pipeline.bases.data import HeadData
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import HeadSettings
+from pipeline.config.heads import HeadSettings
 from pipeline.machine.device import available_cpus
 from pipeline.search.basis_cache import BasisCache, Split
 from pipeline.search.executor import Trial

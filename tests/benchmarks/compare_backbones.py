@@ -15,8 +15,8 @@ from pathlib import Path
 from beside import ROOT, hardware
 
 from cache.store import FeatureCache
-from pipeline.compare import compare
-from pipeline.config import CompareConfig
+from pipeline.commands.compare import compare
+from pipeline.config.heads import CompareConfig
 
 RESULT = ROOT / "docs/results/compare.json"
 SPLITS = {"flowers102": "Udacity split", "official": "Oxford split"}

@@ -21,11 +21,12 @@ from beside import BASELINES, ROOT, hardware, run, say, subset, write_rows
 from cache.projections import projection_files
 from cache.store import FeatureCache
 from pipeline.backbones.catalog import backbone_spec
-from pipeline.config import EvaluateConfig, SweepConfig, TrainConfig
-from pipeline.evaluate import evaluate
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.sweep import sweep
+from pipeline.commands.train import train_head
+from pipeline.config.heads import SweepConfig, TrainConfig
+from pipeline.config.models import EvaluateConfig
 from pipeline.search.results import SweepResult
-from pipeline.sweep import sweep
-from pipeline.train import train_head
 
 FOLDER = ROOT / "docs" / "results"
 SEEDS = range(5)

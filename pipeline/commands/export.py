@@ -19,7 +19,7 @@ from pipeline.backbones.facts import licence_of
 from pipeline.backbones.fastest import golden_at
 from pipeline.backbones.sources import load_tensors
 from pipeline.backbones.weights import tensor_digest
-from pipeline.config import ExportConfig
+from pipeline.config.models import ExportConfig
 from pipeline.console import counted
 from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.evidence.reference import mean_row

@@ -19,7 +19,7 @@ from cache.store import FeatureCache
 from pipeline.backbones.facts import facts_of, licence_of
 from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import CompareConfig, TrainConfig
+from pipeline.config.heads import CompareConfig, TrainConfig
 from pipeline.console import counted, named
 from pipeline.errors import ConfigError
 from pipeline.heads.fit import default_epochs, fit_head, predict_validation

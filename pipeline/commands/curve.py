@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cache.files import write_atomically
+from pipeline.config.folds import CurveConfig
 from pipeline.cross_validation.learning_curve import MOST_CLASSES, CurveResult, WantedClass, curve_path
 from pipeline.cross_validation.prepare import Material, near_duplicates_across
 from pipeline.cross_validation.training import Part, predicted
-from pipeline.cv_config import CurveConfig
 from pipeline.heads.fit import default_epochs
 from pipeline.machine.device import resolve_device
 from pipeline.machine.memory import allowed_bytes

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from cache.files import write_atomically
-from pipeline.config import PredictConfig
+from pipeline.config.models import PredictConfig
 from pipeline.console import counted, named
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evidence.drawing import as_png, draw

@@ -15,6 +15,10 @@ DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 ENGINES = ("local", "ray")
 TTA = ("none", "flip")
 
+# Beyond a limit, a number is a slip of the hand; it would end in an overflow or take all of the memory.
+LARGEST_SEED = (1 << 32) - 1  # seeds.py counts on it
+MOST_GB = 10**9
+
 T = TypeVar("T")
 
 _LIMITS = {

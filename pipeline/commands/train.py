@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from pipeline.config import TrainConfig
+from pipeline.config.heads import TrainConfig
 from pipeline.run_record import TrainResult
 from pipeline.training import trained_run
 

@@ -3,8 +3,8 @@
 from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 
-from pipeline.config import HeadSettings, TrainConfig, WithHead
-from pipeline.options import DEVICES, Checked, check_capture, flag, option, option_of, require, required
+from pipeline.config.heads import HeadSettings, TrainConfig, WithHead
+from pipeline.config.options import DEVICES, Checked, check_capture, flag, option, option_of, require, required
 
 MOST_FOLDS = 1000
 _CHOSEN = [field.name for field in fields(HeadSettings)]

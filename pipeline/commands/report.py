@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cache.files import write_atomically
-from pipeline.config import ReportConfig
+from pipeline.config.models import ReportConfig
 from pipeline.console import counted
 from pipeline.inputs.display_names import read_names
 from pipeline.inputs.images import root_now

@@ -10,7 +10,8 @@ import torch
 
 from cache.labels import LabelJournal, writing_labels
 from cache.store import FeatureCache
-from pipeline.config import LabelConfig, TrainConfig
+from pipeline.config.heads import TrainConfig
+from pipeline.config.models import LabelConfig
 from pipeline.errors import LabelError
 from pipeline.inputs.display_names import read_names
 from pipeline.inputs.images import root_now

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from cache.layout import PREDICTION_FOLDER
 from cache.store import FeatureCache
-from pipeline.config import HeadSettings, SweepConfig
+from pipeline.config.folds import MOST_FOLDS, CvConfig
+from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.console import counted
 from pipeline.cross_validation.predictions import OutOfFold, PairedComparison, compared, refuse_other_images
 from pipeline.cross_validation.prepare import Material, near_duplicates_across, unseen_images
 from pipeline.cross_validation.training import out_of_fold
-from pipeline.cv_config import MOST_FOLDS, CvConfig
 from pipeline.errors import RunError
 from pipeline.heads.fit import default_epochs
 from pipeline.machine.device import resolve_device

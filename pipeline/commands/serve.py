@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from pipeline.config import ServeConfig
+from pipeline.config.models import ServeConfig
 from pipeline.machine.device import available_cpus
 from pipeline.model.file import load_bundle
 from pipeline.service.hosting import host, is_local, listening, require_packages

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import click
 
 from cache.errors import HeadgraftError
+from pipeline.config.options import flag, kind_of
 from pipeline.console import named, results_alone, shown
 from pipeline.errors import ConfigError
-from pipeline.options import flag, kind_of
 
 PATH = click.Path(path_type=Path)
 _LEVELS = {None: logging.INFO, "quiet": logging.WARNING, "verbose": logging.DEBUG}

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.bases.reduced import unchecked
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import HeadSettings, SweepConfig
+from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.console import counted
 from pipeline.cross_validation.prepare import near_duplicates_across, unseen_images
 from pipeline.cross_validation.refit import refitted

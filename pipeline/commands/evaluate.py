@@ -8,7 +8,7 @@ import torch
 
 from cache.index import SetIndex
 from cache.store import FeatureCache
-from pipeline.config import EvaluateConfig
+from pipeline.config.models import EvaluateConfig
 from pipeline.duplicates.near_duplicates import MOST_COMPARED, near_duplicates
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.inputs.images import ImageSet

@@ -24,7 +24,7 @@ from pipeline.bases.data import ROWS_AT_ONCE
 from pipeline.bases.projection import load_data, source_of
 from pipeline.bases.reduced import packed_basis, reduce_rows, reduction_basis, uses_labels
 from pipeline.bases.trainset import TrainingSet
-from pipeline.config import ReduceConfig, TrainConfig
+from pipeline.config.heads import ReduceConfig, TrainConfig
 from pipeline.console import counted, progress, size
 from pipeline.errors import ConfigError
 from pipeline.heads.fit import fit_head, predict_validation

@@ -15,7 +15,7 @@ from cache.labels import LabelJournal
 from cache.lock import writing
 from cache.store import FeatureCache
 from cache.writer import merge_small_shards
-from pipeline.config import ExtractConfig
+from pipeline.config.extract import ExtractConfig
 from pipeline.console import counted, named
 from pipeline.extraction.executor import Executor, executor_of
 from pipeline.extraction.extractor import Tally
