@@ -13,6 +13,7 @@ from cache.keys import KeyTable
 from cache.labels import LabelJournal
 from cache.lock import writing
 from cache.projections import damaged_projections
+from cache.result import Result
 from cache.store import FeatureCache
 from cache.writer import by_kind
 
@@ -20,7 +21,7 @@ Changes = Callable[[SetIndex], list[str]]  # how a set's images differ from its 
 
 
 @dataclass
-class VerifyResult:
+class VerifyResult(Result):
     """What `verify` found.
 
     Attributes:
@@ -48,7 +49,7 @@ class VerifyResult:
 
 
 @dataclass
-class RepairResult:
+class RepairResult(Result):
     """What `repair` did.
 
     Attributes:

@@ -10,11 +10,12 @@ from cache.errors import CacheError, counted
 from cache.keys import unpack_keys
 from cache.labels import LabelJournal
 from cache.projections import projection_files
+from cache.result import Result
 from cache.store import FeatureCache
 
 
 @dataclass
-class CacheInfo:
+class CacheInfo(Result):
     """What a cache holds.
 
     Attributes:

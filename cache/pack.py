@@ -15,13 +15,14 @@ from cache.files import refuse_unwritable, replacing
 from cache.index import ImageRecord, SetIndex
 from cache.keys import RowKey
 from cache.manifest import canonical_json
+from cache.result import Result
 from cache.store import FeatureCache
 
 _TEXT = h5py.string_dtype("utf-8")
 
 
 @dataclass
-class PackResult:
+class PackResult(Result):
     """What `pack` wrote.
 
     Attributes:

@@ -14,6 +14,7 @@ from cache.files import remove
 from cache.index import index_path
 from cache.lock import writing
 from cache.projections import projection_files
+from cache.result import Result
 from cache.shard import Shard, write_shard
 from cache.store import FeatureCache
 from cache.writer import spare_copies
@@ -22,7 +23,7 @@ logger = logging.getLogger("headgraft.cache")
 
 
 @dataclass
-class PruneResult:
+class PruneResult(Result):
     """What `prune` deleted or, where `dry_run`, would delete.
 
     Attributes:
@@ -44,7 +45,7 @@ class PruneResult:
 
 
 @dataclass(frozen=True)
-class ForgetResult:
+class ForgetResult(Result):
     """What `forget` did.
 
     Attributes:

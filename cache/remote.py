@@ -18,6 +18,7 @@ from cache.lock import check_writable, writing
 from cache.manifest import Manifest
 from cache.objects import Folder, ObjectStore, Place
 from cache.reduction import Reduction
+from cache.result import Result
 from cache.shard import Shard
 from cache.store import FeatureCache, check_place
 
@@ -27,7 +28,7 @@ Sizes = Mapping[str, int]  # bytes of files, by their place in the cache
 
 
 @dataclass(frozen=True)
-class CopyResult:
+class CopyResult(Result):
     """What `push` sent or `pull` received.
 
     Attributes:

@@ -196,18 +196,6 @@ class FeatureCache:
             rows[positions] = block
         return rows
 
-    def arrays(self, split: str, name: str | None = None, passes: int = 0) -> tuple[Float16Array, Labels]:
-        """Rows and labels of one split, for anything that takes plain arrays: (N, D) float16 and (N,) int64.
-
-        A row for each file in the order of the index of set `name`, labels as places in its `classes`; in train then
-        the same for augmented passes 1 to `passes`. MissingRows where one is not there.
-        """
-        index = self.index(name)
-        images = index.split(split)
-        views = [layout.pass_view(number) for number in range(1 + (passes if split == "train" else 0))]
-        rows = self.read([(image.key, view) for view in views for image in images])
-        return rows, np.tile(index.labels(images), len(views))
-
     def provenance(self, keys: Iterable[RowKey]) -> list[Mapping[str, Any]]:
         """What computed the rows of `keys`: device, processor capability, versions, code path, place of the weights."""
         shards, _ = self._places.find(pack_keys(keys))

@@ -1,6 +1,7 @@
 """What of the documents is written by the program: `python docs/write.py` after a change of options or of results.
 
-docs/commands.md comes from the command line itself, docs/json.md from the classes of results and errors; the tables
+docs/commands.md comes from the command line itself, docs/json.md from the classes of results and errors, docs/api.md
+from the public names of the library; the tables
 between `<!-- results:NAME -->` and `<!-- end -->` in README.md, docs/results.md and docs/performance.md from the files
 in docs/results/, which `make results`, `make gpu` and `make bench-backbones` measure.
 """
@@ -13,6 +14,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
+from reference import api_page
 from tables import TABLES
 
 from cache.check import RepairResult, VerifyResult
@@ -214,5 +216,6 @@ def filled(text: str) -> str:
 if __name__ == "__main__":
     (DOCS / "commands.md").write_text(commands(), "utf-8")
     (DOCS / "json.md").write_text(json_page(), "utf-8")
+    (DOCS / "api.md").write_text(api_page(), "utf-8")
     for path in WRITTEN:
         path.write_text(filled(path.read_text("utf-8")), "utf-8")

@@ -1,23 +1,11 @@
-"""Two stages: features of a frozen backbone into a cache, heads trained from it and exported as one model.
+"""Features of a frozen backbone, cached; heads trained from them in seconds; one model out.
 
-Nothing that takes time is imported here, so that what needs no torch starts at once. The public interface, by module:
-
-    pipeline.config         ExtractConfig, ReduceConfig, TrainConfig, SweepConfig, ExportConfig, EvaluateConfig,
-                            PredictConfig
-    pipeline.commands.extract        extract
-    pipeline.commands.reduce         reduce_cache
-    pipeline.commands.train          train_head
-    pipeline.commands.sweep          sweep
-    pipeline.commands.evaluate       evaluate
-    pipeline.commands.export         export
-    pipeline.model.file     load_bundle
-    pipeline.commands.predict        predict
-    pipeline.commands.weights        list_weights, fetch_weights
-    pipeline.estimator      HeadClassifier
-    pipeline.inputs.images  ImageSet
+`import pipeline as hg`: the public names are those of `pipeline.api` (docs/api.md). Nothing that takes time is imported
+before one of them is used, so that what needs no torch starts at once.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cache as _cache
 
@@ -26,3 +14,22 @@ if Path(str(_cache.__file__)).parent.parent != Path(__file__).parent.parent:
         f"{_cache.__file__} hides headgraft's own package cache: rename it, or run python -P, which does not look "
         "beside the script"
     )
+
+if TYPE_CHECKING:
+    from pipeline.api import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
+
+        if name.startswith("_"):
+            raise AttributeError(name)
+        api = import_module("pipeline.api")
+        if name in api.__all__:
+            return getattr(api, name)
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        from pipeline import api
+
+        return sorted([*globals(), *api.__all__])

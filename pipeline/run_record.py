@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from msgspec import Meta
 
 from cache.records import Count, Digest, Seconds, convert
+from cache.result import Result
 from pipeline.config.heads import HeadSettings, scored_by
 from pipeline.console import counted
 from pipeline.heads.fit import Epoch
@@ -42,7 +43,7 @@ class ReducedBy:
 
 
 @dataclass(kw_only=True)
-class TrainResult:
+class TrainResult(Result):
     """What training a head came to; the fields of the command's JSON.
 
     Attributes:

@@ -34,7 +34,7 @@ from pipeline.config.folds import CvConfig
 from pipeline.config.heads import SweepConfig
 from pipeline.config.models import EvaluateConfig, ExportConfig, PredictConfig
 from pipeline.errors import BundleError, ConfigError, PipelineError
-from pipeline.model.file import load_bundle, write_bundle
+from pipeline.model.file import load_model, write_bundle
 from pipeline.model.parity_worker import answer
 from pipeline.run import Run
 from pipeline.unknown.detector import pooled
@@ -114,7 +114,7 @@ def test_a_prediction_is_the_same_in_every_way_out(made: Path, exported: ExportR
     """JSON, CSV, the library; sets hold the top class, and all that are as probable as their thresholds."""
     found = predict(PredictConfig(made / "model.safetensors", (str(made / "data" / "test"),)))
     table = list(csv.DictReader(io.StringIO(as_csv(found.predictions))))
-    bundle = load_bundle(made / "model.safetensors")
+    bundle = load_model(made / "model.safetensors")
     assert bundle.card.sets is not None
     least = dict(zip(bundle.classes, bundle.card.sets.least, strict=True))
     for number, one in enumerate(found.predictions):
@@ -192,7 +192,7 @@ def test_what_cannot_be_promised_is_not(made: Path, tmp_path: Path) -> None:
     assert found.rejection["images_needed"] == 2995
     assert found.unknown == {}
     assert any("2,995 answered images" in line for line in lines)
-    card = load_bundle(tmp_path / "m.safetensors").card
+    card = load_model(tmp_path / "m.safetensors").card
     assert (card.rejection, card.unknown) == (None, None)
     one = predict(PredictConfig(tmp_path / "m.safetensors", (str(made / "unknown" / "1.png"),))).predictions[0]
     assert (one["answered"], one["unknown_p"]) == (True, None)
@@ -228,7 +228,7 @@ def test_one_image_of_each_group_counts(made: Path, tmp_path: Path) -> None:
     found = export(ExportConfig(tmp_path / "run", tmp_path / "m.safetensors", max_error=0.3, sets=0.8))
     assert (found.unknown["images"], found.rejection["images"]) == (160, 160)
     assert 0 < found.sets["images"] < 160
-    detector = load_bundle(tmp_path / "m.safetensors").detector
+    detector = load_model(tmp_path / "m.safetensors").detector
     assert detector is not None
     assert len(detector.known) == 160
 
@@ -245,7 +245,7 @@ def test_a_basis_that_parts_of_the_images_cannot_have_costs_the_detector_alone(m
     train_head(train_config(tmp_path / "few", tmp_path / "run", basis="full+pca:11"))
     found = export(ExportConfig(tmp_path / "run", tmp_path / "m.safetensors"))
     assert "pca" in found.unknown["reason"]
-    assert load_bundle(tmp_path / "m.safetensors").detector is None
+    assert load_model(tmp_path / "m.safetensors").detector is None
     with pytest.raises(PipelineError, match="pca"):
         export(ExportConfig(tmp_path / "run", tmp_path / "n.safetensors", max_error=0.5))
 
@@ -263,7 +263,7 @@ def test_merged_heads_are_merged_in_each_fold(made: Path, tmp_path: Path) -> Non
 
 def test_detector_of_the_file_is_that_of_the_cache(made: Path, exported: ExportResult) -> None:
     """p-values of image files are those of the rows in the cache, to the rounding of these."""
-    bundle, cache = load_bundle(made / "model.safetensors"), FeatureCache.open(made / "features")
+    bundle, cache = load_model(made / "model.safetensors"), FeatureCache.open(made / "features")
     assert bundle.detector is not None
     images = cache.index().split("test")
     rows = torch.from_numpy(cache.read([(image.key, "pass:0") for image in images]).astype(np.float32))
@@ -275,17 +275,17 @@ def test_detector_of_the_file_is_that_of_the_cache(made: Path, exported: ExportR
 
 def test_damaged_detectors_are_refused(made: Path, exported: ExportResult, tmp_path: Path) -> None:
     """A detector of other rows, or none where the card names one."""
-    bundle = load_bundle(made / "model.safetensors")
+    bundle = load_model(made / "model.safetensors")
     assert bundle.detector is not None
     card = {**asdict(bundle.card), "digest": ""}
     path = tmp_path / "m.safetensors"
     write_bundle(path, bundle.backbone_tensors, bundle.head, card)
     with pytest.raises(BundleError, match="detector"):
-        load_bundle(path)
+        load_model(path)
     wide = replace(bundle.detector, distance=replace(bundle.detector.distance, mean=torch.zeros(9)))
     write_bundle(path, bundle.backbone_tensors, bundle.head, card, wide)
     with pytest.raises(BundleError, match="shapes"):
-        load_bundle(path)
+        load_model(path)
 
 
 def test_options_that_say_nothing_are_refused(made: Path) -> None:

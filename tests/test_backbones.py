@@ -39,7 +39,7 @@ from pipeline.errors import ConfigError, WeightsError
 from pipeline.inputs.decode import FULL_RANGE
 from pipeline.inputs.preprocessing import Preprocessing
 from pipeline.machine.device import CPU, computes
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 
 # One of each kind: batch norm and residuals, depthwise, squeezing, dense, grouped, norms of layers, tokens, windows.
 SOME = (
@@ -357,4 +357,4 @@ def test_from_files_to_predictions(times: Times, tmp_path: Path) -> None:
         config = ExportConfig(place / "run", place / "model.safetensors", onnx=place / "model.onnx", overwrite=True)
         result = export(config)
         assert max(result.parity["max_abs_diff"], result.onnx["max_abs_diff"]) < 1e-4, name
-        assert len(load_bundle(place / "model.safetensors").predict(files[:2])) == 2, name
+        assert len(load_model(place / "model.safetensors").predict(files[:2])) == 2, name

@@ -21,7 +21,7 @@ from cache.store import FeatureCache
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.train import train_head
 from pipeline.config.models import EvaluateConfig
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 from pipeline.run import Run
 
 WRITTEN = REPOSITORY / "tests" / "data" / "a5956e8"
@@ -74,7 +74,7 @@ def test_a_run_is_evaluated_and_trained_again(written: Path, tmp_path: Path, cac
 @pytest.mark.usefixtures("tiny")
 def test_a_model_predicts_the_same() -> None:
     """Log-probabilities of the test images, from the files."""
-    bundle = load_bundle(WRITTEN / "model.safetensors")
+    bundle = load_model(WRITTEN / "model.safetensors")
     paths = [WRITTEN / "data" / name for name in EXPECTED["files"]]
     log_probs, failed = bundle.log_probs(bundle.backbone(torch.device("cpu"), "float32"), paths)
     assert failed == {}

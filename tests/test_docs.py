@@ -13,6 +13,7 @@ import pytest
 from conftest import REPOSITORY
 
 import cache.errors
+import pipeline.api
 import pipeline.errors
 
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), REPOSITORY / "cache" / "FORMAT.md"])
@@ -23,7 +24,7 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """docs/write.py."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
     yield importlib.import_module("write")
-    for name in ("write", "tables"):
+    for name in ("write", "tables", "reference"):
         sys.modules.pop(name, None)
 
 
@@ -37,6 +38,13 @@ def test_the_json_reference_is_that_of_the_results(writer: ModuleType) -> None:
     assert (REPOSITORY / "docs" / "json.md").read_text("utf-8") == writer.json_page()
     for kind in writer.RESULTS.values():
         assert list(writer.attributes(kind)) == [field.name for field in fields(kind)], kind
+
+
+def test_the_api_reference_is_that_of_the_public_names(writer: ModuleType) -> None:
+    """`python docs/write.py` writes it; each public name has its place."""
+    page = writer.api_page()
+    assert (REPOSITORY / "docs" / "api.md").read_text("utf-8") == page
+    assert [name for name in pipeline.api.__all__ if f"### {name}\n" not in page] == []
 
 
 def test_every_command_that_prints_has_its_result_in_the_reference(writer: ModuleType) -> None:

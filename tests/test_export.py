@@ -43,7 +43,7 @@ from pipeline.config.models import EvaluateConfig, ExportConfig, PredictConfig
 from pipeline.errors import BundleError, ConfigError, DecodeError, ParityError, PipelineError, RunError, TargetExists
 from pipeline.inputs.display_names import read_names
 from pipeline.model.card import ModelCard
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 from pipeline.model.parity import chosen_images
 from pipeline.run import Run
 from pipeline.statistics.calibration import Fit
@@ -119,10 +119,10 @@ def test_the_model_scores_as_its_run_does(model: Path, trained: Path) -> None:
 
 @pytest.mark.real
 def test_the_library_predicts_what_the_module_computes(model: Path, trained: Path) -> None:
-    """load_bundle().predict and as_module() agree on the same file."""
+    """load_model().predict and as_module() agree on the same file."""
 
     path = next((trained / "data" / "test" / "10").iterdir())
-    bundle = load_bundle(model)
+    bundle = load_model(model)
     (prediction,) = bundle.predict([path], top_k=99)
     first, *rest = prediction.top
     assert (prediction.path, first.label, first.name) == (path, "10", "green")
@@ -200,7 +200,7 @@ def predicts_the_same(script: str, file: Path, model: Path, paths: list[Path], f
     copied = shutil.copy(REPOSITORY / "tests" / script, folder)
     command = [sys.executable, "-I", str(copied), str(file), *map(str, paths)]
     answer = json.loads(subprocess.run(command, cwd=folder, capture_output=True, check=True).stdout)
-    bundle = load_bundle(model)
+    bundle = load_model(model)
     log_probs = bundle.on("cpu", "float32").log_probs(paths)
     assert answer["classes"] == list(bundle.classes)
     assert torch.allclose(torch.tensor(answer["log_probs"]), log_probs, atol=tolerance, rtol=5e-6)
@@ -257,7 +257,7 @@ def test_onnx_predicts_what_the_model_does(trained: Path, tmp_path: Path) -> Non
     tall = draw_image(tmp_path / "tall.jpg", 6, size=(70, 131))
     paths = [wide, tall, *sorted((trained / "data" / "test").rglob("*.*"))]
     predicts_the_same("independent_onnx.py", graph, file, paths, tmp_path, 1e-3)
-    module = load_bundle(file).as_module()
+    module = load_model(file).as_module()
     for batch in (1, 5):
         images = torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
         (found,) = session.run(["log_probs"], {"images": images.numpy()})
@@ -282,13 +282,13 @@ def test_a_model_without_its_backbone_opens_where_the_weights_are(
     export(ExportConfig(trained / "run", alone, without_backbone=True))
     assert alone.stat().st_size < model.stat().st_size / 5
     image = next((trained / "data" / "valid").rglob("*.png"))
-    found, expected = (load_bundle(file).predict(image)[0].top for file in (alone, model))
+    found, expected = (load_model(file).predict(image)[0].top for file in (alone, model))
     assert [score.probability for score in found] == pytest.approx([score.probability for score in expected], abs=1e-6)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
     monkeypatch.setenv("HEADGRAFT_OFFLINE", "1")
     with pytest.raises(BundleError, match=r"holds the head alone, without alexnet .* no weights IMAGENET1K_V1"):
-        load_bundle(alone)
+        load_model(alone)
 
 
 @pytest.mark.real
@@ -298,16 +298,16 @@ def test_a_model_without_the_backbone_of_a_file_opens_beside_that_file(
     """The gate reads the file where it was; whoever gets the model puts it beside, and is told so."""
     weights, data = tmp_path / "there" / "mine.safetensors", trained / "data"
     weights.parent.mkdir()
-    save_file(load_bundle(model).backbone_tensors, weights)
+    save_file(load_model(model).backbone_tensors, weights)
     settings = {"backbone": "alexnet", "image_size": 64, "precision": "float32", "device": "cpu"}
     extract(ExtractConfig(data, tmp_path / "features", weights=str(weights), **settings))  # type: ignore[arg-type]
     train_head(train_config(tmp_path / "features", tmp_path / "run", hidden=16, epochs=3, basis="pool"))
     alone = tmp_path / "head.safetensors"
     export(ExportConfig(tmp_path / "run", alone, without_backbone=True))
     with pytest.raises(BundleError, match=rf"put its weights file at {tmp_path}/mine\.safetensors or "):
-        load_bundle(alone)
+        load_model(alone)
     weights.rename(tmp_path / "mine.safetensors")
-    assert load_bundle(alone).predict(next((data / "valid").rglob("*.png")))
+    assert load_model(alone).predict(next((data / "valid").rglob("*.png")))
 
 
 @pytest.mark.real
@@ -321,7 +321,7 @@ def test_a_retrained_head_passes_the_gate_at_the_temperature_of_the_one_before(t
     before, after = results
     assert after.calibration.temperature == pytest.approx(before.calibration.temperature, rel=1e-4)
     assert after.parity["max_abs_diff"] <= 1e-4
-    cards = [load_bundle(tmp_path / f"{name}.safetensors").card for name in ("before", "after")]
+    cards = [load_model(tmp_path / f"{name}.safetensors").card for name in ("before", "after")]
     assert [card.refit for card in cards] == [False, True]
     assert cards[0].scores.valid_accuracy == cards[1].scores.valid_accuracy
 
@@ -344,7 +344,7 @@ def test_a_temperature_is_folded_into_the_last_layer(trained: Path, tmp_path: Pa
     assert (hot.calibration.ece, hot.calibration.floor) == ({"valid": (0.1, 0.05)}, {"valid": (0.01, 0.02)})
     assert hot.parity["max_abs_diff"] <= 1e-4
     paths = sorted((trained / "data" / "test").rglob("*.*"))
-    one, other = (load_bundle(tmp_path / f"{name}.safetensors") for name in ("hot", "cold"))
+    one, other = (load_model(tmp_path / f"{name}.safetensors") for name in ("hot", "cold"))
     found, expected = (bundle.on("cpu", "float32").log_probs(paths) for bundle in (one, other))
     assert torch.allclose(found, torch.log_softmax(expected / 2.5, 1), atol=1e-4)
     assert one.card.calibration.temperature == 2.5
@@ -361,7 +361,7 @@ def test_export_scores_test_images_only_when_it_is_asked_to(trained: Path, tmp_p
     assert (one["split"], one["images"]) == ("test", 4)
     assert asked.calibration.ece["test"][0] == pytest.approx(one["ece"])
     assert asked.calibration.floor["test"][0] == pytest.approx(one["ece_floor"])
-    scored = load_bundle(tmp_path / "test.safetensors").card.scores.evaluations
+    scored = load_model(tmp_path / "test.safetensors").card.scores.evaluations
     assert len(scored) == len(before) + 1
     for option in ({"test": True}, {"tta": "flip"}):
         with pytest.raises(ConfigError, match="--no-calibrate"):
@@ -384,7 +384,7 @@ def test_a_mirrored_look_has_a_temperature_of_its_own(trained: Path, tmp_path: P
         export(ExportConfig(trained / "run", tmp_path / "flip.safetensors", tta="flip"))
         asked.clear()
         export(ExportConfig(trained / "run", tmp_path / "plain.safetensors"))
-    own, none = (load_bundle(tmp_path / f"{name}.safetensors") for name in ("flip", "plain"))
+    own, none = (load_model(tmp_path / f"{name}.safetensors") for name in ("flip", "plain"))
     assert [one.card.calibration.flip_temperature for one in (own, none)] == [0.5, None]
     assert own.card.calibration.ece.keys() == {"valid", "valid_flip"}
     paths = sorted((trained / "data" / "valid").rglob("*.*"))
@@ -402,7 +402,7 @@ def test_a_mirrored_look_has_a_temperature_of_its_own(trained: Path, tmp_path: P
 @pytest.mark.real
 def test_a_mirrored_look_is_the_mean_of_both(model: Path, trained: Path) -> None:
     """--tta flip averages probabilities, so that a picture and its mirror image are the same to it."""
-    predictor = load_bundle(model).on("cpu", "float32")
+    predictor = load_model(model).on("cpu", "float32")
     paths = sorted((trained / "data" / "test").rglob("*.*"))
     plain, both = (predictor.log_probs(paths, mirrored=flip) for flip in (False, True))
     assert torch.allclose(both.exp().sum(1), torch.ones(len(paths)), atol=1e-5)
@@ -479,7 +479,7 @@ def test_predict_prints_one_object_and_lists_what_failed(model: Path, trained: P
     assert found["predictions"][0]["top"][0].keys() == {"label", "class", "name", "probability"}
     assert found["failed"] == [{"path": str(tmp_path / "bad.jpg"), "reason": found["failed"][0]["reason"]}]
     with pytest.raises(DecodeError, match=r"bad\.jpg"):
-        load_bundle(model).predict([tmp_path / "bad.jpg"])
+        load_model(model).predict([tmp_path / "bad.jpg"])
 
 
 @pytest.mark.real
@@ -560,7 +560,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name in ("text.safetensors", "bare.safetensors", "other.safetensors", "list.safetensors", "folder", "none"):
         with pytest.raises(BundleError):
-            load_bundle(tmp_path / name)
+            load_model(tmp_path / name)
 
 
 def test_parity_takes_every_class_and_at_most_200_or_one_each() -> None:

@@ -22,7 +22,7 @@ from pipeline.commands.train import train_head
 from pipeline.config.models import ExportConfig
 from pipeline.errors import BundleError, PipelineError, WeightsError
 from pipeline.extraction import plan
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 
 
 class Smooth(Tiny):
@@ -129,12 +129,12 @@ def test_a_model_of_another_network_is_not_opened(
     model = tmp_path / "model.safetensors"
     monkeypatch.setattr("pipeline.commands.export.check_parity", lambda *_: {"images": 0, "max_abs_diff": 0.0})
     export(ExportConfig(tmp_path / "run", model))
-    found = load_bundle(model)
+    found = load_model(model)
     assert len(found.card.golden) == 16
     found.on("cpu", "float32")
     other_activation(monkeypatch)
     with pytest.raises(BundleError, match="tiny computes other features here than where"):
-        load_bundle(model).on("cpu", "float32")
+        load_model(model).on("cpu", "float32")
 
 
 def test_weights_that_are_known_are_those_of_one_network(run_extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:

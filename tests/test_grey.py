@@ -18,7 +18,7 @@ from pipeline.config.models import ExportConfig
 from pipeline.errors import ConfigError, ImageSetError
 from pipeline.inputs.decode import Decoding
 from pipeline.inputs.grey import narrow_range
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 from pipeline.model.parity_worker import answer
 
 
@@ -80,7 +80,7 @@ def test_the_exported_model_decodes_as_the_cache_did(
     # A fresh process does not know the tiny backbone.
     monkeypatch.setattr("pipeline.model.parity._ask_fresh_process", lambda asked: json.loads(json.dumps(answer(asked))))
     export(ExportConfig(tmp_path / "run", tmp_path / "model.safetensors"))
-    bundle = load_bundle(tmp_path / "model.safetensors")
+    bundle = load_model(tmp_path / "model.safetensors")
     assert bundle.preprocessing.policy == Decoding(4095)
     files = sorted((narrow / "valid").rglob("*.png"))
     found = [one.top[0].label for one in bundle.predict(files, top_k=1)]

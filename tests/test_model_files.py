@@ -27,7 +27,7 @@ from pipeline.commands.train import train_head
 from pipeline.errors import BundleError, DecodeError, RunError, WeightsError
 from pipeline.heads.head import Head
 from pipeline.model.bundle import Bundle
-from pipeline.model.file import load_bundle, write_bundle
+from pipeline.model.file import load_model, write_bundle
 from pipeline.model.markdown import model_card
 from pipeline.run import Run
 from pipeline.run_folder import HEAD_FILE
@@ -84,7 +84,7 @@ def test_a_crafted_header_is_refused(content: bytes, run: Path, tmp_path: Path) 
     with pytest.raises(WeightsError, match="crafted"):
         load_weights_file(file)
     with pytest.raises(BundleError, match="crafted"):
-        load_bundle(file)
+        load_model(file)
     with pytest.raises(RunError, match="run"):
         Run.load(run)
     assert sorted(path for path in tmp_path.rglob("*")) == before
@@ -100,12 +100,12 @@ def test_a_cut_model_is_damaged_and_another_file_is_no_model(tmp_path: Path) -> 
     ]:
         file.write_bytes(content)
         with pytest.raises(BundleError, match=f"is {found}") as refused:
-            load_bundle(file)
+            load_model(file)
         assert not re.search("header|deserial", str(refused.value))
     card = good_card()
     card["backbone"] = card["manifest"]["base"]["backbone"] = "resnet18"
     with pytest.raises(BundleError, match="resnet18"):
-        load_bundle(written(file, card))
+        load_model(written(file, card))
 
 
 SCORED = {"split": "test", "images": 4, "top1": 1.0, "top5": None, "mean_per_class": 1.0, "when": "2026-01-01"}
@@ -137,14 +137,14 @@ def written(path: Path, card: dict[str, Any], **others: Tensor) -> Path:
 
 def test_the_good_card_is_good(tmp_path: Path) -> None:
     """So that the refusals below have their reason in what was changed."""
-    assert load_bundle(written(tmp_path / "good.safetensors", good_card())).classes == ("a", "b")
+    assert load_model(written(tmp_path / "good.safetensors", good_card())).classes == ("a", "b")
 
 
 def test_a_card_in_words_has_intervals_and_no_top_5_of_two_classes(tmp_path: Path) -> None:
     """Those of earlier versions have a top-5 of 100 %, and no intervals."""
     now = {**SCORED, "top1": 0.75, "intervals": {"top1": [0.25, 0.98]}}
     card = {**good_card(), "scores": {"scored": [now, {**SCORED, "top5": 1.0}]}}
-    found = model_card(load_bundle(written(tmp_path / "model.safetensors", card)))
+    found = model_card(load_model(written(tmp_path / "model.safetensors", card)))
     assert "75.00% (95 % interval 25.00% to 98.00%)" in found
     assert found.count("top-1") == 2
     assert "top-5" not in found
@@ -153,7 +153,7 @@ def test_a_card_in_words_has_intervals_and_no_top_5_of_two_classes(tmp_path: Pat
 def test_files_of_every_version_are_read(tmp_path: Path) -> None:
     """Each predicts what it did when it was written, and keeps what it says that this version does not know."""
     register_tiny()
-    bundle = load_bundle(REPOSITORY / "tests" / "data" / "model-1.safetensors")
+    bundle = load_model(REPOSITORY / "tests" / "data" / "model-1.safetensors")
     (prediction,) = bundle.predict([draw_image(tmp_path / "one.png", 7)])
     assert [(guess.label, guess.name) for guess in prediction.top] == [("a", "rose"), ("b", "b")]
     assert prediction.top[0].probability == pytest.approx(0.77835274, abs=1e-5)
@@ -169,7 +169,7 @@ def test_what_a_later_version_adds_within_a_record_is_passed_over(tmp_path: Path
         "training": {"later": [1, 2]},
         "class_prior": "later",
     }
-    found = load_bundle(written(tmp_path / "model.safetensors", card))
+    found = load_model(written(tmp_path / "model.safetensors", card))
     assert found.stored["calibration"] == {"later": {}}
     assert "class prior: not known" in model_card(found)
 
@@ -248,14 +248,14 @@ def test_a_crafted_card_is_refused(change: Callable[[dict[str, Any]], object], t
     card = good_card()
     change(card)
     with pytest.raises(HeadgraftError) as refused:
-        load_bundle(written(tmp_path / "model.safetensors", card))
+        load_model(written(tmp_path / "model.safetensors", card))
     assert "export it again" in str(refused.value)
     assert len(str(refused.value)) < 600
 
 
 def same_model(file: Path, whole: Bundle) -> bool:
     """Whether a file has all tensors of `whole` and says what it says, but for its digest."""
-    found = load_bundle(file)
+    found = load_model(file)
     pairs = zip(found.head.state_dict().values(), whole.head.state_dict().values(), strict=True)
     cards = [{name: value for name, value in model.stored.items() if name in good_card()} for model in (found, whole)]
     return (
@@ -269,7 +269,7 @@ def same_model(file: Path, whole: Bundle) -> bool:
 def test_a_model_with_one_byte_changed_is_refused_or_the_same(tmp_path: Path, times: Times) -> None:
     """Anywhere: length, header, card, tensors. Blanks of the header and the digest's own name change nothing."""
     file = written(tmp_path / "model.safetensors", good_card())
-    whole, content = load_bundle(file), file.read_bytes()
+    whole, content = load_model(file), file.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     harmless = {start - 1 - n for n in range(8) if content[start - 1 - n] == ord(" ")}  # blanks after the header
     harmless |= set(range(at := content.index(b"digest\\"), at + len("digest")))  # a model without one
@@ -291,7 +291,7 @@ def test_a_damaged_tensor_is_named_as_damage(tmp_path: Path) -> None:
     for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content.replace(b"rose", b"nose")):
         (tmp_path / "model.safetensors").write_bytes(damaged)
         with pytest.raises(BundleError, match=r"model\.safetensors"):
-            load_bundle(tmp_path / "model.safetensors")
+            load_model(tmp_path / "model.safetensors")
 
 
 def test_info_says_whether_the_tensors_were_checked(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_info_says_whether_the_tensors_were_checked(tmp_path: Path) -> None:
 def test_tensors_that_do_not_fit_the_backbone_are_refused(others: dict[str, Tensor], tmp_path: Path) -> None:
     """Before anything is predicted."""
     with pytest.raises(BundleError, match="tiny"):
-        load_bundle(written(tmp_path / "model.safetensors", good_card(), **others))
+        load_model(written(tmp_path / "model.safetensors", good_card(), **others))
 
 
 def test_a_head_of_other_features_is_refused(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_a_head_of_other_features_is_refused(tmp_path: Path) -> None:
     head = Head.new(31, 4, 2)
     write_bundle(tmp_path / "model.safetensors", tiny_tensors(), head, good_card())
     with pytest.raises(BundleError, match=r"\b31\b.*\b32\b"):
-        load_bundle(tmp_path / "model.safetensors")
+        load_model(tmp_path / "model.safetensors")
 
 
 def test_a_head_that_is_no_numbers_is_refused(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_a_head_that_is_no_numbers_is_refused(tmp_path: Path) -> None:
     head.state_dict()["3.bias"][1] = float("nan")
     write_bundle(tmp_path / "model.safetensors", tiny_tensors(), head, good_card())
     with pytest.raises(BundleError, match="not finite"):
-        load_bundle(tmp_path / "model.safetensors")
+        load_model(tmp_path / "model.safetensors")
 
 
 def test_a_head_of_whole_numbers_is_refused(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_a_head_of_whole_numbers_is_refused(tmp_path: Path) -> None:
     metadata = {"headgraft": json.dumps(good_card())}  # without a digest, as earlier versions wrote it
     save_file({**tensors, "head.3.bias": tensors["head.3.bias"].int()}, file, metadata)
     with pytest.raises(BundleError, match=r"torch.int32 in place of torch.float32"):
-        load_bundle(file)
+        load_model(file)
 
 
 def test_weights_that_lead_to_no_numbers_are_said(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_weights_that_lead_to_no_numbers_are_said(tmp_path: Path) -> None:
     head.state_dict()["0.weight"].fill_(3e38)
     write_bundle(tmp_path / "model.safetensors", tiny_tensors(), head, good_card())
     with pytest.raises(BundleError, match="NaN or infinite"):
-        load_bundle(tmp_path / "model.safetensors").predict(draw_image(tmp_path / "one.png", 7))
+        load_model(tmp_path / "model.safetensors").predict(draw_image(tmp_path / "one.png", 7))
 
 
 def test_errors_and_answers_are_printable(tmp_path: Path) -> None:
@@ -378,14 +378,14 @@ def test_a_card_nested_without_end_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(crafted({"a": tensor(0, 16), "__metadata__": {"headgraft": "[" * 100_000}}))
     with pytest.raises(BundleError, match="not a model"):
-        load_bundle(file)
+        load_model(file)
 
 
 def test_a_pipe_is_neither_model_nor_weights_nor_run(run: Path, tmp_path: Path) -> None:
     """Opening one would wait for its other end."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BundleError, match="not a regular file"):
-        load_bundle(tmp_path / "pipe")
+        load_model(tmp_path / "pipe")
     with pytest.raises(WeightsError, match="not a regular file"):
         load_weights_file(tmp_path / "pipe")
     (run / HEAD_FILE).unlink()

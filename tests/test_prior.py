@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.heads.group import HeadGroup, HeadHyperparameters, HeadShape, HeadState
 from pipeline.heads.head import Head
 from pipeline.heads.seeds import shuffle_rng
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 from pipeline.model.prior import class_prior
 from pipeline.run import Run
 from pipeline.statistics.calibration import at_temperature, error_of, fit_temperature
@@ -144,7 +144,7 @@ def test_a_corrected_model_passes_the_gate_and_says_so(data: Path, tmp_path: Pat
     }
     assert results["train"].parity["max_abs_diff"] <= 1e-4
     assert results["train"].class_prior == "train"
-    models = {prior: load_bundle(tmp_path / f"{prior}.safetensors") for prior in results}
+    models = {prior: load_model(tmp_path / f"{prior}.safetensors") for prior in results}
     assert {prior: model.card.class_prior for prior, model in models.items()} == {"none": "none", "train": "train"}
     paths = sorted((data / "valid").rglob("*.*"))
     plain, corrected = (model.on("cpu", "float32").log_probs(paths) for model in models.values())

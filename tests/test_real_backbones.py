@@ -28,7 +28,7 @@ from pipeline.config.models import ExportConfig
 from pipeline.errors import WeightsError
 from pipeline.heads.head import Head
 from pipeline.inputs.preprocessing import BICUBIC, BILINEAR, Preprocessing
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 
 VIT = "timm/vit_small_patch14_dinov2.lvd142m"
 LITE = "timm/tf_efficientnet_lite0.in1k"
@@ -97,7 +97,7 @@ def test_a_model_is_the_librarys_network_and_the_head(name: str, tmp_path: Path)
     assert result.parity["max_abs_diff"] < 1e-4
     assert result.onnx["max_abs_diff"] < 1e-4
 
-    bundle = load_bundle(model)
+    bundle = load_model(model)
     found = bundle.on("cpu", "float32").log_probs(files)
     plain, head = load(file), Head.from_tensors(dict(bundle.head.state_dict()))
     transform = transforms.Compose(

@@ -38,7 +38,7 @@ from pipeline.config.models import EvaluateConfig, ExportConfig, ReportConfig
 from pipeline.duplicates.near_duplicates import identical_files, near_duplicates
 from pipeline.errors import ConfigError, ParityError, PipelineError, RunError
 from pipeline.labelling.label_issues import label_issues
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 from pipeline.model.parity_worker import answer
 from pipeline.run import Run
 from pipeline.run_folder import REPORT_FILE
@@ -162,7 +162,7 @@ def test_a_head_of_it_leaves_like_any_other(reduced: Path, tmp_path: Path) -> No
     result = export(ExportConfig(run, tmp_path / "model.safetensors"))
     assert result.parity["max_abs_diff"] <= 1e-4
     assert result.parity["reduced_abs_diff"] < 0.05
-    bundle = load_bundle(tmp_path / "model.safetensors")
+    bundle = load_model(tmp_path / "model.safetensors")
     assert bundle.card.basis == "pool+pca:6 then full"
     assert report(ReportConfig(run)).bytes > 1000
 

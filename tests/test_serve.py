@@ -34,7 +34,7 @@ from pipeline.commands.serve import serve
 from pipeline.config.models import ServeConfig
 from pipeline.errors import DecodeError, PipelineError
 from pipeline.inputs.decode import decode_rgb
-from pipeline.model.file import load_bundle, write_bundle
+from pipeline.model.file import load_model, write_bundle
 from pipeline.service.decoding import LARGE, SMALL, effort, view_of_large
 from pipeline.unknown.detector import Distance, UnknownDetector, pooled, scale_of
 from pipeline.unknown.fitting import moments_of
@@ -328,7 +328,7 @@ def detecting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("detecting")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, "tiny", BackboneSpec(build_tiny, NamedWeights("tiny", "NONE", None)))
-        bundle = load_bundle(MODEL)
+        bundle = load_model(MODEL)
         rows = bundle.on("cpu").features([draw_image(folder / f"{number}.png", number) for number in range(60)])
     known, logits = pooled(bundle.layout, rows), bundle.head(rows)
     distance = Distance.of(moments_of(known[:30], torch.arange(30) % 2, 2))

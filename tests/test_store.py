@@ -176,20 +176,6 @@ def test_blocks_cover_every_position_once_and_keep_to_their_size(tmp_path: Path)
     assert sorted(seen) == list(range(9))
 
 
-def test_arrays_are_rows_and_labels_of_a_split(tmp_path: Path) -> None:
-    """File by file, pass by pass; passes are of train alone."""
-    keys = [key_of(n, view) for n in (1, 2, 3) for view in ("pass:0", "pass:1")]
-    cache = filled(tmp_path / "c", (keys, some_rows(6, 32)))
-    cache.save_index(index(image(2, label="10"), image(1), image(3, "valid", "10")))
-    rows, labels = cache.arrays("train", passes=1)
-    assert np.array_equal(rows, cache.read([key_of(2), key_of(1), key_of(2, "pass:1"), key_of(1, "pass:1")]))
-    assert labels.tolist() == [1, 0, 1, 0]
-    rows, labels = cache.arrays("valid", passes=1)
-    assert (rows.shape, labels.tolist()) == ((1, 32), [1])
-    with pytest.raises(MissingRows):
-        cache.arrays("train", passes=2)
-
-
 def test_no_keys_give_no_rows(tmp_path: Path) -> None:
     """An empty request is an empty answer."""
     assert filled(tmp_path / "c", ([key_of(0)], some_rows(1, 32))).read([]).shape == (0, 32)

@@ -24,13 +24,13 @@ def model() -> None:
 def model_info(model: Path, card: Path | None, overwrite: bool) -> None:
     """Show the card of MODEL: architecture, training, scores."""
     from cache.files import write_atomically
-    from pipeline.model.file import load_bundle
+    from pipeline.model.file import load_model
     from pipeline.model.markdown import model_card
     from pipeline.run_folder import check_target
 
     if card is not None:
         check_target(card, overwrite)
-    bundle = load_bundle(model)
+    bundle = load_model(model)
     text = model_card(bundle)
     if card is not None:
         card.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,11 @@ logger = logging.getLogger("headgraft.compare")
 def compare(config: CompareConfig) -> CompareResult:
     """Train heads of the same settings and seeds on each cache, and compare them on the same validation images.
 
-    No run is written. CacheError where the training and validation images of the caches differ.
+    No run is written.
+
+    Raises:
+        CacheError: the training and validation images of the caches differ.
+        RunError: the set cannot be trained on, as in `train_head`.
     """
     start = time.perf_counter()
     if config.svg:

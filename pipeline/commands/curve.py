@@ -31,8 +31,10 @@ _PRIOR = 4.0  # images of the mean error that a class is taken to have besides i
 def curve(config: CurveConfig) -> CurveResult:
     """Train heads on nested parts of the images outside each fold, score them on the fold, and fit the law.
 
-    All heads take the same number of steps. Training and validation images take part, test images do not. RunError as
-    for `cv`.
+    All heads take the same number of steps. Training and validation images take part, test images do not.
+
+    Raises:
+        RunError: as in `cv`.
     """
     start = time.perf_counter()
     device = resolve_device(config.device)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.layout import PREDICTION_FOLDER
+from cache.result import Result
 from cache.store import FeatureCache
 from pipeline.config.folds import MOST_FOLDS, CvConfig
 from pipeline.config.heads import HeadSettings, SweepConfig
@@ -51,7 +52,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class CvResult:
+class CvResult(Result):
     """What cross-validation found.
 
     Attributes:
@@ -120,8 +121,10 @@ class CvResult:
 def cv(config: CvConfig) -> CvResult:
     """Train a head for each fold on the others, in a basis fitted on them, and predict the fold.
 
-    Training and validation images take part, test images do not. RunError where they are too few, where their labels
-    made the rows of a reduced cache, or where rows take more than the memory allowed.
+    Training and validation images take part, test images do not.
+
+    Raises:
+        RunError: there are too few images, their labels made the rows of a reduced cache, or the rows exceed `memory`.
     """
     start = time.perf_counter()
     device, against = resolve_device(config.device), OutOfFold.load(config.against) if config.against else None

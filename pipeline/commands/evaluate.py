@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.names import resembling
 from pipeline.machine.device import available_cpus
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 from pipeline.model.prediction import answers
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RUN_FILE
@@ -26,7 +26,13 @@ logger = logging.getLogger("headgraft.evaluate")
 
 
 def evaluate(config: EvaluateConfig) -> Scores:
-    """Score a run folder from its cache, or a model file on the images of `data`."""
+    """Score a run folder from its cache, or a model file on the images of `data`.
+
+    Raises:
+        RunError: `target` is neither, or the set has no images of the split.
+        ConfigError: an option is for the other kind of target.
+        BundleError: the model file cannot be read.
+    """
     torch.set_num_threads(available_cpus())
     if any((config.target / name).is_file() for name in (RUN_FILE, JOURNAL_FILE)):
         _refuse_unused(config, "a run is scored from its cache", ("data", "precision", "device", "tta"))
@@ -85,7 +91,7 @@ def _unrelated(run: Run, cache: FeatureCache, index: SetIndex, split: str) -> Un
 
 
 def _evaluate_model(config: EvaluateConfig) -> Scores:
-    bundle = load_bundle(config.target)
+    bundle = load_model(config.target)
     card, data = bundle.card, config.data
     if data is None:
         raise ConfigError(f"{config.target} is a model, which records no path of images: name DATA to score it on")

@@ -13,6 +13,7 @@ from torch import Tensor
 from cache.errors import MissingRows
 from cache.files import replacing
 from cache.index import SPLITS, SetIndex
+from cache.result import Result
 from cache.store import FeatureCache
 from pipeline.backbones.catalog import backbone_spec
 from pipeline.backbones.facts import licence_of
@@ -31,7 +32,7 @@ from pipeline.model.abstaining import Abstaining, abstaining_in_words, fit_absta
 from pipeline.model.bundle import Bundle
 from pipeline.model.calibrating import calibrate_run, with_flip
 from pipeline.model.card import Calibration, ModelCard, TrainedScores
-from pipeline.model.file import load_bundle, write_bundle
+from pipeline.model.file import load_model, write_bundle
 from pipeline.model.markdown import errors_in_words
 from pipeline.model.onnx import require_packages, write_onnx
 from pipeline.model.parity import Trained, check_files, check_parity, chosen_images
@@ -45,7 +46,7 @@ _FREE = ("apache", "bsd", "mit", "cc-by-4.0")  # licences that let anyone pass t
 
 
 @dataclass
-class ExportResult:
+class ExportResult(Result):
     """What `export` wrote.
 
     Attributes:
@@ -98,7 +99,13 @@ class ExportResult:
 
 
 def export(config: ExportConfig) -> ExportResult:
-    """Write the combined model of a run; ParityError, and no file, where it does not predict what was trained."""
+    """Write the combined model of a run, verified on image files in a fresh process.
+
+    Raises:
+        ParityError: the model does not predict what was trained; no file is written.
+        RunError: the run or its cache is missing, or the model exists and `overwrite` is not set.
+        DataChanged: images that the check needs are not as they were extracted.
+    """
     _check_targets(config)
     torch.set_num_threads(available_cpus())
     run = Run.load(config.run)
@@ -132,7 +139,7 @@ def export(config: ExportConfig) -> ExportResult:
         if config.onnx:
             logger.info("writing the ONNX file, and comparing it with the model")
             graph = files.enter_context(replacing(config.onnx))
-            difference = write_onnx(load_bundle(temporary, weights), graph, [root / image.path for image in images])
+            difference = write_onnx(load_model(temporary, weights), graph, [root / image.path for image in images])
             result.onnx = {"file": str(config.onnx), "bytes": graph.stat().st_size, "max_abs_diff": difference}
     if made.evaluations:
         run.add_scores(made.evaluations)

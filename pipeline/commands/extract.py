@@ -13,6 +13,7 @@ from cache.history import Extraction, record_extraction
 from cache.index import SkippedImage, index_path
 from cache.labels import LabelJournal
 from cache.lock import writing
+from cache.result import Result
 from cache.store import FeatureCache
 from cache.writer import merge_small_shards
 from pipeline.config.extract import ExtractConfig
@@ -26,7 +27,7 @@ logger = logging.getLogger("headgraft.extract")
 
 
 @dataclass
-class ExtractResult:
+class ExtractResult(Result):
     """What `extract` did.
 
     Attributes:
@@ -80,8 +81,11 @@ class ExtractResult:
 def extract(config: ExtractConfig) -> ExtractResult:
     """Bring the cache to hold every row that the data set needs; what is there already is not computed again.
 
-    Raises ManifestMismatch for a cache of other settings, ImageSetError for data that cannot be used, and
-    DecodeError listing every file that cannot be decoded, unless `skip_bad` records them.
+    Raises:
+        ManifestMismatch: the cache has other settings; the message lists the fields that differ.
+        ImageSetError: the data cannot be used as it is.
+        DecodeError: files cannot be decoded, each listed; `skip_bad` records them instead.
+        WeightsError: the weights cannot be had, or are not what they should be.
     """
     start = time.perf_counter()
     with executor_of(config) as executor:

@@ -30,8 +30,12 @@ logger = logging.getLogger("headgraft.label")
 def label(config: LabelConfig) -> None:
     """Serve the page of a set on `host` and `port`; every verdict is in the journal of the cache before it is answered.
 
-    PipelineError where a package of the extra is missing, RunError where rows exceed the memory or `run` holds a run,
-    CacheBusy where another process labels in this cache.
+    Returns when it is interrupted.
+
+    Raises:
+        PipelineError: a package of the extra `serve` is missing.
+        RunError: rows exceed `memory`, or `run` holds a run.
+        CacheBusy: another process labels in this cache.
     """
     require_packages("label")
     from pipeline.labelling.app import Asked, create_app

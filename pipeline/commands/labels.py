@@ -10,13 +10,14 @@ from pathlib import Path
 from cache.files import write_atomically
 from cache.index import UNLABELLED
 from cache.labels import VERDICTS, LabelJournal
+from cache.result import Result
 from cache.store import FeatureCache
 from pipeline.console import counted
 from pipeline.run_folder import check_target
 
 
 @dataclass
-class LabelsResult:
+class LabelsResult(Result):
     """What was labelled by hand.
 
     Attributes:

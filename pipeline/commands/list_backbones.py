@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 
+from cache.result import Result
 from pipeline.backbones.catalog import names, similar
 from pipeline.backbones.facts import BackboneFacts, facts_of
 from pipeline.console import progress
@@ -12,7 +13,7 @@ logger = logging.getLogger("headgraft.backbones")
 
 
 @dataclass(frozen=True)
-class BackboneList:
+class BackboneList(Result):
     """What `list_backbones` found.
 
     Attributes:
@@ -42,10 +43,13 @@ def _row(one: BackboneFacts) -> tuple[str, ...]:
     )
 
 
-def list_backbones(pattern: str) -> BackboneList:
-    """Those whose names match `pattern` or contain it; those of timm where it begins with `timm/`.
+def list_backbones(pattern: str = "") -> BackboneList:
+    """List backbones whose names match `pattern` or contain it; those of timm where it begins with `timm/`.
 
-    One that cannot be had is logged with the reason. ConfigError where none matches.
+    One that cannot be had is logged with the reason.
+
+    Raises:
+        ConfigError: none matches.
     """
     matching, found = names(pattern), []
     if not matching:

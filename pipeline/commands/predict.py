@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from cache.files import write_atomically
+from cache.result import Result
 from pipeline.config.models import PredictConfig
 from pipeline.console import counted, named
 from pipeline.errors import ConfigError, PipelineError
@@ -28,7 +29,7 @@ from pipeline.inputs.listing import extensions
 from pipeline.inputs.remarks import Remarks
 from pipeline.machine.device import available_cpus
 from pipeline.model.bundle import Bundle
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 from pipeline.model.prediction import Outputs
 from pipeline.run_folder import check_target, refuse_other_kind
 from pipeline.unknown.drift import FEWEST, Drift, drift_of
@@ -37,7 +38,7 @@ logger = logging.getLogger("headgraft.predict")
 
 
 @dataclass
-class PredictResult:
+class PredictResult(Result):
     """What `predict` found.
 
     Attributes:
@@ -67,13 +68,18 @@ class PredictResult:
 
 
 def predict(config: PredictConfig) -> PredictResult:
-    """The `top_k` classes of every image file; files that cannot be decoded are listed, the others predicted."""
+    """Predict the `top_k` classes of every image file; files that cannot be decoded are listed, not raised.
+
+    Raises:
+        BundleError: the model file cannot be read.
+        ConfigError: the model cannot do what an option asks, such as `explain` of one without cells.
+    """
     start = time.perf_counter()
-    bundle = load_bundle(config.model)
+    bundle = load_model(config.model)
     if config.names:
         bundle = replace(bundle, card=replace(bundle.card, names=read_names(config.names, bundle.classes)))
     _check_targets(config, bundle)
-    paths, nothing, unread = find_images(config.images)
+    paths, nothing, unread = find_images(tuple(map(str, config.images)))
     if unread:
         logger.warning(unread_line(unread))
     torch.set_num_threads(available_cpus())

@@ -16,6 +16,7 @@ from cache.keys import unpack_keys
 from cache.labels import copy_labels
 from cache.lock import check_writable, writing
 from cache.reduction import Reduction, save_basis
+from cache.result import Result
 from cache.shard import Part
 from cache.store import FeatureCache, check_place
 from cache.writer import ShardWriter, merge_small_shards
@@ -39,7 +40,7 @@ SECONDS_PER_SHARD = 60.0
 
 
 @dataclass
-class ReduceResult:
+class ReduceResult(Result):
     """What `reduce_cache` did.
 
     Attributes:
@@ -92,7 +93,9 @@ class ReduceResult:
 def reduce_cache(config: ReduceConfig) -> ReduceResult:
     """Fit a basis on the training rows of a set, and write all rows of the cache in it to another; resumes.
 
-    Raises CacheError where `out` is another cache, or what is reduced already is asked for.
+    Raises:
+        CacheError: `out` is another cache, or `cache` is reduced already.
+        RunError: the set cannot be trained on, as in `train_head`.
     """
     start = time.perf_counter()
     torch.set_num_threads(available_cpus())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cache.files import write_atomically
+from cache.result import Result
 from pipeline.config.models import ReportConfig
 from pipeline.console import counted
 from pipeline.inputs.display_names import read_names
@@ -26,7 +27,7 @@ logger = logging.getLogger("headgraft.report")
 
 
 @dataclass
-class ReportResult:
+class ReportResult(Result):
     """What `report` found and wrote.
 
     Attributes:
@@ -84,8 +85,11 @@ class ReportResult:
 def report(config: ReportConfig) -> ReportResult:
     """Write the page of a run, in its folder or at `output`.
 
-    Raises RunError where the run or its cache is not there or not whole, CacheError where the page could not be
-    written. Images that are out of reach are shown without a picture, and counted.
+    Images that are out of reach are shown without a picture, and counted.
+
+    Raises:
+        RunError: the run or its cache is missing or incomplete.
+        CacheError: the page cannot be written.
     """
     start = time.perf_counter()
     target = config.output or config.run / REPORT_FILE

@@ -40,9 +40,13 @@ logger = logging.getLogger("headgraft.sweep")
 def sweep(config: SweepConfig) -> SweepResult:
     """Try many heads, choose by validation or out of fold, retrain the choice and keep it as a run.
 
-    A sweep that was interrupted resumes from its journal. Raises RunError where the run is finished or was asked
-    otherwise, or no head could be trained in time; CacheError where the run's folder cannot be written; ConfigError for
-    a space that is none. Where another process writes the run, this waits, and replaces what it wrote.
+    A sweep that was interrupted resumes from its journal. Where another process writes the run, this waits, and
+    replaces what it wrote.
+
+    Raises:
+        RunError: the run is finished, was started with other options, or no head could be trained in time.
+        CacheError: the folder of the run cannot be written.
+        ConfigError: the search space is not valid.
     """
     given = None if config.space is None else Space.load(config.space)
     device = _device(config)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cache.result import Result
 from pipeline.backbones.catalog import backbone_spec, names
 from pipeline.backbones.from_timm import PREFIX
 from pipeline.backbones.sources import fetch
@@ -9,7 +10,7 @@ from pipeline.backbones.weights import NamedWeights, weights_folder
 
 
 @dataclass(frozen=True)
-class WeightsFile:
+class WeightsFile(Result):
     """Weights that are known by name.
 
     Attributes:
@@ -30,7 +31,7 @@ class WeightsFile:
 
 
 @dataclass(frozen=True)
-class WeightsList:
+class WeightsList(Result):
     """What `list_weights` found.
 
     Attributes:
@@ -52,8 +53,13 @@ def list_weights() -> WeightsList:
     return WeightsList([_file_of(weights) for weights in known])
 
 
-def fetch_weights(backbone: str) -> WeightsFile:
-    """Have the default weights of a backbone on this machine; WeightsError where that cannot be."""
+def fetch_weights(backbone: str = "vgg16") -> WeightsFile:
+    """Fetch the default weights of a backbone into the weights folder, unless they are there.
+
+    Raises:
+        WeightsError: they cannot be had.
+        ConfigError: there is no such backbone.
+    """
     weights = backbone_spec(backbone).weights
     fetch(weights)
     return _file_of(weights)

@@ -10,6 +10,7 @@ from pipeline.config.options import (
     LARGEST_SEED,
     PRECISIONS,
     ClusterConfig,
+    argument,
     check_capture,
     option,
     require,
@@ -25,7 +26,7 @@ class ExtractConfig(ClusterConfig):
     images, and `finish` after them. Workers of a cluster are handed `unit_rows` at once, which are lost with them.
     """
 
-    data: Path
+    data: Path = field(metadata=argument("Images: a folder of splits, a folder of class folders, or a CSV file."))
     cache: Path = field(metadata=required("Folder of the feature cache."))
     set: str | None = option(None, "Name of the image set.  [default: last component of DATA]")
     passes: int = option(0, "Number of augmented passes over the training images.", least=0, most=MOST_PASSES)

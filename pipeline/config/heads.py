@@ -1,5 +1,6 @@
 """What is asked of heads: their settings, and the commands that train them from a cache."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pipeline.config.options import (
     MOST_GB,
     Checked,
     ClusterConfig,
+    argument,
     option,
     option_of,
     require,
@@ -149,7 +151,7 @@ class SweepConfig(ClusterConfig, _TrainingConfig):
 class CompareConfig(Checked):
     """Backbones by the caches of one image set, `caches`: the default head is trained on each, with the same seeds."""
 
-    caches: tuple[Path, ...] = field(metadata={"metavar": "CACHE..."})
+    caches: Sequence[Path] = field(metadata=argument("Folders of the caches, two or more.", "CACHE..."))
     set: str | None = option_of(_TrainingConfig, "set")
     passes: int | None = option(
         None, "Augmented passes to train on.  [default: all that every cache has]", least=0, most=MOST_PASSES
@@ -173,7 +175,7 @@ class CompareConfig(Checked):
 class ReduceConfig(Checked):
     """Cache → a smaller one, of rows in a basis that is fitted on the training rows of a set with all its passes."""
 
-    cache: Path
+    cache: Path = field(metadata=argument("Folder of the feature cache."))
     out: Path = field(metadata=required("Folder of the reduced cache."))
     basis: str = option("pyramid+pca:512", "Basis: pool or pyramid, then +white[:G], +pca:R or +lda[:G].")
     set: str | None = option(None, "Image set the basis is fitted on.  [default: the only one]")

@@ -1,10 +1,22 @@
 """What is asked of a trained head and of the model it becomes: scores, report, export, predictions, service, labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config.heads import TrainConfig
-from pipeline.config.options import DEVICES, MOST_GB, PRECISIONS, TTA, Checked, option, option_of, require, required
+from pipeline.config.options import (
+    DEVICES,
+    MOST_GB,
+    PRECISIONS,
+    TTA,
+    Checked,
+    argument,
+    option,
+    option_of,
+    require,
+    required,
+)
 
 CLASS_PRIORS = ("none", "train", "uniform")
 SPLITS = ("train", "valid", "test")
@@ -14,8 +26,8 @@ SPLITS = ("train", "valid", "test")
 class ExportConfig(Checked):
     """Run → one model file."""
 
-    run: Path
-    model: Path
+    run: Path = field(metadata=argument("Folder of the run."))
+    model: Path = field(metadata=argument("Path of the model file to write."))
     cache: Path | None = option(None, "Folder of the feature cache.  [default: the path recorded in the run]")
     data: Path | None = option(None, "Folder of the images.  [default: the path recorded in the cache]")
     names: Path | None = option(None, "JSON file of display names by class.")
@@ -63,8 +75,8 @@ class ExportConfig(Checked):
 class EvaluateConfig(Checked):
     """Scores of one split: of a run from its cache, of a model from image files in `data`."""
 
-    target: Path = field(metadata={"metavar": "RUN_OR_MODEL"})
-    data: Path | None = None
+    target: Path = field(metadata=argument("Folder of a run, or path of a model file.", "RUN_OR_MODEL"))
+    data: Path | None = field(default=None, metadata=argument("Images to score a model on; a run has its own."))
     cache: Path | None = option(None, "Folder of the feature cache.  [default: the path recorded in the run]")
     split: str = option("test", "Split to score.", choices=SPLITS)
     precision: str = option("auto", "Compute precision of the backbone (models only).", choices=PRECISIONS)
@@ -76,7 +88,7 @@ class EvaluateConfig(Checked):
 class ReportConfig(Checked):
     """Run → one page."""
 
-    run: Path
+    run: Path = field(metadata=argument("Folder of the run."))
     output: Path | None = option(None, "Path of the page.  [default: report.html in RUN]")
     cache: Path | None = option(None, "Folder of the feature cache.  [default: the path recorded in the run]")
     data: Path | None = option(None, "Folder of the images.  [default: the path recorded in the cache]")
@@ -88,8 +100,10 @@ class ReportConfig(Checked):
 class PredictConfig(Checked):
     """Image files → classes; `images` are files, folders, globs, or `-` for a list on standard input."""
 
-    model: Path
-    images: tuple[str, ...] = field(metadata={"metavar": "IMAGE..."})
+    model: Path = field(metadata=argument("Path of the model file."))
+    images: Sequence[str | Path] = field(
+        metadata=argument("Image files, folders, globs, or - for a list on standard input.", "IMAGE...")
+    )
     top_k: int = option(5, "Number of classes per image.", least=1)
     names: Path | None = option(None, "JSON file of display names by class.")
     precision: str = option("auto", "Compute precision of the backbone.", choices=PRECISIONS)
@@ -101,6 +115,11 @@ class PredictConfig(Checked):
     drift: Path | None = option(
         None, "Path of an SVG file to write: p-values of the images, as a curve.", metavar="SVG"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [self.images] if isinstance(self.images, str | Path) else self.images
+        object.__setattr__(self, "images", tuple(map(str, given)))
 
 
 @dataclass(frozen=True)
@@ -124,7 +143,7 @@ class LabelConfig(Checked):
 class ServeConfig(Checked):
     """A model over HTTP. `max_waiting` counts images of all requests, the other limits are of one."""
 
-    model: Path
+    model: Path = field(metadata=argument("Path of the model file."))
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8000, "Port to listen on.", least=0, most=65535)
     precision: str = option("auto", "Compute precision of the backbone.", choices=PRECISIONS)

@@ -74,6 +74,11 @@ def required(help: str, **limits: Any) -> dict[str, Option]:
     return {"option": Option(help, **limits)}
 
 
+def argument(help: str, metavar: str | None = None) -> dict[str, str | None]:
+    """Metadata of a field that is an argument of its command."""
+    return {"help": help, "metavar": metavar}
+
+
 def option_of(config: Any, name: str) -> Any:
     """The same field as another config has, with its default, help and limits."""
     known = config.__dataclass_fields__[name]

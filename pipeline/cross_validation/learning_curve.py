@@ -7,6 +7,7 @@ from pathlib import Path
 from cache.files import read_regular, write_atomically
 from cache.layout import PREDICTION_FOLDER
 from cache.records import Digest, convert, fault
+from cache.result import Result
 from pipeline.console import counted
 from pipeline.errors import RunError
 from pipeline.inputs.folders import shown
@@ -38,7 +39,7 @@ class WantedClass:
 
 
 @dataclass(frozen=True)
-class CurveResult:
+class CurveResult(Result):
     """What the learning curve says.
 
     Attributes:

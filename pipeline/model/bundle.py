@@ -35,11 +35,11 @@ _BATCH = 32  # images, on a device: nearly its full rate, and one image does not
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model file in memory.
+    """An exported model in memory, as `load_model` returns it.
 
     Attributes:
         path: of the file.
-        card: what it says of itself.
+        card: its model card, typed: classes, training, scores, thresholds.
         backbone_tensors: float32, by name.
         head: over rows of the backbone, (B, D) → log-probabilities (B, C).
         stored: the card's JSON as it was read, with what a later version added.

@@ -62,11 +62,16 @@ def _digest(tensors: dict[str, Tensor], card: dict[str, Any]) -> str:
     return f"xxh3-128:{state.hexdigest()}"
 
 
-def load_bundle(path: str | Path, weights: str | None = None) -> Bundle:
-    """Read a model file; BundleError if it is not one that `export` wrote.
+def load_model(path: str | Path, weights: str | None = None) -> Bundle:
+    """Read a model file.
 
-    `weights` is the file of the backbone's, of a model without these, where it is neither beside the model nor in the
-    weights folder.
+    Args:
+        path: of the file that `export` wrote.
+        weights: file of the backbone's weights; for a model without them that are neither in its folder nor in the
+            weights folder.
+
+    Raises:
+        BundleError: it is not such a file, or the weights are missing.
     """
     path = Path(path)
     stored, tensors = _read(path)

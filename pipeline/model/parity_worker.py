@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from pipeline.machine.device import available_cpus
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 
 
 @torch.inference_mode()
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Log-probabilities of the request's image files, class by class."""
     torch.set_num_threads(available_cpus())
-    bundle = load_bundle(request["model"], request["weights"])
+    bundle = load_model(request["model"], request["weights"])
     paths, precision = request["paths"], request["precision"]
 
     def by_class(rows: Tensor) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cache.result import Result
 from pipeline.console import counted, named
 
 
@@ -42,7 +43,7 @@ class ComparedBackbone:
 
 
 @dataclass(frozen=True)
-class CompareResult:
+class CompareResult(Result):
     """What `compare` found.
 
     Attributes:

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from cache.files import read_regular
 from cache.records import Count, Seconds, convert
+from cache.result import Result
 from pipeline.config.heads import METRICS, HeadSettings
 from pipeline.run_folder import RESULTS_FILE
 from pipeline.search.baselines import Baselines
@@ -87,7 +88,7 @@ class Best(Retrained):
 
 
 @dataclass(frozen=True)
-class SweepResult:
+class SweepResult(Result):
     """What `sweep` did, also in sweep.json; accuracies are those of `choose_by`.
 
     Attributes:

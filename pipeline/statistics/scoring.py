@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from cache.result import Result
 from pipeline.console import counted
 from pipeline.statistics.calibration import error_of, floor_of
 from pipeline.statistics.intervals import accuracies
@@ -97,7 +98,7 @@ class SetScores:
 
 
 @dataclass
-class Scores:
+class Scores(Result):
     """Scores of one split.
 
     Attributes:

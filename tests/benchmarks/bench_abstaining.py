@@ -24,7 +24,7 @@ from pipeline.evidence.attribution import evidence_of
 from pipeline.heads.head import Head
 from pipeline.machine.device import available_cpus
 from pipeline.model.bundle import Bundle
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 from pipeline.row_layout import RowLayout
 from pipeline.statistics import selective
 from pipeline.statistics.conformal import Places, in_sets, quantile, set_thresholds
@@ -193,7 +193,7 @@ def main() -> None:
     print(hardware(), flush=True)
     torch.set_num_threads(available_cpus())
     cache = FeatureCache.open(asked.cache)
-    index, bundle = cache.index(asked.set), load_bundle(asked.model)
+    index, bundle = cache.index(asked.set), load_model(asked.model)
     found = OutOfFold.load(cache.path / PREDICTION_FOLDER / f"{index.name}.npz")
     thresholds(found)
     starts(found)

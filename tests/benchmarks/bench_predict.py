@@ -20,7 +20,7 @@ import torch
 from beside import FLOWERS, ROOT, hardware, run, subset
 
 from pipeline.machine.device import available_cpus
-from pipeline.model.file import load_bundle
+from pipeline.model.file import load_model
 
 BOUNDARY = "boundary"
 
@@ -47,7 +47,7 @@ def bench_latency(model: Path, image: Path) -> None:
     run("cli.py", "predict", model, image, "--json")
     cold = time.perf_counter() - start
     torch.set_num_threads(available_cpus())
-    bundle = load_bundle(model)
+    bundle = load_model(model)
     warm = []
     for _ in range(12):
         start = time.perf_counter()

@@ -15,6 +15,7 @@ import torch
 import torchvision
 
 from cache.store import FeatureCache
+from pipeline.features import load_features
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOWERS = Path(os.environ.get("HEADGRAFT_FLOWERS", ROOT / "../shared/flowers102"))
@@ -37,8 +38,8 @@ def run(*command: object) -> dict[str, Any]:
 
 def write_rows(cache: FeatureCache, split: str, path: Path, name: str | None) -> None:
     """Clean rows of one split as the plain script reads them."""
-    rows, labels = cache.arrays(split, name)
-    np.savez(path, features=rows.astype(np.float32), labels=labels)
+    found = load_features(cache.path, split, name)
+    np.savez(path, features=found.X, labels=found.y)
 
 
 def subset(folder: Path, count: int, splits: str = "train") -> Path:
