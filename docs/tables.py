@@ -1,37 +1,20 @@
 """Tables of what `make results` measured, as Markdown, from the files in docs/results/."""
 
-import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from statistics import mean, median, stdev
 from textwrap import fill
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def results(name: str) -> dict[str, Any]:
-    """A file of docs/results/."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-    return found
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    names = list(head)
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
+import untouched_tables
+from tabular import percent, results, table
 
 
 def _range(values: list[float]) -> str:
-    return f"{_percent(mean(values))} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+    return f"{percent(mean(values))} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
 def _spread(values: list[float]) -> str:
-    return f"{_percent(mean(values))} ± {100 * stdev(values):.1f}"
+    return f"{percent(mean(values))} ± {100 * stdev(values):.1f}"
 
 
 def _split(one: dict[str, Any]) -> str:
@@ -41,12 +24,12 @@ def _split(one: dict[str, Any]) -> str:
 def defaults() -> str:
     """Heads of the defaults: split, passes, accuracies over seeds, seconds an epoch."""
     head = ("train / valid / test", "augmented passes", "valid, epoch 1", "valid, last epoch", "test", "time per epoch")
-    return _table(head, (_seeds(split, row) for split in results("accuracy")["splits"] for row in split["defaults"]))
+    return table(head, (_seeds(split, row) for split in results("accuracy")["splits"] for row in split["defaults"]))
 
 
 def _seeds(split: dict[str, Any], row: dict[str, Any]) -> list[object]:
     first, valid, test, epoch = ([head[key] for head in row["heads"]] for key in ("first", "valid", "test", "epoch"))
-    scores = [_percent(mean(first)), _spread(valid), _range(test)]
+    scores = [percent(mean(first)), _spread(valid), _range(test)]
     return [_split(split), row["passes"], *scores, f"{mean(epoch):.1f} s"]
 
 
@@ -63,7 +46,7 @@ def sweeps() -> str:
         "test, kept head",
         "merged, valid",
     )
-    return _table(head, (_choice(split, row) for split in results("accuracy")["splits"] for row in split["sweeps"]))
+    return table(head, (_choice(split, row) for split in results("accuracy")["splits"] for row in split["sweeps"]))
 
 
 def _choice(split: dict[str, Any], row: dict[str, Any]) -> list[object]:
@@ -72,13 +55,13 @@ def _choice(split: dict[str, Any], row: dict[str, Any]) -> list[object]:
         _split(split),
         row["passes"],
         f"{row['seconds']:.0f} and {row['retrain_seconds']:.0f}",
-        *(f"{_percent(row[key]['mean'])} ± {100 * row[key]['std']:.1f}" for key in ("default", "searched")),
+        *(f"{percent(row[key]['mean'])} ± {100 * row[key]['std']:.1f}" for key in ("default", "searched")),
         "– (the same settings)"
         if row["searched"]["config"] == row["default"]["config"]
         else f"{100 * apart['value']:+.1f} ({100 * apart['low']:+.1f} to {100 * apart['high']:+.1f})",
-        f"{_percent(row['searched']['corrected'])}, {100 * apart['corrected']:+.1f}",
+        f"{percent(row['searched']['corrected'])}, {100 * apart['corrected']:+.1f}",
         _range(row["test"]),
-        _percent(row["best"]["merged"]["valid_accuracy"]),
+        percent(row["best"]["merged"]["valid_accuracy"]),
     ]
 
 
@@ -90,22 +73,22 @@ def baselines() -> str:
             _split(split),
             row["passes"],
             f"`{row['baselines']['basis']}`",
-            _percent(row["baselines"]["discriminant"]),
-            "–" if row["baselines"]["logistic"] is None else _percent(row["baselines"]["logistic"]),
+            percent(row["baselines"]["discriminant"]),
+            "–" if row["baselines"]["logistic"] is None else percent(row["baselines"]["logistic"]),
         ]
         for split in results("accuracy")["splits"]
         for row in split["sweeps"]
     )
     found = results("speed")["probes"]
-    scores = [_percent(found[name]["best"]) for name in ("lda", "logistic")]
+    scores = [percent(found[name]["best"]) for name in ("lda", "logistic")]
     script = ["`probe_strong.py`, Udacity split", 0, "pyramid, standardised", *scores]
-    return _table(head, [*rows, script])
+    return table(head, [*rows, script])
 
 
 def speed() -> str:
     """Beside a tutorial's and an expert's scripts, from one run."""
     head = ("", "tutorial script", "expert script", "headgraft", "headgraft / expert script")
-    return _table(head, (_features(), _one_head(), *_many_heads()))
+    return table(head, (_features(), _one_head(), *_many_heads()))
 
 
 def _features() -> list[object]:
@@ -124,9 +107,9 @@ def _one_head() -> list[object]:
     reached = mean(head["valid"] for head in clean["heads"])
     return [
         "one head of 20 epochs, complete process (basis cached)",
-        f"{plain['seconds']:.0f} s, {_percent(plain['valid'])}",
-        f"{theirs:.1f} s, {_percent(strong['valid'])}",
-        f"{ours:.1f} s ({again:.1f} s), {_percent(reached)}",
+        f"{plain['seconds']:.0f} s, {percent(plain['valid'])}",
+        f"{theirs:.1f} s, {percent(strong['valid'])}",
+        f"{ours:.1f} s ({again:.1f} s), {percent(reached)}",
         f"{theirs / ours:.2f} ({theirs / again:.2f}) times as fast, {100 * (reached - strong['valid']):+.1f} points",
     ]
 
@@ -137,7 +120,7 @@ _TIMED = (("strong", "seconds"), ("ours", "seconds"), ("ours", "again"))
 def _many_heads() -> list[list[object]]:
     found = results("speed")["sweep"]
     strong, ours = found["strong"], found["ours"]
-    scores = f"{_percent(strong['valid'])}", f"{_percent(ours['best']['mean'])}"
+    scores = f"{percent(strong['valid'])}", f"{percent(ours['best']['mean'])}"
     apart = f"{100 * (ours['best']['mean'] - strong['valid']):+.1f} points"
     each = strong["seconds"] / strong["finished"], ours["seconds"] / ours["finished"]
     finished = f"{strong['finished']} by the script, {ours['finished']} by headgraft"
@@ -182,8 +165,8 @@ def gpu() -> str:
     one = found["heads"]
     rate = one["heads"] * one["epochs"] / one["seconds"]
     what = f"heads of 512 hidden units, {one['heads']:,} x {one['epochs']} epochs of 6,552 rows, {one['seconds']:.1f} s"
-    rows.append((what, f"{rate:,.0f} epochs", f"mean accuracy on drawn rows: {_percent(one['mean_accuracy'])}"))
-    return _table(("what", "a second", "beside it"), rows)
+    rows.append((what, f"{rate:,.0f} epochs", f"mean accuracy on drawn rows: {percent(one['mean_accuracy'])}"))
+    return table(("what", "a second", "beside it"), rows)
 
 
 def backbones() -> str:
@@ -192,7 +175,7 @@ def backbones() -> str:
     head = ["", *(f"{name}, {precision}" for precision in ("float32", "bfloat16") for name in head)]
     head.remove("onnxruntime, bfloat16")
     names = [*head, "lowest cosine, float32", "lowest cosine of headgraft, bfloat16"]
-    return _table(names, (_network(name, found) for name, found in results("backbones")["networks"].items()))
+    return table(names, (_network(name, found) for name, found in results("backbones")["networks"].items()))
 
 
 _WAYS = {"eager": "plain torch", "compile": "`torch.compile`", "onnxruntime": "onnxruntime", "headgraft": "headgraft"}
@@ -229,14 +212,14 @@ def compared() -> str:
     names = [f"{split['split']}: valid (95 %), difference" for split in found["splits"]]
     head = ["", *names, "images/s", "computed in", "GMACs", "bytes per image"]
     order = [one["backbone"] for one in found["splits"][0]["backbones"]]
-    return _table(head, (_compared(name, [split[name] for split in by_split], found["precision"]) for name in order))
+    return table(head, (_compared(name, [split[name] for split in by_split], found["precision"]) for name in order))
 
 
 def _compared(name: str, on_splits: list[dict[str, Any]], precisions: dict[str, str]) -> list[object]:
     rate = results("backbones")["networks"][name][f"headgraft {precisions[name]}"]["rate"]
     first = on_splits[0]
     accuracies = [
-        f"{_percent(one['valid_accuracy'])} ({100 * one['low']:.1f} to {100 * one['high']:.1f}), {_points(one)}"
+        f"{percent(one['valid_accuracy'])} ({100 * one['low']:.1f} to {100 * one['high']:.1f}), {_points(one)}"
         for one in on_splits
     ]
     cost = [f"{rate:.0f}", precisions[name], f"{first['gmacs']:.2f}", f"{first['bytes_per_image']:,}"]
@@ -249,4 +232,4 @@ def _points(one: dict[str, Any]) -> str:
 
 
 _ALL = (defaults, sweeps, baselines, speed, where, gpu, backbones, backbones_where, compared)
-TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in _ALL}
+TABLES: dict[str, Callable[[], str]] = {one.__name__: one for one in (*_ALL, *untouched_tables.ALL)}

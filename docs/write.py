@@ -1,9 +1,9 @@
 """What of the documents is written by the program: `python docs/write.py` after a change of options or of results.
 
 docs/commands.md comes from the command line itself, docs/json.md from the classes of results and errors, docs/api.md
-from the public names of the library; the tables
-between `<!-- results:NAME -->` and `<!-- end -->` in README.md, docs/results.md and docs/performance.md from the files
-in docs/results/, which `make results`, `make gpu` and `make bench-backbones` measure.
+from the public names of the library; the tables between `<!-- results:NAME -->` and `<!-- end -->` in the documents of
+`WRITTEN` from the files in docs/results/, which `make results`, `make gpu`, `make bench-backbones` and
+`make compare-backbones` measure.
 """
 
 import re
@@ -71,7 +71,10 @@ SUMMARIES = {
     "weights fetch": "The weights that `weights fetch` fetched, or found already there.",
 }
 DOCS = Path(__file__).resolve().parent
-WRITTEN = (DOCS.parent / "README.md", DOCS / "results.md", DOCS / "performance.md", DOCS / "backbones.md")
+WRITTEN = (
+    DOCS.parent / "README.md",
+    *(DOCS / f"{name}.md" for name in ("results", "performance", "backbones", "untouched")),
+)
 _START = """# Commands
 
 What the help of each command says; this page is written by `docs/write.py`. Every command has `--json` too: what is

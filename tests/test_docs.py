@@ -24,7 +24,7 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """docs/write.py."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
     yield importlib.import_module("write")
-    for name in ("write", "tables", "reference"):
+    for name in ("write", "reference", "tables", "tabular", "untouched_tables"):
         sys.modules.pop(name, None)
 
 
@@ -65,11 +65,13 @@ def test_every_error_has_a_code_of_its_own() -> None:
 
 
 def test_every_figure_of_the_results_comes_from_a_file(writer: ModuleType) -> None:
-    """README.md, docs/results.md and docs/performance.md hold the tables that the files in docs/results/ give."""
+    """The documents hold the tables that the files in docs/results/ give; every table is in one of them."""
     for path in writer.WRITTEN:
         text = path.read_text("utf-8")
         assert "<!-- results:" in text
         assert writer.filled(text) == text
+    named = {name for path in writer.WRITTEN for name in re.findall(r"<!-- results:(\w+) -->", path.read_text("utf-8"))}
+    assert named == writer.TABLES.keys()
 
 
 def test_results_say_what_repeats_them() -> None:

@@ -19,6 +19,7 @@ from pipeline.features import load_features
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOWERS = Path(os.environ.get("HEADGRAFT_FLOWERS", ROOT / "../shared/flowers102"))
+DATA = Path(os.environ.get("HEADGRAFT_DATA", ROOT / "../shared/data"))
 BASELINES = Path(os.environ.get("HEADGRAFT_BASELINES", ROOT / "../shared/baselines"))
 
 
