@@ -40,6 +40,7 @@ from pipeline.config.folds import CvConfig
 from pipeline.config.heads import SweepConfig, TrainConfig
 from pipeline.config.models import EvaluateConfig, ExportConfig, ReportConfig
 from pipeline.cross_validation.predictions import OutOfFold
+from pipeline.features import load_features
 from pipeline.model.bundle import Bundle
 from pipeline.model.file import load_model
 from pipeline.run import Run
@@ -263,9 +264,9 @@ def measured_scripts(cache: FeatureCache, name: str, index: SetIndex, ours: Bool
 
 def expert_rows(cache: FeatureCache, name: str, split: str, heads: Any) -> tuple[Tensor, Tensor]:
     """Clean rows of a split as the script makes them, and labels."""
-    rows, labels = cache.arrays(split, name)
-    features = torch.from_numpy(rows.astype(np.float32))
-    return heads.regions(features, "pyramid") if len(cache.row_shape) > 1 else features, torch.from_numpy(labels)
+    found = load_features(cache.path, split, name)
+    features, labels = torch.from_numpy(found.X), torch.from_numpy(found.y)
+    return heads.regions(features, "pyramid") if len(cache.row_shape) > 1 else features, labels
 
 
 def best_of(fits: list[tuple[float, Any]], held: dict[str, Held], valid: Any, test: Any, ours: Bools) -> Found:
