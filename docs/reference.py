@@ -60,7 +60,7 @@ def _command(name: str) -> str:
 def _function(name: str, function: Callable[..., Any], level: int = 3) -> str:
     """Its signature, its text, a table of its parameters, and its errors."""
     text, parameters, errors = _parts(inspect.getdoc(function) or "")
-    found = [f"{'#' * level} {name}\n", f"```python\n{_signature(name, function)}\n```\n", f"{text}\n"]
+    found = [f"{'#' * level} {name}\n", f"```text\n{_signature(name, function)}\n```\n", f"{text}\n"]
     if parameters:
         signature = inspect.signature(function).parameters
         described = dict(parameters)
