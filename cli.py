@@ -165,6 +165,16 @@ def backbones(pattern: str) -> None:
     emit(list_backbones(pattern))
 
 
+@main.command()
+def doctor() -> None:
+    """Check this installation and this machine. Exit status 1 if stage one or two cannot run."""
+    from pipeline.commands.doctor import doctor
+
+    result = doctor()
+    emit(result)
+    sys.exit(0 if result.ready else 1)
+
+
 for group in (model, cache, weights):
     main.add_command(group)
 

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -143,22 +144,32 @@ def _locked(
         os.close(handle)
 
 
+def lack_of_locks(folder: Path) -> str:
+    """Why files in `folder`, which exists and can be written, cannot be locked; "" where they can. Leaves nothing."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return _try_lock(folder, file.fileno())[1]
+
+
 def _flock(cache: Path, handle: int, shared: bool, quiet: bool) -> bool:
-    if fcntl is None:
-        without = "this system has no file locks that Headgraft uses"
-    else:
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            return True
-        except OSError as error:
-            if error.errno in _HELD:
-                return False
-            if error.errno not in _NO_LOCKS:
-                raise unwritable(cache, error) from error
-            without = f"{cache} is on a file system without locks ({error.strerror})"
-    if not quiet:
+    held, without = _try_lock(cache, handle, shared)
+    if without and not quiet:
         logger.warning(f"{without}: two writers there may do the same work")
-    return True
+    return held
+
+
+def _try_lock(cache: Path, handle: int, shared: bool = False) -> tuple[bool, str]:
+    """Whether no other process holds the lock, and why there are no locks here, "" where there are."""
+    if fcntl is None:
+        return True, "this system has no file locks that Headgraft uses"
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        return True, ""
+    except OSError as error:
+        if error.errno in _HELD:
+            return False, ""
+        if error.errno not in _NO_LOCKS:
+            raise unwritable(cache, error) from error
+        return True, f"{cache} is on a file system without locks ({error.strerror})"
 
 
 def _busy(folder: Path, part: str) -> CacheBusy:

@@ -26,6 +26,7 @@ from cache.remote import CopyResult
 from cli import main
 from pipeline import errors
 from pipeline.commands.cv import CvResult
+from pipeline.commands.doctor import DoctorResult
 from pipeline.commands.export import ExportResult
 from pipeline.commands.extract import ExtractResult
 from pipeline.commands.labels import LabelsResult
@@ -48,6 +49,7 @@ RESULTS: dict[str, type] = {
     "curve": CurveResult,
     "compare": CompareResult,
     "backbones": BackboneList,
+    "doctor": DoctorResult,
     "evaluate": Scores,
     "report": ReportResult,
     "export": ExportResult,

