@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install $$([ -t 2 ] || echo --quiet) --disable-pip-version-check \
 	--constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
-.PHONY: help setup setup-ray extract train-head sweep report label evaluate export predict demo test soak lint types bench-backbones bench-extract bench-abstaining bench-labels bench-labelling bench-levers bench-rungs bench-sweep bench-predict bench-ray bench-scale bench-unknown compare-backbones gpu simulate results clean
+.PHONY: help setup setup-ray extract train-head sweep report label evaluate export predict demo test soak guides lint types bench-backbones bench-extract bench-abstaining bench-labels bench-labelling bench-levers bench-rungs bench-sweep bench-predict bench-ray bench-scale bench-unknown compare-backbones gpu simulate results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > most) most = length($$1) } \
@@ -69,6 +69,9 @@ test: setup ## Run the tests
 
 soak: setup ## Run the long tests in full (about 20 minutes)
 	$(BIN)/python -m pytest --soak -s -m soak $(ARGS)
+
+guides: setup ## Run the commands of the guides on a few real flowers (about 5 minutes) [ARGS="PAGE --download"]
+	$(BIN)/python tests/run_guides.py $(ARGS)
 
 lint: setup ## Check style
 	$(BIN)/ruff check .
