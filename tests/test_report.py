@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.history import read_history, record_extraction
-from cache.index import ImageRecord
+from cache.index import ImageRecord, SetIndex
 from cache.labels import LabelJournal
 from cache.layout import HISTORY_FILE
 from cache.store import FeatureCache
 from cli import main
 from pipeline.config import EvaluateConfig, ExportConfig, HeadSettings, ReportConfig, SweepConfig
 from pipeline.console import counted
-from pipeline.duplicates.near_duplicates import Pair
+from pipeline.duplicates import near_duplicates as near
+from pipeline.duplicates.near_duplicates import NearDuplicates, Pair
+from pipeline.duplicates.threshold import Threshold
 from pipeline.errors import ConfigError, ImageSetError, RunError, TargetExists
 from pipeline.evaluate import evaluate
 from pipeline.evidence.attribution import evidence_of
@@ -189,6 +192,21 @@ def test_advice_follows_from_what_was_found(trained: Path) -> None:
     assert [step.command.split()[1] for step in next_steps(swept)] == ["cv", "export"]
     judged = replace(swept, cross_validated=object())  # type: ignore[arg-type]
     assert [step.command.split()[1] for step in next_steps(judged)] == ["export"]
+
+
+def test_an_accuracy_has_one_interval(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `evaluate` as in `report`: near-duplicates of a split count as one image in both."""
+    alone = evaluate(EvaluateConfig(trained, split="valid")).intervals
+    images = Run.load(trained).open_cache(None).index().split("valid")
+    links = [(0.99, a.digest, b.digest) for a, b in pairwise(images[:4])]
+
+    def joined(cache: FeatureCache, index: SetIndex) -> NearDuplicates:
+        return NearDuplicates([], Threshold(), join(index.images, links))
+
+    monkeypatch.setattr(near, "near_duplicates", joined)
+    intervals = evaluate(EvaluateConfig(trained, split="valid")).intervals
+    assert intervals["top1"] != alone["top1"]
+    assert {name: (one["low"], one["high"]) for name, one in report(ReportConfig(trained)).valid.items()} == intervals
 
 
 class Page(HTMLParser):

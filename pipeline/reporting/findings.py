@@ -16,7 +16,7 @@ from pipeline.bases.reduced import unchecked
 from pipeline.console import named
 from pipeline.cross_validation.learning_curve import CurveResult, curve_path
 from pipeline.cross_validation.predictions import OutOfFold
-from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, Pair, identical_files, near_duplicates
+from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, Pair, find_duplicates
 from pipeline.errors import ConfigError, RunError
 from pipeline.inputs.splitting import count_leaks
 from pipeline.labelling.label_issues import LabelIssues, label_issues
@@ -131,7 +131,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
     sweep = _sweep(run, index)
     compared = len(index.images) <= MOST_COMPARED
     logger.info("looking for near-duplicates" if compared else "too many images: looking for identical files only")
-    duplicates = near_duplicates(cache, index) if compared else identical_files(index)
+    duplicates = find_duplicates(cache, index)
     logger.info("looking for label issues")
     refusal = unchecked(cache, index)
     issues = LabelIssues([], 0, {}) if refusal else label_issues(cache, index, duplicates.groups)
