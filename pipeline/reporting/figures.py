@@ -68,7 +68,7 @@ def sweep_settings(heads: Sequence[HeadResult], chosen: HeadSettings, images: in
     """Accuracy of each head on so many images by settings that vary; the choice is ringed."""
     epochs, accuracy = np.array([head.epochs for head in heads]), np.array([head.valid_accuracy for head in heads])
     ended, ringed = epochs == epochs.max(), np.array([head.config == chosen for head in heads])
-    charts = []
+    charts: list[Markup] = []
     for name, title in _SETTINGS.items():
         values = [getattr(head.config, name) for head in heads]
         if len(set(values)) == 1:
