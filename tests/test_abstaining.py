@@ -158,7 +158,7 @@ def test_evidence_is_drawn_for_each_image(made: Path, exported: ExportResult, tm
         ratio = np.log(top[0]["probability"]) - np.log(top[1]["probability"])
         assert evidence["total"] == pytest.approx(ratio, abs=1e-3)
         with Image.open(evidence["picture"]) as picture:
-            assert picture.width == 448
+            assert picture.size == (448, 448 + 4 * 20 + 8)  # a line says whether the model answers
     with pytest.raises(ConfigError, match="a folder with files"):
         predict(given)
 

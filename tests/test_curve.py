@@ -130,7 +130,7 @@ def test_the_page_shows_the_curve_of_the_set_as_it_is(run_extract: Extract, data
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<h3>Learning curve</h3>" in page
     for point in found.forecast:
-        assert f"forecast with {point.images} images<b>{100 * point.error:.1f}\u00a0%" in page
+        assert f"<td>{point.images} images</td><td>{100 * point.error:.1f}\u00a0%" in page
     path = curve_path(tmp_path / "features", "data")
     path.write_text("{}")
     said: list[str] = []

@@ -91,4 +91,6 @@ def test_the_picture_is_coloured_where_the_evidence_is() -> None:
     assert other[0] - other[2] > 30
     assert AGAINST[0] > AGAINST[2]
     assert np.ptp(none) < 25
-    assert draw(view, found, "a", "b").height > picture.shape[0]
+    drawn = draw(view, found, "a", "b")
+    assert drawn.height > picture.shape[0]
+    assert draw(view, found, "a", "b", "answered").height > drawn.height

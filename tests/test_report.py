@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.history import read_history, record_extraction
-from cache.index import ImageRecord
+from cache.index import ImageRecord, SetIndex
 from cache.labels import LabelJournal
 from cache.layout import HISTORY_FILE
 from cache.store import FeatureCache
@@ -34,18 +36,22 @@ from pipeline.commands.train import train_head
 from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.config.models import EvaluateConfig, ExportConfig, ReportConfig
 from pipeline.console import counted
-from pipeline.duplicates.near_duplicates import Pair
+from pipeline.duplicates import near_duplicates as near
+from pipeline.duplicates.near_duplicates import NearDuplicates, Pair
+from pipeline.duplicates.threshold import Threshold
 from pipeline.errors import ConfigError, ImageSetError, RunError, TargetExists
 from pipeline.evidence.attribution import evidence_of
 from pipeline.evidence.reference import mean_row
+from pipeline.heads.fit import Epoch
 from pipeline.labelling.label_issues import LabelIssues
-from pipeline.reporting import thumbnails
+from pipeline.reporting import figures, thumbnails
 from pipeline.reporting.confusion import confusion
 from pipeline.reporting.costs import Payback
 from pipeline.reporting.evidence import find_evidence, squares
 from pipeline.reporting.findings import find
 from pipeline.reporting.next_steps import next_steps
 from pipeline.reporting.predictions import Predictions, predict
+from pipeline.reporting.sureness import OperatingPoint
 from pipeline.reporting.thumbnails import Thumbnails
 from pipeline.row_layout import RowLayout
 from pipeline.run import Run
@@ -54,6 +60,7 @@ from pipeline.search.baselines import Baselines
 from pipeline.search.results import SweepResult
 from pipeline.statistics.groups import join
 from pipeline.statistics.intervals import Interval
+from pipeline.statistics.selective import Answered, Unsupported
 
 STRANGE = "<script>alert(1)</script>'\"&amp;"
 
@@ -190,6 +197,53 @@ def test_advice_follows_from_what_was_found(trained: Path) -> None:
     assert [step.command.split()[1] for step in next_steps(swept)] == ["cv", "export"]
     judged = replace(swept, cross_validated=object())  # type: ignore[arg-type]
     assert [step.command.split()[1] for step in next_steps(judged)] == ["export"]
+    points = [OperatingPoint(0.01, Unsupported("too few", 300)), OperatingPoint(0.02, Answered(0.7, 6, 0))]
+    missed = {**judged.scores, "top1": Interval(0.75, 0.5, 0.9)}
+    unsure = replace(judged, scores=missed, sureness=replace(judged.sureness, points=points), known=best)
+    assert [step.command[-16:] for step in next_steps(unsure)][-2] == "--max-error 0.02"
+
+
+def test_the_headline_is_the_accuracy_that_chose_nothing(trained: Path) -> None:
+    """That of test images where they were evaluated; of a sweep, the one corrected for the choice or over all seeds."""
+    run = Run.load(trained)
+    cache = run.open_cache(None)
+    found = find(run, cache, cache.index(), {})
+    assert found.headline == ("validation accuracy", found.scores["top1"].value, found.scores["top1"])
+    best = SimpleNamespace(won="search", corrected=0.7, seeds=5, mean=0.8)
+    swept = replace(found, sweep=SimpleNamespace(result=SimpleNamespace(choose_by="top1", best=best)))  # type: ignore[arg-type]
+    assert swept.headline == ("validation accuracy, corrected for the choice", 0.7, None)
+    best.won = "default"
+    assert swept.headline == ("validation accuracy, mean over 5 seeds", 0.8, None)
+    test = Interval(0.6, 0.5, 0.7)
+    assert replace(swept, test=found.valid, test_scores={"top1": test}).headline == ("test accuracy", 0.6, test)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "images", "least", "low", "high"),
+    [([1.0, 1.0], 1000, 10, 90, 100), ([0.9, 0.95], 16, 62, 30, 100), ([0.02, 0.01], 10_000, 10, 0, 10)],
+    ids=["all right", "16 images", "near 0"],
+)
+def test_axes_of_accuracies_are_honest(accuracies: list[float], images: int, least: int, low: int, high: int) -> None:
+    """From 0 to 100 % at most; never so narrow that one image fills more than a tenth."""
+    chart = figures.learning_curves([Epoch(n, 0.1, one, 0.1, 1.0) for n, one in enumerate(accuracies)], images)[1]
+    ticks = [float(text) for text in re.findall(r">([\d.]+)\u00a0%</text>", chart)]
+    assert low <= min(ticks) < max(ticks) <= high
+    assert max(ticks) - min(ticks) >= 0.7 * least  # ticks lie within the axis
+
+
+def test_an_accuracy_has_one_interval(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `evaluate` as in `report`: near-duplicates of a split count as one image in both."""
+    alone = evaluate(EvaluateConfig(trained, split="valid")).intervals
+    images = Run.load(trained).open_cache(None).index().split("valid")
+    links = [(0.99, a.digest, b.digest) for a, b in pairwise(images[:4])]
+
+    def joined(cache: FeatureCache, index: SetIndex) -> NearDuplicates:
+        return NearDuplicates([], Threshold(), join(index.images, links))
+
+    monkeypatch.setattr(near, "near_duplicates", joined)
+    intervals = evaluate(EvaluateConfig(trained, split="valid")).intervals
+    assert intervals["top1"] != alone["top1"]
+    assert {name: (one["low"], one["high"]) for name, one in report(ReportConfig(trained)).valid.items()} == intervals
 
 
 class Page(HTMLParser):
@@ -347,6 +401,26 @@ def test_a_folder_of_images_that_does_not_exist_is_refused(trained: Path, data: 
     assert report(ReportConfig(trained, data=data / "list.csv")).missing_pictures == 0
 
 
+def the_columns_that_matter_are_seen(report_file: Path) -> None:
+    """Validation accuracy and recall without scrolling, at the width of a desk and of a phone; nothing cut in print."""
+    for width in (1280, 400):
+        with browser(width, 900) as page:
+            metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            page.get(report_file.as_uri())
+            assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+            for place, column in (("sweep", 2), ("fails", 2)):
+                cell = f"#{place} .table td:nth-child({column})"
+                right = f"document.querySelector({cell!r}).getBoundingClientRect().right"
+                box = f"document.querySelector('#{place} .table').getBoundingClientRect().right"
+                assert page.execute_script(f"return {right} <= Math.min({box}, innerWidth)"), (width, place)
+            page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+            assert not page.find_element("css selector", "nav").is_displayed()
+            styles = "return [...document.querySelectorAll('.table')].map((one) => getComputedStyle(one)"
+            assert set(page.execute_script(f"{styles}.maxHeight)")) == {"none"}
+            assert set(page.execute_script(f"{styles}.overflow)")) == {"visible"}
+
+
 @pytest.mark.parametrize("merge", [False, True], ids=["the best", "merged"])
 def test_a_sweep_is_shown_head_by_head(run_extract: Extract, tmp_path: Path, merge: bool) -> None:
     """In charts and a table that can be sorted; a merged head has no curve by epoch."""
@@ -360,6 +434,9 @@ def test_a_sweep_is_shown_head_by_head(run_extract: Extract, tmp_path: Path, mer
     assert page.text.count("pyramid") > 1
     assert ("has no curve of its own" in page.text) == merge
     assert "kept. Retrained with 2 other seeds" in " ".join(page.text.split())
+    assert "The same for all: " in page.text
+    if not merge:
+        the_columns_that_matter_are_seen(tmp_path / "run" / REPORT_FILE)
     (tmp_path / "run" / "sweep.json").write_text("{}")
     with pytest.raises(RunError, match=r"sweep\.json"):
         report(ReportConfig(tmp_path / "run"))
@@ -510,9 +587,9 @@ def test_the_page_in_a_browser(trained: Path, width: int, dark: bool) -> None:
         for link in {href.removeprefix("#") for href in hrefs}:
             page.get(f"{(trained / REPORT_FILE).as_uri()}#{link}")
             assert page.find_element("id", link).is_displayed(), link
-        heads = page.find_elements("css selector", "#classes + .tall th button")
+        heads = page.find_elements("css selector", "#classes + .table th button")
         page.execute_script("arguments[0].click()", heads[0])
-        names = page.find_elements("css selector", "#classes + .tall tbody td:first-child")
+        names = page.find_elements("css selector", "#classes + .table tbody td:first-child")
         assert [name.get_attribute("textContent") for name in names] == sorted(CLASSES, key=int, reverse=True)
         paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert (int(re.findall(r"\d+", paper)[0]) < 128) == dark

@@ -305,12 +305,26 @@ def test_the_page_shows_what_is_in_an_uploaded_picture(server: Server, picture: 
     (tmp_path / "flower <b>.png").write_bytes(picture)
     with browser() as page:
         page.get(server.address + "/")
-        page.find_element("id", "files").send_keys(str(tmp_path / "flower <b>.png"))
+        assert "at most 3 files, 1 MB together, 4 megapixels each" in page.find_element("id", "limits").text
+        assert page.find_element("id", "curl").text == f"curl -F files=@picture.jpg {server.address}/predict"
+        listed = page.find_elements("css selector", "#classes li")
+        assert [one.get_attribute("textContent") for one in listed] == ["rose", "b"]
+        assert not listed[0].is_displayed()
+        (tmp_path / "broken.png").write_text("text")
         deadline = time.monotonic() + 20
+        page.find_element("id", "files").send_keys(f"{tmp_path / 'broken.png'}\n{tmp_path / 'flower <b>.png'}")
+        while not (failed := page.find_elements("css selector", ".failed")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert "Not read: not an image" in failed[0].text
+        page.execute_script("document.getElementById('files').value = ''")
+        page.find_element("id", "files").send_keys(str(tmp_path / "flower <b>.png"))
+        while page.find_elements("css selector", ".failed") and time.monotonic() < deadline:
+            time.sleep(0.1)
         while not (found := page.find_elements("css selector", "article li")) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert [line.text.split("\n")[0] for line in found] == ["rose", "b"]
         assert "77.8 %" in found[0].text
+        assert not page.find_elements("css selector", ".answer")  # above 50 %
         assert page.find_element("css selector", "article h2").text == "flower <b>.png"
         assert "on the server" in page.find_element("id", "status").text
         assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
@@ -395,7 +409,8 @@ def test_the_page_says_none_of_these_and_why(detecting: Server, tmp_path: Path) 
         assert known.find_element("css selector", "summary").text == "Why rose rather than b"
         assert known.find_element("css selector", "details img").is_displayed()
         assert "One of 2 classes: rose, b." in known.text
-        assert "Probably none of the 2 classes." in unknown.text
+        assert unknown.find_element("css selector", ".answer").text == "Not answered\nProbably none of the 2 classes."
+        assert not known.find_elements("css selector", ".answer")
         assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         assert errors(page) == []
 

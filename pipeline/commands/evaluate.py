@@ -9,7 +9,7 @@ import torch
 from cache.index import SetIndex
 from cache.store import FeatureCache
 from pipeline.config.models import EvaluateConfig
-from pipeline.duplicates.near_duplicates import MOST_COMPARED, near_duplicates
+from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, find_duplicates
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.inputs.images import ImageSet
 from pipeline.inputs.names import resembling
@@ -63,11 +63,12 @@ def _evaluate_run(config: EvaluateConfig) -> Scores:
         raise RunError(
             f"set {index.name!r} has no {config.split} images: score others with --split {' or '.join(there)}"
         )
-    result = score(*run.log_probs(cache, index, config.split), config.split, join(images).numbers(images))
-    record = run.record
+    duplicates, record = find_duplicates(cache, index), run.record
+    groups = duplicates.groups.numbers(images)
+    result = score(*run.log_probs(cache, index, config.split), config.split, groups)
     out_of_fold = bool(record.folds) and config.split in record.held_out_splits
     if config.split != "train" and not out_of_fold and len(index.images) <= MOST_COMPARED:
-        result.unrelated = _unrelated(run, cache, index, config.split)
+        result.unrelated = _unrelated(run, cache, index, config.split, duplicates)
     if out_of_fold:
         result.out_of_fold = True
         logger.info("these are scores of out-of-fold predictions, by heads that did not see the images")
@@ -77,10 +78,10 @@ def _evaluate_run(config: EvaluateConfig) -> Scores:
     return result
 
 
-def _unrelated(run: Run, cache: FeatureCache, index: SetIndex, split: str) -> Unrelated:
+def _unrelated(run: Run, cache: FeatureCache, index: SetIndex, split: str, found: NearDuplicates) -> Unrelated:
     """Of a split's images those without a near-duplicate, or an image of their group, that the head was trained on."""
     images, seen = index.split(split), set(run.record.trained_splits) - {split}
-    found, given = near_duplicates(cache, index), join(index.images)
+    given = join(index.images)
     trained = [image for image in index.images if image.split in seen]
     related = {a for pair in found.pairs for a, other in ((pair.a, 0), (pair.b, 1)) if pair.splits[1 - other] in seen}
     mates = np.isin(given.numbers(images), given.numbers(trained))

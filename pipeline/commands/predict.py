@@ -129,7 +129,10 @@ def _explained(bundle: Bundle, view: Pixels, outputs: Outputs, picture: Path) ->
     assert outputs.rows is not None
     found = bundle.evidence(outputs.rows)[0]
     label, against = (bundle.name(place) for place in (found.label, found.against))
-    write_atomically(picture, as_png(draw(view, found, label, against)))
+    reason, answer = bundle.prediction(outputs, 1).reason, ""
+    if bundle.card.rejection or bundle.card.unknown:
+        answer = f"not answered: {reason}" if reason else "answered"
+    write_atomically(picture, as_png(draw(view, found, label, against, answer)))
     return {**found.as_json(bundle.classes), "picture": str(picture)}
 
 

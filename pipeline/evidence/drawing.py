@@ -31,13 +31,15 @@ def shade(view: Pixels, evidence: Evidence) -> Image.Image:
     return Image.fromarray(blended.astype(np.uint8))
 
 
-def draw(view: Pixels, evidence: Evidence, label: str, against: str) -> Image.Image:
-    """The shaded view, and below it the names of the two classes and the sum of the cells."""
+def draw(view: Pixels, evidence: Evidence, label: str, against: str, answer: str = "") -> Image.Image:
+    """The shaded view, and below it the names of the two classes, the sum of the cells, and what there is of `answer`:
+    a line on whether the model answers."""
     picture = shade(view, evidence)
     lines = [
         f"{label} rather than {against}",
         f"{evidence.total:.2f} = cells {float(evidence.cells.sum()):.2f}, constant {evidence.constant:.2f}",
         f"strongest cell {float(evidence.cells.abs().max()):.2f}; blue: for, orange: against",
+        *([answer] if answer else []),
     ]
     page = Image.new("RGB", (picture.width, picture.height + _LINE * len(lines) + 8), "white")
     page.paste(picture)

@@ -18,7 +18,7 @@ from pipeline.bases.fit import fit_basis, start_basis
 from pipeline.bases.reduced import unchecked
 from pipeline.bases.trainset import refuse_seen_labels
 from pipeline.console import counted, size
-from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, identical_files, near_duplicates
+from pipeline.duplicates.near_duplicates import NearDuplicates, find_duplicates
 from pipeline.errors import RunError
 from pipeline.labelling.label_issues import folded
 from pipeline.row_layout import RowLayout
@@ -61,8 +61,7 @@ class Contents:
         width = start.out_features(cache.in_features)
         _refuse_beyond(memory, len(distinct), width)
         logger.info(f"reading {counted(len(distinct), 'image')}, looking for near-duplicates")
-        compared = len(index.images) <= MOST_COMPARED
-        duplicates = near_duplicates(cache, index) if compared else identical_files(index)
+        duplicates = find_duplicates(cache, index)
         images, _, folds = folded(_of(index, distinct), duplicates.groups)
         rows = torch.empty(len(images), width)
         for block, places in CleanRows(cache, start, images, torch.empty(0)):

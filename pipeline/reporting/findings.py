@@ -13,10 +13,10 @@ from cache.records import fault
 from cache.store import FeatureCache
 from pipeline.bases.clean_rows import SplitRows, clean_rows, narrow
 from pipeline.bases.reduced import unchecked
-from pipeline.console import named
+from pipeline.console import counted, named
 from pipeline.cross_validation.learning_curve import CurveResult, curve_path
 from pipeline.cross_validation.predictions import OutOfFold
-from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, Pair, identical_files, near_duplicates
+from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, Pair, find_duplicates
 from pipeline.errors import ConfigError, RunError
 from pipeline.inputs.splitting import count_leaks
 from pipeline.labelling.label_issues import LabelIssues, label_issues
@@ -112,6 +112,24 @@ class Findings:
         return named(self.names.get(label, label))
 
     @property
+    def headline(self) -> tuple[str, float, Interval | None]:
+        """The accuracy that says most of new images: what it is, its value, and its interval where it has one.
+
+        Test images chose nothing. Of a sweep without them it is the one corrected for the choice, or over all seeds.
+        """
+        kind = f"{self.run.record.scored_by} accuracy"
+        if self.test:
+            return "test accuracy", self.test_scores["top1"].value, self.test_scores["top1"]
+        result = self.sweep.result if self.sweep else None
+        if result and result.choose_by == "top1":
+            best = result.best
+            if best.won == "search" and best.corrected is not None:
+                return f"{kind}, corrected for the choice", best.corrected, None
+            if best.seeds > 1 and self.run.record.merged == 1:  # the best of the seeds was kept
+                return f"{kind}, mean over {counted(best.seeds, 'seed')}", best.mean, None
+        return kind, self.scores["top1"].value, self.scores["top1"]
+
+    @property
     def label_command(self) -> str:
         """What opens the page on which labels are corrected."""
         where = f"--cache {shlex.quote(str(self.cache.path))} --set {shlex.quote(self.index.name)}"
@@ -131,7 +149,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
     sweep = _sweep(run, index)
     compared = len(index.images) <= MOST_COMPARED
     logger.info("looking for near-duplicates" if compared else "too many images: looking for identical files only")
-    duplicates = near_duplicates(cache, index) if compared else identical_files(index)
+    duplicates = find_duplicates(cache, index)
     logger.info("looking for label issues")
     refusal = unchecked(cache, index)
     issues = LabelIssues([], 0, {}) if refusal else label_issues(cache, index, duplicates.groups)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.config.extract import ExtractConfig
 from pipeline.reporting.findings import Findings
+from pipeline.statistics.selective import Answered
 
 _FEW = 30  # training images a class
 _FEW_TO_JUDGE = 500  # validation images: half the width of an interval is then about 2 points at 95 %
@@ -47,10 +48,29 @@ def next_steps(found: Findings) -> Iterator[Step]:
         yield Step("So few validation images say little: predict all images out of fold", f"headgraft cv {where}")
     if not found.test and index.split("test"):
         yield Step("When all choices are made, evaluate on the test images, once", f"headgraft evaluate {run}")
+    yield from _answering_less(found, f"headgraft cv {where} --heads 64", f"headgraft export {run} model.safetensors")
     calibration = found.calibration
     better = calibration.scaled_ece < calibration.ece > calibration.floor
     also = ", which also calibrates its probabilities" if better else ""
     yield Step(f"Export one model from image files to classes{also}", f"headgraft export {run} model.safetensors")
+
+
+def _answering_less(found: Findings, nested: str, export: str) -> Iterator[Step]:
+    """A model that does not answer where it is unsure, at the least error that these images support.
+
+    Images that chose the head cannot promise that: after a sweep over folds, `nested` cross-validation has others.
+    """
+    error, cv = 1 - found.scores["top1"].value, found.cross_validated
+    for point in found.sureness.points:
+        if isinstance(point.found, Answered) and point.max_error < error:
+            answered = point.found.answered / found.sureness.images
+            command = f"{export} --max-error {point.max_error:g}"
+            yield Step(
+                f"Where errors are costly, export a model that does not answer if it is unsure: it answers about "
+                f"{100 * answered:.1f}\u00a0% of images, and at most {100 * point.max_error:g}\u00a0% of these wrongly",
+                f"{nested} && {command}" if found.run.record.folds and (not cv or cv.settings) else command,
+            )
+            return
 
 
 def _extract_options(found: Findings) -> str:

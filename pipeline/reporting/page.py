@@ -1,5 +1,6 @@
 """The page: the templates beside this file, filled in. Every text from outside is escaped."""
 
+import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -33,7 +34,8 @@ def render(found: Findings, shown: sections.Shown, pictures: Thumbnails) -> byte
         run=found.run,
         name=found.name,
         label_name=found.label_name,
-        next_steps=next_steps(found),
+        next_steps=list(next_steps(found)),
+        matrix_side=_matrix(found),
         pictures=pictures,
         numbers={digest: number for number, digest in enumerate(pictures.uris)},
         figures=figures,
@@ -42,7 +44,7 @@ def render(found: Findings, shown: sections.Shown, pictures: Thumbnails) -> byte
         hidden_in_words=hidden_in_words,
         held_out="held-out" if found.run.record.folds else "validation",
         ranked=ranked,
-        settings=list(SETTINGS),
+        settings=_settings(found),
         phases=PHASES,
         bins=BINS,
         folds=FOLDS,
@@ -62,6 +64,24 @@ def _inset(found: Findings) -> float:
     return (1 - seen.input_size / seen.resize) / 2
 
 
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _matrix(found: Findings) -> dict[str, float]:
+    """Units of the confusion matrix: side of a cell, of all cells, and room for the longest name. Text is 6.5 high."""
+    order = found.confusion.order
+    cell = max(8, min(24, 240 // len(order)))
+    longest = max(len(_clipped(found.name(label))) for label in order)
+    return {"cell": cell, "side": cell * len(order), "margin": 6 + 4.1 * longest}
+
+
+def _settings(found: Findings) -> dict[str, bool]:
+    """Settings of a sweep's heads, and whether they vary among these."""
+    heads = found.sweep.result.heads if found.sweep else []
+    return {name: len({getattr(head.config, name) for head in heads}) > 1 for name in SETTINGS}
+
+
 def _environment() -> Environment:
     """The templates, and how they write numbers and names."""
     environment = Environment(
@@ -72,15 +92,17 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        clipped=lambda text: text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…",
+        clipped=_clipped,
         counted=counted,
         percent=lambda fraction: f"{100 * fraction:.1f}\u00a0%",
+        points_of=lambda images: f"{100 / images:.2g} points",
         plain=named,
         points=lambda fraction: f"{100 * fraction:+.1f}",
         rate=lambda count, seconds: f"{count / seconds:,.1f}" if seconds > 0 else "–",
         seconds=lambda seconds: f"{seconds:.1f} s" if seconds < 60 else duration(seconds),
         short=lambda value: f"{value:.3g}" if isinstance(value, float) else str(value),
         size=size,
+        spaced=lambda text: re.sub(r"(?<=\d)%", "\u00a0%", text),
         thousands=lambda count: f"{count:,}",
     )
     return environment

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
@@ -23,6 +24,7 @@ from pipeline.console import counted, named
 from pipeline.errors import DecodeError
 from pipeline.evidence.drawing import as_png, shade
 from pipeline.inputs.decode import Pixels
+from pipeline.inputs.listing import extensions
 from pipeline.inputs.remarks import catching_warnings
 from pipeline.machine.device import available_cpus
 from pipeline.model.bundle import Bundle, Predictor
@@ -110,7 +112,7 @@ def create_app(predictor: Predictor, config: ServeConfig, local: bool) -> FastAP
     app.head("/health", include_in_schema=False)(service.health)
     app.get("/health")(service.health)
     app.get("/drift")(service.drift)
-    page = (files("pipeline.service") / "page.html").read_text("utf-8")
+    page = _page(predictor.bundle, config)
 
     @app.api_route("/", methods=["GET", "HEAD"], response_class=HTMLResponse, include_in_schema=False)
     async def index() -> HTMLResponse:
@@ -228,6 +230,22 @@ class _Service:
                 return await view_of_large(data, *settings)
         pool = self._middle if cost > SMALL else self._small
         return await asyncio.get_running_loop().run_in_executor(pool, view_of, data, *settings)
+
+
+def _page(bundle: Bundle, config: ServeConfig) -> str:
+    """The page, with what it says of the model and of the limits in it as JSON that ends no script."""
+    facts = {
+        "model": named(bundle.path.name),
+        "classes": [named(bundle.card.names.get(label, label)) for label in bundle.classes],
+        "explains": not bundle.without_evidence,
+        "threshold": bundle.card.rejection.threshold if bundle.card.rejection else None,
+        "max_mb": config.max_mb,
+        "max_files": config.max_files,
+        "max_megapixels": config.max_megapixels,
+        "kinds": extensions(),
+    }
+    page = (files("pipeline.service") / "page.html").read_text("utf-8")
+    return page.replace("FACTS", json.dumps(facts).replace("<", "\\u003c"), 1)
 
 
 def _drawn(bundle: Bundle, view: Pixels, rows: Tensor) -> dict[str, Any]:
