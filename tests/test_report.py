@@ -43,14 +43,17 @@ from pipeline.errors import ConfigError, ImageSetError, RunError, TargetExists
 from pipeline.evidence.attribution import evidence_of
 from pipeline.evidence.reference import mean_row
 from pipeline.heads.fit import Epoch
-from pipeline.labelling.label_issues import LabelIssues
+from pipeline.inputs.preprocessing import Preprocessing
+from pipeline.labelling.label_issues import LabelIssue, LabelIssues
 from pipeline.reporting import figures, thumbnails
 from pipeline.reporting.confusion import confusion
 from pipeline.reporting.costs import Payback
 from pipeline.reporting.evidence import find_evidence, squares
 from pipeline.reporting.findings import find
 from pipeline.reporting.next_steps import next_steps
+from pipeline.reporting.page import render
 from pipeline.reporting.predictions import Predictions, predict
+from pipeline.reporting.sections import choose_shown
 from pipeline.reporting.sureness import OperatingPoint
 from pipeline.reporting.thumbnails import Thumbnails
 from pipeline.row_layout import RowLayout
@@ -201,6 +204,21 @@ def test_advice_follows_from_what_was_found(trained: Path) -> None:
     missed = {**judged.scores, "top1": Interval(0.75, 0.5, 0.9)}
     unsure = replace(judged, scores=missed, sureness=replace(judged.sureness, points=points), known=best)
     assert [step.command[-16:] for step in next_steps(unsure)][-2] == "--max-error 0.02"
+
+
+def test_a_long_list_of_possible_label_errors_is_a_sign_of_weak_features(trained: Path) -> None:
+    """More than a fifth of the labels are seldom wrong: the page says what such a list rather shows."""
+    run = Run.load(trained)
+    cache = run.open_cache(None)
+    found = find(run, cache, cache.index(), {})
+    image = cache.index().split("train")[0]
+    said = []
+    for count in (4, 5):
+        issues = LabelIssues([LabelIssue(image, 0, 1, 0.1)] * count, 20, {})
+        wrong = replace(found, label_issues=issues, refusal="")
+        pictures = thumbnails.Thumbnails(Path(), Preprocessing.of(cache.manifest.base).policy)
+        said.append(b"compare backbones" in render(wrong, choose_shown(wrong), pictures))
+    assert said == [False, True]
 
 
 def test_the_headline_is_the_accuracy_that_chose_nothing(trained: Path) -> None:

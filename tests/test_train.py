@@ -218,6 +218,18 @@ def test_a_class_absent_from_validation_is_no_fault(run_extract: Extract, data: 
     assert evaluate(EvaluateConfig(tmp_path / "run", split="train")).top1 >= 0.75
 
 
+def test_classes_of_one_or_two_training_images_are_named(run_extract: Extract, tmp_path: Path, data: Path) -> None:
+    """With how many they have; copies of one image count once."""
+    for name in ("image_0", "image_1"):
+        next((data / "train" / "10").glob(f"{name}.*")).unlink()
+    other, copied = sorted((data / "train" / "2").iterdir())[:2]
+    copied.write_bytes(other.read_bytes())
+    run_extract()
+    lines: list[str] = []
+    logged(lines, train_head, train_config(tmp_path / "features", tmp_path / "run"))
+    assert [line for line in lines if "'10' (1), '2' (2)" in line]
+
+
 def test_a_run_of_another_cache_is_refused(features: Path, run_extract: Extract, data: Path, tmp_path: Path) -> None:
     """Other settings, or another set of the same settings, are not scored."""
     train_head(train_config(features, tmp_path / "run"))

@@ -1,6 +1,7 @@
 """What heads are trained on: a set of a cache, checked before any training."""
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from pipeline.inputs.splitting import count_leaks
 from pipeline.row_layout import RowLayout
 
 logger = logging.getLogger("headgraft.bases")
+
+FEWEST = 3  # training images of a class, under which training says so
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,13 @@ class TrainingSet:
         """Classes that have no validation image: no head is chosen for them."""
         validated = {image.label for image in self.index.split("valid")}
         return [name for name in self.index.classes if name not in validated]
+
+    @property
+    def small_classes(self) -> dict[str, int]:
+        """Classes with fewer than `FEWEST` different training images, but one at least, and how many these have."""
+        contents = {(image.label, image.digest) for image in self.index.split("train")}
+        counts = Counter(label for label, _ in contents)
+        return {name: counts[name] for name in self.index.classes if 0 < counts[name] < FEWEST}
 
     @property
     def layout(self) -> RowLayout:
@@ -105,6 +115,13 @@ class TrainingSet:
         trained = {image.label for image in index.split("train")}
         if untrained := [name for name in index.classes if name not in trained]:
             logger.warning(f"no training image has the class {shown(untrained)}: no head can predict it")
+        if few := found.small_classes:
+            counts = ", ".join(f"{name!r} ({count})" for name, count in list(few.items())[:5])
+            more = ", …" if len(few) > 5 else ""
+            logger.warning(
+                f"{counted(len(few), 'class')} with fewer than {FEWEST} training images, expected more for a "
+                f"head to learn them: {counts}{more}"
+            )
         if validated and (absent := found.classes_without_validation):
             count = f"{len(absent)} of {counted(len(index.classes), 'class')} without validation images"
             logger.warning(f"{count}, for which no head is chosen: {shown([repr(name) for name in absent])}")
