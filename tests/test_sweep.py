@@ -28,6 +28,7 @@ from pipeline.config.heads import HeadSettings, SweepConfig, TrainConfig
 from pipeline.config.models import EvaluateConfig, ReportConfig
 from pipeline.errors import ConfigError, RunError, TargetExists
 from pipeline.run import Run
+from pipeline.run_folder import JOURNAL_FILE, RUN_FILE
 from pipeline.search.baselines import INVERSE_PENALTIES, SHRINKAGES, baselines
 from pipeline.search.basis_cache import BasisCache
 from pipeline.search.choice import choose
@@ -604,3 +605,18 @@ def test_a_journal_without_a_line_is_refused(content: bytes, tmp_path: Path) -> 
     (tmp_path / "journal.jsonl").write_bytes(content)
     with pytest.raises(RunError, match=r"journal\.jsonl.*no complete line"):
         Journal.read(tmp_path)
+
+
+def test_a_sweep_of_version_0_1_is_reported_without_its_heads(features: Path) -> None:
+    """Its journal has format 1, which lacks the hits of each image; to resume it is refused with what to do."""
+    asked = config(features, heads=2, seeds=1)
+    sweep(asked)
+    journal = asked.run / JOURNAL_FILE
+    first, _, rest = journal.read_text().partition("\n")
+    journal.write_text(json.dumps({**json.loads(first), "format": 1}) + "\n" + rest)
+    lines: list[str] = []
+    assert logged(lines, report, ReportConfig(asked.run)).pictures
+    assert any("0.1" in line and "--overwrite" in line for line in lines)
+    (asked.run / RUN_FILE).unlink()
+    with pytest.raises(RunError, match=r"0\.1.*--overwrite"):
+        sweep(asked)

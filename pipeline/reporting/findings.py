@@ -29,7 +29,7 @@ from pipeline.reporting.sureness import Sureness, find_sureness
 from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RESULTS_FILE
 from pipeline.search.baselines import Baselines, baselines
-from pipeline.search.journal import Journal
+from pipeline.search.journal import Journal, is_of_version_0_1
 from pipeline.search.results import SweepResult
 from pipeline.search.selection import Metric
 from pipeline.statistics.calibration import Fit, calibrate
@@ -229,8 +229,13 @@ def _curve(cache: FeatureCache, index: SetIndex) -> CurveResult | None:
 
 
 def _sweep(run: Run, index: SetIndex) -> Sweep | None:
-    """What is beside a run that a sweep chose; RunError where it is not what a sweep left."""
+    """What is beside a run that a sweep chose; None of version 0.1, RunError where it is not what a sweep left."""
     if run.record.sweep is None:
+        return None
+    if is_of_version_0_1(run.path):
+        logger.warning(
+            f"without the sweep's heads: {run.path} was written by headgraft 0.1; sweep again with --overwrite for them"
+        )
         return None
     try:
         result = SweepResult.load(run.path)

@@ -82,6 +82,10 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, _line({"format": _FORMAT, "asked": asked}) + b"\n")
             return cls(path, asked)
+        if is_of_version_0_1(folder):
+            raise RunError(
+                f"{path} was written by headgraft 0.1, expected format {_FORMAT}: restart it with --overwrite"
+            )
         journal = cls.read(folder)
         _refuse_other(folder, journal.asked, asked)
         data = read_regular(path)
@@ -119,6 +123,15 @@ class Journal:
 
     def _keep(self, head: int, score: Score) -> None:
         self.scores.setdefault(head, {})[score.epochs] = score
+
+
+def is_of_version_0_1(folder: Path) -> bool:
+    """Whether the journal of the run folder has format 1: it lacks which images a head classified correctly."""
+    try:
+        first: object = json.loads(_complete(read_regular(folder / JOURNAL_FILE)).partition(b"\n")[0])
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and first.get("format") == 1
 
 
 def _line(value: dict[str, Any]) -> bytes:
