@@ -201,7 +201,7 @@ def test_the_seeds_of_the_choice_merge_into_one_head(features: Path) -> None:
 def test_a_sweep_of_logistic_regression(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads without a hidden layer are trained beside others; the seeds of one merge into another such head."""
     default = HeadSettings("pool", hidden=0, lr=0.03, batch_size=8)
-    for module in ("sweep", "search.choice"):
+    for module in ("commands.sweep", "search.choice"):
         monkeypatch.setattr(f"pipeline.{module}.default_settings", lambda _: default)
     (features.parent / "space.toml").write_text('basis = "pool"\nhidden = [0, 2]\nlr = 1e-4\nbatch_size = 8\n')
     result = sweep(config(features, search="grid", halving=False, merge=True, epochs=8))
