@@ -13,15 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, train_config
+from conftest import REPOSITORY, Extract, train_config
+from safetensors.torch import load_file
 
 from cache.check import verify
 from cache.manifest import json_digest
 from cache.store import FeatureCache
 from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import export
+from pipeline.commands.predict import predict
+from pipeline.commands.report import report
 from pipeline.commands.train import train_head
-from pipeline.config.models import EvaluateConfig
+from pipeline.config.models import EvaluateConfig, ExportConfig, PredictConfig, ReportConfig
 from pipeline.model.file import load_model
+from pipeline.model.parity_worker import answer
 from pipeline.run import Run
 
 WRITTEN = REPOSITORY / "tests" / "data" / "a5956e8"
@@ -79,3 +84,39 @@ def test_a_model_predicts_the_same() -> None:
     log_probs, failed = bundle.log_probs(bundle.backbone(torch.device("cpu"), "float32"), paths)
     assert failed == {}
     assert np.allclose(log_probs.numpy(), EXPECTED["log_probs"], rtol=0, atol=1e-5)
+
+
+def test_a_cache_is_extended(written: Path, run_extract: Extract) -> None:
+    """By a second augmented pass; rows that it has are used, and stay as they are."""
+    before = FeatureCache.open(written / "cache")
+    keys = sorted(before.index().row_keys(1))
+    rows = before.read(keys)
+    weights = str(written / "tiny.safetensors")
+    found = run_extract(data=written / "data", cache=written / "cache", weights=weights, passes=2)
+    assert (found.computed, found.reused) == (12, 36)
+    after = FeatureCache.open(written / "cache")
+    assert after.index().digest == EXPECTED["set_digest"]
+    assert np.array_equal(after.read(keys), rows)
+
+
+@pytest.mark.parametrize(("cache", "run"), [("cache", "run"), ("reduced", "run-reduced")])
+def test_a_run_is_reported_and_exported(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str, run: str
+) -> None:
+    """The page is of its accuracy; the model of before and the one of now choose the same classes.
+
+    The weights file lies elsewhere than the shards record, and another process does not know the tiny backbone.
+    """
+    monkeypatch.setattr("pipeline.model.parity._ask_fresh_process", lambda asked: json.loads(json.dumps(answer(asked))))
+    monkeypatch.setattr("pipeline.commands.export.load_tensors", lambda *_: load_file(written / "tiny.safetensors"))
+    page = report(ReportConfig(written / run, cache=written / cache))
+    assert page.valid["top1"]["value"] == Run.load(written / run).record.valid_accuracy
+    model = tmp_path / "model.safetensors"
+    export(ExportConfig(written / run, model, cache=written / cache, calibrate=False))
+    images = (str(written / "data" / "test"),)
+    now = predict(PredictConfig(model, images, device="cpu")).predictions
+    assert len(now) == 4
+    if run == "run":
+        then = predict(PredictConfig(WRITTEN / "model.safetensors", images, device="cpu")).predictions
+        assert [one["top"][0]["label"] for one in now] == [one["top"][0]["label"] for one in then]
+        assert all(one["answered"] and one["unknown_p"] is None for one in then)
