@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install $$([ -t 2 ] || echo --quiet) --disable-pip-version-check \
 	--constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
-.PHONY: help setup setup-ray extract train-head sweep report label evaluate export predict demo test soak guides lint types bench-backbones bench-extract bench-abstaining bench-labels bench-labelling bench-levers bench-rungs bench-sweep bench-predict bench-ray bench-scale bench-unknown compare-backbones gpu simulate results clean
+.PHONY: help setup setup-ray setup-notebook notebook extract train-head sweep report label evaluate export predict demo test soak guides lint types bench-backbones bench-extract bench-abstaining bench-labels bench-labelling bench-levers bench-rungs bench-sweep bench-predict bench-ray bench-scale bench-unknown compare-backbones gpu simulate results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > most) most = length($$1) } \
@@ -34,6 +34,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 setup-ray: setup ## Install Ray too, for --engine ray
 	$(PIP_INSTALL) --editable '.[ray]'
+
+setup-notebook: setup ## Install what docs/tutorial.ipynb needs
+	$(PIP_INSTALL) --editable '.[notebook]'
 
 extract: setup ## Stage one: DATA=folder [CACHE= PASSES= ARGS=]
 	@test -n "$(DATA)" || { echo "Say which images: make extract DATA=path/to/folder, or set HEADGRAFT_FLOWERS to the flowers" >&2; exit 1; }
@@ -63,6 +66,9 @@ predict: setup ## Name what is in an image: IMAGE=file [MODEL= ARGS=]
 
 demo: setup ## The whole way on handwritten digits; fetches VGG16's weights, 64 MB
 	$(BIN)/python tests/demo.py
+
+notebook: setup-notebook ## Run docs/tutorial.ipynb again, of the flowers or of digits (about a minute) [ARGS=]
+	$(BIN)/python docs/notebook.py $(ARGS)
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)

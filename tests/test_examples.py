@@ -3,10 +3,12 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from conftest import REPOSITORY, draw_dataset, require_weights
+from demo import write_images
 
 from cli import main
 from pipeline.backbones.catalog import BACKBONES
@@ -65,6 +67,14 @@ def test_the_search_space_of_the_quick_start_is_one(tmp_path: Path) -> None:
     assert len(Space.load(tmp_path / "space.toml").domains) == 4
 
 
+def run_python_of(document: str, names: dict[str, Any]) -> None:
+    """Its blocks in their order, with these names."""
+    blocks = re.findall(r"^```python\n(.*?)^```", text_of(document), re.DOTALL | re.MULTILINE)
+    assert blocks, document
+    for block in blocks:
+        exec(compile(block, document, "exec"), names)
+
+
 @pytest.mark.real
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch.export
 def test_python_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,10 +86,23 @@ def test_python_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     names = {"images": draw_dataset(tmp_path / "images"), "folder": folder}
     before = dict(BACKBONES)
     for document in ("README.md", "docs/python.md"):
-        blocks = re.findall(r"^```python\n(.*?)^```", text_of(document), re.DOTALL | re.MULTILINE)
-        assert blocks, document
-        for block in blocks:
-            exec(compile(block, document, "exec"), names)
+        run_python_of(document, names)
     assert (tmp_path / "model.pt2").is_file()
     assert BACKBONES.keys() - before.keys() == {"narrow_resnet"}
     BACKBONES.pop("narrow_resnet")  # other tests see the backbones of the program
+
+
+@pytest.mark.real
+def test_python_of_your_own_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/own-notebook.md on handwritten digits; its classifiers are better than guessing."""
+    for package in ("cleanlab", "umap"):
+        pytest.importorskip(package, reason=f"{package} is not installed: make setup-notebook")
+    for backbone in ("alexnet", "vgg16"):
+        require_weights(backbone)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    write_images(tmp_path / "images")
+    names: dict[str, Any] = {"images": tmp_path / "images", "folder": tmp_path}
+    run_python_of("docs/own-notebook.md", names)
+    valid = names["valid"]
+    assert min(names[one].score(valid.X, valid.y) for one in ("classifier", "calibrated")) > 0.6
+    assert (tmp_path / "map.png").is_file()
