@@ -133,7 +133,7 @@ simulate: setup ## Stage one on many machines, simulated: failures, slow ones (a
 	$(BIN)/python tests/benchmarks/simulate.py $(ARGS)
 
 # Caches of the sets that nothing was tuned on are made in $(CACHE)-untouched; the other figures need CACHE to be there.
-results: setup ## Measure the figures of README.md, docs/results.md and docs/untouched.md (an hour) [CACHE= ARGS=]
+results: setup ## Measure the figures of README.md, docs/results.md and docs/untouched.md (more than half an hour) [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/results.py "$(CACHE)" $(ARGS)
 	$(BIN)/python docs/write.py
 

@@ -1,18 +1,19 @@
 """What every result of a command is: fields, a sentence for a person, and a table in a notebook."""
 
 import html
+from abc import ABC, abstractmethod
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 _ROWS = 10  # of a table that is shown
 
 
-class Result:
+class Result(ABC):
     """Base of the result dataclasses."""
 
+    @abstractmethod
     def in_words(self) -> str:
         """What the command prints of it without `--json`."""
-        raise NotImplementedError
 
     def _repr_html_(self) -> str:
         """Its words, then its fields to unfold: what Jupyter shows."""

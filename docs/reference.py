@@ -57,10 +57,10 @@ def _command(name: str) -> str:
     return text
 
 
-def _function(name: str, function: Callable[..., Any], level: int = 3) -> str:
+def _function(name: str, function: Callable[..., Any]) -> str:
     """Its signature, its text, a table of its parameters, and its errors."""
     text, parameters, errors = _parts(inspect.getdoc(function) or "")
-    found = [f"{'#' * level} {name}\n", f"```text\n{_signature(name, function)}\n```\n", f"{text}\n"]
+    found = [f"### {name}\n", f"```text\n{_signature(name, function)}\n```\n", f"{text}\n"]
     if parameters:
         signature = inspect.signature(function).parameters
         described = dict(parameters)
@@ -101,9 +101,8 @@ def _type(parameter: inspect.Parameter) -> str:
 
 def _kind(annotation: object) -> str:
     """A type as it is written, without the modules it comes from."""
-    text = (
-        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    )
+    plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
+    text = annotation.__name__ if plain else str(annotation)  # type: ignore[attr-defined]  # a type has a name
     return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)
 
 

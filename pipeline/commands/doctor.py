@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from cache.errors import CacheError, counted, install_hint
 from cache.files import refuse_unwritable
 from cache.lock import lack_of_locks
+from cache.result import Result
 from pipeline.config.extract import ExtractConfig
 from pipeline.console import first_line, reason, size
 from pipeline.errors import WeightsError
@@ -46,7 +47,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class DoctorResult:
+class DoctorResult(Result):
     """What `doctor` found.
 
     Attributes:
