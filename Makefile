@@ -76,7 +76,7 @@ test: setup ## Run the tests
 soak: setup ## Run the long tests in full (about 20 minutes)
 	$(BIN)/python -m pytest --soak -s -m soak $(ARGS)
 
-guides: setup ## Run the commands of the guides on a few real flowers, some minutes a page [ARGS="PAGE --download"]
+guides: setup ## Run the commands of README and the guides on a few real flowers [ARGS="PAGE --download"]
 	$(BIN)/python tests/run_guides.py $(ARGS)
 
 lint: setup ## Check style

@@ -1,11 +1,11 @@
-"""Run the commands of the guides, page by page, on a few real images; weights and data are those that tests use.
+"""Run the commands of README and the guides, page by page, on a few real images; weights and data are those of tests.
 
-    python tests/run_guides.py [PAGE...] [--download] [--keep FOLDER]      pages by name, such as deploy; all by default
+    python tests/run_guides.py [PAGE...] [--download] [--keep FOLDER]      README, deploy, ...; all pages by default
 
-In a page of docs/guides/, a line that is indented by four spaces is a command, and a fenced block whose first line is a
-comment with a file name is that file. Each page runs in a folder of its own that holds `flowers102/`, `photos/` and
-`signs/` as links to a few images. A command must end with status 0, or with what its comment `# exit status N` says.
-Prints a line for each command; status 1 where one of them did something else.
+In README.md and docs/guides/, a line that is indented by four spaces is a command, and a fenced block whose first line
+is a comment with a file name is that file. Each page runs in a folder of its own that holds `flowers102/`, `photos/`,
+`signs/` and two pictures, as links to a few images. A command must end with status 0, or with what its comment
+`# exit status N` says. Prints a line for each command; status 1 where one of them did something else.
 """
 
 import argparse
@@ -24,12 +24,15 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from conftest import REPOSITORY, flowers
-from real_weights import weights_file
+import pytest
+import sklearn
+from conftest import REPOSITORY, flowers, require_real
 
 from pipeline.backbones.weights import weights_folder
 
 GUIDES = REPOSITORY / "docs" / "guides"
+PAGES = [REPOSITORY / "README.md", *sorted(set(GUIDES.glob("*.md")) - {GUIDES / "README.md"})]
+PALACE = Path(sklearn.__file__).parent / "datasets" / "images" / "china.jpg"
 CLASSES = ("1", "10", "46", "51", "73", "77", "88", "94")
 SPLITS = {"train": 20, "valid": 5, "test": 5}
 PHOTOS = {"77": 40, "51": 20, "46": 10, "88": 5, "73": 3, "94": 1}
@@ -50,11 +53,17 @@ def link(files: list[Path], folder: Path) -> None:
 
 
 def lay_out(folder: Path) -> None:
-    """`flowers102/` with three splits, `photos/` with few and unequal classes, `signs/` in tracks if they are there."""
+    """`flowers102/` with three splits, `photos/` with few and unequal classes, `signs/` in tracks if they are there.
+
+    `photo.jpg` is a flower, `palace.jpg` none.
+    """
     source = flowers()
     for label in CLASSES:
         for split, count in SPLITS.items():
             link(sorted((source / split / label).iterdir())[:count], folder / "flowers102" / split / label)
+    (folder / "flowers102" / "cat_to_name.json").symlink_to((source / "cat_to_name.json").resolve())
+    (folder / "photo.jpg").symlink_to(next((source / "test" / CLASSES[0]).iterdir()).resolve())
+    (folder / "palace.jpg").symlink_to(PALACE)
     for label, count in PHOTOS.items():
         link(sorted((source / "train" / label).iterdir())[:count], folder / "photos" / label)
     signs = Path(os.environ.get("HEADGRAFT_DATA") or REPOSITORY.parent / "shared" / "data") / "gtsrb_tracks"
@@ -76,7 +85,7 @@ def environment(folder: Path) -> dict[str, str]:
     weights = folder / "xdg" / "headgraft" / "weights"
     weights.mkdir(parents=True)
     named = {file.name: file for file in weights_folder().glob("*.safetensors")}
-    named["mobilenet_v2-IMAGENET1K_V1.safetensors"] = weights_file("mobilenet_v2", weights_folder() / "tests")
+    named["mobilenet_v2-IMAGENET1K_V1.safetensors"] = require_real("mobilenet_v2")
     for name, file in named.items():
         (weights / name).symlink_to(file.resolve())
     return os.environ | {
@@ -96,7 +105,7 @@ def commands(text: str) -> list[str]:
 def needs(command: str, folder: Path, download: bool) -> str | None:
     """Why a command cannot run here, None where it can."""
     words = command.split()
-    if words[0] == "pip":
+    if words[0] == "pip" or words[:2] == ["make", "setup"]:
         return "this environment is left as it is"
     if "npm" in words and not download:
         return "it downloads packages: --download runs it"
@@ -201,12 +210,15 @@ def run_page(
 
 def main() -> None:
     """All pages, or those that are named."""
-    parser = argparse.ArgumentParser(description="Run the commands of the guides.")
-    parser.add_argument("pages", nargs="*", help="names of pages, such as deploy; all by default")
+    parser = argparse.ArgumentParser(description="Run the commands of README and the guides.")
+    named = {page.stem: page for page in PAGES}
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"all, or of {', '.join(named)}")
     parser.add_argument("--download", action="store_true", help="also run npm, which downloads packages")
     parser.add_argument("--keep", type=Path, help="new folder for what the commands write, kept afterwards")
     given = parser.parse_args()
-    pages = [GUIDES / f"{name}.md" for name in given.pages] or sorted(set(GUIDES.glob("*.md")) - {GUIDES / "README.md"})
+    if unknown := set(given.pages) - set(named):
+        parser.error(f"no page {', '.join(sorted(unknown))}; the pages are {', '.join(named)}")
+    pages = [named[name] for name in given.pages] or PAGES
     root = given.keep or Path(tempfile.mkdtemp(prefix="guides-"))
     failed = 0
     try:
@@ -219,6 +231,8 @@ def main() -> None:
                 if output:
                     failed += 1
                     print("\n".join(output.splitlines()[-OUTPUT_LINES:]), flush=True)
+    except pytest.skip.Exception as error:  # no flowers, or no weights
+        sys.exit(f"The guides cannot be run: {error}")
     finally:
         if not given.keep:
             shutil.rmtree(root)
