@@ -1,6 +1,7 @@
 """The house in order: imports in one direction, commands that nothing builds on."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -54,6 +55,22 @@ def test_rooms_import_in_one_direction() -> None:
         here = room(name_of(path))
         arrows.setdefault(here, set()).update(room(module) for module in imported(path) if room(module) != here)
     TopologicalSorter(arrows).prepare()  # CycleError names the rooms
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Nor in a longer circle, within a room either."""
+    TopologicalSorter({name_of(path): set(imported(path)) - {name_of(path)} for path in SOURCES}).prepare()
+
+
+def test_every_module_of_a_folder_is_named_where_the_folders_are_described() -> None:
+    """In CONTRIBUTING.md, and none that does not exist; commands are named by docs/commands.md."""
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
+    for folder in sorted(path.parent for path in REPOSITORY.glob("pipeline/*/__init__.py")):
+        if folder.name == "commands":
+            continue
+        (found,) = re.findall(rf"^- `{folder.name}/`(.*(?:\n  .*)*)", text, re.MULTILINE)
+        modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        assert set(re.findall(r"`(\w+)`", found)) == modules, folder.name
 
 
 def test_backbone_constants_have_one_home() -> None:

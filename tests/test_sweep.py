@@ -35,8 +35,7 @@ from pipeline.search.choice import choose
 from pipeline.search.executor import Trial
 from pipeline.search.halving import SuccessiveHalving, rungs
 from pipeline.search.journal import Journal, Score
-from pipeline.search.leaderboard import table
-from pipeline.search.results import SweepResult
+from pipeline.search.results import SweepResult, table
 from pipeline.search.selection import Difference, Metric, corrected
 from pipeline.search.space import NARROW_RATE
 from pipeline.statistics.groups import join

@@ -27,9 +27,8 @@ from pipeline.search.choice import choose, default_settings, final, tried
 from pipeline.search.executor import Executor, Trial, ray_executor
 from pipeline.search.halving import SuccessiveHalving
 from pipeline.search.journal import Journal
-from pipeline.search.leaderboard import result_files
 from pipeline.search.proposals import start_search
-from pipeline.search.results import HeadResult, SweepResult
+from pipeline.search.results import HeadResult, SweepResult, result_files
 from pipeline.search.retraining import describe, run_of
 from pipeline.search.selection import Metric
 from pipeline.search.space import Space, default_space, first_trials

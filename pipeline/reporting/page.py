@@ -17,7 +17,7 @@ from pipeline.reporting.evidence import squares
 from pipeline.reporting.findings import Findings
 from pipeline.reporting.next_steps import next_steps
 from pipeline.reporting.thumbnails import Thumbnails
-from pipeline.search.leaderboard import ranked
+from pipeline.search.results import ranked
 from pipeline.search.space import SETTINGS
 from pipeline.statistics.calibration import BINS
 from pipeline.statistics.intervals import METHOD
