@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/python -m pip install $$([ -t 2 ] || echo --quiet) --disable-pip-version-check \
 	--constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
-.PHONY: help setup setup-ray setup-notebook notebook extract train-head sweep report label evaluate export predict demo test soak guides lint types bench-backbones bench-extract bench-abstaining bench-labels bench-labelling bench-levers bench-rungs bench-sweep bench-predict bench-ray bench-scale bench-unknown compare-backbones gpu simulate results clean
+.PHONY: help setup setup-ray setup-notebook notebook extract train-head sweep report label evaluate export predict demo test soak guides lint types bench-backbones bench-extract bench-abstaining bench-small-sets bench-labels bench-labelling bench-levers bench-rungs bench-sweep bench-predict bench-ray bench-scale bench-unknown compare-backbones gpu simulate results clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > most) most = length($$1) } \
@@ -88,6 +88,9 @@ types: setup ## Check types
 
 bench-abstaining: setup ## Whether promises of errors and false alarms are kept, and evidence by deletion [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_abstaining.py --cache "$(CACHE)" $(ARGS)
+
+bench-small-sets: setup ## Promises of models of few images, by the temperature of held-out heads [CACHE= ARGS=]
+	$(BIN)/python tests/benchmarks/bench_small_sets.py --cache "$(CACHE)" $(ARGS)
 
 bench-levers: setup ## What could make heads more accurate, tried by folds (about 20 minutes) [CACHE= ARGS=]
 	$(BIN)/python tests/benchmarks/bench_levers.py --cache "$(CACHE)" $(ARGS)

@@ -37,6 +37,7 @@ from pipeline.errors import BundleError, ConfigError, PipelineError
 from pipeline.model.file import load_model, write_bundle
 from pipeline.model.parity_worker import answer
 from pipeline.run import Run
+from pipeline.statistics.calibration import calibrate
 from pipeline.unknown.detector import pooled
 
 COUNTS = {"train": 80, "valid": 10, "test": 40}
@@ -186,12 +187,10 @@ def test_the_promise_is_not_for_averaged_probabilities(made: Path, exported: Exp
 
 def test_what_cannot_be_promised_is_not(made: Path, tmp_path: Path) -> None:
     """The model is written without a threshold, and says how many images would do."""
-    lines: list[str] = []
-    with heard(lines.append):
-        found = export(ExportConfig(made / "run", tmp_path / "m.safetensors", max_error=0.001, unknown=False))
+    found = export(ExportConfig(made / "run", tmp_path / "m.safetensors", max_error=0.001, unknown=False))
     assert found.rejection["images_needed"] == 2995
     assert found.unknown == {}
-    assert any("2,995 answered images" in line for line in lines)
+    assert "no threshold: 2,995 answered images" in found.in_words()
     card = load_model(tmp_path / "m.safetensors").card
     assert (card.rejection, card.unknown) == (None, None)
     one = predict(PredictConfig(tmp_path / "m.safetensors", (str(made / "unknown" / "1.png"),))).predictions[0]
@@ -202,16 +201,48 @@ def test_what_cannot_be_promised_is_not(made: Path, tmp_path: Path) -> None:
 
 
 def test_images_that_chose_a_head_promise_nothing(made: Path, tmp_path: Path) -> None:
-    """Of a choice over folds; nested cross-validation leaves predictions that chose nothing, and they do."""
+    """Of a choice over folds; nested cross-validation of the same search leaves predictions that do."""
     settings: Any = {"heads": 2, "epochs": 5, "seeds": 1}
     sweep(SweepConfig(made / "features", tmp_path / "run", folds=3, **settings))
     found = export(ExportConfig(tmp_path / "run", tmp_path / "m.safetensors", max_error=0.1, sets=0.9))
-    assert "cv with --heads" in found.rejection["reason"]
-    assert "sets" not in found.in_words()
+    assert "cv --heads 2" in found.rejection["reason"]
+    assert "no threshold and no sets: the images of this run chose" in found.in_words()
     assert found.unknown["images"] == 360
+    (tmp_path / "space.toml").write_text('class_weights = ["none", "balanced"]')
+    others: list[tuple[dict[str, Any], str]] = [
+        ({}, "are of one head"),
+        ({"heads": 2, "choose_by": "mean-per-class"}, "--choose-by (mean-per-class) than this run's (top1)"),
+        ({"heads": 2, "space": tmp_path / "space.toml"}, "another --space"),
+    ]
+    for number, (options, reason) in enumerate(others):
+        cv(CvConfig(made / "features", folds=3, epochs=5, **options))
+        found = export(ExportConfig(tmp_path / "run", tmp_path / f"{number}.safetensors", max_error=0.1))
+        assert reason in found.rejection["reason"]
     cv(CvConfig(made / "features", folds=3, heads=2, epochs=5))
     found = export(ExportConfig(tmp_path / "run", tmp_path / "n.safetensors", max_error=0.1))
     assert found.rejection["images"] == 360
+
+
+def test_a_temperature_of_few_images_makes_no_known_image_unlike(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the validation images say: p-values of known images are as even, and as many are answered."""
+    answered = []
+    for temperature in (1.0, 3.0):
+        monkeypatch.setattr(
+            "pipeline.model.calibrating.calibrate",
+            lambda *_, fixed=temperature: replace(calibrate(*_), temperature=fixed),
+        )
+        model = tmp_path / f"{temperature}.safetensors"
+        found = export(ExportConfig(made / "run", model, max_error=0.2))
+        known = predict(PredictConfig(model, (str(made / "data" / "test"),)))
+        assert found.calibration.temperature == temperature
+        assert known.drift is not None
+        assert known.drift.unlike < 0.25
+        share = sum(one["answered"] for one in known.predictions) / len(known.predictions)
+        assert share == pytest.approx(found.rejection["answered"] / found.rejection["images"], abs=0.12)
+        answered.append(share)
+    assert answered[0] == pytest.approx(answered[1], abs=0.03)
 
 
 def test_one_image_of_each_group_counts(made: Path, tmp_path: Path) -> None:

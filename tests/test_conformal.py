@@ -61,6 +61,15 @@ def test_classes_with_few_images_have_the_threshold_of_all() -> None:
     assert set_thresholds(log_probs[:8], truth[:8], 0.9, np.arange(8) % 2 == 0).tolist() == [0.0] * 10
 
 
+def test_a_class_with_few_images_shares_the_threshold_of_the_least_sure_classes() -> None:
+    """Alone it would be in every set; so it is covered as well as the hard classes are, together with them."""
+    log_probs, truth = labelled(3000, np.random.default_rng(0))
+    kept = (truth != 9) | (np.cumsum(truth == 9) <= 4)
+    log_probs, truth = log_probs[kept], truth[kept]
+    least = set_thresholds(log_probs, truth, 0.9, np.arange(len(truth)) % 3 == 0)
+    assert least[9] == least[:9].min() > 0
+
+
 def test_drift_is_the_fraction_of_images_that_are_unlike() -> None:
     """Within its interval; of images like the training ones it may be none, and of few nothing is said."""
     generator = np.random.default_rng(0)

@@ -33,7 +33,7 @@ from pipeline.commands.train import train_head
 from pipeline.config.folds import CurveConfig, CvConfig
 from pipeline.config.heads import HeadSettings
 from pipeline.config.models import EvaluateConfig, ReportConfig
-from pipeline.cross_validation.predictions import OutOfFold, compared
+from pipeline.cross_validation.predictions import SEARCHED, OutOfFold, compared
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.cross_validation.training import out_of_fold
 from pipeline.errors import ConfigError, RunError
@@ -276,6 +276,13 @@ def test_two_settings_are_compared_on_the_same_folds(features: Path, tmp_path: P
     assert result.against is not None
     assert result.against.value == pytest.approx(result.accuracy - first.accuracy)
     assert result.against.low <= result.against.value <= result.against.high
+    value, low, high = result.against.mean_per_class
+    assert value == pytest.approx(result.mean_per_class - first.mean_per_class)
+    assert low <= value <= high
+    assert np.mean([one.recall for one in result.classes]) == pytest.approx(result.mean_per_class)
+    assert sum(one.images for one in result.classes) == result.images
+    assert [one.recall for one in result.classes] == sorted(one.recall for one in result.classes)
+    assert f"lowest recall: {result.classes[0].label}" in result.in_words()
     with pytest.raises(RunError, match="are of other folds, expected the same"):
         cv(config(features, folds=5, against=tmp_path / "first.npz"))
     (tmp_path / "bad.npz").write_bytes(b"no")
@@ -393,6 +400,9 @@ def test_a_report_has_what_cross_validation_found(features: Path, tmp_path: Path
     assert "Cross-validation: each of the 20 training and validation images" in after
     assert f"{100 * result.accuracy:.1f}\u00a0%" in after
     assert "headgraft cv --cache" not in after
+    least = result.classes[0]
+    assert f"Lowest recall by cross-validation: {least.label} ({round(least.recall * 5)} of 5)" in after
+    assert "recall by cross-validation" not in before
     Path(result.predictions).write_bytes(b"PK")
     logged(said, report, ReportConfig(tmp_path / "run", overwrite=True))
     assert any(line.startswith("without cross-validation: ") for line in said)
@@ -439,6 +449,8 @@ def test_settings_chosen_in_each_fold_see_nothing_of_it(run_extract: Extract, tm
         found = cv(CvConfig(tmp_path / "features", folds=3, heads=4, epochs=4, predictions=tmp_path / "nested.npz"))
     nested = OutOfFold.load(tmp_path / "nested.npz")
     assert nested.settings is None
+    assert nested.search is not None
+    assert nested.search.keys() == set(SEARCHED)
     assert len(found.chosen) == 3
     for fold, paths in enumerate(seen):
         assert paths == set(nested.paths[nested.folds[0] != fold])
@@ -456,12 +468,14 @@ def test_settings_chosen_in_each_fold_see_nothing_of_it(run_extract: Extract, tm
         ({"hidden": 8}, "--heads chooses --hidden"),
         ({"folds": 2}, "--folds is 2"),
         ({"leave_one_group_out": True}, "--heads is for --folds"),
+        ({"heads": 0, "choose_by": "mean-per-class"}, "--choose-by is for --heads"),
+        ({"heads": 0, "space": Path("space.toml")}, "--space is for --heads"),
     ],
 )
 def test_what_a_choice_in_each_fold_does_not_go_with(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     """Settings that it would not use, too few folds to sweep over, groups as folds."""
     with pytest.raises(ConfigError, match=message):
-        CvConfig(tmp_path, heads=4, **options)
+        CvConfig(tmp_path, **{"heads": 4, **options})
 
 
 def test_a_file_of_another_program_is_not_overwritten(run_extract: Extract, tmp_path: Path) -> None:

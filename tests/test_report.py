@@ -605,9 +605,9 @@ def test_the_page_in_a_browser(trained: Path, width: int, dark: bool) -> None:
         for link in {href.removeprefix("#") for href in hrefs}:
             page.get(f"{(trained / REPORT_FILE).as_uri()}#{link}")
             assert page.find_element("id", link).is_displayed(), link
-        heads = page.find_elements("css selector", "#classes + .table th button")
+        heads = page.find_elements("css selector", "#classes ~ .table th button")
         page.execute_script("arguments[0].click()", heads[0])
-        names = page.find_elements("css selector", "#classes + .table tbody td:first-child")
+        names = page.find_elements("css selector", "#classes ~ .table tbody td:first-child")
         assert [name.get_attribute("textContent") for name in names] == sorted(CLASSES, key=int, reverse=True)
         paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert (int(re.findall(r"\d+", paper)[0]) < 128) == dark

@@ -127,7 +127,7 @@ def test_a_model_and_a_page_come_from_it(features: Path, tmp_path: Path, monkeyp
     assert "over 20 training and" in page  # what an epoch without a cache would compute
     assert "headgraft cv" not in page
     findings = find(run, FeatureCache.open(features), index, {})
-    rows = class_rows(index, findings.confusion)
+    rows = class_rows(index, findings.confusion, {}, [])
     assert [row.predicted for row in rows] == [5] * 4
     assert np.mean([row.recall for row in rows]) == pytest.approx(findings.scores["mean_per_class"].value)
 

@@ -31,6 +31,7 @@ from pipeline.errors import WeightsError
 logger = logging.getLogger("headgraft.backbones")
 
 Source = Callable[[NamedWeights, Path], dict[str, Tensor]]  # the path is a folder for what it downloads
+_OTHERS = " vgg16, the default, and alexnet are on the package index of pip."
 _ANOTHER = "they are of another network: check --backbone and --weights"
 SILENCE_SECONDS = 10  # a network that says nothing for so long is given up
 
@@ -117,6 +118,7 @@ def fetch(weights: NamedWeights) -> dict[str, Tensor]:
     raise WeightsError(
         f"no weights {weights.name} for {weights.backbone}. Tried:\n  " + "\n  ".join(tried) + "\n"
         f"Put a state dict of {weights.backbone} at {weights.path}, or name one with --weights FILE."
+        f"{'' if weights.archive_member else _OTHERS}"
         f"{'' if offline else ' HEADGRAFT_OFFLINE=1 leaves the network out.'}"
     )
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,14 @@ from cache.store import FeatureCache
 from pipeline.config.folds import MOST_FOLDS, CvConfig
 from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.console import counted
-from pipeline.cross_validation.predictions import OutOfFold, PairedComparison, compared, refuse_other_images
+from pipeline.cross_validation.predictions import (
+    SEARCHED,
+    ClassRecall,
+    OutOfFold,
+    PairedComparison,
+    compared,
+    refuse_other_images,
+)
 from pipeline.cross_validation.prepare import Material, near_duplicates_across, unseen_images
 from pipeline.cross_validation.training import out_of_fold
 from pipeline.errors import RunError
@@ -28,10 +36,13 @@ from pipeline.machine.memory import allowed_bytes
 from pipeline.run_folder import check_target
 from pipeline.search.basis_cache import FoldedBasisCache
 from pipeline.search.nested import nested
+from pipeline.search.space import Space
 from pipeline.statistics.calibration import error_of, floor_of
 from pipeline.statistics.folds import folds_of_groups
 
 logger = logging.getLogger("headgraft.cross_validation")
+
+_MISSED = 5  # classes that are named
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class CvResult(Result):
         accuracy: of all images, a fraction; with several repeats their mean.
         interval: `[low, high]` of it, 95 % over groups of images.
         mean_per_class: mean of the accuracies of each class, a fraction.
+        classes: those that have images, with their recall, `{label, images, recall, low, high}`, the least first.
         ece: calibration error over 15 equal-width bins, of the first repeat.
         ece_floor: mean `ece` over 200 sets of labels drawn from the probabilities.
         basis: name of the basis, fitted in each fold; "" where each fold chose its own.
@@ -83,6 +95,7 @@ class CvResult(Result):
     accuracy: float
     interval: tuple[float, float]
     mean_per_class: float
+    classes: list[ClassRecall]
     ece: float
     ece_floor: float
     basis: str
@@ -111,8 +124,10 @@ class CvResult(Result):
             f"{self.mean_per_class:.2%}: {of}, each predicted by heads that did not see its group",
             f"{counted(len(self.folds), 'fold')}, {each[0]:.2%} to {each[-1]:.2%}; {how}, "
             f"{counted(self.passes, 'augmented pass')}, {counted(self.epochs, 'epoch')}",
-            f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f})",
         ]
+        if missed := [str(one) for one in self.classes if one.recall < 1][:_MISSED]:
+            lines.append(f"lowest recall: {', '.join(missed)}")
+        lines.append(f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f})")
         if self.against:
             lines.append(self.against.in_words())
         return "\n".join([*lines, f"{self.predictions}: predictions of every image; {self.seconds:.1f} s"])
@@ -147,22 +162,24 @@ def cv(config: CvConfig) -> CvResult:
         material.trainset.cache, material.trainset.index, material.images, folds[0], material.near
     )
     each = [_predicted(config, material, these, number, epochs, device) for number, these in enumerate(folds)]
+    space = each[0][2]
     found = OutOfFold(
         paths=paths,
         digests=digests,
         labels=material.rows.labels.numpy(),
         classes=np.array(material.trainset.index.classes),
-        log_probs=np.stack([log_probs for log_probs, _ in each]),
+        log_probs=np.stack([log_probs for log_probs, _, _ in each]),
         folds=np.stack([these.numpy() for these in folds]),
         groups=material.groups.numbers(material.images),
         backbone=material.trainset.cache.manifest.base.backbone,
         settings=None if config.heads else material.settings,
+        search=None if space is None else _search(config, material, space),
     )
     comparison = compared(found, against) if against else None
     found.save(path)
     return replace(
         _result(found, material, epochs),
-        chosen=[settings for _, chosen in each for settings in chosen],
+        chosen=[settings for _, chosen, _ in each for settings in chosen],
         unseen=unseen,
         across_folds=across_folds,
         seconds=time.perf_counter() - start,
@@ -173,18 +190,34 @@ def cv(config: CvConfig) -> CvResult:
 
 def _predicted(
     config: CvConfig, material: Material, folds: Tensor, repeat: int, epochs: int, device: torch.device
-) -> tuple[NDArray[np.float32], Sequence[HeadSettings]]:
-    """Log-probabilities (N, C) of all images, and the settings that each fold chose, if it was to choose."""
+) -> tuple[NDArray[np.float32], Sequence[HeadSettings], Space | None]:
+    """Log-probabilities (N, C) of all images, the settings that each fold chose, if it was to choose, and from what."""
     memory, seed = allowed_bytes(config.memory), config.seed + repeat
     if not config.heads:
-        return out_of_fold(material.rows, folds, material.settings, epochs, seed, memory, device), ()
+        return out_of_fold(material.rows, folds, material.settings, epochs, seed, memory, device), (), None
     bases = FoldedBasisCache(
         material.trainset, memory, places=torch.arange(len(folds)), folds=folds, given_groups=material.groups
     )
     others = config.folds - 1
-    asked = SweepConfig(config.cache, Path(), heads=config.heads, epochs=epochs, folds=others, seeds=1, seed=seed)
+    asked = SweepConfig(
+        config.cache,
+        Path(),
+        heads=config.heads,
+        epochs=epochs,
+        folds=others,
+        seeds=1,
+        seed=seed,
+        choose_by=config.choose_by,
+        space=config.space,
+    )
     found = nested(asked, bases, epochs, device)
-    return found.log_probs.numpy(), found.settings
+    return found.log_probs.numpy(), found.settings, found.space
+
+
+def _search(config: CvConfig, material: Material, space: Space) -> dict[str, Any]:
+    """`SEARCHED` of the sweep in each fold, as the journal of a sweep has them."""
+    of_config = {name: getattr(config, name) for name in SEARCHED if name not in ("space", "passes")}
+    return {"space": space.describe(), "passes": material.trainset.passes, **of_config}
 
 
 def _folds(config: CvConfig, material: Material, repeat: int) -> Tensor:
@@ -211,6 +244,7 @@ def _result(found: OutOfFold, material: Material, epochs: int) -> CvResult:
         accuracy=top1.value,
         interval=(top1.low, top1.high),
         mean_per_class=accuracy["mean_per_class"].value,
+        classes=found.of_each_class(),
         ece=error_of(first, torch.from_numpy(found.labels)),
         ece_floor=floor_of(first),
         basis=material.settings.basis if found.settings else "",

@@ -171,7 +171,7 @@ def _assemble(config: ExportConfig, run: Run, cache: FeatureCache, index: SetInd
     names = read_names(config.names, run.classes) if config.names else {}
     shift = prior.of_training_images if prior else None
     calibration, evaluations = calibrate_run(config, run, cache, index, shift)
-    abstaining = fit_abstaining(config, run, cache, prior)
+    abstaining = fit_abstaining(config, run, cache, prior, calibration.temperature)
     run = prior.corrected(run, calibration.temperature) if prior else run
     source, tensors = _backbone_tensors(cache, index)
     card = replace(

@@ -30,7 +30,7 @@ from pipeline.inputs.remarks import Remarks
 from pipeline.machine.device import available_cpus
 from pipeline.model.bundle import Bundle
 from pipeline.model.file import load_model
-from pipeline.model.prediction import Outputs
+from pipeline.model.prediction import NONE_OF, Outputs
 from pipeline.run_folder import check_target, refuse_other_kind
 from pipeline.unknown.drift import FEWEST, Drift, drift_of
 
@@ -119,7 +119,8 @@ def predict(config: PredictConfig) -> PredictResult:
 
 def _line(one: dict[str, Any]) -> str:
     classes = ", ".join(f"{named(top['name'])} {top['probability']:.1%}" for top in one["top"])
-    inside = "; one of " + ", ".join(map(named, one["set"])) if len(one.get("set", [])) > 1 else ""
+    possible = one.get("set", []) if not one["reason"].startswith(NONE_OF) else []  # sets are of known classes
+    inside = "; one of " + ", ".join(map(named, possible)) if len(possible) > 1 else ""
     said = classes if one["answered"] else f"{one['reason']} ({classes})"
     return f"{named(one['path'])}: {said}{inside}"
 

@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 
-from pipeline.config.heads import HeadSettings, TrainConfig, WithHead
+from pipeline.config.heads import HeadSettings, SweepConfig, TrainConfig, WithHead
 from pipeline.config.options import DEVICES, Checked, check_capture, flag, option, option_of, require, required
 
 MOST_FOLDS = 1000
@@ -53,6 +53,8 @@ class CvConfig(FoldsConfig):
         least=0,
         most=10_000,
     )
+    space: Path | None = option_of(SweepConfig, "space")
+    choose_by: str = option_of(SweepConfig, "choose_by")
     leave_one_group_out: bool = option(False, "One fold for each group, in place of --folds.")
     against: Path | None = option(None, "Predictions of another cv of the same images: compare with them.")
     predictions: Path | None = option(None, "Path of the predictions.  [default: cv/SET.npz in the cache]")
@@ -63,6 +65,8 @@ class CvConfig(FoldsConfig):
         require(
             not (self.heads and given), f"--heads chooses {', '.join(map(flag, given))}: leave that out, or --heads"
         )
+        of_search = [name for name in ("space", "choose_by") if getattr(self, name) != getattr(CvConfig, name)]
+        require(bool(self.heads) or not of_search, f"{', '.join(map(flag, of_search))} is for --heads: add that")
         alone = self.heads and self.leave_one_group_out
         require(not alone, "--heads is for --folds: leave out --leave-one-group-out, or --heads")
         enough = not self.heads or self.folds > 2

@@ -20,7 +20,8 @@ from pipeline.config.options import (
 )
 
 CLASS_WEIGHTS = ("none", "balanced")
-METRICS = ("top1", "mean-per-class")
+METRIC_NAMES = {"top1": "accuracy", "mean-per-class": "mean accuracy per class"}
+METRICS = tuple(METRIC_NAMES)
 SEARCHES = ("random", "grid", "optuna")
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1000, 20, 100  # of a head whose epochs are not given: measured, docs/performance.md
 WIDEST = 8192  # features whose covariance is held and decomposed

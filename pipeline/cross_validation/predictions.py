@@ -3,9 +3,10 @@
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
@@ -18,10 +19,33 @@ from cache.records import fault
 from pipeline.config.heads import HeadSettings
 from pipeline.console import counted
 from pipeline.errors import ConfigError, RunError
-from pipeline.statistics.intervals import Interval, accuracies
+from pipeline.statistics.intervals import Interval, accuracies, of_each_class
 
+SEARCHED = ("choose_by", "space", "passes", "group_near_duplicates")  # that make two searches the same procedure
 _ARRAYS = ("paths", "digests", "labels", "classes", "log_probs", "folds", "groups")
 _KINDS = "UUiUfii"  # of their numbers
+
+
+@dataclass(frozen=True)
+class ClassRecall:
+    """How many images of a class are predicted as it.
+
+    Attributes:
+        label: of the class.
+        images: of the class.
+        recall: fraction of them, a mean over repeats.
+        low: lower bound of its 95 % interval over images, or groups of them.
+        high: upper bound of that interval.
+    """
+
+    label: str
+    images: int
+    recall: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.recall:.1%} of {self.images} ({self.low:.0%} to {self.high:.0%})"
 
 
 @dataclass(frozen=True)
@@ -38,6 +62,7 @@ class OutOfFold:
         groups: images with the same number are no independent evidence, (N,).
         backbone: of the cache.
         settings: of the heads; None where each fold chose its own.
+        search: by which it did, `SEARCHED` by name; None of given settings.
     """
 
     paths: npt.NDArray[np.str_]
@@ -49,6 +74,7 @@ class OutOfFold:
     groups: npt.NDArray[np.int64]
     backbone: str
     settings: HeadSettings | None
+    search: Mapping[str, Any] | None = None
 
     @property
     def hits(self) -> npt.NDArray[np.bool_]:
@@ -61,6 +87,16 @@ class OutOfFold:
         repeats, images = self.folds.shape
         flat = self.log_probs.reshape(repeats * images, -1).astype(np.float64)
         return accuracies(flat, np.tile(self.labels, repeats), np.tile(self.groups, repeats))
+
+    def of_each_class(self) -> list[ClassRecall]:
+        """Of the classes that have images, those of the least recall first."""
+        repeats, images = len(self.folds), np.bincount(self.labels)
+        found = of_each_class(self.hits.ravel(), np.tile(self.labels, repeats), np.tile(self.groups, repeats))
+        each = [
+            ClassRecall(str(self.classes[place]), int(images[place]), one.value, one.low, one.high)
+            for place, one in found.items()
+        ]
+        return sorted(each, key=lambda one: (one.recall, -one.images))
 
     def of_each_fold(self) -> list[tuple[int, int, int, float]]:
         """Repeat and fold, from 0, images and accuracy."""
@@ -76,7 +112,8 @@ class OutOfFold:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         if len(self.folds) == 1:
             arrays |= {name: arrays[name][0] for name in ("log_probs", "folds")}
-        made_by = {"backbone": self.backbone, "settings": asdict(self.settings) if self.settings else None}
+        settings = asdict(self.settings) if self.settings else None
+        made_by = {"backbone": self.backbone, "settings": settings, "search": self.search}
         buffer = io.BytesIO()
         np.savez(buffer, **arrays, made_by=np.array(json.dumps(made_by)))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +141,8 @@ class OutOfFold:
                 raise ValueError("labels of other classes")
             settings = made_by["settings"]
             settings = None if settings is None else HeadSettings(**settings)
-            return cls(**arrays, backbone=str(made_by["backbone"]), settings=settings)
+            search = None if settings else dict(made_by.get("search") or {})
+            return cls(**arrays, backbone=str(made_by["backbone"]), settings=settings, search=search)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, EOFError, ConfigError) as error:
             raise RunError(
                 f"{path} holds no predictions of headgraft cv ({fault(error)}), expected what that wrote: {advice}"
@@ -120,6 +158,7 @@ class PairedComparison:
         low: lower bound of its 95 % interval over training and test images.
         high: upper bound of that interval.
         p_value: of no difference, by the same test.
+        mean_per_class: `[value, low, high]` of the difference of the mean accuracies per class.
         only_these: images of the first repeat that these heads alone are right about.
         only_others: images that the others alone are right about.
         mcnemar_p: of no difference between these two numbers, on these images.
@@ -129,6 +168,7 @@ class PairedComparison:
     low: float
     high: float
     p_value: float
+    mean_per_class: tuple[float, float, float]
     only_these: int
     only_others: int
     mcnemar_p: float
@@ -136,11 +176,12 @@ class PairedComparison:
     def in_words(self) -> str:
         """One line."""
         low, value, high = (f"{100 * bound:+.2f}" for bound in (self.low, self.value, self.high))
+        of_classes, least, most = (f"{100 * bound:+.2f}" for bound in self.mean_per_class)
         clear = "" if self.low > 0 or self.high < 0 else ", no clear difference"
         return (
             f"less --against: {value} points ({low} to {high}, corrected resampled t, p = {self.p_value:.2g}{clear}); "
-            f"right here alone: {counted(self.only_these, 'image')}, there alone: {self.only_others} (McNemar, "
-            f"p = {self.mcnemar_p:.2g})"
+            f"mean per class {of_classes} ({least} to {most}); right here alone: {counted(self.only_these, 'image')}, "
+            f"there alone: {self.only_others} (McNemar, p = {self.mcnemar_p:.2g})"
         )
 
 
@@ -152,16 +193,28 @@ def compared(these: OutOfFold, others: OutOfFold) -> PairedComparison:
     would. McNemar's test, exact, is of the images at hand alone.
     """
     apart = these.hits.astype(float) - others.hits
-    value, numbers = float(apart.mean()), range(int(these.folds.max()) + 1)
-    differences = [row[folds == one].mean() for row, folds in zip(apart, these.folds, strict=True) for one in numbers]
+    value, reach, p_value = _resampled_t(apart, these.folds)
+    # A mean over images with these weights is one over classes.
+    images = np.bincount(these.labels)
+    of_classes, around, _ = _resampled_t(
+        apart * (len(these.labels) / np.count_nonzero(images) / images)[these.labels], these.folds
+    )
+    first, second = these.hits[0], others.hits[0]
+    alone, other = int((first & ~second).sum()), int((second & ~first).sum())
+    mcnemar = float(binomtest(alone, alone + other).pvalue) if alone + other else 1.0
+    by_class = (of_classes, of_classes - around, of_classes + around)
+    return PairedComparison(value, value - reach, value + reach, p_value, by_class, alone, other, mcnemar)
+
+
+def _resampled_t(apart: npt.NDArray[np.float64], folds: npt.NDArray[np.int64]) -> tuple[float, float, float]:
+    """Mean difference (R, N), how far its 95 % interval reaches, and the p-value of none, over folds (R, N)."""
+    value, numbers = float(apart.mean()), range(int(folds.max()) + 1)
+    differences = [row[these == one].mean() for row, these in zip(apart, folds, strict=True) for one in numbers]
     tested = 1 / (len(numbers) - 1)  # images tested for each one trained on
     error = math.sqrt((1 / len(differences) + tested) * np.var(differences, ddof=1))
     reach = float(student.ppf(0.975, len(differences) - 1)) * error
     p_value = 2 * float(student.sf(abs(value) / error, len(differences) - 1)) if error else float(value == 0)
-    first, second = these.hits[0], others.hits[0]
-    alone, other = int((first & ~second).sum()), int((second & ~first).sum())
-    mcnemar = float(binomtest(alone, alone + other).pvalue) if alone + other else 1.0
-    return PairedComparison(value, value - reach, value + reach, p_value, alone, other, mcnemar)
+    return value, reach, p_value
 
 
 def refuse_other_images(

@@ -18,14 +18,16 @@ from cache.store import FeatureCache
 from pipeline.bases.reduced import unchecked
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config.models import ExportConfig
+from pipeline.config.options import flag
 from pipeline.console import counted
 from pipeline.cross_validation.held_out import HeldOutPredictions, held_out_predictions
-from pipeline.cross_validation.predictions import OutOfFold
+from pipeline.cross_validation.predictions import SEARCHED, OutOfFold
 from pipeline.errors import PipelineError, RunError
 from pipeline.machine.memory import allowed_bytes
 from pipeline.model.card import PredictionSets, Rejection, Unknown
 from pipeline.model.prior import ClassPrior
 from pipeline.run import Run
+from pipeline.search.journal import Journal
 from pipeline.statistics.calibration import at_temperature, fit_temperature
 from pipeline.statistics.conformal import in_sets, set_thresholds
 from pipeline.statistics.scoring import SetScores
@@ -64,8 +66,12 @@ class Abstaining:
 
 
 def abstaining_in_words(rejection: dict[str, Any], unknown: dict[str, Any], sets: dict[str, Any]) -> list[str]:
-    """A line on each that there is, as `Abstaining.as_json` has them."""
-    lines = []
+    """A line on each that there is or was asked for, as `Abstaining.as_json` has them."""
+    refused: dict[str, list[str]] = {}
+    for name, one in (("threshold", rejection), ("sets", sets)):
+        if "reason" in one:
+            refused.setdefault(one["reason"], []).append(name)
+    lines = [f"no {' and no '.join(names)}: {why}" for why, names in refused.items()]
     if "threshold" in rejection:
         answered = f"{rejection['answered'] / rejection['images']:.1%} of {counted(rejection['images'], 'image')}"
         lines.append(
@@ -89,8 +95,10 @@ def abstaining_in_words(rejection: dict[str, Any], unknown: dict[str, Any], sets
     return lines
 
 
-def fit_abstaining(config: ExportConfig, run: Run, cache: FeatureCache, prior: ClassPrior | None) -> Abstaining:
-    """What `config` asks for, of a model with class `prior`.
+def fit_abstaining(
+    config: ExportConfig, run: Run, cache: FeatureCache, prior: ClassPrior | None, temperature: float
+) -> Abstaining:
+    """What `config` asks for, of a model with class `prior` at `temperature`.
 
     Heads like the run's are trained on parts of its images, and what they say of the others decides. Where that cannot
     be, there is no detector, which is logged, and a PipelineError or MissingRows where a promise was asked for.
@@ -102,7 +110,7 @@ def fit_abstaining(config: ExportConfig, run: Run, cache: FeatureCache, prior: C
         if promised or detects:
             held_out = _held_out(config, run, cache, unseen_classes=detects)
         if held_out and detects:
-            fitted = fit_detector(cache, held_out, _scaling(config, prior, held_out.log_probs, held_out.labels))
+            fitted = fit_detector(cache, held_out, _scaling(prior, temperature))
     except (PipelineError, MissingRows) as error:
         if promised:
             raise
@@ -122,23 +130,24 @@ def fit_abstaining(config: ExportConfig, run: Run, cache: FeatureCache, prior: C
     if not promised or not held_out:
         return found
     known = fitted.p_values >= config.false_alarms if fitted else torch.ones(len(held_out.images), dtype=torch.bool)
-    log_probs = _log_probs(run, cache, held_out)
-    if log_probs is not None:
-        log_probs = _scaling(config, prior, log_probs, held_out.labels)(log_probs)
-    return _with_promises(config, found, held_out, log_probs, known)
+    log_probs = held_out.log_probs
+    if run.record.folds:
+        nested = _nested(run, cache, held_out)
+        if isinstance(nested, str):
+            return _without_promises(config, found, nested)
+        # Its heads have settings of their own, and so are sure to a degree of their own.
+        log_probs, wanted = nested, prior.of_training_images if prior else None
+        temperature = (config.calibrate and fit_temperature(nested, held_out.labels, wanted)) or 1.0
+    return _with_promises(config, found, held_out, _scaling(prior, temperature)(log_probs), known)
 
 
-def _scaling(
-    config: ExportConfig, prior: ClassPrior | None, log_probs: Tensor, labels: Tensor
-) -> Callable[[Tensor], Tensor]:
-    """What makes of these heads' log-probabilities (N, C) calibrated ones, for the class prior that was asked for.
+def _scaling(prior: ClassPrior | None, temperature: float) -> Callable[[Tensor], Tensor]:
+    """What makes of heads' log-probabilities (N, C) those of an exported model.
 
-    They have a temperature of their own: heads of fewer images are sure to another degree than the exported one, and
-    thresholds of a probability are to mean the same for both.
+    Heads like the run's have its temperature: that of few validation images is far off, and thresholds then mean the
+    same for both all the same (docs/decisions/abstaining.md).
     """
-    wanted = None if prior is None else prior.of_training_images
-    temperature = fit_temperature(log_probs, labels, wanted) if config.calibrate else None
-    return partial(at_temperature, temperature=temperature or 1.0, shift=prior.added if prior else None)
+    return partial(at_temperature, temperature=temperature, shift=prior.added if prior else None)
 
 
 def _held_out(config: ExportConfig, run: Run, cache: FeatureCache, unseen_classes: bool) -> HeldOutPredictions:
@@ -149,44 +158,53 @@ def _held_out(config: ExportConfig, run: Run, cache: FeatureCache, unseen_classe
     return held_out_predictions(run, trainset, allowed_bytes(config.memory), unseen_classes)
 
 
+def _without_promises(config: ExportConfig, found: Abstaining, reason: str) -> Abstaining:
+    """What was found, and why there is nothing else of what was asked for."""
+    asked = {"rejection": config.max_error, "sets": config.sets}
+    needed: dict[str, dict[str, Any]] = {"rejection": {"images_needed": None}, "sets": {}}
+    refused = {name: {"reason": reason, **needed[name]} for name, value in asked.items() if value is not None}
+    return replace(found, refused={**found.refused, **refused})
+
+
 def _with_promises(
-    config: ExportConfig, found: Abstaining, held_out: HeldOutPredictions, log_probs: Tensor | None, known: Tensor
+    config: ExportConfig, found: Abstaining, held_out: HeldOutPredictions, log_probs: Tensor, known: Tensor
 ) -> Abstaining:
-    """What was found, and the threshold and sets that are asked for, or why there are none."""
-    wanted = [name for name, asked in (("rejection", config.max_error), ("sets", config.sets)) if asked is not None]
-    if log_probs is None:
-        reason = (
-            "the images of this run chose its head: run headgraft cv with --heads first, on the same cache and set, "
-            "whose predictions chose nothing"
-        )
-        logger.warning(f"without {' and '.join(wanted)}: {reason}")
-        needed = {"rejection": {"images_needed": None}, "sets": {}}
-        return replace(found, refused={**found.refused, **{one: {"reason": reason, **needed[one]} for one in wanted}})
-    sets = None if config.sets is None else _sets(config.sets, held_out, log_probs)
-    rejection = None if config.max_error is None else _rejection(config, held_out, log_probs, known)
-    if not isinstance(rejection, Unsupported):
-        return replace(found, sets=sets, rejection=rejection)
-    logger.warning(
-        f"without a threshold for an error of at most {100 * (config.max_error or 0):.3g}%: {rejection.reason}"
-    )
-    return replace(found, sets=sets, refused={**found.refused, "rejection": asdict(rejection)})
+    """What was found, and the threshold and sets that are asked for, or why there is none."""
+    if config.sets is not None:
+        found = replace(found, sets=_sets(config.sets, held_out, log_probs))
+    if config.max_error is None:
+        return found
+    rejection = _rejection(config, held_out, log_probs, known)
+    if isinstance(rejection, Unsupported):
+        return replace(found, refused={**found.refused, "rejection": asdict(rejection)})
+    return replace(found, rejection=rejection)
 
 
-def _log_probs(run: Run, cache: FeatureCache, held_out: HeldOutPredictions) -> Tensor | None:
-    """Of the images by heads that they did not choose, (N, C); None where there are none.
+def _nested(run: Run, cache: FeatureCache, held_out: HeldOutPredictions) -> Tensor | str:
+    """Of the images that a choice over folds was made on, by heads that they did not choose, (N, C), or why not.
 
-    Images that a choice over folds was made on have those that nested cross-validation left, if it did.
+    Nested cross-validation leaves these, of a search like the run's.
     """
-    if not run.record.folds:
-        return held_out.log_probs
     path = cache.path / PREDICTION_FOLDER / f"{run.record.set}.npz"
+    asked = Journal.read(run.path).asked
+    before = {name: asked.get(name) for name in SEARCHED}
+    advice = (
+        f"run headgraft cv --heads {asked.get('heads')} with the options of the sweep first, whose predictions chose "
+        "nothing"
+    )
     if not path.is_file():
-        return None
+        return f"the images of this run chose its head: {advice}"
     nested = OutOfFold.load(path, "run headgraft cv again, into another place or after moving it away")
     same = nested.digests.tolist() == [image.digest for image in held_out.images]
     same = same and np.array_equal(nested.labels, held_out.labels.numpy())
-    if nested.settings is not None or not same or nested.classes.tolist() != run.record.classes:
-        return None
+    if nested.search is None or not same or nested.classes.tolist() != run.record.classes:
+        kind = "of one head" if nested.search is None else "of other images"
+        return f"the images of this run chose its head, and the predictions in {path} are {kind}: {advice}"
+    if other := [name for name, value in before.items() if nested.search.get(name) != value]:
+        return (
+            f"{path} has predictions of a search with another {flag(other[0])} ({nested.search.get(other[0])}) than "
+            f"this run's ({before[other[0]]}): {advice}"
+        )
     return torch.from_numpy(nested.log_probs[0])
 
 

@@ -14,6 +14,7 @@ from pipeline.console import counted
 from pipeline.model.card import ModelCard
 from pipeline.statistics.conformal import in_sets
 
+NONE_OF = "probably none of"  # begins the reason where a picture is taken for unknown
 # As `predict --json` and the service give it; `class` is `label` under its earlier name, until 1.0.
 ScoreJson = TypedDict("ScoreJson", {"label": str, "class": str, "name": str, "probability": float})
 
@@ -136,7 +137,7 @@ def answers(card: ModelCard, outputs: Outputs) -> Tensor:
 def _reason(card: ModelCard, probability: float, unknown_p: float | None) -> str:
     """Why the model does not answer; "" where it does."""
     if card.unknown and unknown_p is not None and unknown_p < card.unknown.false_alarms:
-        return f"probably none of the {counted(len(card.classes), 'class')}"
+        return f"{NONE_OF} the {counted(len(card.classes), 'class')}"
     if card.rejection and probability < card.rejection.threshold:
         return f"not sure enough: {probability:.1%}, answers start at {card.rejection.threshold:.1%}"
     return ""

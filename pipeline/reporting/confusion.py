@@ -1,6 +1,7 @@
 """Which classes are taken for which, in what order they are read best, and each class by itself."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +9,9 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from cache.index import SetIndex
+from pipeline.cross_validation.predictions import ClassRecall
 from pipeline.reporting.predictions import Predictions
-from pipeline.statistics.intervals import Places
+from pipeline.statistics.intervals import Interval, Places
 
 MOST_CLASSES = 150  # in the matrix: more are a grey square
 _LEAST = 1e-6  # of a probability
@@ -115,7 +117,8 @@ def _order(found: Predictions, shown: Places) -> tuple[int, ...]:
 class ClassRow:
     """A class: its images by split, and those that were predicted; its cells, and how often it is found and meant.
 
-    None where it has no images.
+    None where it has no images. `interval` is that of the recall; `cross_validated` is the recall by cross-validation,
+    of more images, where that was run.
     """
 
     place: int
@@ -127,6 +130,15 @@ class ClassRow:
     taken: Cell | None
     recall: float | None
     precision: float | None
+    interval: Interval | None
+    cross_validated: ClassRecall | None
+
+    @property
+    def seen(self) -> tuple[float, int] | None:
+        """The recall by most images, and how many these are."""
+        if self.cross_validated:
+            return self.cross_validated.recall, self.cross_validated.images
+        return None if self.recall is None else (self.recall, self.predicted)
 
 
 def _predicted(cell: Cell) -> int:
@@ -137,8 +149,11 @@ def _truth(cell: Cell) -> int:
     return cell.truth
 
 
-def class_rows(index: SetIndex, confusion: Confusion) -> list[ClassRow]:
-    """One of each class, in the order of the head's outputs."""
+def class_rows(
+    index: SetIndex, confusion: Confusion, intervals: Mapping[int, Interval], cross_validated: Iterable[ClassRecall]
+) -> list[ClassRow]:
+    """One of each class, in the order of the head's outputs; `intervals` of the recall by place."""
+    recalls = {one.label: one for one in cross_validated}
     images = Counter((image.label, image.split) for image in index.images)
     cells = confusion.cells.values()
     rows = []
@@ -159,6 +174,8 @@ def class_rows(index: SetIndex, confusion: Confusion) -> list[ClassRow]:
                 taken=max(wrong, key=lambda cell: cell.count, default=None),
                 recall=right / own if own else None,
                 precision=right / named if named else None,
+                interval=intervals.get(place),
+                cross_validated=recalls.get(label),
             )
         )
     return rows

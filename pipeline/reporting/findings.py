@@ -2,12 +2,13 @@
 
 import logging
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from cache.history import read_history
 from cache.index import SetIndex
+from cache.labels import LabelJournal
 from cache.layout import PREDICTION_FOLDER
 from cache.records import fault
 from cache.store import FeatureCache
@@ -62,7 +63,7 @@ class Findings:
         confusion: of the same images.
         calibration: of the same images.
         sureness: what would be answered where only sure predictions are.
-        label_issues: of training and validation images.
+        label_issues: of training and validation images, without those whose label was given or confirmed by hand.
         refusal: why no label could be checked; "" where they were.
         compared: whether all images were compared; of more than `MOST_COMPARED`, duplicates are identical files alone.
         duplicates: near-duplicates of all images.
@@ -153,6 +154,8 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
     logger.info("looking for label issues")
     refusal = unchecked(cache, index)
     issues = LabelIssues([], 0, {}) if refusal else label_issues(cache, index, duplicates.groups)
+    by_hand = LabelJournal.load(cache.path, index.name).verdicts.keys()
+    undecided = [issue for issue in issues.found if issue.image.digest not in by_hand]
     config, groups = run.record.config, duplicates.groups
     calibration = calibrate(
         torch.from_numpy(valid.log_probs),
@@ -171,7 +174,7 @@ def find(run: Run, cache: FeatureCache, index: SetIndex, names: dict[str, str]) 
         confusion=confusion(valid),
         calibration=calibration,
         sureness=find_sureness(run, cache, index, valid, calibration.temperature, groups),
-        label_issues=issues,
+        label_issues=replace(issues, found=undecided),
         refusal=refusal,
         compared=compared,
         duplicates=duplicates,

@@ -10,6 +10,7 @@ from pipeline.duplicates.near_duplicates import Pair as Duplicate
 from pipeline.labelling.label_issues import LabelIssue
 from pipeline.reporting.confusion import Cell, ClassRow, Pair, class_rows
 from pipeline.reporting.findings import Findings
+from pipeline.statistics.intervals import of_each_class
 
 PAIRS, PICTURES, UNLIKE, LABEL_ISSUES, DUPLICATES, IN_CELL = 25, 24, 12, 48, 24, 40  # that are shown
 
@@ -25,7 +26,7 @@ class Shown:
         label_issues: images that agree least with their label.
         unlike: places of the validation images that are most unlike the training images.
         duplicates: near-duplicates with their images, those across splits or labels first.
-        classes: those of the least recall first, those without validation images last.
+        classes: those of the least recall first, by cross-validation where it was run, those without images last.
         cells: cells of the confusion matrix that something on the page leads to: of a thousand classes there are more
             than a page holds.
     """
@@ -45,7 +46,9 @@ def choose_shown(found: Findings) -> Shown:
     valid, confusion = found.valid, found.confusion
     sure_first = np.argsort(-valid.confidence, kind="stable").tolist()
     unsure_first = np.argsort(valid.confidence, kind="stable").tolist()
-    pairs, classes = confusion.pairs()[:PAIRS], class_rows(found.index, confusion)
+    recalls = of_each_class(valid.hits, valid.truth, found.duplicates.groups.numbers(valid.images))
+    by_folds = found.cross_validated.of_each_class() if found.cross_validated else []
+    pairs, classes = confusion.pairs()[:PAIRS], class_rows(found.index, confusion, recalls, by_folds)
     linked = [cell for cell, *_ in confusion.drawn]
     linked += [cell for pair in pairs for cell in (pair.cell, pair.other) if cell]
     linked += [cell for row in classes for cell in (row.hits, row.taken) if cell]
@@ -56,7 +59,7 @@ def choose_shown(found: Findings) -> Shown:
         pairs=pairs,
         label_issues=found.label_issues.found[:LABEL_ISSUES],
         duplicates=_duplicates(found),
-        classes=sorted(classes, key=lambda row: (row.recall is None, row.recall, found.name(row.place))),
+        classes=sorted(classes, key=lambda row: (row.seen is None, row.seen and row.seen[0], found.name(row.place))),
         cells=list({cell.key: cell for cell in linked}.values()),
     )
 

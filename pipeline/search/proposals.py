@@ -1,5 +1,6 @@
 """Which heads a sweep tries: all of a grid, random ones, or those that Optuna proposes batch by batch."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from cache.errors import counted, install_hint
 from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.errors import ConfigError
 from pipeline.search.space import SETTINGS, Range, Space, as_kind
+
+logger = logging.getLogger("headgraft.search")
 
 _TRIES = 100  # a head: a small space has fewer heads than were asked for
 _BATCHES = 4  # in which Optuna proposes: each learns from those before
@@ -57,6 +60,10 @@ def _random(config: SweepConfig, space: Space, known: Sequence[HeadSettings]) ->
         if len(found) >= config.heads:
             break
         found[space.sample(numbers)] = None
+    if len(found) < config.heads:
+        logger.info(
+            f"{space.source} has {counted(len(found), 'head')}, the default ones among them: not {config.heads}"
+        )
     return list(found)[len(known) :]
 
 

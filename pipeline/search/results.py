@@ -12,7 +12,7 @@ from msgspec import Meta
 from cache.files import read_regular
 from cache.records import Count, Seconds, convert
 from cache.result import Result
-from pipeline.config.heads import METRICS, HeadSettings, scored_by
+from pipeline.config.heads import METRIC_NAMES, METRICS, HeadSettings, scored_by
 from pipeline.console import counted
 from pipeline.heads.head import hidden_in_words
 from pipeline.run_folder import RESULTS_FILE, TABLE_FILE
@@ -133,6 +133,11 @@ class SweepResult(Result):
     retrain_seconds: Seconds
     folds: Count = 0
 
+    @property
+    def metric(self) -> str:
+        """What `choose_by` is called."""
+        return METRIC_NAMES[self.choose_by]
+
     def in_words(self) -> str:
         """A table of the best heads, and the choice beside the baselines."""
         return table(self)
@@ -193,13 +198,12 @@ def _summary(result: SweepResult) -> str:
         merged = f"{best.merged.valid_accuracy:.2%} as one merged head with {hidden_in_words(best.merged.hidden)}"
         spread = f" ± {best.std:.2%} (mean and std over {seeds}), {merged}"
     if apart.corrected is not None:
-        others = (
-            f"\ncorrected for the choice, by bootstrap: accuracy {result.searched.corrected:.2%}, the one to quote; "
-        )
+        others = f"\ncorrected for the choice, by bootstrap: {result.metric} {result.searched.corrected:.2%}, "
+        others += "the one to quote; "
         others += f"{100 * apart.corrected:+.2f} points from the default head"
     return (
         f"{result.run}: {_WINNERS[best.won]} of {counted(len(result.heads), 'head')}, {finished} of them "
-        f"trained to the end; {scored_by(result.folds)} accuracy ({result.choose_by}) {best.mean:.2%}{spread}\n"
+        f"trained to the end; {scored_by(result.folds)} {result.metric} {best.mean:.2%}{spread}\n"
         f"best of the search less default head, same images and seeds: {100 * apart.value:+.2f} points "
         f"({100 * apart.low:+.2f} to {100 * apart.high:+.2f}, 95 % over images){others}\n"
         f"baselines, top-1, in basis {known.basis}: {fitted}\n"

@@ -42,7 +42,8 @@ def set_thresholds(log_probs: Floats, truth: Places, coverage: float, clustering
     Of log-probabilities (N, C) and true classes (N,) of images that did not train the head. Classes that are alike in
     how sure the head is of them share a threshold, so that hard classes are covered more often than by one for all.
     Which are alike is found on the images of `clustering` (N,), thresholds on the others. Classes with too few images,
-    and those of too small clusters, share one threshold; where they have too few together, they are in every set.
+    and those of too small clusters, share one threshold; where they have too few together, it is that of the cluster
+    that the head is least sure of, which is then of them all. Without such a cluster they are in every set.
     """
     scores, classes = 1 - np.exp(log_probs[np.arange(len(truth)), truth]), log_probs.shape[1]
     of_class = _clusters(scores[clustering], truth[clustering], classes)
@@ -51,6 +52,11 @@ def set_thresholds(log_probs: Floats, truth: Places, coverage: float, clustering
         if math.isinf(quantile(rest[of_image == cluster], coverage)):
             of_class[of_class == cluster] = -1
     of_image = of_class[truth[~clustering]]
+    if of_class.max() >= 0 and math.isinf(quantile(rest[of_image == -1], coverage)):
+        known = of_class[truth[clustering]]
+        unsure = {one: float(np.median(scores[clustering][known == one])) for one in np.unique(known[known >= 0])}
+        of_class[of_class == -1] = max(unsure, key=unsure.__getitem__)
+        of_image = of_class[truth[~clustering]]
     worst = np.empty(classes)
     for cluster in np.unique(of_class):
         worst[of_class == cluster] = quantile(rest[of_image == cluster], coverage)

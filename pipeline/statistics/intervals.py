@@ -52,6 +52,16 @@ def accuracies(log_probs: Floats, truth: Places, groups: npt.ArrayLike | None = 
     return {**found, "mean_per_class": interval(hits, 1 / (np.count_nonzero(images) * images[truth]), of_group)}
 
 
+def of_each_class(hits: Bools, truth: Places, groups: npt.ArrayLike) -> dict[int, Interval]:
+    """The recall of each class that has images, by its place, as `accuracies` does it: of hits and classes, (N,)."""
+    found, numbers = {}, np.asarray(groups)
+    for place in np.unique(truth).tolist():
+        own = truth == place
+        of_group, count = np.unique(numbers[own], return_inverse=True)[1], int(own.sum())
+        found[place] = interval(hits[own], np.full(count, 1 / count), of_group)
+    return found
+
+
 def interval(hits: Bools, weights: Floats, groups: Places) -> Interval:
     """The weighted mean of `hits` (N,), whose `weights` (N,) add up to 1, but for rounding, with its 95 % interval.
 
