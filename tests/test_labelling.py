@@ -109,6 +109,7 @@ def test_labels_of_validation_images_are_counted_apart(mislabelled: Path) -> Non
     """Accuracy by the labels as extracted stands beside that by the labels that were changed."""
     opened = Opened(mislabelled)
     valid = next(image for image in opened.contents.images if image.split == "valid")
+    assert state(opened.session, opened.queues, {}, "run")["advice"] is None  # the head is being trained
     assert opened.state()["accuracy_before"] is None
     opened.session.verdict([valid.digest], "class", "2" if valid.label != "2" else "1", "fix", 0)
     found = opened.state()

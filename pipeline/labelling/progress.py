@@ -106,7 +106,7 @@ def _advice(
     if session.contents.refusal and not left["label"]:
         return session.contents.refusal
     if fit is None:
-        return "Label images of two classes: then a head is trained."
+        return None if session.labels().trainable else "Label images of two classes: then a head is trained."
     if absent:
         return f"No training image has the class {shown(list(absent))}: a head cannot predict it."
     if fit.accuracy is None:
