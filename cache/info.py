@@ -22,6 +22,7 @@ class CacheInfo(Result):
         cache: folder of the cache.
         format: version of the format.
         base: settings that decide the numbers of every row.
+        weights: where the weights came from, a name or a file, as the shards say.
         augmentation: recipe of the augmented passes; None without any.
         rows: `{view: count}`.
         shards: files of rows.
@@ -41,6 +42,7 @@ class CacheInfo(Result):
     cache: str
     format: int
     base: dict[str, Any]
+    weights: list[str]
     augmentation: dict[str, Any] | None
     rows: dict[str, int]
     shards: int
@@ -59,7 +61,7 @@ class CacheInfo(Result):
             f"{self.cache}: format {self.format}, {counted(sum(self.rows.values()), 'row')} in "
             f"{counted(self.shards, 'shard')}, {self.bytes / 1e6:.0f} MB",
             f"backbone       {base['backbone']}, {base['layer']}, rows of {shape}, computed in {base['precision']}",
-            f"weights        {base['weights_digest']}",
+            f"weights        {', '.join(self.weights)}, digest {base['weights_digest']}",
             f"preprocessing  short side to {base['resize']}, centre crop of {base['input_size']}, "
             f"{base['interpolation']}, mean {base['mean']}, std {base['std']}, decoding {base['decoding']}",
             f"augmentation   {recipe['recipe']}, version {recipe['version']}, seed {recipe['seed']}"
@@ -82,6 +84,7 @@ def info(cache: FeatureCache | Path) -> CacheInfo:
         cache=str(cache.path),
         format=manifest.base.format,
         base=asdict(manifest.base),
+        weights=sorted({str(shard.header.provenance.get("weights") or "named") for shard in cache.shards}),
         augmentation=asdict(manifest.augmentation) if manifest.augmentation else None,
         rows={view: rows[view] for view in sorted(rows, key=layout.pass_number)},
         shards=len(cache.shards),

@@ -13,8 +13,10 @@ from cache.store import FeatureCache
 from pipeline.bases.data import ROWS_AT_ONCE
 from pipeline.bases.fit import start_basis
 from pipeline.basis_name import REGIONS
+from pipeline.duplicates.near_duplicates import find_duplicates
 from pipeline.errors import ConfigError
 from pipeline.row_layout import RowLayout
+from pipeline.statistics.groups import join
 
 _SPLITS = ("train", "valid", "test", UNLABELLED)
 
@@ -27,8 +29,11 @@ class Features:
         X: features (N, D), float32.
         y: labels (N,), int64: places in `classes`; -1 of an unlabelled image.
         classes: names of the classes, in the order of a head's outputs.
-        paths: paths of the images (N,), from the root of the set.
-        groups: name of the group of each image (N,), its path where it has none: for GroupKFold.
+        paths: paths of the images (N,), from the root of the set, which of a CSV file is its folder.
+        digests: SHA-256 of the image files (N,).
+        splits: train, valid, test or unlabelled (N,).
+        groups: group of each image (N,), for GroupKFold: identical files, images of one group of the set, and with
+            `group_near_duplicates` near-duplicates have the same, which is the path of one of them.
         passes: augmented pass of each row (N,), 0 for the clean view.
     """
 
@@ -36,12 +41,19 @@ class Features:
     y: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     paths: npt.NDArray[np.str_]
+    digests: npt.NDArray[np.str_]
+    splits: npt.NDArray[np.str_]
     groups: npt.NDArray[np.str_]
     passes: npt.NDArray[np.int64]
 
 
 def load_features(
-    cache: str | Path, split: str = "train", set: str | None = None, regions: str = "full", passes: int = 0
+    cache: str | Path,
+    split: str = "train",
+    set: str | None = None,
+    regions: str = "full",
+    passes: int = 0,
+    group_near_duplicates: bool = False,
 ) -> Features:
     """Features of one `split` of a set as they are in the cache, with the labels given by hand.
 
@@ -49,12 +61,14 @@ def load_features(
         cache: folder of the feature cache.
         split: train, valid, test or unlabelled; several with + between them, as train+valid.
         set: name of the image set; None for the only one.
-        regions: full, or means over regions of a feature map: pool (one mean, D = channels), pyramid (six means); cls
-            or mean of rows of tokens. None of them is fitted, so that no split sees another.
+        regions: full, or means over regions of a feature map: pool (one mean, D = channels; rows without a map stay as
+            they are), pyramid (six means); cls or mean of rows of tokens. None of them is fitted, so that no split sees
+            another.
         passes: augmented passes of the training images that follow their clean views.
+        group_near_duplicates: near-duplicates of the whole set are of one group, too, as `cv` finds them.
 
     Raises:
-        ConfigError: a split or regions that are not known.
+        ConfigError: a split that is not known or has no images, or regions that are not known.
         UnknownSet: the cache has no such set, or several and none is named.
         MissingRows: rows of the split are not in the cache.
         DamagedCache: a file of the cache is not what was written.
@@ -66,7 +80,11 @@ def load_features(
         raise ConfigError(f"regions is {regions!r}, expected one of {', '.join(REGIONS)}")
     opened = FeatureCache.open(Path(cache))
     index = opened.index(set)
-    images = index.split(*splits)
+    if not (images := index.split(*splits)):
+        there = [name for name, count in index.counts().items() if count]
+        raise ConfigError(f"set {index.name!r} has no {split} images, it has {', '.join(there)}")
+    groups = find_duplicates(opened, index).groups if group_near_duplicates else join(index.images)
+    first = dict(reversed(list(zip(groups.numbers(index.images).tolist(), index.images, strict=True))))
     trained = [image for image in images if image.split == "train"] if opened.passes(index, passes) else []
     rows = [(image, 0) for image in images] + [(one, number) for number in range(1, 1 + passes) for one in trained]
     place = {name: number for number, name in enumerate(index.classes)}
@@ -75,14 +93,17 @@ def load_features(
         y=np.array([place.get(image.label, -1) for image, _ in rows], np.int64),
         classes=index.classes,
         paths=np.array([image.path for image, _ in rows], np.str_),
-        groups=np.array([image.group or image.path for image, _ in rows], np.str_),
+        digests=np.array([image.digest for image, _ in rows], np.str_),
+        splits=np.array([image.split for image, _ in rows], np.str_),
+        groups=np.array([first[groups.of[image.digest]].path for image, _ in rows], np.str_),
         passes=np.array([number for _, number in rows], np.int64),
     )
 
 
 def _read(cache: FeatureCache, keys: list[RowKey], regions: str) -> npt.NDArray[np.float32]:
     """Rows of `keys` in their order, (N, D), each read once and averaged as it is read."""
-    start = start_basis(regions, RowLayout.of(cache.row_shape, cache.manifest.base.layer))
+    rows = RowLayout.of(cache.row_shape, cache.manifest.base.layer)
+    start = start_basis("full" if regions == "pool" and not rows.grid else regions, rows)
     found = np.empty((len(keys), start.out_features(cache.in_features)), np.float32)
     for positions, block in cache.blocks(keys, ROWS_AT_ONCE):
         found[positions] = start.apply(block).numpy()

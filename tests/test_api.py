@@ -53,6 +53,8 @@ def test_features_are_arrays_of_a_split(run_extract: Extract) -> None:
     assert found.y.tolist() == 2 * index.labels(train).tolist()
     assert found.paths.tolist() == 2 * [image.path for image in train]
     assert found.groups.tolist() == found.paths.tolist()  # there are no groups
+    assert found.digests.tolist() == 2 * [image.digest for image in train]
+    assert set(found.splits) == {"train"}
     assert found.passes.tolist() == [0] * len(train) + [1] * len(train)
     assert found.classes == index.classes
 
@@ -72,11 +74,26 @@ def test_pooled_features_are_means_over_the_map(run_extract: Extract) -> None:
     assert np.allclose(pooled.X, whole.X.reshape(len(whole.X), cache.row_shape[0], -1).mean(2), atol=1e-6)
 
 
+def test_identical_files_and_near_duplicates_are_of_one_group(data: Path, run_extract: Extract) -> None:
+    """Or folds of scikit-learn would have an image on both sides."""
+    known = next((data / "train" / "1").iterdir())
+    (data / "train" / "1" / "again.png").write_bytes(known.read_bytes())
+    found = hg.load_features(run_extract().cache, "train")
+    same = found.digests == found.digests[list(found.paths).index("train/1/again.png")]
+    assert same.sum() == 2
+    assert len({*found.groups[same]}) == 1
+    assert len({*found.groups}) == len(found.groups) - 1
+    near = hg.load_features(run_extract().cache, "train", group_near_duplicates=True)
+    assert len({*near.groups}) <= len({*found.groups})
+
+
 def test_features_that_are_not_there_are_refused(run_extract: Extract) -> None:
     """A split, regions, a pass."""
     cache = run_extract().cache
     with pytest.raises(ConfigError, match="'valdi'"):
         hg.load_features(cache, "train+valdi")
+    with pytest.raises(ConfigError, match="no unlabelled images, it has train, valid, test"):
+        hg.load_features(cache, "unlabelled")
     with pytest.raises(ConfigError, match=r"pool\+white"):
         hg.load_features(cache, regions="pool+white")
     with pytest.raises(MissingRows, match="0 augmented passes, 2 asked"):

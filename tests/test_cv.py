@@ -36,6 +36,7 @@ from pipeline.config.models import EvaluateConfig, ReportConfig
 from pipeline.cross_validation.predictions import SEARCHED, OutOfFold, compared
 from pipeline.cross_validation.rows import ImageRows
 from pipeline.cross_validation.training import out_of_fold
+from pipeline.duplicates.near_duplicates import identical_files
 from pipeline.errors import ConfigError, RunError
 from pipeline.heads.fit import class_weights, hyperparameters_of, shape_of
 from pipeline.heads.group import HeadGroup, HeadState
@@ -382,6 +383,20 @@ def test_near_duplicates_are_one_group(features: Path) -> None:
     result = logged(said, cv, config(features, folds=2, group_near_duplicates=True))
     assert result.groups < 20
     assert any(line.startswith("near-duplicates: ") for line in said)
+
+
+def test_a_comparison_takes_the_near_duplicates_of_the_other(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another backbone finds others; those of a file that joined none are not taken for its folds."""
+    for name, near in (("near", True), ("plain", False)):
+        cv(config(features, folds=2, group_near_duplicates=near, predictions=tmp_path / f"{name}.npz"))
+    monkeypatch.setattr("pipeline.cross_validation.prepare.near_duplicates", lambda _, index: identical_files(index))
+    found = cv(config(features, folds=2, group_near_duplicates=True, against=tmp_path / "near.npz"))
+    assert found.groups == len({*OutOfFold.load(tmp_path / "near.npz").groups}) < 20
+    assert found.against is not None
+    assert found.against.value == 0
+    assert cv(config(features, folds=2, group_near_duplicates=True, against=tmp_path / "plain.npz")).groups == 20
 
 
 def test_a_report_has_what_cross_validation_found(features: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from test_cli import invoke
 
 import cache.lock
 from pipeline.backbones.catalog import backbone_spec
-from pipeline.commands.doctor import Check, doctor
+from pipeline.commands.doctor import Check, _import_fault, doctor
 
 PARTS = ["headgraft", "Python", "torch", "torchvision", "decoding", "libraries", "devices", "precision", "memory"]
 PARTS += ["weights", "weights folder", "current folder", "file locks"]
@@ -32,6 +32,12 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def checks() -> dict[str, Check]:
     """By name."""
     return {one.name: one for one in doctor().checks}
+
+
+def test_the_program_itself_can_be_imported_as_an_extra_names_it() -> None:
+    """By the name of its package, which is not that of its distribution."""
+    assert _import_fault("headgraft") == ""
+    assert "No module" in _import_fault("not-there")
 
 
 def test_a_healthy_machine_is_ready(weights: Path, tmp_path: Path) -> None:

@@ -118,6 +118,23 @@ def test_an_interval_covers_whatever_groups_have_in_common(alike: float) -> None
     assert 0.93 <= covered / DRAWS <= 0.99
 
 
+@pytest.mark.parametrize("alike", [0.0, 1.0])
+def test_groups_of_unequal_sizes_are_covered_and_cost_no_more_than_they_must(alike: float) -> None:
+    """Most images alone, and one group of 28: intervals are about as wide as those of as many independent images."""
+    generator, covered, widths = np.random.default_rng(0), 0, []
+    groups = np.arange(1000).repeat([1] * 890 + [2] * 70 + [4] * 24 + [10] * 15 + [28])
+    truth = np.zeros(len(groups), dtype=np.int64)
+    for _ in range(DRAWS):
+        chance = np.full(1000, 0.95) if alike == 0 else (generator.random(1000) < 0.95).astype(float)
+        one = found(generator.random(len(groups)) < chance[groups], truth, groups)["top1"]
+        covered += one.low <= 0.95 <= one.high
+        widths.append(one.high - one.low)
+    sizes = np.bincount(groups)
+    images = len(groups) if alike == 0 else len(groups) ** 2 / float((sizes**2).sum())
+    assert 0.92 <= covered / DRAWS <= 0.98
+    assert np.mean(widths) < 1.15 * 2 * 1.96 * np.sqrt(0.95 * 0.05 / images)
+
+
 def test_top_5_counts_classes_before_the_true_one() -> None:
     """Also where their probabilities are too small for a number of 32 bits; none with five classes."""
     log_probs = np.array([[0.0, -200.0, -210.0, -220.0, -230.0, -240.0, -250.0]] * 2)

@@ -27,7 +27,7 @@ from pipeline.cross_validation.predictions import (
     compared,
     refuse_other_images,
 )
-from pipeline.cross_validation.prepare import Material, near_duplicates_across, unseen_images
+from pipeline.cross_validation.prepare import Material, groups_of, near_duplicates_across, unseen_images
 from pipeline.cross_validation.training import out_of_fold
 from pipeline.errors import RunError
 from pipeline.heads.fit import default_epochs
@@ -39,6 +39,7 @@ from pipeline.search.nested import nested
 from pipeline.search.space import Space
 from pipeline.statistics.calibration import error_of, floor_of
 from pipeline.statistics.folds import folds_of_groups
+from pipeline.statistics.groups import Groups
 
 logger = logging.getLogger("headgraft.cross_validation")
 
@@ -149,6 +150,8 @@ def cv(config: CvConfig) -> CvResult:
     if path.exists():  # what is another file is not to be overwritten
         OutOfFold.load(path, "move it away, or name another file with --predictions")
     material = Material.of(config)
+    if against and config.group_near_duplicates:
+        material = replace(material, groups=_groups_of(against, config, material))
     folds = [_folds(config, material, repeat) for repeat in range(config.repeats)]
     trained = round(len(material.images) * (1 - 1 / (int(folds[0].max()) + 1)))
     epochs = config.epochs or default_epochs(trained, material.settings.batch_size)
@@ -212,6 +215,16 @@ def _predicted(
     )
     found = nested(asked, bases, epochs, device)
     return found.log_probs.numpy(), found.settings, found.space
+
+
+def _groups_of(against: OutOfFold, config: CvConfig, material: Material) -> Groups:
+    """Those of `against` where that joined near-duplicates, too: features of another backbone find others."""
+    theirs = Groups(dict(zip(against.digests.tolist(), against.groups.tolist(), strict=True)))
+    if theirs.of.keys() != {image.digest for image in material.images}:
+        return material.groups
+    alone, _ = groups_of(material.trainset.cache, material.trainset.index, config.group_by, False)
+    joined = len(np.unique(against.groups)) < len(np.unique(alone.numbers(material.images)))
+    return theirs if joined else material.groups
 
 
 def _search(config: CvConfig, material: Material, space: Space) -> dict[str, Any]:

@@ -26,7 +26,7 @@ SOURCE = Path(__file__).resolve().parents[2]
 REINSTALL = "run pip install -e . in the folder of headgraft's source"
 WRITABLE = "set XDG_CACHE_HOME to a folder that can be written"
 _LOADED = {"torch": ("torch",), "torchvision": ("torchvision",), "decoding": ("simplejpeg", "pillow")}
-_MODULES = {"pillow": "PIL"}  # of packages that are imported by another name
+_MODULES = {"pillow": "PIL", "headgraft": "pipeline"}  # of packages that are imported by another name
 
 
 @dataclass(frozen=True)

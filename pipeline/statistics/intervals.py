@@ -85,7 +85,8 @@ def _independent_images(hits: Floats, weights: Floats, groups: Places) -> float:
     errors = max(min(hits.sum(), (1 - hits).sum()) - 1, 0)
     shared = np.clip((errors * found + _PRIOR_ERRORS * together) / (errors + _PRIOR_ERRORS), alone, together)
     overall = _smoothed(value, 1 / together)
-    typical = _smoothed(typical, together**2 / float((of_group**4).sum()))
+    # Of as many images as their weights leave, fewer by groups: a large group alone makes this no less certain.
+    typical = _smoothed(typical, alone**2 / float((weights**4).sum()) * alone / together)
     return float(overall * (1 - overall) / (typical * (1 - typical) * shared))
 
 
