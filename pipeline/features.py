@@ -21,7 +21,7 @@ from pipeline.statistics.groups import join
 _SPLITS = ("train", "valid", "test", UNLABELLED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Features:
     """Features of the images of a set, a row each; of training images, augmented passes follow the clean views.
 
@@ -45,6 +45,11 @@ class Features:
     splits: npt.NDArray[np.str_]
     groups: npt.NDArray[np.str_]
     passes: npt.NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        rows, features = self.X.shape
+        splits = " and ".join(dict.fromkeys(self.splits.tolist()))
+        return f"Features(X: {rows} x {features} of {splits}, {len(self.classes)} classes)"
 
 
 def load_features(

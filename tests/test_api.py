@@ -55,6 +55,7 @@ def test_features_are_arrays_of_a_split(run_extract: Extract) -> None:
     assert found.groups.tolist() == found.paths.tolist()  # there are no groups
     assert found.digests.tolist() == 2 * [image.digest for image in train]
     assert set(found.splits) == {"train"}
+    assert repr(found) == f"Features(X: 24 x {cache.in_features} of train, 4 classes)"
     assert found.passes.tolist() == [0] * len(train) + [1] * len(train)
     assert found.classes == index.classes
 

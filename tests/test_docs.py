@@ -89,11 +89,20 @@ def test_results_say_what_repeats_them() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_links_lead_somewhere(document: Path) -> None:
-    """To files of the project, pictures too."""
+    """To files of the project, pictures too, and to headings of pages."""
     text = re.sub(r"```.*?```", "", document.read_text("utf-8"), flags=re.DOTALL)
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
-    missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
-    assert missing == []
+    links = [link for link in re.findall(r"\]\(([^)\s]+)[^)]*\)", text) if "://" not in link]
+    assert [link for link in links if not _there(document, *link.partition("#")[::2])] == []
+
+
+def _there(document: Path, file: str, heading: str) -> bool:
+    """Whether the file of a link exists, and has the heading that it names."""
+    target = document.parent / file if file else document
+    if not target.exists() or not heading or target.suffix != ".md":
+        return target.exists()
+    text = re.sub(r"```.*?```", "", target.read_text("utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return heading in {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
