@@ -37,6 +37,7 @@ from pipeline.errors import BundleError, ConfigError, PipelineError
 from pipeline.model.file import load_model, write_bundle
 from pipeline.model.parity_worker import answer
 from pipeline.run import Run
+from pipeline.run_folder import JOURNAL_FILE
 from pipeline.statistics.calibration import calibrate
 from pipeline.unknown.detector import pooled
 
@@ -221,6 +222,9 @@ def test_images_that_chose_a_head_promise_nothing(made: Path, tmp_path: Path) ->
     cv(CvConfig(made / "features", folds=3, heads=2, epochs=5))
     found = export(ExportConfig(tmp_path / "run", tmp_path / "n.safetensors", max_error=0.1))
     assert found.rejection["images"] == 360
+    (tmp_path / "run" / JOURNAL_FILE).unlink()
+    found = export(ExportConfig(tmp_path / "run", tmp_path / "o.safetensors", max_error=0.1))
+    assert f"has no {JOURNAL_FILE}" in found.rejection["reason"]
 
 
 def test_a_temperature_of_few_images_makes_no_known_image_unlike(

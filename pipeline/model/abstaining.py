@@ -27,6 +27,7 @@ from pipeline.machine.memory import allowed_bytes
 from pipeline.model.card import PredictionSets, Rejection, Unknown
 from pipeline.model.prior import ClassPrior
 from pipeline.run import Run
+from pipeline.run_folder import JOURNAL_FILE
 from pipeline.search.journal import Journal
 from pipeline.statistics.calibration import at_temperature, fit_temperature
 from pipeline.statistics.conformal import in_sets, set_thresholds
@@ -186,6 +187,8 @@ def _nested(run: Run, cache: FeatureCache, held_out: HeldOutPredictions) -> Tens
     Nested cross-validation leaves these, of a search like the run's.
     """
     path = cache.path / PREDICTION_FOLDER / f"{run.record.set}.npz"
+    if not (run.path / JOURNAL_FILE).is_file():
+        return f"the images of this run chose its head, and {run.path} has no {JOURNAL_FILE} that says how: put it back"
     asked = Journal.read(run.path).asked
     before = {name: asked.get(name) for name in SEARCHED}
     advice = (
