@@ -89,7 +89,9 @@ def load_features(
         there = [name for name, count in index.counts().items() if count]
         raise ConfigError(f"set {index.name!r} has no {split} images, it has {', '.join(there)}")
     groups = find_duplicates(opened, index).groups if group_near_duplicates else join(index.images)
-    first = dict(reversed(list(zip(groups.numbers(index.images).tolist(), index.images, strict=True))))
+    names: dict[int, str] = {}
+    for image in index.images:
+        names.setdefault(groups.of[image.digest], image.path)
     trained = [image for image in images if image.split == "train"] if opened.passes(index, passes) else []
     rows = [(image, 0) for image in images] + [(one, number) for number in range(1, 1 + passes) for one in trained]
     place = {name: number for number, name in enumerate(index.classes)}
@@ -100,7 +102,7 @@ def load_features(
         paths=np.array([image.path for image, _ in rows], np.str_),
         digests=np.array([image.digest for image, _ in rows], np.str_),
         splits=np.array([image.split for image, _ in rows], np.str_),
-        groups=np.array([first[groups.of[image.digest]].path for image, _ in rows], np.str_),
+        groups=np.array([names[groups.of[image.digest]] for image, _ in rows], np.str_),
         passes=np.array([number for _, number in rows], np.int64),
     )
 

@@ -85,7 +85,7 @@ def test_identical_files_and_near_duplicates_are_of_one_group(data: Path, run_ex
     assert len({*found.groups[same]}) == 1
     assert len({*found.groups}) == len(found.groups) - 1
     near = hg.load_features(run_extract().cache, "train", group_near_duplicates=True)
-    assert len({*near.groups}) <= len({*found.groups})
+    assert len({*near.groups}) < len({*found.groups})  # noise of one colour looks the same
 
 
 def test_features_that_are_not_there_are_refused(run_extract: Extract) -> None:

@@ -20,7 +20,6 @@ from pipeline.config.folds import MOST_FOLDS, CvConfig
 from pipeline.config.heads import HeadSettings, SweepConfig
 from pipeline.console import counted
 from pipeline.cross_validation.predictions import (
-    SEARCHED,
     ClassRecall,
     OutOfFold,
     PairedComparison,
@@ -228,9 +227,13 @@ def _groups_of(against: OutOfFold, config: CvConfig, material: Material) -> Grou
 
 
 def _search(config: CvConfig, material: Material, space: Space) -> dict[str, Any]:
-    """`SEARCHED` of the sweep in each fold, as the journal of a sweep has them."""
-    of_config = {name: getattr(config, name) for name in SEARCHED if name not in ("space", "passes")}
-    return {"space": space.describe(), "passes": material.trainset.passes, **of_config}
+    """What makes the sweep in each fold the procedure that it is, as the journal of a sweep has them."""
+    return {
+        "choose_by": config.choose_by,
+        "space": space.describe(),
+        "passes": material.trainset.passes,
+        "group_near_duplicates": config.group_near_duplicates,
+    }
 
 
 def _folds(config: CvConfig, material: Material, repeat: int) -> Tensor:
