@@ -17,6 +17,7 @@ except ImportError:  # where a file or a package of such a name comes first on P
         raise
     sys.exit(f"error: {others[0]} hides headgraft's own package of that name: rename it, or take it off Python's path")
 
+import pipeline
 from pipeline.command_line.command import Group, as_json, emit, options
 from pipeline.command_line.groups import cache, model, weights
 from pipeline.config.extract import ExtractConfig
@@ -27,8 +28,16 @@ from pipeline.console import named
 from pipeline.errors import ConfigError
 
 
+def _version(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"headgraft, version {pipeline.__version__}")
+        context.exit()
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="headgraft")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+)
 @click.option("-q", "verbosity", flag_value="quiet", help="Log warnings and errors only.")
 @click.option("-v", "verbosity", flag_value="verbose", help="Log details, such as the epochs of every head retrained.")
 @click.option("--json", "misplaced", is_flag=True, hidden=True)

@@ -17,11 +17,18 @@ if Path(str(_cache.__file__)).parent.parent != Path(__file__).parent.parent:
 
 if TYPE_CHECKING:
     from pipeline.api import *  # noqa: F403
+
+    __version__: str
 else:
 
     def __getattr__(name: str) -> Any:
-        from importlib import import_module
+        from importlib import import_module, metadata
 
+        if name == "__version__":
+            try:
+                return metadata.version("headgraft")
+            except metadata.PackageNotFoundError:  # run from its source, which `headgraft doctor` explains
+                return "of a folder that is not installed"
         if name.startswith("_"):
             raise AttributeError(name)
         api = import_module("pipeline.api")

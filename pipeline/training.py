@@ -2,19 +2,24 @@
 
 import logging
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 
 import torch
 
 from pipeline.bases.projection import load_data
 from pipeline.bases.trainset import TrainingSet
 from pipeline.config.heads import TrainConfig
+from pipeline.cross_validation.held_out import settings_of
 from pipeline.cross_validation.refit import refitted
+from pipeline.errors import ConfigError
 from pipeline.heads.fit import default_epochs, fit_head
 from pipeline.machine.device import available_cpus
 from pipeline.machine.memory import allowed_bytes
 from pipeline.run import Run, new_run
 from pipeline.run_folder import claimed_run, refuse_to_overwrite
+
+logger = logging.getLogger("headgraft.training")
 
 
 def trained_run(config: TrainConfig) -> Run:
@@ -43,3 +48,20 @@ def _trained(config: TrainConfig) -> Run:
     run.record.seconds = time.perf_counter() - start
     run.save()
     return run
+
+
+def retrained(run: Run, trainset: TrainingSet, seeds: int) -> Iterator[Run]:
+    """The run as it would be of each of the next `seeds` seeds, not saved; ConfigError where it is not of one head."""
+    record = run.record
+    if record.refit or record.folds or record.merged > 1:
+        kind = "of a merged head" if record.merged > 1 else "trained on validation images too"
+        raise ConfigError(
+            f"--seeds retrains the head of a run on its training images, {run.path} is {kind}: leave it out"
+        )
+    config = record.config
+    basis, data = load_data(trainset, config.basis, allowed_bytes(config.memory))
+    like = TrainConfig(trainset.cache.path, run.path, record.set, config.passes, epochs=config.epochs)
+    like = replace(like, **asdict(settings_of(run)))
+    for seed in range(config.seed + 1, config.seed + 1 + seeds):
+        logger.info(f"training the head of seed {seed}")
+        yield replace(run, basis=basis, head=fit_head(replace(like, seed=seed), data).head)

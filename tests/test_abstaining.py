@@ -137,6 +137,7 @@ def test_evaluation_counts_what_is_answered(made: Path, exported: ExportResult) 
     assert model.answered.error is not None
     assert model.answered.coverage < 1
     assert model.answered.error <= 1 - model.top1
+    assert model.answered.promised == 0.1
     assert "answered:" in model.in_words()
     run = evaluate(EvaluateConfig(made / "run"))
     assert run.answered is None

@@ -5,15 +5,18 @@ import subprocess
 import sys
 from dataclasses import fields
 from html.parser import HTMLParser
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import REPOSITORY, Extract
 
 import pipeline as hg
 from cache.errors import MissingRows
 from cache.store import FeatureCache
+from cli import main
 from pipeline import api
 from pipeline.config.heads import TrainConfig
 from pipeline.errors import ConfigError
@@ -24,6 +27,19 @@ def test_importing_it_imports_no_torch() -> None:
     """In a new process; the first name that is used does."""
     code = "import sys, pipeline as hg; assert 'torch' not in sys.modules; hg.load_model; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+def test_the_version_is_that_of_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on the command line; where nothing is installed it says so, since the report has it on its page."""
+    said = CliRunner().invoke(main, ["--version"])
+    assert said.output == f"headgraft, version {metadata.version('headgraft')}\n"
+    assert hg.__version__ in said.output
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert "not installed" in CliRunner().invoke(main, ["--version"]).output
 
 
 def test_every_public_name_is_there_and_no_other() -> None:

@@ -231,6 +231,7 @@ def test_stage_one_and_two_print_one_object_each(extracted: tuple[object, ...], 
         "risk_coverage",
         "answered",
         "sets",
+        "seeds",
     }
     assert found.keys() == names
     assert (found["images"], found["split"], found["top5"]) == (4, "test", None)

@@ -404,7 +404,8 @@ def test_images_out_of_reach_are_left_without_a_picture(trained: Path, data: Pat
     assert found.missing_pictures == 0
     assert "missing" not in found.in_words()
     assert counted(len(found.label_issues), "possible label error") in found.in_words()
-    assert f"{counted(found.duplicates['pairs'], 'pair')} of near-duplicates" in found.in_words()
+    assert f"{counted(found.duplicates['pairs'], 'pair')} of near-duplicates (" in found.in_words()
+    assert f"({found.duplicates['across']} in two splits or classes)" in found.in_words()
 
 
 def test_a_folder_of_images_that_does_not_exist_is_refused(trained: Path, data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.statistics.scoring import AnsweredScores
 from pipeline.statistics.selective import (
     Answered,
     Unsupported,
@@ -90,3 +91,19 @@ def test_the_curve_is_the_error_of_the_most_confident(images: list[tuple[float, 
         assert curve.coverage[at.answered - 1] == pytest.approx(at.answered / len(images))
     assert curve.aurc == pytest.approx(curve.risk.mean())
     assert curve.risk[-1] == pytest.approx(1 - hits.mean())
+
+
+@pytest.mark.parametrize(
+    ("error", "interval", "said"),
+    [
+        (0.02, (0.0, 0.09), "promised: at most 5%, kept on these images"),
+        (0.06, (0.04, 0.09), "promised: at most 5%, which the interval includes"),
+        (0.12, (0.07, 0.2), "promised: at most 5%, not kept"),
+    ],
+)
+def test_an_evaluation_says_whether_the_promise_was_kept(
+    error: float, interval: tuple[float, float], said: str
+) -> None:
+    """By the interval, since a few images more wrong do not break it."""
+    assert said in AnsweredScores(0.9, error, interval, 0.05).in_words()
+    assert "promised" not in AnsweredScores(0.9, error, interval).in_words()

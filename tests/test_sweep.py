@@ -145,7 +145,8 @@ def test_a_search_that_finds_nothing_better_ends_in_the_default_head(
     assert lost.best.difference.value == pytest.approx(lost.searched.mean - lost.default.mean)
     run = Run.load(features.parent / "run")
     assert run.record.config.basis == HeadSettings.basis
-    assert "the default head is the best of 4 heads" in table(lost)
+    assert "no better head found: the default head is the best of 4 heads" in table(lost)
+    assert "corrected for the choice" not in table(lost)
     (features.parent / "space.toml").write_text('basis = "pool"\nhidden = 16\nbatch_size = 8\nlr = [1e-2, 2e-2]\n')
     for module in ("pipeline.commands.sweep", "pipeline.search.choice"):
         monkeypatch.setattr(f"{module}.default_settings", lambda rows: HeadSettings(lr=1e-9))
@@ -153,6 +154,10 @@ def test_a_search_that_finds_nothing_better_ends_in_the_default_head(
     assert won.default.mean < won.searched.mean == won.best.mean
     assert won.best.won == "search"
     assert won.best.difference.value > 0
+    assert "corrected for the choice" in table(won)
+    assert "not clearly better" not in table(won)
+    unsure = replace(won.best, difference=Difference(0.01, -0.02, 0.04, corrected=0.0))
+    assert "+1.00 points (-2.00 to +4.00, 95 % over images), so it is not clearly" in table(replace(won, best=unsure))
 
 
 def test_the_most_accurate_heads_go_on_beside_those_that_are_kept(features: Path, tmp_path: Path) -> None:

@@ -261,6 +261,26 @@ def test_every_scoring_is_written_into_the_run(features: Path, tmp_path: Path) -
     assert [entry["split"] for entry in scored] == ["test", "test", "valid"]
 
 
+def test_heads_of_other_seeds_are_scored_as_if_each_was_trained(features: Path, tmp_path: Path) -> None:
+    """The run stays as it is; a head that one seed does not make, and a model, are refused with the reason."""
+    config = train_config(features, tmp_path / "run", seed=3)
+    train_head(config)
+    found = evaluate(EvaluateConfig(config.run, split="valid", seeds=3))
+    assert found.seeds is not None
+    each = [train_head(replace(config, run=tmp_path / str(seed), seed=seed)).valid_accuracy for seed in (3, 4, 5)]
+    assert found.seeds.top1 == each
+    assert found.seeds.mean == pytest.approx(np.mean(each))
+    assert found.seeds.std == pytest.approx(np.std(each, ddof=1))
+    assert f"3 seeds: top-1 {np.mean(each):.2%} ± " in found.in_words()
+    assert Run.load(config.run).record.config.seed == 3
+    train_head(replace(config, run=tmp_path / "all", refit=True))
+    with pytest.raises(ConfigError, match="trained on validation images too: leave it out"):
+        evaluate(EvaluateConfig(tmp_path / "all", seeds=2))
+    (tmp_path / "model").touch()
+    with pytest.raises(ConfigError, match="--seeds is not for"):
+        evaluate(EvaluateConfig(tmp_path / "model", seeds=2))
+
+
 @pytest.mark.parametrize("name", ["run.json", "head.safetensors", "basis.safetensors"])
 def test_a_damaged_run_is_refused(features: Path, tmp_path: Path, name: str) -> None:
     """Each of its files cut short is one clear error."""

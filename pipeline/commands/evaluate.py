@@ -1,6 +1,7 @@
 """Scores of one split: of a run from the cache, of a model from image files."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import fields
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from cache.index import SetIndex
 from cache.store import FeatureCache
+from pipeline.bases.trainset import TrainingSet
 from pipeline.config.models import EvaluateConfig
 from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, find_duplicates
 from pipeline.errors import ConfigError, PipelineError, RunError
@@ -20,7 +22,8 @@ from pipeline.run import Run
 from pipeline.run_folder import JOURNAL_FILE, RUN_FILE
 from pipeline.statistics.conformal import in_sets
 from pipeline.statistics.groups import join
-from pipeline.statistics.scoring import Scores, Unrelated, score
+from pipeline.statistics.scoring import Scores, SeedScores, Unrelated, score
+from pipeline.training import retrained
 
 logger = logging.getLogger("headgraft.evaluate")
 
@@ -30,7 +33,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
 
     Raises:
         RunError: `target` is neither, or the set has no images of the split.
-        ConfigError: an option is for the other kind of target.
+        ConfigError: an option is for the other kind of target, or more `seeds` for a head that these cannot retrain.
         BundleError: the model file cannot be read.
     """
     torch.set_num_threads(available_cpus())
@@ -41,7 +44,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
         found = f"holds no {RUN_FILE}" if config.target.is_dir() else "is not a regular file"
         found = found if config.target.exists() else "does not exist"
         raise RunError(f"{config.target} {found}: expected a run folder or a model file")
-    _refuse_unused(config, "a model is scored on image files", ("cache",))
+    _refuse_unused(config, "a model is scored on image files", ("cache", "seeds"))
     return _evaluate_model(config)
 
 
@@ -74,8 +77,18 @@ def _evaluate_run(config: EvaluateConfig) -> Scores:
         logger.info("these are scores of out-of-fold predictions, by heads that did not see the images")
     elif record.refit and config.split == "valid":
         logger.info("these are scores of the head before it was retrained with the validation images")
+    if config.seeds > 1:
+        trainset = TrainingSet(cache, index, record.config.passes, record.leaks)
+        result.seeds = SeedScores.of([result.top1, *_of_seeds(run, trainset, config)])
     run.add_scores([result.as_record()])
     return result
+
+
+def _of_seeds(run: Run, trainset: TrainingSet, config: EvaluateConfig) -> Iterator[float]:
+    """Accuracy of the head of each further seed."""
+    for other in retrained(run, trainset, config.seeds - 1):
+        log_probs, labels = other.log_probs(trainset.cache, trainset.index, config.split)
+        yield float((log_probs.argmax(1) == labels).double().mean())
 
 
 def _unrelated(run: Run, cache: FeatureCache, index: SetIndex, split: str, found: NearDuplicates) -> Unrelated:
@@ -117,4 +130,5 @@ def _evaluate_model(config: EvaluateConfig) -> Scores:
     labels = torch.tensor([number[image.label] for image in chosen])
     answered = answers(card, outputs) if card.rejection or card.unknown else None
     inside = in_sets(outputs.log_probs.double().numpy(), np.array(card.sets.least)) if card.sets else None
-    return score(outputs.log_probs, labels, config.split, join(chosen).numbers(chosen), answered, inside)
+    groups, promised = join(chosen).numbers(chosen), card.rejection.max_error if card.rejection else None
+    return score(outputs.log_probs, labels, config.split, groups, answered, inside, promised)

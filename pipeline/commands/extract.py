@@ -73,9 +73,8 @@ class ExtractResult(Result):
         rate = f", {self.images_per_second:.1f} rows/s after startup" if self.images_per_second else ""
         rows = f"{counted(self.rows, 'row')} of {counted(self.images, 'image')} in {self.cache}"
         skipped = [f"skipped {named(bad['path'])}: {bad['reason']}" for bad in self.skipped]
-        return "\n".join(
-            [f"{rows}: {self.computed} computed, {self.reused} reused{to_do}, {self.seconds:.1f} s{rate}", *skipped]
-        )
+        took = f", {self.seconds:.1f} s" if self.computed or not missing else ""  # nothing was computed in a dry run
+        return "\n".join([f"{rows}: {self.computed} computed, {self.reused} reused{to_do}{took}{rate}", *skipped])
 
 
 def extract(config: ExtractConfig) -> ExtractResult:

@@ -122,6 +122,8 @@ def _line(one: dict[str, Any]) -> str:
     possible = one.get("set", []) if not one["reason"].startswith(NONE_OF) else []  # sets are of known classes
     inside = "; one of " + ", ".join(map(named, possible)) if len(possible) > 1 else ""
     said = classes if one["answered"] else f"{one['reason']} ({classes})"
+    if one["reason"].startswith(NONE_OF):
+        said = f"{one['reason']}, p = {one['unknown_p']:.2g} (if one of them, {classes})"
     return f"{named(one['path'])}: {said}{inside}"
 
 

@@ -76,9 +76,11 @@ class ReportResult(Result):
         """One line."""
         page = f"{self.report}: {self.bytes / 1e6:.1f} MB, {counted(self.pictures, 'picture')}"
         missing = f", {self.missing_pictures} missing (name their folder with --data)" if self.missing_pictures else ""
-        issues = "labels not checked" if self.unchecked else counted(len(self.label_issues), "possible label error")
+        issues = counted(len(self.label_issues), "possible label error") + " or hard images"
+        issues = "labels not checked" if self.unchecked else issues
         pairs = counted(self.duplicates["pairs"], "pair")
         found = f"{self.scored_by} accuracy {self.valid['top1']['value']:.2%}, {issues}, {pairs} of near-duplicates"
+        found += f" ({self.duplicates['across']:,} in two splits or classes)"
         return f"{page}{missing}; {found}"
 
 

@@ -82,6 +82,9 @@ class EvaluateConfig(Checked):
     precision: str = option("auto", "Compute precision of the backbone (models only).", choices=PRECISIONS)
     device: str = option("auto", "Device of the backbone (models only).", choices=DEVICES)
     tta: str = option("none", "Test-time augmentation (models only); flip: average with the mirror image.", choices=TTA)
+    seeds: int = option(
+        1, "Score heads of this many seeds, the others retrained like the run's (runs only).", least=1, most=100
+    )
 
 
 @dataclass(frozen=True)

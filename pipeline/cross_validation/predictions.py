@@ -98,6 +98,14 @@ class OutOfFold:
         ]
         return sorted(each, key=lambda one: (one.recall, -one.images))
 
+    def confused(self) -> list[tuple[str, str, float]]:
+        """Label, prediction and images, a mean over repeats, of classes taken for another; the most images first."""
+        repeats, predicted = len(self.folds), self.log_probs.argmax(2).ravel()
+        pairs = np.stack([np.tile(self.labels, repeats), predicted])[:, ~self.hits.ravel()]
+        (labels, taken), counts = np.unique(pairs, axis=1, return_counts=True)
+        names, order = self.classes.tolist(), np.argsort(-counts, kind="stable")
+        return [(names[labels[n]], names[taken[n]], float(counts[n] / repeats)) for n in order]
+
     def of_each_fold(self) -> list[tuple[int, int, int, float]]:
         """Repeat and fold, from 0, images and accuracy."""
         hits, each = self.hits, [(repeat, fold) for repeat, row in enumerate(self.folds) for fold in np.unique(row)]

@@ -54,7 +54,7 @@ def start_backbone(context: ExtractionContext, rows: int) -> tuple[Backbone, flo
 def _warm_up(network: Backbone, context: ExtractionContext, rows: int) -> float:
     """Bring the network to speed on blank views and log how long all will take; the seconds of the first run."""
     size = context.preprocessing.input_size
-    count = min(2, network.batch_size) if context.device.type == "cpu" else network.batch_size
+    count = min(network.batch_size, max(1, rows))
     views = [np.zeros((size, size, 3), np.uint8)] * count
     seconds = []
     for _ in range(2):

@@ -78,7 +78,7 @@ def abstaining_in_words(rejection: dict[str, Any], unknown: dict[str, Any], sets
         lines.append(
             f"answers where its probability is {rejection['threshold']:.1%} or more, {answered}: at most "
             f"{100 * rejection['max_error']:.3g}% wrong with {100 * rejection['confidence']:.4g}% confidence "
-            f"({rejection['wrong']:,} of these {rejection['answered']:,} are)"
+            f"({rejection['wrong']:,} of these {rejection['answered']:,} were wrong)"
         )
     if "score" in unknown:
         auroc = unknown["auroc_left_out"]

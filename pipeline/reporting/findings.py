@@ -15,6 +15,7 @@ from cache.store import FeatureCache
 from pipeline.bases.clean_rows import SplitRows, clean_rows, narrow
 from pipeline.bases.reduced import unchecked
 from pipeline.console import counted, named
+from pipeline.cross_validation.held_out import settings_of
 from pipeline.cross_validation.learning_curve import CurveResult, curve_path
 from pipeline.cross_validation.predictions import OutOfFold
 from pipeline.duplicates.near_duplicates import MOST_COMPARED, NearDuplicates, Pair, find_duplicates
@@ -129,6 +130,11 @@ class Findings:
             if best.seeds > 1 and self.run.record.merged == 1:  # the best of the seeds was kept
                 return f"{kind}, mean over {counted(best.seeds, 'seed')}", best.mean, None
         return kind, self.scores["top1"].value, self.scores["top1"]
+
+    @property
+    def cross_validated_alike(self) -> bool:
+        """Whether cross-validation was of heads with the settings of the run."""
+        return self.cross_validated is not None and self.cross_validated.settings == settings_of(self.run)
 
     @property
     def label_command(self) -> str:

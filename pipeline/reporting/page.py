@@ -2,10 +2,10 @@
 
 import re
 from datetime import UTC, datetime
-from importlib.metadata import version
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+import pipeline
 from pipeline.console import counted, duration, named, size
 from pipeline.duplicates.near_duplicates import MOST_COMPARED
 from pipeline.heads.head import hidden_in_words
@@ -51,7 +51,7 @@ def render(found: Findings, shown: sections.Shown, pictures: Thumbnails) -> byte
         method=METHOD,
         most_compared=MOST_COMPARED,
         most_in_cell=sections.IN_CELL,
-        version=version("headgraft"),
+        version=pipeline.__version__,
         today=f"{datetime.now(UTC):%Y-%m-%d}",
     )
     parts = environment.get_template("parts.html").module

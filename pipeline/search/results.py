@@ -21,7 +21,7 @@ from pipeline.search.selection import Difference, Finite
 from pipeline.search.space import SETTINGS
 
 _SHOWN = 10  # heads in the table
-_WINNERS = {"default": "the default head is the best", "search": "the best"}
+_WINNERS = {"default": "no better head found: the default head is the best", "search": "the best"}
 
 Positive = Annotated[int, Meta(ge=1, le=1 << 31)]
 
@@ -184,7 +184,7 @@ def table(result: SweepResult, width: int = 120) -> str:
 
 
 def _summary(result: SweepResult) -> str:
-    best, known, apart = result.best, result.baselines, result.best.difference
+    best, known = result.best, result.baselines
     finished = sum(head.finished for head in result.heads)
     seeds = counted(best.seeds, "seed")
     baselines = {
@@ -193,20 +193,30 @@ def _summary(result: SweepResult) -> str:
         "majority class": known.majority,
     }
     fitted = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in baselines.items() if accuracy is not None)
-    others = spread = ""
+    won, spread = _WINNERS[best.won] if len(result.heads) > 1 else "the default head", ""
     if best.seeds > 1:
         merged = f"{best.merged.valid_accuracy:.2%} as one merged head with {hidden_in_words(best.merged.hidden)}"
         spread = f" ± {best.std:.2%} (mean and std over {seeds}), {merged}"
-    if apart.corrected is not None:
-        others = f"\ncorrected for the choice, by bootstrap: {result.metric} {result.searched.corrected:.2%}, "
-        others += "the one to quote; "
-        others += f"{100 * apart.corrected:+.2f} points from the default head"
     return (
-        f"{result.run}: {_WINNERS[best.won]} of {counted(len(result.heads), 'head')}, {finished} of them "
+        f"{result.run}: {won} of {counted(len(result.heads), 'head')}, {finished} of them "
         f"trained to the end; {scored_by(result.folds)} {result.metric} {best.mean:.2%}{spread}\n"
-        f"best of the search less default head, same images and seeds: {100 * apart.value:+.2f} points "
-        f"({100 * apart.low:+.2f} to {100 * apart.high:+.2f}, 95 % over images){others}\n"
+        f"{_difference(result)}"
         f"baselines, top-1, in basis {known.basis}: {fitted}\n"
         f"search {result.seconds:.1f} s, bases {result.basis_seconds:.1f} s of them; retraining with "
         f"{seeds} {result.retrain_seconds:.1f} s; baselines {known.seconds:.1f} s"
     )
+
+
+def _difference(result: SweepResult) -> str:
+    """The best of the search beside the default head, and what to quote of it if it is kept: lines that end."""
+    apart, lines = result.best.difference, ""
+    if result.searched.config != result.default.config:
+        lines += (
+            f"best of the search less default head, same images and seeds: {100 * apart.value:+.2f} points "
+            f"({100 * apart.low:+.2f} to {100 * apart.high:+.2f}, 95 % over images)"
+        )
+        lines += ", so it is not clearly better\n" if apart.low <= 0 < apart.value else "\n"
+    if result.best.won == "search" and result.searched.corrected is not None:
+        corrected = f"{result.metric} {result.searched.corrected:.2%}"
+        lines += f"corrected for the choice, by bootstrap: {corrected}, the one to quote\n"
+    return lines

@@ -11,7 +11,7 @@ from torch import Tensor
 from cache.result import Result
 from pipeline.console import counted
 from pipeline.statistics.calibration import error_of, floor_of
-from pipeline.statistics.intervals import accuracies
+from pipeline.statistics.intervals import accuracies, deviation
 from pipeline.statistics.selective import risk_coverage
 
 
@@ -47,6 +47,31 @@ class Unrelated:
 
 
 @dataclass(frozen=True)
+class SeedScores:
+    """Accuracies of heads that differ by their seed alone.
+
+    Attributes:
+        top1: of each, the head of the run first.
+        mean: of all.
+        std: their standard deviation, of a sample.
+    """
+
+    top1: list[float]
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, top1: list[float]) -> Self:
+        """Of two accuracies or more."""
+        return cls(top1, float(np.mean(top1)), deviation(np.array(top1)))
+
+    def in_words(self) -> str:
+        """One line."""
+        apart = f"the lowest {min(self.top1):.2%}, the highest {max(self.top1):.2%}"
+        return f"{len(self.top1)} seeds: top-1 {self.mean:.2%} ± {self.std:.2%} (mean and std), {apart}"
+
+
+@dataclass(frozen=True)
 class AnsweredScores:
     """Scores of the images that a model answers.
 
@@ -54,21 +79,25 @@ class AnsweredScores:
         coverage: fraction of the images that are.
         error: fraction of these that are wrong; null of none.
         interval: `[low, high]` of it, 95 % over images.
+        promised: the most that the model was exported to have (`--max-error`); null without it.
     """
 
     coverage: float
     error: float | None
     interval: tuple[float, float] | None
+    promised: float | None = None
 
     @classmethod
-    def of(cls, log_probs: Tensor, labels: Tensor, answered: Tensor, groups: npt.ArrayLike | None) -> Self:
+    def of(
+        cls, log_probs: Tensor, labels: Tensor, answered: Tensor, groups: npt.ArrayLike | None, promised: float | None
+    ) -> Self:
         """Of log-probabilities (N, C), labels (N,), whether each is answered (N,) and groups (N,)."""
         coverage = float(answered.double().mean())
         if not answered.any():
-            return cls(coverage, None, None)
+            return cls(coverage, None, None, promised)
         some = None if groups is None else np.asarray(groups)[answered.numpy()]
         found = accuracies(log_probs[answered].double().numpy(), labels[answered].numpy(), some)["top1"]
-        return cls(coverage, 1 - found.value, (1 - found.high, 1 - found.low))
+        return cls(coverage, 1 - found.value, (1 - found.high, 1 - found.low), promised)
 
     def in_words(self) -> str:
         """One line."""
@@ -76,7 +105,13 @@ class AnsweredScores:
         if self.error is None or self.interval is None:
             return line
         low, high = self.interval
-        return f"{line}, {self.error:.2%} of them wrong ({low:.2%} to {high:.2%})"
+        line = f"{line}, {self.error:.2%} of them wrong ({low:.2%} to {high:.2%})"
+        if self.promised is None:
+            return line
+        kept = "kept on these images" if self.error <= self.promised else "which the interval includes"
+        if low > self.promised:
+            kept = "not kept: these images are unlike those of training"
+        return f"{line}; promised: at most {100 * self.promised:.3g}%, {kept}"
 
 
 @dataclass(frozen=True)
@@ -117,9 +152,10 @@ class Scores(Result):
         out_of_fold: whether heads that did not see the images predicted them, of a choice over folds.
         aurc: area under the risk-coverage curve: mean error among the most confident images, over all numbers of these.
         risk_coverage: `[coverage, error]` of the most confident 5 %, 10 %, ... of the images.
-        answered: `{coverage, error, interval}` of the images that the model answers: which fraction they are, their
-            error, and its 95 % interval; null of a run, and of a model that always answers.
+        answered: `{coverage, error, interval, promised}` of the images that the model answers: which fraction they
+            are, their error, its 95 % interval, and the most promised; null of runs, and of models that always answer.
         sets: `{coverage, mean_size}` of the model's prediction sets; null without.
+        seeds: `{top1, mean, std}` of heads that differ by their seed alone (`--seeds`), null without.
     """
 
     images: int
@@ -137,12 +173,13 @@ class Scores(Result):
     risk_coverage: list[list[float]] = field(default_factory=list)
     answered: AnsweredScores | None = None
     sets: SetScores | None = None
+    seeds: SeedScores | None = None
 
     def as_record(self) -> dict[str, Any]:
         """As a run records it: every evaluation of a split, since repeated ones are no longer a test."""
         left_out = {
             "risk_coverage",
-            *(name for name in ("unrelated", "answered", "sets") if getattr(self, name) is None),
+            *(name for name in ("unrelated", "answered", "sets", "seeds") if getattr(self, name) is None),
         }
         found = {name: value for name, value in asdict(self).items() if name not in left_out}
         return {**found, "when": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -157,13 +194,16 @@ class Scores(Result):
         kind = f"{self.split} (out of fold)" if self.out_of_fold else self.split
         images = f"{kind}, {counted(self.images, 'image')} of {counted(self.classes, 'class')}"
         calibration = f"calibration error {self.ece:.3f} (floor {self.ece_floor:.3f}), AURC {self.aurc:.4f}"
-        lines = [f"{images}: {', '.join([*shown, calibration])}; in brackets 95 % intervals over images and groups"]
+        intervals = "in brackets 95 % intervals over images and groups, not over seeds"
+        lines = [f"{images}: {', '.join([*shown, calibration])}; {intervals}"]
         if self.answered:
             lines.append(self.answered.in_words())
         if self.sets:
             lines.append(f"sets: {self.sets.coverage:.2%} hold the true class, {self.sets.mean_size:.2f} classes each")
         if self.unrelated:
             lines.append(self.unrelated.in_words(self.images))
+        if self.seeds:
+            lines.append(self.seeds.in_words())
         return "\n".join(lines)
 
 
@@ -174,11 +214,12 @@ def score(
     groups: npt.ArrayLike | None = None,
     answered: Tensor | None = None,
     inside: npt.NDArray[np.bool_] | None = None,
+    promised: float | None = None,
 ) -> Scores:
     """Scores of log-probabilities (N, C) against labels (N,); images of one of `groups` (N,) are not independent.
 
     `answered` (N,) is whether the model answers each; None of one that always does. `inside` (N, C) is whether each
-    class is in the set; None without sets.
+    class is in the set; None without sets. `promised` is the most error of the answered that the model was made for.
     """
     found = accuracies(log_probs.double().numpy(), labels.numpy(), groups)
     sureness, predicted = log_probs.double().exp().max(1)
@@ -197,5 +238,5 @@ def score(
         aurc=curve.aurc,
         risk_coverage=[[float(curve.coverage[step]), float(curve.risk[step])] for step in steps],
         sets=None if inside is None else SetScores.of(inside, labels),
-        answered=None if answered is None else AnsweredScores.of(log_probs, labels, answered, groups),
+        answered=None if answered is None else AnsweredScores.of(log_probs, labels, answered, groups, promised),
     )

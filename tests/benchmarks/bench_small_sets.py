@@ -47,8 +47,9 @@ def divided(index: SetIndex, classes: int, images: int, seed: int) -> Iterator[t
             yield image, "train" if place < trained else "valid" if place < kept else "test"
 
 
-def judged(run: Run, cache: FeatureCache, config: ExportConfig) -> dict[str, tuple[float, float, float, float]]:
+def judged(run: Run, config: ExportConfig) -> dict[str, tuple[float, float, float, float]]:
     """By way: answered of the held-out and of the test images, wrong of the latter's answers, found unlike."""
+    cache = run.open_cache(None)
     index = cache.index(run.record.set).labelled
     exported = calibrate_run(config, run, cache, index, None)[0].temperature
     held_out = _held_out(config, run, cache, unseen_classes=False)
@@ -66,7 +67,7 @@ def judged(run: Run, cache: FeatureCache, config: ExportConfig) -> dict[str, tup
             continue
         confidence, predicted = outputs.exp().max(1)
         answered = (confidence.numpy() >= rejection.threshold) & (p_values >= FALSE_ALARMS)
-        wrong = float((predicted != labels).numpy()[answered].mean())
+        wrong = float((predicted != labels).numpy()[answered].mean()) if answered.any() else 0.0
         found[way] = rejection.answered / rejection.images, float(answered.mean()), wrong, drift.unlike
     return found
 
@@ -83,8 +84,8 @@ def main() -> None:
     asked = parser.parse_args()
     print(hardware(), flush=True)
     torch.set_num_threads(available_cpus())
-    cache = FeatureCache.open(asked.cache)
-    index, by_way = cache.index(asked.set), dict[str, list[tuple[float, float, float, float]]]()
+    index = FeatureCache.open(asked.cache).index(asked.set)
+    by_way = dict[str, list[tuple[float, float, float, float]]]()
     with tempfile.TemporaryDirectory() as folder:
         table, run = Path(folder) / "set.csv", Path(folder) / "run"
         for draw in range(asked.draws):
@@ -96,7 +97,7 @@ def main() -> None:
             hg.extract(table, asked.cache, set=SET, passes=index.passes)
             hg.train_head(asked.cache, run, set=SET, overwrite=True)
             config = ExportConfig(run, Path(folder) / "m.safetensors", max_error=asked.max_error)
-            for way, figures in judged(Run.load(run), cache, config).items():
+            for way, figures in judged(Run.load(run), config).items():
                 by_way.setdefault(way, []).append(figures)
     forget(asked.cache, SET)
     for way, each in by_way.items():
