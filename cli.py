@@ -17,20 +17,19 @@ except ImportError:  # where a file or a package of such a name comes first on P
         raise
     sys.exit(f"error: {others[0]} hides headgraft's own package of that name: rename it, or take it off Python's path")
 
-import pipeline
 from pipeline.command_line.command import Group, as_json, emit, options
 from pipeline.command_line.groups import cache, model, weights
 from pipeline.config.extract import ExtractConfig
 from pipeline.config.folds import CurveConfig, CvConfig
 from pipeline.config.heads import CompareConfig, SweepConfig, TrainConfig
 from pipeline.config.models import EvaluateConfig, ExportConfig, LabelConfig, PredictConfig, ReportConfig, ServeConfig
-from pipeline.console import named
+from pipeline.console import named, version
 from pipeline.errors import ConfigError
 
 
 def _version(context: click.Context, option: click.Parameter, asked: bool) -> None:
     if asked:
-        click.echo(f"headgraft, version {pipeline.__version__}")
+        click.echo(f"headgraft, version {version()}")
         context.exit()
 
 

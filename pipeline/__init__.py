@@ -22,13 +22,10 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        from importlib import import_module, metadata
+        from importlib import import_module
 
         if name == "__version__":
-            try:
-                return metadata.version("headgraft")
-            except metadata.PackageNotFoundError:  # run from its source, which `headgraft doctor` explains
-                return "of a folder that is not installed"
+            return import_module("pipeline.console").version()
         if name.startswith("_"):
             raise AttributeError(name)
         api = import_module("pipeline.api")

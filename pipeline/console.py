@@ -163,3 +163,13 @@ def duration(seconds: float) -> str:
 def size(count: float) -> str:
     """Bytes in words: 312 MB, 1.4 GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def version() -> str:
+    """Of the installation; what is run from its source alone has none, which `headgraft doctor` explains."""
+    from importlib import metadata  # takes longer than most of what starts here
+
+    try:
+        return metadata.version("headgraft")
+    except metadata.PackageNotFoundError:
+        return "of a folder that is not installed"

@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-import pipeline
-from pipeline.console import counted, duration, named, size
+from pipeline.console import counted, duration, named, size, version
 from pipeline.duplicates.near_duplicates import MOST_COMPARED
 from pipeline.heads.head import hidden_in_words
 from pipeline.inputs.preprocessing import Preprocessing
@@ -51,7 +50,7 @@ def render(found: Findings, shown: sections.Shown, pictures: Thumbnails) -> byte
         method=METHOD,
         most_compared=MOST_COMPARED,
         most_in_cell=sections.IN_CELL,
-        version=pipeline.__version__,
+        version=version(),
         today=f"{datetime.now(UTC):%Y-%m-%d}",
     )
     parts = environment.get_template("parts.html").module
