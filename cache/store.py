@@ -280,7 +280,11 @@ def check_place(path: Path) -> None:
     """CacheError where `path` is neither a cache, nor one that a writer is beginning, nor empty, nor absent."""
     if not path.exists():
         return
-    begun = path.is_dir() and all(layout.precedes_manifest(file.name) or is_temporary(file) for file in path.iterdir())
-    # The manifest is looked for after the others: it may have landed meanwhile, and from then on it is a cache.
-    if not begun and not (path / layout.MANIFEST_FILE).is_file():
-        raise CacheError(f"{path} is not a feature cache and not empty: name another folder")
+    # By the list of files: clients of shared folders remember that a name was not there. Twice: the manifest may land
+    # while they are listed, and what is written after it never lies there without it.
+    for _ in range(2 if path.is_dir() else 0):
+        files = list(path.iterdir())
+        begun = all(layout.precedes_manifest(file.name) or is_temporary(file) for file in files)
+        if begun or path / layout.MANIFEST_FILE in files:
+            return
+    raise CacheError(f"{path} is not a feature cache and not empty: name another folder")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.errors import CacheError, DamagedCache, ManifestMismatch
+from cache.layout import MANIFEST_FILE
 from cache.lock import writing
 from cache.manifest import Augmentation, Base, Manifest, canonical_json
 from cache.store import FeatureCache, check_place
@@ -112,6 +113,18 @@ def test_a_cache_is_not_made_in_a_folder_of_other_things(tmp_path: Path) -> None
         with pytest.raises(CacheError, match="not a feature cache"):
             FeatureCache.create(place, some_manifest())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_cache_that_another_machine_just_made_is_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a client remembers that there was no manifest, and where it landed while the files were listed."""
+    FeatureCache.create(tmp_path / "features", some_manifest())
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    check_place(tmp_path / "features")
+    files = list((tmp_path / "features").iterdir())
+    lists = [[file for file in files if file.name != MANIFEST_FILE], files]
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(lists.pop(0)))
+    check_place(tmp_path / "features")
+    assert not lists
 
 
 def test_a_cache_being_made_is_a_cache_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ class AnsweredScores:
             return line
         kept = "kept on these images" if self.error <= self.promised else "which the interval includes"
         if low > self.promised:
-            kept = "not kept: these images are unlike those of training"
+            kept = "not kept: these images may be unlike those of training"
         return f"{line}; promised: at most {100 * self.promised:.3g}%, {kept}"
 
 
